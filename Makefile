@@ -1,0 +1,36 @@
+# make demo: set up .venv and run the main job.  make test: the same set-up, then the tests.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test lint lock setup clean
+
+demo: $(READY)
+	$(BIN)/igpt demo
+
+test: $(READY)
+	$(BIN)/pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+setup: $(READY)
+
+# PIP_CONSTRAINT rather than -c: it also binds what pip installs to build the package.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "igpt-pipeline needs Python 3.11 or newer, and $(PYTHON) is " + sys.version.split()[0] + ": run make PYTHON=/path/to/python3.11")'
+	@echo "Installing into $(VENV) with the locked constraints (a few minutes the first time)"
+	$(PYTHON) -m venv $(VENV)
+	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $(READY)
+
+# torch is held at the version whose CPU wheel the machines have; everything else goes to the newest that works together.
+lock: $(READY)
+	echo 'torch==2.13.0' | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --upgrade \
+		--custom-compile-command 'make lock' --constraints - --output-file constraints.txt pyproject.toml
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,1 @@
+"""Orchestration: Prefect flows, settings, command line and the embedded local services."""

@@ -1,0 +1,1 @@
+"""Model side: dataset snapshot to trained, probed, registered Image GPT."""

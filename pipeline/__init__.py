@@ -1,0 +1,1 @@
+"""Data side: raw images to immutable dataset snapshots of palette-quantized WebDataset shards. Never loads torch."""
