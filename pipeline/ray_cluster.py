@@ -1,0 +1,98 @@
+"""The Ray cluster: connecting to it, what it has, and running many tasks with few in flight."""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import ray
+from ray.exceptions import RayTaskError
+
+from pipeline.errors import IgptError
+
+# A task that dies with its worker or node is run again this often before the build gives up.
+_TASK_RETRIES = 5
+
+
+def connect(address: str) -> None:
+    """Connect this process to a running cluster. Raises IgptError when it does not answer or refuses the token."""
+    if ray.is_initialized():
+        return
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
+    except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
+        raise IgptError(
+            f"Ray at {address} does not answer ({_first_line(error)}); start it (`igpt up`) or correct RAY_ADDRESS"
+        ) from None
+    except Exception as error:
+        if "Authentication" in type(error).__name__:
+            raise IgptError(
+                f"Ray at {address} refused the token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN as on the cluster"
+            ) from None
+        raise
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def disconnect() -> None:
+    """Leave the cluster; its tasks of this process end."""
+    ray.shutdown()
+
+
+def total_resources() -> dict[str, float]:
+    """What the cluster has in all: CPU, GPU, memory in bytes, ..."""
+    return {name: float(value) for name, value in ray.cluster_resources().items()}
+
+
+def map_tasks(
+    function: Callable[..., Any],
+    calls: Iterable[tuple[Any, ...]],
+    *,
+    shared: tuple[Any, ...] = (),
+    num_cpus: float = 1,
+    num_gpus: float = 0,
+) -> Iterator[tuple[int, Any]]:
+    """Run function(*call, *shared) as a task for every call; yield (number of the call, result) as they finish.
+
+    What is `shared` is put once into the object store of each node and read there without a copy. As many tasks are in
+    flight as the cluster runs at a time and as many again, so that memory does not grow with the number of calls. A
+    task lost with its worker or node is run again; what the function itself raises is raised here, once.
+    """
+    remote = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=_TASK_RETRIES)(function)
+    references = tuple(ray.put(value) for value in shared)
+    limit = max(2, 2 * int(total_resources().get("CPU", 1) / max(num_cpus, 0.01)))
+    waiting = enumerate(calls)
+    in_flight: dict[Any, int] = {}
+    with _cancel_on_error(in_flight):
+        while True:
+            for number, call in waiting:
+                in_flight[remote.remote(*call, *references)] = number
+                if len(in_flight) >= limit:
+                    break
+            if not in_flight:
+                return
+            (done, *_), _ = ray.wait(list(in_flight), num_returns=1)
+            try:
+                result = ray.get(done)
+            except RayTaskError as error:
+                raise _cause(error) from None
+            number = in_flight.pop(done)
+            yield number, result
+
+
+def _cause(error: RayTaskError) -> BaseException:
+    """The exception that the task's function raised, without Ray's wrapping when it is meant for the user."""
+    return error.cause if isinstance(error.cause, IgptError) else error
+
+
+@contextmanager
+def _cancel_on_error(in_flight: dict[Any, int]) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        for reference in in_flight:
+            with suppress(Exception):
+                ray.cancel(reference, force=True)
+        raise

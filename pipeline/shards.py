@@ -1,0 +1,109 @@
+"""One shard: a plain WebDataset tar with its samples at a fixed stride: a memory-mapped shard IS an array. Pure.
+
+Per image two members, `{key}.npy` (uint16 [H, W], little-endian) and `{key}.cls` (the label as decimal text). Every
+header field is fixed but the key, the sizes and the checksum, so the bytes depend on keys, tokens and labels alone.
+"""
+
+import io
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.errors import IgptError
+
+BLOCK = 512
+KEY_LENGTH = 20  # characters of a key; fixed, so that the stride is
+_LABEL_BYTES = 16
+_CHECKSUM = slice(148, 156)
+_SIZE = slice(124, 136)
+
+
+def _npy_header(side: int) -> bytes:
+    buffer = io.BytesIO()
+    header = {"descr": "<u2", "fortran_order": False, "shape": (side, side)}
+    np.lib.format.write_array_header_1_0(buffer, header)
+    return buffer.getvalue()
+
+
+def _padded(size: int) -> int:
+    return -(-size // BLOCK) * BLOCK
+
+
+def _layout(side: int) -> tuple[int, int]:
+    """Offset of the tokens in a sample and the stride from sample to sample, in bytes."""
+    npy = _npy_header(side)
+    return BLOCK + len(npy), BLOCK + _padded(len(npy) + 2 * side * side) + 2 * BLOCK
+
+
+def _headers(keys: np.ndarray, extension: bytes, sizes: np.ndarray) -> np.ndarray:
+    """USTAR headers of regular files, uint8 [N, 512]; keys is S20 [N], sizes int64 [N]."""
+    headers = np.zeros((len(keys), BLOCK), np.uint8)
+
+    def put(offset: int, text: bytes) -> None:
+        headers[:, offset : offset + len(text)] = np.frombuffer(text, np.uint8)
+
+    headers[:, :KEY_LENGTH] = keys.view(np.uint8).reshape(len(keys), KEY_LENGTH)
+    put(KEY_LENGTH, extension)
+    put(100, b"0000644\0" + b"0000000\0" + b"0000000\0")  # mode, owner, group
+    headers[:, _SIZE] = _octal(sizes, 11)
+    put(136, b"00000000000\0")  # modification time 0
+    headers[:, _CHECKSUM] = ord(" ")
+    put(156, b"0" + b"\0" * 100 + b"ustar\00000")
+    sums = headers.sum(1, dtype=np.int64)
+    headers[:, 148:155] = _octal(sums, 6)
+    return headers
+
+
+def _octal(values: np.ndarray, digits: int) -> np.ndarray:
+    """Zero-padded octal text with a closing NUL, uint8 [N, digits + 1]."""
+    shifts = 3 * np.arange(digits - 1, -1, -1)
+    text = ((values[:, None] >> shifts) & 7) + ord("0")
+    return np.concatenate([text, np.zeros((len(values), 1), np.int64)], 1).astype(np.uint8)
+
+
+def encode(keys: list[str], tokens_NHW: np.ndarray, labels: np.ndarray) -> bytes:
+    """Build a shard from keys (20 ASCII characters each), token images and labels (-1 without one)."""
+    count, side = len(keys), tokens_NHW.shape[1]
+    if tokens_NHW.shape != (count, side, side) or len(labels) != count or any(len(key) != KEY_LENGTH for key in keys):
+        raise ValueError(f"{count} keys, tokens of shape {tokens_NHW.shape} and {len(labels)} labels do not match")
+    key_array = np.array(keys, f"S{KEY_LENGTH}")
+    start, stride = _layout(side)
+    token_bytes = 2 * side * side
+    label_text = np.array([str(int(label)).encode() for label in labels], f"S{_LABEL_BYTES}")
+    body = np.zeros((count, stride), np.uint8)
+    body[:, :BLOCK] = _headers(key_array, b".npy", np.full(count, start - BLOCK + token_bytes))
+    body[:, BLOCK:start] = np.frombuffer(_npy_header(side), np.uint8)
+    body[:, start : start + token_bytes] = tokens_NHW.astype("<u2").reshape(count, -1).view(np.uint8)
+    label_header = stride - 2 * BLOCK
+    body[:, label_header : label_header + BLOCK] = _headers(key_array, b".cls", np.char.str_len(label_text))
+    body[:, stride - BLOCK : stride - BLOCK + _LABEL_BYTES] = label_text.view(np.uint8).reshape(count, _LABEL_BYTES)
+    return body.tobytes() + _end_of_archive(count * stride)
+
+
+def _end_of_archive(size: int) -> bytes:
+    """Two zero blocks, then zeros up to a whole record of 10,240 bytes, as tar writes them."""
+    return bytes(-(-(size + 2 * BLOCK) // 10240) * 10240 - size)
+
+
+class ShardView:
+    """The tokens and labels of a shard as arrays over its bytes: random access without parsing."""
+
+    def __init__(self, data: np.ndarray, *, samples: int, side: int, name: str) -> None:
+        """Look at a shard's bytes, uint8 [size]. Raises IgptError unless it holds `samples` images of `side`."""
+        start, stride = _layout(side)
+        expected = samples * stride
+        if len(data) != expected + len(_end_of_archive(expected)):
+            raise IgptError(
+                f"{name}: {len(data)} bytes are not {samples} samples of {side}x{side}; "
+                "the shard is damaged or of another resolution"
+            )
+        records = data[:expected].reshape(samples, stride)
+        self.tokens_NHW = records[:, start : start + 2 * side * side].view("<u2").reshape(samples, side, side)
+        self.labels_N = records[:, stride - BLOCK : stride - BLOCK + _LABEL_BYTES].copy().view(f"S{_LABEL_BYTES}")
+        self.labels_N = self.labels_N.reshape(samples).astype(np.int64)
+        self.keys_N = records[:, :KEY_LENGTH].copy().view(f"S{KEY_LENGTH}").reshape(samples)
+
+    @classmethod
+    def open(cls, path: Path, *, samples: int, side: int) -> "ShardView":
+        """Memory-map a shard on local disk."""
+        return cls(np.memmap(path, np.uint8, "r"), samples=samples, side=side, name=str(path))
