@@ -72,12 +72,15 @@ def decode(data: bytes, *, resolution: int, smallest_side: int, max_pixels: int)
         detail = str(error) or type(error).__name__
         cut = "truncated" in detail.lower() or isinstance(error, EOFError)
         return Rejection(reason=Reason.TRUNCATED if cut else Reason.CORRUPT, detail=detail)
+    return Picture(pixels=centre_square(rgb, resolution), width=width, height=height)
+
+
+def centre_square(rgb: Image.Image, resolution: int) -> np.ndarray:
+    """Crop the centre square of an RGB image and average it down; uint8 [resolution, resolution, 3]."""
     side = min(rgb.size)
     left, top = (rgb.width - side) / 2, (rgb.height - side) / 2
-    small = rgb.resize(
-        (resolution, resolution), Image.Resampling.BOX, box=(left, top, left + side, top + side), reducing_gap=None
-    )
-    return Picture(pixels=np.asarray(small), width=width, height=height)
+    box = (left, top, left + side, top + side)
+    return np.asarray(rgb.resize((resolution, resolution), Image.Resampling.BOX, box=box))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -13,6 +13,7 @@ from typing import IO, Any
 
 import fsspec
 from fsspec.utils import merge_offset_ranges
+from pyarrow.fs import FSSpecHandler, PyFileSystem
 
 from pipeline.errors import IgptError
 
@@ -270,6 +271,12 @@ def _write_local(path: str, data: bytes, *, exclusive: bool) -> None:
             partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def arrow_filesystem(url: str) -> tuple[Any, str]:
+    """The URL's filesystem as a pyarrow one, and the path in it: for Ray, whose own S3 uploads some servers refuse."""
+    fs = filesystem(url)
+    return PyFileSystem(FSSpecHandler(fs)), fs._strip_protocol(url)
 
 
 def upload(local: Path, url: str) -> None:

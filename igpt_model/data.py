@@ -1,0 +1,88 @@
+"""Token images of a snapshot for training and evaluation: shards cached on local disk, verified, memory-mapped."""
+
+import fcntl
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from igpt_model.order import Samples
+from pipeline import storage
+from pipeline.errors import IgptError
+from pipeline.shards import ShardView
+from pipeline.snapshot import ShardEntry, Snapshot
+
+
+class ShardCache:
+    """Shards fetched from a dataset into a folder of this node, shared by its processes.
+
+    A shard is verified against the snapshot's checksum when this process first opens it; a damaged file is fetched
+    again once.
+    """
+
+    def __init__(self, snapshot: Snapshot, folder: str | None = None) -> None:
+        root = Path(folder) if folder else Path(tempfile.gettempdir()) / f"igpt-cache-{os.getuid()}"
+        self._folder = root / hashlib.sha256(snapshot.dataset.encode()).hexdigest()[:16]
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._snapshot = snapshot
+        self._views: dict[str, ShardView] = {}
+
+    def open(self, shard: ShardEntry) -> ShardView:
+        """The shard's arrays, memory-mapped. Raises IgptError when its bytes differ from the snapshot's."""
+        if shard.name not in self._views:
+            path = self._fetch(shard)
+            self._views[shard.name] = ShardView.open(path, samples=shard.samples, side=self._snapshot.resolution)
+        return self._views[shard.name]
+
+    def _fetch(self, shard: ShardEntry) -> Path:
+        path = self._folder / f"{shard.name}.tar"
+        with (self._folder / f"{shard.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # one process of the node downloads, the others wait
+            if _matches(path, shard):
+                return path
+            partial = path.with_suffix(".partial")
+            url = storage.join(self._snapshot.dataset, shard.path)
+            try:
+                storage.download(url, partial)
+            except FileNotFoundError:
+                raise IgptError(
+                    f"{url}: the shard is gone, though snapshot {self._snapshot.number} names it; rebuild the dataset"
+                ) from None
+            if not _matches(partial, shard):
+                partial.unlink()
+                raise IgptError(f"{url}: the shard's checksum differs from the snapshot's; rebuild the dataset")
+            partial.replace(path)
+        return path
+
+
+def _matches(path: Path, shard: ShardEntry) -> bool:
+    if not path.exists() or path.stat().st_size != shard.bytes:
+        return False
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == shard.sha256
+
+
+def gather(views: Sequence[ShardView], samples: Samples) -> np.ndarray:
+    """The token sequences of samples, int64 [n, T], in their order; `views` are indexed by the samples' shards."""
+    side = views[0].tokens_NHW.shape[1]
+    tokens = np.empty((len(samples.rows), side * side), np.int64)
+    for shard in np.unique(samples.shards):
+        here = np.flatnonzero(samples.shards == shard)
+        tokens[here] = views[shard].tokens_NHW[samples.rows[here]].reshape(len(here), -1)
+    return tokens
+
+
+def batches(views: Sequence[ShardView], batch: int, *, part: int = 0, parts: int = 1) -> Iterator[np.ndarray]:
+    """The sequences of a split in the order of its shards, int64 [n <= batch, T]; of `parts` equal parts the given."""
+    total = sum(len(view.tokens_NHW) for view in views)
+    begin, end = total * part // parts, total * (part + 1) // parts
+    first = 0
+    for view in views:
+        low, high = max(begin - first, 0), min(end - first, len(view.tokens_NHW))
+        for start in range(low, high, batch):
+            tokens_NHW = view.tokens_NHW[start : min(start + batch, high)]
+            yield tokens_NHW.reshape(len(tokens_NHW), -1).astype(np.int64)
+        first += len(view.tokens_NHW)

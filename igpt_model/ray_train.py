@@ -1,0 +1,191 @@
+"""Training on a Ray cluster: Ray Train V2 places the workers and restarts their group; train.py does the rest."""
+
+import logging
+import threading
+import uuid
+from collections.abc import Callable
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+
+from igpt_model.config import PretrainConfig
+from igpt_model.tracking import RunLogger
+from igpt_model.train import TrainResult, Worker, read_result, train
+from pipeline import ray_cluster, storage
+from pipeline.errors import IgptError
+from pipeline.progress import Progress, silent
+from pipeline.snapshot import Snapshot
+
+_POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainJob:
+    """What a training worker is told."""
+
+    config: PretrainConfig
+    snapshot: Snapshot
+    run: str
+    tracking_uri: str
+    mlflow_run: str
+
+
+class _Mailbox:
+    """An actor in which rank 0 leaves its newest news for the driver."""
+
+    def __init__(self) -> None:
+        self.step = 0
+        self.metrics: dict[str, float] = {}
+        self.warnings: list[str] = []
+        self.failure: IgptError | None = None
+
+    def beat(self, step: int) -> None:
+        self.step = step
+
+    def tell(self, metrics: dict[str, float]) -> None:
+        self.metrics.update(metrics)
+
+    def warn(self, line: str) -> None:
+        self.warnings.append(line)
+
+    def fail(self, error: IgptError) -> None:
+        self.failure = self.failure or error
+
+    def read(self) -> tuple[int, dict[str, float], list[str], IgptError | None]:
+        warnings, self.warnings = self.warnings, []
+        return self.step, self.metrics, warnings, self.failure
+
+
+class _Listener:
+    """Rank 0's news, to MLflow and to the driver."""
+
+    def __init__(self, logger: RunLogger, mailbox: Any) -> None:
+        self._logger, self._mailbox = logger, mailbox
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        self._logger.metrics(step, values)
+        self._mailbox.tell.remote(values)
+
+    def warn(self, line: str) -> None:
+        self._mailbox.warn.remote(line)
+
+
+def _worker_loop(arguments: dict[str, Any]) -> None:
+    """What each training worker runs."""
+    job: TrainJob = arguments["job"]
+    mailbox = arguments["mailbox"]
+    context = ray.train.get_context()
+    rank = context.get_world_rank()
+    torch.set_num_threads(job.config.cpus_per_worker)
+    worker = Worker(rank=rank, world_size=context.get_world_size(), device=get_device())
+    listener = _Listener(RunLogger(job.tracking_uri, job.mlflow_run), mailbox)
+
+    def heartbeat(step: int) -> None:
+        if rank == 0:
+            mailbox.beat.remote(step)
+
+    try:
+        train(job.config, job.snapshot, job.run, worker, listener, mlflow_run=job.mlflow_run, heartbeat=heartbeat)
+    except IgptError as error:
+        # A fault of the input stays one however often it is tried: told to the driver, and the group ends in peace.
+        ray.get(mailbox.fail.remote(error))
+
+
+def train_on_cluster(job: TrainJob, *, progress: Progress = silent, warn: Callable[[str], None]) -> TrainResult:
+    """Run a training job to its end on the cluster this process is connected to, or continue it.
+
+    Raises IgptError when the cluster is too small, when the input is at fault, or when workers died more often than
+    `max_restarts` allows; the checkpoints stay, and the same job continues from them.
+    """
+    config = job.config
+    _check_resources(config)
+    mailbox = ray.remote(num_cpus=0)(_Mailbox).remote()
+    filesystem, path = storage.arrow_filesystem(storage.join(job.run, "ray"))
+    trainer = TorchTrainer(
+        _worker_loop,
+        train_loop_config={"job": job, "mailbox": mailbox},
+        torch_config=TorchConfig(backend="nccl" if config.use_gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=config.workers,
+            use_gpu=config.use_gpu,
+            resources_per_worker={"CPU": config.cpus_per_worker, **({"GPU": 1} if config.use_gpu else {})},
+        ),
+        run_config=RunConfig(
+            # A name of its own: Ray would continue a run of the same name from its records; the checkpoints are ours.
+            name=uuid.uuid4().hex,
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=FailureConfig(max_failures=config.max_restarts),
+        ),
+    )
+    logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # its failures are told below, in one line
+    with _watch(mailbox, config, progress, warn):
+        try:
+            trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise IgptError(
+                f"{job.run}: training workers died more often than max_restarts {config.max_restarts} allows "
+                f"({_root_cause(error)}); run the same command again to continue from the last checkpoint"
+            ) from None
+        failure = ray.get(mailbox.read.remote())[3]
+    if failure is not None:
+        raise failure
+    storage.delete_tree(storage.join(job.run, "ray"))
+    result = read_result(job.run)
+    if result is None:
+        raise IgptError(f"{job.run}: training ended without a result; run the same command again to continue")
+    return result
+
+
+def _check_resources(config: PretrainConfig) -> None:
+    """Refuse what the cluster will never have: Ray would wait for it for ever."""
+    have = ray_cluster.total_resources()
+    for name, need in (("CPU", config.workers * config.cpus_per_worker), ("GPU", config.workers * config.use_gpu)):
+        if need > have.get(name, 0):
+            raise IgptError(
+                f"workers {config.workers} need {need} {name}s and the Ray cluster has {have.get(name, 0):.0f}: "
+                "set workers or cpus_per_worker lower, or add nodes"
+            )
+
+
+def _root_cause(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__)[:300]
+
+
+@contextmanager
+def _watch(mailbox: Any, config: PretrainConfig, progress: Progress, warn: Callable[[str], None]) -> Any:
+    """Pass on rank 0's news while the block runs."""
+    ended = threading.Event()
+
+    def poll() -> None:
+        while not ended.wait(_POLL_SECONDS):
+            with suppress(ray.exceptions.RayError):
+                step, metrics, warnings, _ = ray.get(mailbox.read.remote(), timeout=5)
+                for line in warnings:
+                    warn(line)
+                progress("train", step, config.steps, _news(metrics))
+
+    thread = threading.Thread(target=poll, daemon=True, name="training-progress")
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        ray.kill(mailbox, no_restart=True)
+
+
+def _news(metrics: dict[str, float]) -> str:
+    parts = ["steps"]
+    for name, label in (("train_loss", "loss"), ("validation_loss", "validation"), ("images_per_second", "images/s")):
+        if name in metrics:
+            value = metrics[name]
+            parts.append(f"{value:.0f} {label}" if name == "images_per_second" else f"{label} {value:.3f}")
+    return ", ".join(parts)

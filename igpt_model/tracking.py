@@ -1,0 +1,131 @@
+"""MLflow runs: one for each training run, found again after a restart, with config, lineage, curves and pictures."""
+
+import json
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+
+from igpt_model.config import PretrainConfig
+from pipeline.errors import IgptError
+from pipeline.snapshot import Snapshot
+
+_RUN_TAG = "igpt.run"
+
+
+def check_reachable(tracking_uri: str) -> None:
+    """Raise IgptError at once when no MLflow server answers at a URI."""
+    if not tracking_uri.startswith(("http://", "https://")):
+        raise IgptError(f"MLFLOW_TRACKING_URI is {tracking_uri!r}: give the http:// address of an MLflow server")
+    try:
+        with urllib.request.urlopen(f"{tracking_uri.rstrip('/')}/health", timeout=5) as answer:
+            answer.read()
+    except (urllib.error.URLError, TimeoutError, OSError, ValueError) as error:
+        raise IgptError(
+            f"MLflow at {tracking_uri} does not answer ({getattr(error, 'reason', error)}); "
+            "start it (`igpt up`) or correct MLFLOW_TRACKING_URI"
+        ) from None
+
+
+class RunLogger:
+    """Writes to one MLflow run."""
+
+    def __init__(self, tracking_uri: str, run_id: str) -> None:
+        self._client = MlflowClient(tracking_uri)
+        self.tracking_uri, self.run_id = tracking_uri, run_id
+
+    @property
+    def url(self) -> str:
+        """The run's page."""
+        experiment = self._client.get_run(self.run_id).info.experiment_id
+        return f"{self.tracking_uri.rstrip('/')}/#/experiments/{experiment}/runs/{self.run_id}"
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Log values at a step."""
+        now = int(time.time() * 1000)
+        self._client.log_batch(self.run_id, metrics=[Metric(k, float(v), now, step) for k, v in values.items()])
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Set tags."""
+        self._client.log_batch(self.run_id, tags=[RunTag(k, v) for k, v in values.items()])
+
+    def picture(self, image: np.ndarray, name: str) -> None:
+        """Keep a picture, uint8 [H, W, 3], as an artifact; `name` ends in .png."""
+        self._client.log_image(self.run_id, image, artifact_file=name)
+
+    def file(self, data: bytes, name: str) -> None:
+        """Keep a file as an artifact."""
+        with tempfile.TemporaryDirectory(prefix="igpt-artifact-") as folder:
+            path = Path(folder) / name
+            path.write_bytes(data)
+            self._client.log_artifact(self.run_id, str(path))
+
+    def end(self, status: str) -> None:
+        """Close the run: FINISHED, FAILED or KILLED."""
+        self._client.set_terminated(self.run_id, status)
+
+    def metric_history(self, name: str) -> list[tuple[int, float]]:
+        """The (step, value) pairs of a metric, by step."""
+        history = self._client.get_metric_history(self.run_id, name)
+        return sorted((metric.step, metric.value) for metric in history)
+
+
+def open_run(
+    tracking_uri: str,
+    config: PretrainConfig,
+    snapshot: Snapshot,
+    run: str,
+    tags: Mapping[str, str],
+) -> RunLogger:
+    """Find the MLflow run of a training run by its folder, or create it with its config and dataset."""
+    client = MlflowClient(tracking_uri)
+    try:
+        experiment = client.get_experiment_by_name(config.experiment)
+        experiment_id = experiment.experiment_id if experiment else client.create_experiment(config.experiment)
+        found = client.search_runs([experiment_id], f"tags.`{_RUN_TAG}` = '{run}'", max_results=1)
+    except MlflowException as error:
+        raise IgptError(f"MLflow at {tracking_uri}: experiment {config.experiment!r}: {error.message}") from None
+    if found:
+        logger = RunLogger(tracking_uri, found[0].info.run_id)
+        client.update_run(logger.run_id, status="RUNNING")
+        logger.tags(tags)
+        return logger
+    name = run.rstrip("/").rsplit("/", 1)[-1]
+    created = client.create_run(experiment_id, run_name=name, tags={_RUN_TAG: run, **tags})
+    logger = RunLogger(tracking_uri, created.info.run_id)
+    model = config.model_config(resolution=snapshot.resolution, colours=snapshot.colours)
+    params = {**asdict(config), **{f"model.{k}": v for k, v in asdict(model).items()}, "parameters": model.parameters}
+    client.log_batch(
+        logger.run_id,
+        params=[Param(key, str(value)[:500]) for key, value in params.items()],
+    )
+    logger.tags(lineage_tags(snapshot))
+    source = json.dumps({"uri": f"{snapshot.dataset}/snapshots/{snapshot.number:06d}.json"})
+    dataset = Dataset(
+        name=snapshot.dataset.rstrip("/").rsplit("/", 1)[-1],
+        digest=snapshot.digest[:12],
+        source_type="uri",
+        source=source,
+        profile=json.dumps({split: snapshot.samples(split) for split in ("train", "validation", "test")}),
+    )
+    context = [InputTag("mlflow.data.context", "training")]
+    client.log_inputs(logger.run_id, datasets=[DatasetInput(dataset, tags=context)])
+    return logger
+
+
+def lineage_tags(snapshot: Snapshot) -> dict[str, str]:
+    """Where a run's or a model's data come from."""
+    return {
+        "igpt.dataset": snapshot.dataset,
+        "igpt.snapshot": str(snapshot.number),
+        "igpt.manifest_digest": snapshot.digest,
+        "igpt.palette_sha256": snapshot.palette_sha256,
+    }
