@@ -73,10 +73,12 @@ class PretrainConfig:
 
     __pydantic_config__ = {"use_attribute_docstrings": True, "extra": "forbid"}
 
-    dataset: str
-    """URL or path of the dataset, as `igpt dataset build` wrote it."""
     runs: str
-    """URL or path of the folder that holds training runs; a run is found again there by its config and snapshot."""
+    """URL or path of the folder that holds training runs; the same config and snapshot find the same run again."""
+    dataset: str = ""
+    """URL or path of the dataset, as `igpt dataset build` wrote it; in a refresh, empty: the one just built."""
+    name: str | None = None
+    """Name of the run in its folder; none: made from the config and the snapshot."""
     snapshot: int | None = None
     """Number of the dataset snapshot to train on; none: the newest."""
     preset: Preset = "igpt-s"
@@ -139,7 +141,7 @@ class PretrainConfig:
             raise IgptError("warmup_steps, max_restarts and weight_decay must not be negative")
         if (self.learning_rate is not None and self.learning_rate <= 0) or self.gradient_clip <= 0:
             raise IgptError("learning_rate and gradient_clip must be positive")
-        for name in ("dataset", "runs", "experiment", "model_name"):
+        for name in ("runs", "experiment", "model_name"):
             if not getattr(self, name):
                 raise IgptError(f"{name} is empty: give it a value")
         self.model_config(resolution=32, colours=512)
@@ -162,6 +164,8 @@ class PretrainConfig:
 
     def run_name(self, manifest_digest: str) -> str:
         """The name of the run that this config makes on a snapshot: the same inputs find the same run again."""
+        if self.name is not None:
+            return self.name
         decisive = (
             "preset layers width heads steps global_batch learning_rate warmup_steps weight_decay gradient_clip "
             "precision window_shards seed model_name"
@@ -176,10 +180,10 @@ class ProbeConfig:
 
     __pydantic_config__ = {"use_attribute_docstrings": True, "extra": "forbid"}
 
-    model: str
-    """The model: a training run's folder, or a registry URI such as models:/igpt@candidate."""
-    dataset: str
-    """URL or path of the labelled dataset; it must have the model's resolution and palette."""
+    model: str = ""
+    """A training run's folder, or a registry URI such as models:/igpt@candidate; in a refresh, empty: the new one."""
+    dataset: str = ""
+    """URL or path of the labelled dataset, of the model's resolution and palette; in a refresh, empty: the new one."""
     snapshot: int | None = None
     """Number of the dataset snapshot; none: the newest."""
     strengths: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0)

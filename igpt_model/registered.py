@@ -43,7 +43,7 @@ class RegisteredImageGPT(PythonModel):
 
     params["task"]: `features` gives float32 [N, width] of params["layer"] (-1: the layer that probed best); `complete`
     keeps the upper params["rows"] rows (-1: half) and gives uint8 [N, samples, R, R, 3]; `sample` draws
-    params["samples"] pictures, uint8 [samples, R, R, 3], whatever the images; `score` gives bits per pixel, float64 [N].
+    params["samples"] pictures, uint8 [samples, R, R, 3], whatever the images; `score` gives bits per pixel, [N].
     """
 
     def load_context(self, context: PythonModelContext) -> None:

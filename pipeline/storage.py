@@ -5,7 +5,7 @@ an instance role), so that no secret passes through a function of this project.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,19 +82,18 @@ def absolute(url: str) -> str:
 @contextmanager
 def _one_line_errors(url: str) -> Iterator[None]:
     """Turn what an object store answers into one line that names the URL and the remedy."""
-    endpoint = os.environ.get("AWS_ENDPOINT_URL", "AWS")
     try:
         yield
     except FileNotFoundError as error:
         reason = str(error)
         if "bucket" in reason.lower():
-            raise IgptError(f"{url}: the bucket does not exist at {endpoint}; create it or correct the URL") from None
+            raise IgptError(f"{url}: the bucket does not exist; create it or correct the URL") from None
         raise
     except PermissionError as error:
         if _protocol(url) != "s3":
             raise IgptError(f"{url}: permission denied; check the owner and mode of the path") from None
         raise IgptError(
-            f"{url}: {endpoint} refused the credentials ({_first_line(error)}); "
+            f"{url}: the object store refused the credentials ({_first_line(error)}); "
             "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY and the bucket's policy"
         ) from None
     except Exception as error:
@@ -105,7 +104,7 @@ def _one_line_errors(url: str) -> Iterator[None]:
             ) from None
         if name in {"EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError", "ClientConnectorError"}:
             raise IgptError(
-                f"{url}: the object store at {endpoint} does not answer; start it (`igpt up`) or set AWS_ENDPOINT_URL"
+                f"{url}: the object store does not answer ({_first_line(error)}); start it (`igpt up`) or set AWS_ENDPOINT_URL"
             ) from None
         raise
 
@@ -231,6 +230,19 @@ def write_bytes(url: str, data: bytes) -> None:
             _write_local(filesystem(url)._strip_protocol(url), data, exclusive=False)
         else:
             filesystem(url).pipe_file(url, data)
+
+
+def write_many(contents: Mapping[str, bytes]) -> None:
+    """Put many small objects of one store, several at a time."""
+    if contents:
+        first = next(iter(contents))
+        with _one_line_errors(first):
+            fs = filesystem(first)
+            if _protocol(first) == "file":
+                for url, data in contents.items():
+                    _write_local(fs._strip_protocol(url), data, exclusive=False)
+            else:
+                fs.pipe(dict(contents))
 
 
 def create_bytes(url: str, data: bytes) -> None:

@@ -1,0 +1,203 @@
+"""The command line: `igpt`. Parses, prepares the environment, calls a flow; the work is in the flows."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+
+from flows import local_stack, settings
+from flows.console import console
+from pipeline.errors import IgptError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Image GPT as a pipeline: raw images to a registered, probed model.",
+)
+dataset_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Datasets: build.")
+app.add_typer(dataset_app, name="dataset")
+
+Home = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the embedded services; IGPT_HOME or .igpt without it.", show_default=False),
+]
+ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file; `igpt config` prints one.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[FIELD=VALUE]...", help="Fields to set, as in pretrain.steps=500.")
+]
+
+
+@app.command()
+def demo(
+    overrides: Overrides = None,
+    raw: Annotated[str | None, typer.Option(help="Your images: a folder or a tar of one, a path or s3:// URL.")] = None,
+    home: Home = None,
+    stop: Annotated[bool, typer.Option("--stop", help="End the services afterwards.")] = False,
+) -> None:
+    """Start the services and run the main job on real images, handwritten digits unless --raw says otherwise."""
+    folder = _prepare(home)
+    console.print("Starting S3, Prefect, MLflow and Ray on loopback")
+    stack = local_stack.up(folder, report=_say)
+    settings.use(stack)
+    try:
+        from flows import demo as demos  # noqa: PLC0415 (Prefect reads its settings when it is imported)
+
+        config = demos.check(demos.demo_config(raw, overrides or []))
+        console.print(
+            f"Running the main job; watch it at {stack.prefect_url} (Prefect) and {stack.mlflow_url} (MLflow)"
+        )
+        name = config.dataset.dataset.rstrip("/").rsplit("/", 1)[-1]
+        demos.demo(config, local_stack.process_ids(folder), folder / "demo" / name)
+    finally:
+        if stop:
+            local_stack.down(folder, report=_say)
+    if not stop:
+        console.print(f"\nThe services keep running: Prefect {stack.prefect_url}, MLflow {stack.mlflow_url}")
+        console.print("`igpt status` looks at them, `igpt down` ends them.")
+
+
+@app.command()
+def up(home: Home = None) -> None:
+    """Start S3, Prefect, MLflow and Ray on loopback, and print how to reach them."""
+    folder = _prepare(home)
+    stack = local_stack.up(folder, report=_say)
+    for name, url in (("S3", stack.s3_url), ("Prefect", stack.prefect_url), ("MLflow", stack.mlflow_url)):
+        console.print(f"{name:8} {url}")
+    console.print(f"{'Ray':8} {stack.ray_address}")
+    console.print("\nCommands run from this folder find them. For other shells and programs:")
+    for name, value in stack.environment().items():
+        console.print(f"export {name}={value}")
+
+
+@app.command()
+def status(home: Home = None) -> None:
+    """Tell which services answer; exits with 1 unless all do."""
+    found = local_stack.status(_prepare(home))
+    for service in found:
+        state = "answers" if service.answers else "does not answer"
+        console.print(f"{service.name:8} {state:16} {service.url}  {service.detail}".rstrip())
+    if not found:
+        console.print("No services were started here; `igpt up` starts them.")
+    if not found or not all(service.answers for service in found):
+        raise typer.Exit(1)
+
+
+@app.command()
+def down(home: Home = None) -> None:
+    """End the services that `igpt up` or `igpt demo` started; their data stay."""
+    local_stack.down(_prepare(home), report=_say)
+
+
+@dataset_app.command("build")
+def dataset_build(config: ConfigFile = None, overrides: Overrides = None, home: Home = None) -> None:
+    """Build a dataset snapshot from raw images."""
+    _prepare(home)
+    from flows import configuration  # noqa: PLC0415
+    from flows.build_dataset import build_dataset  # noqa: PLC0415
+    from pipeline.config import DatasetConfig  # noqa: PLC0415
+
+    _run(build_dataset, configuration.load(DatasetConfig, config, overrides or []))
+
+
+@app.command()
+def pretrain(config: ConfigFile = None, overrides: Overrides = None, home: Home = None) -> None:
+    """Train an Image GPT on a dataset, or continue the run that the same config began."""
+    _prepare(home)
+    from flows import configuration  # noqa: PLC0415
+    from flows.pretrain import pretrain as flow  # noqa: PLC0415
+    from igpt_model.config import PretrainConfig  # noqa: PLC0415
+
+    outcome = _run(flow, configuration.load(PretrainConfig, config, overrides or []))
+    console.print(f"run {outcome.run}\nMLflow {outcome.mlflow_url}")
+
+
+@app.command()
+def probe(config: ConfigFile = None, overrides: Overrides = None, home: Home = None) -> None:
+    """Judge a model's features by linear classifiers on every layer."""
+    _prepare(home)
+    from flows import configuration  # noqa: PLC0415
+    from flows.probe import probe as flow  # noqa: PLC0415
+    from flows.probe import table  # noqa: PLC0415
+    from igpt_model.config import ProbeConfig  # noqa: PLC0415
+
+    outcome = _run(flow, configuration.load(ProbeConfig, config, overrides or []))
+    for row in table(outcome.result):
+        console.print("  ".join(f"{name} {value}" for name, value in row.items()))
+
+
+@app.command()
+def refresh(config: ConfigFile = None, overrides: Overrides = None, home: Home = None) -> None:
+    """Build, pretrain, probe and register: what is scheduled."""
+    _prepare(home)
+    from flows import configuration  # noqa: PLC0415
+    from flows.refresh import refresh as flow  # noqa: PLC0415
+
+    outcome = _run(flow, configuration.load(configuration.RefreshConfig, config, overrides or []))
+    console.print(f"registered {outcome.model_uri}")
+
+
+@app.command("config")
+def print_config(
+    kind: Annotated[str, typer.Argument(help="refresh, dataset, pretrain or probe.")] = "refresh",
+) -> None:
+    """Print a config file with every field, its sentence and its default."""
+    from flows import configuration  # noqa: PLC0415
+    from igpt_model.config import PretrainConfig, ProbeConfig  # noqa: PLC0415
+    from pipeline.config import DatasetConfig  # noqa: PLC0415
+
+    kinds: dict[str, type] = {
+        "refresh": configuration.RefreshConfig,
+        "dataset": DatasetConfig,
+        "pretrain": PretrainConfig,
+        "probe": ProbeConfig,
+    }
+    if kind not in kinds:
+        raise IgptError(f"{kind!r} has no config: choose one of {', '.join(kinds)}")
+    sys.stdout.write(configuration.describe(kinds[kind]))
+
+
+def _prepare(home: Path | None) -> Path:
+    """The services' folder, after this process has been pointed at what runs there."""
+    folder = (home or settings.default_home()).absolute()
+    settings.activate(folder)
+    return folder
+
+
+def _run(flow: Any, config: Any) -> Any:
+    from flows import preflight  # noqa: PLC0415
+
+    preflight.check_prefect(settings.load())
+    return flow(config)
+
+
+def _say(line: str) -> None:
+    console.print(f"  {line}")
+
+
+def main() -> None:
+    """Run the command line. Exits with 2 after bad input, 130 after Ctrl-C."""
+    try:
+        code = app(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except IgptError as error:
+        sys.exit(_fail(str(error), 2))
+    except (KeyboardInterrupt, click.Abort):
+        sys.exit(_fail("interrupted; what was finished is kept, and the same command continues", 130))
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(line: str, code: int) -> int:
+    sys.stdout.flush()
+    print(f"{os.linesep if sys.stdout.isatty() else ''}igpt: {line}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    main()

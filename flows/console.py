@@ -1,0 +1,63 @@
+"""What a person sees while a stage runs: one line that moves in a terminal, plain lines now and then without one."""
+
+import sys
+import time
+
+from rich.console import Console
+from rich.text import Text
+
+_PLAIN_SECONDS = 10.0
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+class Reporter:
+    """A Progress that writes to standard output. A step that is over leaves its last line."""
+
+    def __init__(self, stage: str) -> None:
+        self._stage = stage
+        self._step = ""
+        self._line = ""
+        self._began = self._printed = time.monotonic()
+        self._moving = sys.stdout.isatty()
+
+    def __call__(self, step: str, done: int, total: int, detail: str = "") -> None:
+        now = time.monotonic()
+        if step != self._step:
+            self._finish_line()
+            self._step, self._began, self._printed = step, now, now
+        share = f"{done:,} of {total:,} {detail}" if total else f"{done:,} {detail}"
+        self._line = f"  {self._stage}: {step} {share} ({now - self._began:.0f} s)"
+        if self._moving:
+            self._overwrite(self._line)
+        elif now - self._printed >= _PLAIN_SECONDS:
+            self._print(self._line)
+            self._printed = now
+
+    def say(self, line: str) -> None:
+        """Print a line that stays."""
+        self._finish_line()
+        self._print(f"  {self._stage}: {line}")
+
+    def close(self) -> None:
+        """Leave the last line of the running step."""
+        self._finish_line()
+        self._step = ""
+
+    def _finish_line(self) -> None:
+        if self._line:
+            if self._moving:
+                self._overwrite(self._line)
+                sys.stdout.write("\n")
+            else:
+                self._print(self._line)
+        self._line = ""
+
+    @staticmethod
+    def _overwrite(line: str) -> None:
+        sys.stdout.write("\r\x1b[K" + line[: max(20, console.width - 1)])
+        sys.stdout.flush()
+
+    @staticmethod
+    def _print(line: str) -> None:
+        console.print(Text(line))

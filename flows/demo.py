@@ -1,0 +1,224 @@
+"""The main job on one machine: embedded services, real images, the whole refresh, and an honest summary."""
+
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from prefect import flow
+from rich.table import Table
+
+from flows import configuration
+from flows.configuration import RefreshConfig
+from flows.console import Reporter, console
+from flows.memory import StageMeter
+from flows.refresh import RefreshOutcome, run_stages
+from pipeline import storage
+from pipeline.errors import IgptError
+
+_DIGITS_URL = "s3://raw/digits"
+
+# Small enough for two cores and five minutes; what each demo can show is in the README.
+_COMMON: dict[str, Any] = {
+    "pretrain": {
+        "runs": "s3://runs/demo",
+        "warmup_steps": 50,
+        "workers": 2,
+        "evaluate_every": 100,
+        "checkpoint_every": 200,
+        "experiment": "demo",
+    },
+}
+_DIGITS: dict[str, Any] = {
+    "dataset": {
+        "raw": _DIGITS_URL,
+        "dataset": "s3://datasets/digits",
+        "resolution": 8,
+        "colours": 16,
+        "samples_per_shard": 256,
+        "validation_fraction": 0.1,
+        "test_fraction": 0.2,
+    },
+    "pretrain": {"preset": "tiny", "steps": 1200, "global_batch": 64, "model_name": "igpt-digits"},
+}
+_IMAGES: dict[str, Any] = {
+    "dataset": {
+        "resolution": 16,
+        "colours": 128,
+        "samples_per_shard": 4096,
+        "validation_fraction": 0.02,
+        "test_fraction": 0.04,
+    },
+    "pretrain": {"preset": "tiny", "steps": 600, "global_batch": 32, "model_name": "igpt-images"},
+}
+
+
+def demo_config(raw: str | None, overrides: Sequence[str]) -> RefreshConfig:
+    """The demo's configuration: for the digits without `raw`, else for anyone's images, then the overrides."""
+    fields = _merge(_COMMON, _DIGITS if raw is None else _IMAGES)
+    if raw is not None:
+        raw = storage.absolute(raw)
+        name = Path(raw.rstrip("/")).name.removesuffix(".tar") or "images"
+        fields = _merge(fields, {"dataset": {"raw": raw, "dataset": f"s3://datasets/{name}"}})
+    return configuration.load_fields(RefreshConfig, fields, overrides)
+
+
+def _merge(base: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for name, value in more.items():
+        both = isinstance(value, dict) and isinstance(merged.get(name), dict)
+        merged[name] = _merge(merged[name], value) if both else value
+    return merged
+
+
+def upload_digits() -> None:
+    """Put scikit-learn's 1,797 handwritten digits into the bucket as PNG files, as a data engineer would have."""
+    from sklearn.datasets import load_digits  # noqa: PLC0415 (a second to import, and only the demo needs it)
+
+    digits = load_digits()
+    contents = {}
+    for number, (image, label) in enumerate(zip(digits.images, digits.target, strict=True)):
+        buffer = io.BytesIO()
+        Image.fromarray(np.rint(image * (255 / 16)).astype(np.uint8)).save(buffer, "PNG")
+        contents[f"{_DIGITS_URL}/{label}/{number:04d}.png"] = buffer.getvalue()
+    there = {file.url for file in storage.list_files(_DIGITS_URL)}
+    missing = {url: data for url, data in contents.items() if url not in there}
+    if missing:
+        storage.write_many(missing)
+
+
+@flow(name="demo")
+def demo(config: RefreshConfig, roots: list[int], folder: Path) -> None:
+    """A refresh whose outcome is summed up in a folder and on the terminal."""
+    meter = StageMeter(roots)
+    if config.dataset.raw == _DIGITS_URL:
+        reporter = Reporter("upload")
+        with meter.measure("upload"):
+            upload_digits()
+        reporter.say(f"1,797 handwritten digits are in {_DIGITS_URL} as PNG files")
+    outcome = run_stages(config, meter)
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = {
+        "samples.png": outcome.pretrain.sample_sheet,
+        "completions.png": outcome.pretrain.completion_sheet,
+        "loss.png": outcome.pretrain.loss_curve,
+        "probe.png": outcome.probe.curve,
+    }
+    for name, data in pictures.items():
+        (folder / name).write_bytes(data)
+    summary = summarize(outcome, meter, {name.removesuffix(".png"): str(folder / name) for name in pictures})
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    show(summary, folder / "summary.json")
+
+
+def summarize(outcome: RefreshOutcome, meter: StageMeter, pictures: dict[str, str]) -> dict[str, Any]:
+    """What summary.json holds."""
+    built, trained, probed = outcome.build, outcome.pretrain, outcome.probe.result
+    result = trained.result
+    return {
+        "dataset": {
+            "url": built.snapshot.dataset,
+            "snapshot": built.snapshot.number,
+            "manifest_digest": built.snapshot.digest,
+            "images_in": built.images_in,
+            "images_in_shards": built.snapshot.samples(),
+            "images_rejected": built.snapshot.rejected,
+            "ignored_files": built.ignored_files,
+            "split": {name: built.snapshot.samples(name) for name in ("train", "validation", "test")},
+            "shards": len(built.snapshot.shards),
+            "resolution": built.snapshot.resolution,
+            "colours": built.snapshot.colours,
+            "palette_sha256": built.snapshot.palette_sha256,
+            "classes": len(built.snapshot.classes),
+        },
+        "training": {
+            "run": trained.run,
+            "parameters": result.parameters,
+            "steps": result.steps,
+            "images": result.images,
+            "images_per_second": round(result.images_per_second, 1),
+            "restarts": result.restarts,
+            "validation_loss_nats_per_pixel": round(result.validation_loss, 4),
+            "validation_bits_per_pixel": round(result.validation_loss / math.log(2), 4),
+            "baselines_nats_per_pixel": {name: round(v, 4) for name, v in asdict(trained.baselines).items()},
+        },
+        "probe": {
+            "train_images": probed.train_images,
+            "test_images": probed.test_images,
+            "best_layer": probed.best_layer,
+            "best_layer_accuracy": round(probed.best.test_accuracy, 4),
+            "accuracy_by_layer": [round(score.test_accuracy, 4) for score in probed.layers],
+            "untrained_accuracy_by_layer": [round(score.test_accuracy, 4) for score in probed.untrained_layers],
+            "raw_pixels_accuracy": round(probed.raw_pixels.test_accuracy, 4),
+            "most_frequent_class_accuracy": round(probed.majority, 4),
+        },
+        "model_uri": outcome.model_uri,
+        "mlflow_run_url": trained.mlflow_url,
+        "pictures": pictures,
+        "stages": {
+            name: {"seconds": round(cost.seconds, 1), "peak_memory_mib": cost.peak_memory_bytes >> 20}
+            for name, cost in meter.costs.items()
+        },
+    }
+
+
+def show(summary: dict[str, Any], path: Path) -> None:
+    """Print a summary for a person."""
+    data, training, probed = summary["dataset"], summary["training"], summary["probe"]
+    rejected = sum(data["images_rejected"].values())
+    reasons = "".join(f", {count} {reason}" for reason, count in data["images_rejected"].items())
+    levels = training["baselines_nats_per_pixel"]
+    table = Table(show_header=False, box=None, pad_edge=False)
+    rows = [
+        ("images", f"{data['images_in']:,} in, {data['images_in_shards']:,} in shards, {rejected} rejected{reasons}"),
+        (
+            "dataset",
+            f"{data['shards']} shards at {data['resolution']}x{data['resolution']}, "
+            f"palette of {data['colours']} colours {data['palette_sha256'][:12]}",
+        ),
+        (
+            "training",
+            f"{training['parameters']:,} parameters, {training['steps']:,} steps, "
+            f"{training['images_per_second']:,.0f} images/s",
+        ),
+        (
+            "validation loss",
+            f"{training['validation_loss_nats_per_pixel']:.3f} nats per pixel (uniform {levels['uniform']:.3f}, "
+            f"unigram {levels['unigram']:.3f}, per-position unigram {levels['position_unigram']:.3f})",
+        ),
+        (
+            "probe",
+            f"{probed['best_layer_accuracy']:.1%} at layer {probed['best_layer']}, chosen on validation "
+            f"(raw pixels {probed['raw_pixels_accuracy']:.1%}, "
+            f"untrained network {max(probed['untrained_accuracy_by_layer']):.1%} at its best)",
+        ),
+        ("  by layer", _percents(probed["accuracy_by_layer"])),
+        ("  untrained", _percents(probed["untrained_accuracy_by_layer"])),
+        ("model", summary["model_uri"]),
+        ("MLflow run", summary["mlflow_run_url"]),
+        ("pictures", "  ".join(summary["pictures"].values())),
+        ("summary", str(path)),
+    ]
+    for name, cost in summary["stages"].items():
+        rows.append((f"  {name}", f"{cost['seconds']:.0f} s, peak memory {cost['peak_memory_mib']:,} MiB"))
+    for name, text in rows:
+        table.add_row(name, text)
+    console.print()
+    console.print(table)
+
+
+def _percents(shares: Sequence[float]) -> str:
+    return "  ".join(f"{share:.1%}" for share in shares)
+
+
+def check(config: RefreshConfig) -> RefreshConfig:
+    """Refuse a source that is not there before anything is started; the digits are uploaded by the demo itself."""
+    raw = config.dataset.raw
+    if "://" not in raw and not Path(raw).exists():
+        raise IgptError(f"{raw}: nothing is there; give the folder or tar file that holds the images")
+    return replace(config)

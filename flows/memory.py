@@ -1,0 +1,67 @@
+"""Time and peak memory of the stages of a run, this machine's processes of it taken together."""
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+import psutil
+
+_INTERVAL_SECONDS = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageCost:
+    """What one stage took."""
+
+    seconds: float
+    peak_memory_bytes: int
+    """The largest sum of the proportional set sizes of this process, the embedded services and all their children."""
+
+
+class StageMeter:
+    """Measures stages one after the other."""
+
+    def __init__(self, roots: Sequence[int] = ()) -> None:
+        self._roots = list(roots)
+        self.costs: dict[str, StageCost] = {}
+
+    @contextmanager
+    def measure(self, stage: str) -> Iterator[None]:
+        """Measure the block as a stage."""
+        ended = threading.Event()
+        peak = self._memory()
+
+        def sample() -> None:
+            nonlocal peak
+            while not ended.wait(_INTERVAL_SECONDS):
+                peak = max(peak, self._memory())
+
+        thread = threading.Thread(target=sample, daemon=True, name=f"memory of {stage}")
+        began = time.monotonic()
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+            self.costs[stage] = StageCost(seconds=time.monotonic() - began, peak_memory_bytes=max(peak, self._memory()))
+
+    def _memory(self) -> int:
+        total = 0
+        for process in self._processes():
+            with suppress(psutil.Error):
+                usage = process.memory_full_info()
+                total += getattr(usage, "pss", 0) or usage.rss
+        return total
+
+    def _processes(self) -> Iterator[psutil.Process]:
+        seen: set[int] = set()
+        for root in (psutil.Process().pid, *self._roots):
+            with suppress(psutil.Error):
+                process = psutil.Process(root)
+                for found in (process, *process.children(recursive=True)):
+                    if found.pid not in seen:
+                        seen.add(found.pid)
+                        yield found

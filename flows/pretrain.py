@@ -1,0 +1,173 @@
+"""The flow that trains an Image GPT on a dataset snapshot, and shows what it learnt."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from prefect import flow
+from prefect.artifacts import create_image_artifact, create_link_artifact
+from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
+
+from flows import preflight, settings
+from flows.console import Reporter
+from igpt_model import checkpoint, curves, pictures, tracking
+from igpt_model.config import PretrainConfig
+from igpt_model.data import ShardCache
+from igpt_model.model_folder import ModelFolder
+from igpt_model.objective import Baselines, TokenCounts
+from igpt_model.ray_train import TrainJob, train_on_cluster
+from igpt_model.tracking import RunLogger
+from igpt_model.train import TrainResult, read_result
+from pipeline import ray_cluster, snapshot, storage
+from pipeline.errors import IgptError
+from pipeline.snapshot import Snapshot
+
+_COMPLETED_IMAGES = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainOutcome:
+    """A finished training run: its numbers, where it lies, and its pictures as PNG files."""
+
+    run: str
+    """The run's folder."""
+    snapshot: Snapshot
+    result: TrainResult
+    baselines: Baselines
+    mlflow_run: str
+    mlflow_url: str
+    sample_sheet: bytes
+    completion_sheet: bytes
+    loss_curve: bytes
+
+
+@flow(name="pretrain")
+def pretrain(config: PretrainConfig) -> PretrainOutcome:
+    """Train on a dataset snapshot, or continue, or find the run finished; log curves and pictures to MLflow."""
+    known = settings.load()
+    preflight.check_tracking(known)
+    if not config.dataset:
+        raise IgptError("dataset is empty: give the URL or path of a dataset that `igpt dataset build` made")
+    data = snapshot.read(config.dataset, config.snapshot)
+    data.of_split("validation")
+    storage.check_reachable(storage.absolute(config.runs))
+    run = storage.join(storage.absolute(config.runs), config.run_name(data.digest))
+    preflight.connect_ray(known)
+    reporter = Reporter("pretrain")
+    tags = {
+        "igpt.prefect_run": str(flow_run.id or ""),
+        "igpt.prefect_url": f"{known.prefect_url}/runs/flow-run/{flow_run.id}",
+    }
+    if known.git_commit:
+        tags["igpt.git_commit"] = known.git_commit
+    logger = tracking.open_run(known.mlflow_tracking_uri, config, data, run, tags)
+    status = "FAILED"
+    try:
+        outcome = _train_and_show(config, data, run, logger, reporter)
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        logger.end(status)
+    _leave_artifacts(outcome)
+    get_run_logger().info(describe(outcome))
+    reporter.say(describe(outcome))
+    return outcome
+
+
+def _train_and_show(
+    config: PretrainConfig, data: Snapshot, run: str, logger: RunLogger, reporter: Reporter
+) -> PretrainOutcome:
+    result = read_result(run)
+    if result is None:
+        job = TrainJob(
+            config=config, snapshot=data, run=run, tracking_uri=logger.tracking_uri, mlflow_run=logger.run_id
+        )
+        result = train_on_cluster(job, progress=reporter, warn=reporter.say)
+    else:
+        reporter.say(f"the run {run} is finished already, nothing to train")
+    cache = ShardCache(data, config.cache)
+    baselines = _count(data, cache, "train").baselines(_count(data, cache, "validation"))
+    folder = load_run(run)
+    held_out = cache.open(data.of_split("validation")[0]).tokens_NHW[:_COMPLETED_IMAGES]
+    samples, completions = _draw(folder, held_out.reshape(len(held_out), -1), config.seed, reporter)
+    levels = {
+        "uniform": baselines.uniform,
+        "unigram": baselines.unigram,
+        "per-position unigram": baselines.position_unigram,
+    }
+    names = {"training": "train_loss", "validation": "validation_loss"}
+    loss_curve = curves.loss_curve({label: logger.metric_history(name) for label, name in names.items()}, levels)
+    logger.picture(samples, "samples.png")
+    logger.picture(completions, "completions.png")
+    logger.file(loss_curve, "loss.png")
+    logger.metrics(
+        result.steps, {f"baseline_{name.replace('-', '_').replace(' ', '_')}": v for name, v in levels.items()}
+    )
+    return PretrainOutcome(
+        run=run,
+        snapshot=data,
+        result=result,
+        baselines=baselines,
+        mlflow_run=logger.run_id,
+        mlflow_url=logger.url,
+        sample_sheet=pictures.to_png(samples),
+        completion_sheet=pictures.to_png(completions),
+        loss_curve=loss_curve,
+    )
+
+
+def _count(data: Snapshot, cache: ShardCache, split: str) -> TokenCounts:
+    counts = TokenCounts(data.resolution**2, data.colours)
+    for shard in data.of_split(split):
+        counts.add(cache.open(shard).tokens_NHW.reshape(shard.samples, -1))
+    return counts
+
+
+def _draw(folder: ModelFolder, tokens_NT: np.ndarray, seed: int, reporter: Reporter) -> tuple[np.ndarray, np.ndarray]:
+    """The sheets of samples and of completions, each drawn by a task of its own."""
+    calls = [(folder, None, seed), (folder, tokens_NT, seed)]
+    sheets: list[np.ndarray] = [np.empty(0)] * len(calls)
+    reporter("draw", 0, len(calls), "pictures")
+    for done, (number, sheet) in enumerate(ray_cluster.map_tasks(_draw_sheet, calls), 1):
+        sheets[number] = sheet
+        reporter("draw", done, len(calls), "pictures")
+    return sheets[0], sheets[1]
+
+
+def _draw_sheet(folder: ModelFolder, tokens_NT: np.ndarray | None, seed: int) -> np.ndarray:
+    if tokens_NT is None:
+        return pictures.sample_sheet(folder, seed=seed)
+    return pictures.completion_sheet(folder, tokens_NT, seed=seed)
+
+
+def load_run(run: str) -> ModelFolder:
+    """The model of a run's newest good checkpoint. Raises IgptError when the run has none."""
+    with tempfile.TemporaryDirectory(prefix="igpt-run-") as temporary:
+        found = checkpoint.load_newest(run, Path(temporary))
+        if found is None:
+            raise IgptError(f"{run}: no checkpoint there; train with `igpt pretrain` or correct the URL")
+        return ModelFolder.load(found.folder)
+
+
+def describe(outcome: PretrainOutcome) -> str:
+    """One line on what a training run ended with."""
+    result, levels = outcome.result, outcome.baselines
+    return (
+        f"validation loss {result.validation_loss:.3f} nats per pixel after {result.steps:,} steps "
+        f"(uniform {levels.uniform:.2f}, unigram {levels.unigram:.2f}, per position {levels.position_unigram:.2f})"
+    )
+
+
+def _leave_artifacts(outcome: PretrainOutcome) -> None:
+    create_link_artifact(key="mlflow-run", link=outcome.mlflow_url, link_text="MLflow run", description=outcome.run)
+    server = outcome.mlflow_url.split("/#/")[0]
+    for name in ("samples", "completions"):
+        create_image_artifact(
+            key=name,
+            image_url=f"{server}/get-artifact?path={name}.png&run_uuid={outcome.mlflow_run}",
+            description=describe(outcome),
+        )

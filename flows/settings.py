@@ -1,0 +1,81 @@
+"""Where the services are, and how quiet the libraries: the only module that reads environment variables.
+
+What the environment does not say is taken from the services that `igpt up` started for the folder `home`.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from flows import local_stack
+from pipeline.errors import IgptError
+
+# Libraries print to the terminal what belongs into logs. None of these hides an error: those are raised.
+_QUIET = {
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # a failed flow's traceback is in the Prefect page
+    "PREFECT_CLI_PROMPT": "false",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "GIT_PYTHON_REFRESH": "quiet",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray warns until it is told
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+_NEEDED = {
+    "PREFECT_API_URL": "a Prefect server",
+    "MLFLOW_TRACKING_URI": "an MLflow server",
+    "RAY_ADDRESS": "a Ray cluster",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Addresses of the services, as the environment gives them. Credentials stay in the environment."""
+
+    prefect_api_url: str
+    mlflow_tracking_uri: str
+    ray_address: str
+    git_commit: str | None
+    """The commit the code was built from, where the deployment says so (IGPT_GIT_COMMIT)."""
+
+    @property
+    def prefect_url(self) -> str:
+        """The Prefect page."""
+        return self.prefect_api_url.rstrip("/").removesuffix("/api")
+
+
+def default_home() -> Path:
+    """The folder of the embedded services: IGPT_HOME, or .igpt here."""
+    return Path(os.environ.get("IGPT_HOME", ".igpt"))
+
+
+def activate(home: Path) -> None:
+    """Prepare this process's environment for the libraries. To be called before Prefect, Ray or MLflow is imported."""
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    if any(name not in os.environ for name in _NEEDED):
+        stack = local_stack.load(home)
+        if stack is not None:
+            use(stack)
+
+
+def use(stack: local_stack.Stack) -> None:
+    """Point this process at an embedded stack."""
+    os.environ.update(stack.environment())
+
+
+def load() -> Settings:
+    """The addresses. Raises IgptError when one is missing."""
+    for name, what in _NEEDED.items():
+        if not os.environ.get(name):
+            raise IgptError(f"no {what.split(' ', 1)[1]} is known: start the services with `igpt up`, or set {name}")
+    return Settings(
+        prefect_api_url=os.environ["PREFECT_API_URL"],
+        mlflow_tracking_uri=os.environ["MLFLOW_TRACKING_URI"],
+        ray_address=os.environ["RAY_ADDRESS"],
+        git_commit=os.environ.get("IGPT_GIT_COMMIT"),
+    )
