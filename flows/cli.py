@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
+from typer.exceptions import TyperException
 
 from flows import local_stack, settings
 from flows.console import console
@@ -183,12 +183,12 @@ def main() -> None:
     """Run the command line. Exits with 2 after bad input, 130 after Ctrl-C."""
     try:
         code = app(standalone_mode=False)
-    except click.ClickException as error:
+    except TyperException as error:  # a mistake in the command line itself
         error.show()
         sys.exit(error.exit_code)
     except IgptError as error:
         sys.exit(_fail(str(error), 2))
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         sys.exit(_fail("interrupted; what was finished is kept, and the same command continues", 130))
     sys.exit(code if isinstance(code, int) else 0)
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from prefect import flow
-from rich.table import Table
+from rich.text import Text
 
 from flows import configuration
 from flows.configuration import RefreshConfig
@@ -173,7 +173,6 @@ def show(summary: dict[str, Any], path: Path) -> None:
     rejected = sum(data["images_rejected"].values())
     reasons = "".join(f", {count} {reason}" for reason, count in data["images_rejected"].items())
     levels = training["baselines_nats_per_pixel"]
-    table = Table(show_header=False, box=None, pad_edge=False)
     rows = [
         ("images", f"{data['images_in']:,} in, {data['images_in_shards']:,} in shards, {rejected} rejected{reasons}"),
         (
@@ -206,10 +205,9 @@ def show(summary: dict[str, Any], path: Path) -> None:
     ]
     for name, cost in summary["stages"].items():
         rows.append((f"  {name}", f"{cost['seconds']:.0f} s, peak memory {cost['peak_memory_mib']:,} MiB"))
-    for name, text in rows:
-        table.add_row(name, text)
     console.print()
-    console.print(table)
+    for name, text in rows:
+        console.print(Text(f"{name:16} {text}"))
 
 
 def _percents(shares: Sequence[float]) -> str:

@@ -312,7 +312,12 @@ def _mlflow(home: Path, record: _Record, stack: Stack, log: Path) -> Service:
         *("--allowed-hosts", f"{HOST}:{port},localhost:{port}"),
     ]
     environment = {name: v for name, v in stack.environment().items() if name.startswith(("AWS_", "MLFLOW_S3"))}
-    environment |= {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1"}
+    environment |= {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "1",
+        # Its job runner serves evaluations of language models, with seven processes of 170 MiB.
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
     url = stack.mlflow_url
     return Service(
         name="mlflow",

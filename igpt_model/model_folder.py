@@ -14,8 +14,6 @@ from igpt_model.model import ImageGPT
 from pipeline import palette as palettes
 from pipeline.errors import IgptError
 
-FILES = ("model.json", "palette.npy", "weights.safetensors")
-
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFolder:

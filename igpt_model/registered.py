@@ -4,9 +4,10 @@ A version is code, safetensors, JSON and a palette: loading it unpickles nothing
 MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false) and needs none of the pipeline's services.
 """
 
+import json
+import logging
 import math
 import tempfile
-import warnings
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -18,14 +19,13 @@ import torch
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
-from mlflow.pyfunc import PythonModel, PythonModelContext
 from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 from PIL import Image
 
 import igpt_model
 import pipeline
 from igpt_model.features import pooled_features
-from igpt_model.model_folder import FILES, ModelFolder
+from igpt_model.model_folder import ModelFolder
 from igpt_model.objective import image_losses
 from igpt_model.sample import complete, draw
 from pipeline import palette as palettes
@@ -36,9 +36,10 @@ TASKS = ("features", "complete", "sample", "score")
 CANDIDATE = "candidate"
 _REQUIREMENTS = ("mlflow", "torch", "numpy", "pillow", "safetensors", "fsspec")
 _BATCH = 64
+_PROBED = "probed.json"
 
 
-class RegisteredImageGPT(PythonModel):
+class RegisteredImageGPT:
     """What `mlflow.pyfunc.load_model` gives: predict(images, params), images uint8 [N, H, W, 3] of any size.
 
     params["task"]: `features` gives float32 [N, width] of params["layer"] (-1: the layer that probed best); `complete`
@@ -46,12 +47,10 @@ class RegisteredImageGPT(PythonModel):
     params["samples"] pictures, uint8 [samples, R, R, 3], whatever the images; `score` gives bits per pixel, [N].
     """
 
-    def load_context(self, context: PythonModelContext) -> None:
-        """Load the weights. Called by MLflow."""
-        self._folder = ModelFolder.load(Path(context.artifacts["model"]))
-        self._best_layer = int((context.model_config or {}).get("best_layer", self._folder.model.config.layers // 2))
+    def __init__(self, folder: ModelFolder, best_layer: int) -> None:
+        self._folder, self._best_layer = folder, best_layer
 
-    def predict(self, context: PythonModelContext, model_input: Any, params: dict[str, Any] | None = None) -> Any:
+    def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> Any:
         """Answer one task; see the class. Raises IgptError for images or parameters that cannot be used."""
         settings = {**default_params(), **(params or {})}
         task = settings["task"]
@@ -109,6 +108,13 @@ class RegisteredImageGPT(PythonModel):
         return palettes.to_pixels(tokens_NT.numpy().reshape(-1, side, side), self._folder.palette_K3)
 
 
+def _load_pyfunc(data_path: str) -> RegisteredImageGPT:
+    """Open a registered model's files. Called by MLflow, which knows this module as the model's loader."""
+    folder = Path(data_path)
+    best_layer = int(json.loads((folder / _PROBED).read_text())["best_layer"])
+    return RegisteredImageGPT(ModelFolder.load(folder), best_layer)
+
+
 def default_params() -> dict[str, Any]:
     """The parameters of predict and their defaults."""
     return {"task": "features", "layer": -1, "rows": -1, "samples": 1, "temperature": 1.0, "top_k": 0, "seed": 0}
@@ -117,7 +123,7 @@ def default_params() -> dict[str, Any]:
 def _signature() -> ModelSignature:
     kinds = {str: DataType.string, int: DataType.long, float: DataType.double}
     params = [ParamSpec(name, kinds[type(value)], value) for name, value in default_params().items()]
-    images = TensorSpec(np.dtype(np.uint8), (-1, -1, -1, 3), "images")
+    images = TensorSpec(np.dtype(np.uint8), (-1, -1, -1, 3))
     return ModelSignature(inputs=Schema([images]), params=ParamSchema(params))
 
 
@@ -142,26 +148,26 @@ def register(
     requirements = [f"{package}=={version(package).split('+')[0]}" for package in _REQUIREMENTS]
     side = folder.model.config.resolution
     mlflow.set_tracking_uri(tracking_uri)
+    logging.getLogger("mlflow").setLevel(logging.ERROR)  # it tells of each of its steps
     with tempfile.TemporaryDirectory(prefix="igpt-register-") as temporary:
-        folder.save(Path(temporary))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of MLflow, about its own type hints and signature inference
-            with mlflow.start_run(run_id=run_id):
-                logged = mlflow.pyfunc.log_model(
-                    name="model",
-                    python_model=str(Path(__file__).with_name("registered_code.py")),
-                    artifacts={"model": temporary},
-                    code_paths=code,
-                    model_config={"best_layer": best_layer},
-                    pip_requirements=requirements,
-                    signature=_signature(),
-                    input_example=np.zeros((1, side, side, 3), np.uint8),
-                    metadata={"files": list(FILES)},
-                )
-            _ensure_registered_model(client, name)
-            created = client.create_model_version(
-                name, logged.model_uri, run_id=run_id, tags=dict(tags), model_id=logged.model_id
+        files = Path(temporary) / "image_gpt"
+        files.mkdir()
+        folder.save(files)
+        (files / _PROBED).write_text(json.dumps({"best_layer": best_layer}))
+        with mlflow.start_run(run_id=run_id):
+            logged = mlflow.pyfunc.log_model(
+                name="model",
+                loader_module=__name__,
+                data_path=str(files),
+                code_paths=code,
+                pip_requirements=requirements,
+                signature=_signature(),
+                input_example=np.zeros((1, side, side, 3), np.uint8),
             )
+        _ensure_registered_model(client, name)
+        created = client.create_model_version(
+            name, logged.model_uri, run_id=run_id, tags=dict(tags), model_id=logged.model_id
+        )
     client.set_registered_model_alias(name, CANDIDATE, created.version)
     return f"models:/{name}/{created.version}"
 

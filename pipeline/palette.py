@@ -130,7 +130,7 @@ def from_bytes(data: bytes, origin: str) -> np.ndarray:
     """
     try:
         if data.startswith(b"\x93NUMPY"):
-            colours = np.load(io.BytesIO(data), allow_pickle=False)
+            colours = np.load(io.BytesIO(data), allow_pickle=False).astype(np.float32, casting="same_kind")
         else:
             parsed = json.loads(data)
             colours = np.array(parsed["clusters"] if isinstance(parsed, dict) else parsed, np.float32)

@@ -73,7 +73,7 @@ def encode(keys: list[str], tokens_NHW: np.ndarray, labels: np.ndarray) -> bytes
     body = np.zeros((count, stride), np.uint8)
     body[:, :BLOCK] = _headers(key_array, b".npy", np.full(count, start - BLOCK + token_bytes))
     body[:, BLOCK:start] = np.frombuffer(_npy_header(side), np.uint8)
-    body[:, start : start + token_bytes] = tokens_NHW.astype("<u2").reshape(count, -1).view(np.uint8)
+    body[:, start : start + token_bytes] = tokens_NHW.astype("<u2").reshape(count, side * side).view(np.uint8)
     label_header = stride - 2 * BLOCK
     body[:, label_header : label_header + BLOCK] = _headers(key_array, b".cls", np.char.str_len(label_text))
     body[:, stride - BLOCK : stride - BLOCK + _LABEL_BYTES] = label_text.view(np.uint8).reshape(count, _LABEL_BYTES)
@@ -92,7 +92,9 @@ class ShardView:
         """Look at a shard's bytes, uint8 [size]. Raises IgptError unless it holds `samples` images of `side`."""
         start, stride = _layout(side)
         expected = samples * stride
-        if len(data) != expected + len(_end_of_archive(expected)):
+        whole = len(data) == expected + len(_end_of_archive(expected))
+        # The padding lets neighbouring counts have one length: the last sample must be there, and nothing behind it.
+        if not whole or data[expected] or (samples and not data[expected - stride]):
             raise IgptError(
                 f"{name}: {len(data)} bytes are not {samples} samples of {side}x{side}; "
                 "the shard is damaged or of another resolution"
@@ -106,4 +108,6 @@ class ShardView:
     @classmethod
     def open(cls, path: Path, *, samples: int, side: int) -> "ShardView":
         """Memory-map a shard on local disk."""
-        return cls(np.memmap(path, np.uint8, "r"), samples=samples, side=side, name=str(path))
+        # An empty file cannot be mapped.
+        data = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8)
+        return cls(data, samples=samples, side=side, name=str(path))

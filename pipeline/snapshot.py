@@ -158,7 +158,14 @@ def commit(snapshot: Snapshot) -> None:
     except storage.AlreadyExistsError:
         existing = read(snapshot.dataset, snapshot.number)
         if existing.digest != snapshot.digest:
+            _point_latest(snapshot)  # whoever published it may have died before this step
             raise IgptError(
                 f"{snapshot.dataset}: another build published snapshot {snapshot.number} meanwhile; run this one again"
             ) from None
-    storage.write_bytes(storage.join(snapshot.dataset, "LATEST"), f"{snapshot.number}\n".encode())
+    _point_latest(snapshot)
+
+
+def _point_latest(snapshot: Snapshot) -> None:
+    """Name the snapshot's number as the newest, unless a newer one is named already."""
+    if (latest_number(snapshot.dataset) or 0) < snapshot.number:
+        storage.write_bytes(storage.join(snapshot.dataset, "LATEST"), f"{snapshot.number}\n".encode())

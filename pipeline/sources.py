@@ -93,13 +93,15 @@ def _tar_members(file: storage.StoredFile) -> Iterator[tuple[str, int, int]]:
     try:
         with storage.open_read(file.url) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
             for member in archive:
-                name = member.name.lstrip("./")
+                name = str(PurePosixPath(member.name)).lstrip("/")  # without the "./" that `tar -C folder .` puts first
                 image = PurePosixPath(name).suffix.lower() in images.EXTENSIONS
                 if member.isreg() and not member.issparse() and image and not _is_hidden(name):
                     yield name, member.offset_data, member.size
                 archive.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
-            if archive.offset > file.size:
-                raise tarfile.ReadError("unexpected end of data")
+            # tarfile takes a damaged header, or none at all, for the end; a complete tar ends in blocks of zeros.
+            stream.seek(archive.offset)
+            if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError(f"cut off or damaged at byte {archive.offset}")
     except tarfile.TarError as error:
         raise IgptError(f"{file.url}: not a readable tar ({error}); give an uncompressed, complete tar file") from None
 

@@ -76,7 +76,7 @@ def filesystem(url: str, *, patient: bool = True) -> Any:
 
 def absolute(url: str) -> str:
     """Make a local path absolute, so that every process means the same file; other URLs stay as they are."""
-    return str(Path(url).expanduser().resolve()) if _protocol(url) == "file" and "://" not in url else url
+    return str(Path(url.removeprefix("file://")).expanduser().resolve()) if _protocol(url) == "file" else url
 
 
 @contextmanager
@@ -85,8 +85,7 @@ def _one_line_errors(url: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        reason = str(error)
-        if "bucket" in reason.lower():
+        if "specified bucket does not exist" in str(error).lower():  # a path may well have the word "bucket" in it
             raise IgptError(f"{url}: the bucket does not exist; create it or correct the URL") from None
         raise
     except PermissionError as error:
@@ -121,8 +120,8 @@ def check_reachable(url: str) -> None:
     with _one_line_errors(url):
         try:
             filesystem(url, patient=False).call_s3("head_bucket", Bucket=bucket)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"bucket {bucket}: {error}") from None
+        except FileNotFoundError:
+            raise FileNotFoundError("the specified bucket does not exist") from None
 
 
 def list_files(url: str) -> Iterator[StoredFile]:
@@ -180,13 +179,12 @@ def read_many(urls: Sequence[str], starts: Sequence[int], lengths: Sequence[int]
     results: list[bytes | Exception] = [b""] * len(urls)
     whole = [i for i, start in enumerate(starts) if start < 0]
     if whole:
-        answers = fs.cat([urls[i] for i in whole], on_error="return")
-        if not isinstance(answers, dict):  # fsspec answers with the bytes alone when asked for one path
-            answers = {urls[whole[0]]: answers}
-        by_path = {fs._strip_protocol(path): data for path, data in answers.items()}
-        for i in whole:
-            results[i] = by_path[fs._strip_protocol(urls[i])]
-    ranged = [i for i, start in enumerate(starts) if start >= 0]
+        # Ranges without limits rather than fs.cat, which takes a name such as "photo[1].png" for a pattern.
+        answers = fs.cat_ranges([urls[i] for i in whole], [None] * len(whole), [None] * len(whole), on_error="return")
+        for i, answer in zip(whole, answers, strict=True):
+            results[i] = answer
+    # S3 has no way to ask for no bytes.
+    ranged = [i for i, start in enumerate(starts) if start >= 0 and lengths[i] > 0]
     if ranged:
         _read_ranges(fs, urls, starts, lengths, ranged, results)
     return results

@@ -139,7 +139,7 @@ def test_each_command_line_is_one_that_its_program_takes(where: str, words: list
         pytest.skip("flows/cli.py is not written yet")
     if words == ["igpt", "--help"]:
         with pytest.raises(SystemExit) as exited:
-            from click.exceptions import Exit
+            from typer.exceptions import Exit
 
             try:
                 parse(words)
@@ -396,7 +396,7 @@ def test_the_example_config_is_one_that_the_project_loads() -> None:
     from flows.configuration import load
     from flows.refresh import RefreshConfig
 
-    config = load(RefreshConfig, str(INFRA / "refresh.yaml"), overrides=[])
+    config = load(RefreshConfig, INFRA / "refresh.yaml", overrides=[])
     assert config.dataset.raw == REFRESH["dataset"]["raw"]
 
 
