@@ -76,8 +76,8 @@ def _merge(base: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def upload_digits() -> None:
-    """Put scikit-learn's 1,797 handwritten digits into the bucket as PNG files, as a data engineer would have."""
+def encode_digits(url: str) -> dict[str, bytes]:
+    """scikit-learn's 1,797 handwritten digits as PNG files, {url}/{class}/{number}.png."""
     from sklearn.datasets import load_digits  # noqa: PLC0415 (a second to import, and only the demo needs it)
 
     digits = load_digits()
@@ -85,7 +85,13 @@ def upload_digits() -> None:
     for number, (image, label) in enumerate(zip(digits.images, digits.target, strict=True)):
         buffer = io.BytesIO()
         Image.fromarray(np.rint(image * (255 / 16)).astype(np.uint8)).save(buffer, "PNG")
-        contents[f"{_DIGITS_URL}/{label}/{number:04d}.png"] = buffer.getvalue()
+        contents[f"{url}/{label}/{number:04d}.png"] = buffer.getvalue()
+    return contents
+
+
+def upload_digits() -> None:
+    """Put the digits into the bucket, as a data engineer would have."""
+    contents = encode_digits(_DIGITS_URL)
     there = {file.url for file in storage.list_files(_DIGITS_URL)}
     missing = {url: data for url, data in contents.items() if url not in there}
     if missing:

@@ -61,6 +61,9 @@ def filesystem(url: str, *, patient: bool = True) -> Any:
                 "connect_timeout": 10 if patient else 3,
                 "read_timeout": 60 if patient else 10,
                 "max_pool_connections": 32,
+                # Some servers answer a range with the checksum of the whole object; what must be right is verified
+                # against the snapshot's own checksums.
+                "response_checksum_validation": "when_required",
             },
         }
     try:
@@ -103,7 +106,8 @@ def _one_line_errors(url: str) -> Iterator[None]:
             ) from None
         if name in {"EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError", "ClientConnectorError"}:
             raise IgptError(
-                f"{url}: the object store does not answer ({_first_line(error)}); start it (`igpt up`) or set AWS_ENDPOINT_URL"
+                f"{url}: the object store does not answer ({_first_line(error)}); "
+                "start it (`igpt up`) or set AWS_ENDPOINT_URL"
             ) from None
         raise
 

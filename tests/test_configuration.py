@@ -1,6 +1,5 @@
 """Configuration files and overrides: what they make, and the one line for each mistake."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest

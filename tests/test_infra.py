@@ -106,6 +106,7 @@ def parse(words: list[str]) -> None:
         from ray.scripts.scripts import cli as command
     else:
         import typer
+
         from flows.cli import app
 
         command = typer.main.get_command(app)

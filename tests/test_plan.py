@@ -158,7 +158,7 @@ def test_a_changed_image_renames_only_its_own_shard(column: str, value: object) 
 
 @pytest.mark.parametrize(
     "change",
-    [{"resolution": 48}, {"min_size": 20}, {"max_pixels": 1000}, {"colours": 16}, {"palette": "other.npy"}],
+    [{"resolution": 48}, {"min_size": 20}, {"max_pixels": 1000}, {"colours": 16}, {"palette_images": 9}],
     ids=str,
 )
 def test_another_config_renames_every_shard(change: dict[str, int]) -> None:
@@ -172,9 +172,9 @@ def test_another_palette_renames_every_shard() -> None:
     assert not {p.name for p in plan_of(listing)} & {p.name for p in plan_of(listing, palette="cd" * 32)}
 
 
-def test_where_the_source_and_the_dataset_lie_does_not_matter() -> None:
+def test_where_the_source_the_dataset_and_the_palette_lie_does_not_matter() -> None:
     listing = listing_of(numbered(300))
-    moved = replace(CONFIG, raw="elsewhere", dataset="s3://bucket/dataset", max_reject_fraction=0.5)
+    moved = replace(CONFIG, raw="elsewhere", dataset="s3://bucket/dataset", palette="p.npy", max_reject_fraction=0.5)
     assert keys_by_shard(listing, plan_of(listing)) == keys_by_shard(listing, plan_of(listing, moved))
 
 

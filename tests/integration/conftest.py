@@ -1,0 +1,140 @@
+"""The embedded services, started once a session, and a small refresh that several modules look at."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+from sklearn.datasets import load_digits
+
+from flows import local_stack, settings
+from flows.local_stack import Stack
+from pipeline import storage
+
+IGPT = [sys.executable, "-m", "flows.cli"]
+ROOT = Path(__file__).parent.parent.parent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+def igpt(*arguments: str, environment: dict[str, str] | None = None, seconds: int = 240) -> Command:
+    """Run the command line as a user would, against the session's services."""
+    done = subprocess.run(
+        [*IGPT, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, **(environment or {})},
+        timeout=seconds,
+        check=False,
+    )
+    return Command(code=done.returncode, out=done.stdout, err=done.stderr)
+
+
+@pytest.fixture(scope="session")
+def home() -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="igpt-test-"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def stack(home: Path) -> Iterator[Stack]:
+    """S3, Prefect, MLflow and Ray; this process and its children are pointed at them."""
+    before = dict(os.environ)
+    started = local_stack.up(home)
+    os.environ["IGPT_HOME"] = str(home)
+    settings.activate(home)
+    settings.use(started)
+    try:
+        yield started
+    finally:
+        local_stack.down(home)
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@pytest.fixture(scope="session")
+def digits(stack: Stack) -> str:
+    """400 handwritten digits as PNG files in the bucket, and two objects that are no pictures of digits."""
+    from flows.demo import encode_digits
+
+    url = "s3://raw/some-digits"
+    some = dict(list(encode_digits(url).items())[:400])
+    assert len(some) == 400
+    assert load_digits().images.shape[0] == 1797
+    storage.write_many({**some, f"{url}/0/cut.png": next(iter(some.values()))[:60], f"{url}/README.txt": b"not one"})
+    return url
+
+
+def refresh_config(digits: str, name: str) -> dict:
+    """A refresh small enough for a test: eight pixels a side, sixteen grey levels."""
+    return {
+        "dataset": {
+            "raw": digits,
+            "dataset": f"s3://datasets/{name}",
+            "resolution": 8,
+            "colours": 16,
+            "samples_per_shard": 100,
+            "validation_fraction": 0.15,
+            "test_fraction": 0.2,
+        },
+        "pretrain": {
+            "runs": f"s3://runs/{name}",
+            "preset": "tiny",
+            "layers": 2,
+            "steps": 40,
+            "global_batch": 32,
+            "warmup_steps": 10,
+            "checkpoint_every": 20,
+            "evaluate_every": 20,
+            "experiment": name,
+            "model_name": name,
+        },
+        "probe": {"strengths": [0.01, 0.1]},
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refreshed:
+    """A refresh that was run by the command line."""
+
+    config: dict
+    path: Path
+    command: Command
+    run: str
+    """The training run's folder."""
+    result: dict
+    """Its result.json."""
+
+
+@pytest.fixture(scope="session")
+def refreshed(digits: str, tmp_path_factory: pytest.TempPathFactory) -> Refreshed:
+    """The whole refresh on 401 images, run once."""
+    config = refresh_config(digits, "refreshed")
+    path = tmp_path_factory.mktemp("config") / "refresh.yaml"
+    path.write_text(yaml.safe_dump(config))
+    command = igpt("refresh", "--config", str(path))
+    assert command.code == 0, command.out + command.err
+    (result,) = [file.url for file in storage.list_files("s3://runs/refreshed") if file.url.endswith("result.json")]
+    return Refreshed(
+        config=config,
+        path=path,
+        command=command,
+        run=result.removesuffix("/result.json"),
+        result=json.loads(storage.read_bytes(result)),
+    )

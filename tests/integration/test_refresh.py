@@ -1,0 +1,192 @@
+"""The main job end to end, against real S3, Prefect, MLflow and Ray servers."""
+
+import asyncio
+import io
+import json
+import math
+import os
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flows.local_stack import Stack
+from pipeline import snapshot, storage
+from tests.integration.conftest import Refreshed, igpt
+
+pytestmark = pytest.mark.services
+
+
+def test_nothing_but_progress_is_printed(refreshed: Refreshed) -> None:
+    assert refreshed.command.err == ""
+    for word in ("Warning", "WARNING", "Traceback", "INFO", "ERROR"):
+        assert word not in refreshed.command.out
+    assert "registered models:/refreshed/1" in refreshed.command.out
+    for stage in ("dataset:", "pretrain:", "probe:", "register:"):
+        assert stage in refreshed.command.out
+
+
+def test_every_image_is_in_one_shard_or_in_quarantine(refreshed: Refreshed, digits: str) -> None:
+    import pyarrow.parquet as pq
+
+    data = snapshot.read("s3://datasets/refreshed")
+    assert data.samples() == 400
+    assert data.rejected == {"truncated": 1}
+    uris = []
+    for file in storage.list_files("s3://datasets/refreshed"):
+        if file.url.endswith(".parquet"):
+            uris += pq.read_table(io.BytesIO(storage.read_bytes(file.url)))["uri"].to_pylist()
+    listed = [file.url for file in storage.list_files(digits) if file.url.endswith(".png")]
+    assert sorted(uris) == sorted(listed)
+
+
+def test_the_webdataset_package_reads_the_same_pixels(refreshed: Refreshed, digits: str, tmp_path: Path) -> None:
+    import webdataset
+    from PIL import Image
+
+    from pipeline import palette
+    from pipeline.sources import key_of
+
+    data = snapshot.read("s3://datasets/refreshed")
+    paths = []
+    for shard in data.shards:
+        path = tmp_path / Path(shard.path).name
+        storage.download(storage.join(data.dataset, shard.path), path)
+        paths.append(str(path))
+    dataset = webdataset.WebDataset(paths, shardshuffle=False)
+    found = {s["__key__"]: (np.load(io.BytesIO(s["npy"]), allow_pickle=False), int(s["cls"])) for s in dataset}
+    assert len(found) == 400
+    table = palette.lookup_table(data.palette())
+    for file in list(storage.list_files(digits))[:50]:
+        if file.url.endswith(("cut.png", ".txt")):
+            continue
+        name = file.url.removeprefix(f"{digits}/")
+        pixels = np.asarray(Image.open(io.BytesIO(storage.read_bytes(file.url))).convert("RGB"))
+        tokens, label = found[key_of(name)]
+        assert np.array_equal(tokens, palette.quantize(pixels, table))
+        assert data.classes[label] == name.split("/")[0]
+
+
+def test_the_mlflow_run_has_config_lineage_curves_and_pictures(refreshed: Refreshed, stack: Stack) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(stack.mlflow_url)
+    experiment = client.get_experiment_by_name("refreshed")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    data = snapshot.read("s3://datasets/refreshed")
+    assert run.info.status == "FINISHED"
+    assert run.data.params["steps"] == "40"
+    assert run.data.params["model.resolution"] == "8"
+    assert run.data.tags["igpt.manifest_digest"] == data.digest
+    assert run.data.tags["igpt.palette_sha256"] == data.palette_sha256
+    assert run.data.tags["igpt.prefect_url"].startswith(stack.prefect_url)
+    (dataset,) = run.inputs.dataset_inputs
+    assert dataset.dataset.digest == data.digest[:12]
+    losses = {metric.step: metric.value for metric in client.get_metric_history(run.info.run_id, "train_loss")}
+    assert losses[40] < losses[10] < math.log(16)
+    validation = client.get_metric_history(run.info.run_id, "validation_loss")
+    assert [metric.step for metric in validation] == [20, 40]
+    assert validation[-1].value == refreshed.result["validation_loss"]
+    curve = client.get_metric_history(run.info.run_id, "probe_test_accuracy")
+    assert sorted(metric.step for metric in curve) == [0, 1, 2]
+    names = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
+    assert {"samples.png", "completions.png", "loss.png", "probe.png"} <= names
+
+
+def test_the_prefect_page_shows_the_stages_and_what_they_left(refreshed: Refreshed, stack: Stack) -> None:
+    from prefect.client.orchestration import get_client
+
+    async def read() -> tuple[dict[str, list[str]], list]:
+        async with get_client() as client:
+            flows = {flow.id: flow.name for flow in await client.read_flows()}
+            states: dict[str, list[str]] = {}
+            for run in await client.read_flow_runs():
+                states.setdefault(flows[run.flow_id], []).append(run.state_type.value)
+            return states, await client.read_artifacts()
+
+    states, artifacts = asyncio.run(read())
+    for name in ("refresh", "build-dataset", "pretrain", "probe"):
+        assert "COMPLETED" in states[name]
+    by_key = {artifact.key: artifact for artifact in artifacts}
+    assert {"dataset", "samples", "completions", "mlflow-run", "probe", "registered-model"} <= set(by_key)
+    with urllib.request.urlopen(by_key["samples"].data) as answer:
+        assert answer.read(8) == b"\x89PNG\r\n\x1a\n"
+    link = by_key["mlflow-run"].data
+    assert stack.mlflow_url in link
+
+
+CONSUMER = """
+import json, os, sys
+import numpy as np
+import mlflow
+model = mlflow.pyfunc.load_model(sys.argv[1])
+images = np.random.default_rng(0).integers(0, 256, (3, 20, 24, 3), dtype=np.uint8)
+out = {
+    "features": model.predict(images).shape,
+    "layer": model.predict(images, params={"task": "features", "layer": 1}).shape,
+    "complete": model.predict(images, params={"task": "complete", "samples": 2, "rows": 3}).shape,
+    "sample": model.predict(images, params={"task": "sample", "samples": 4}).shape,
+    "score": model.predict(images, params={"task": "score"}).tolist(),
+    "dtype": str(model.predict(images, params={"task": "complete"}).dtype),
+    "flows": "flows" in sys.modules or "prefect" in sys.modules or "ray" in sys.modules,
+}
+print(json.dumps(out))
+"""
+
+
+def test_a_consumer_loads_the_model_by_name_without_unpickling(refreshed: Refreshed, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning:mlflow", "-c", CONSUMER, "models:/refreshed@candidate"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    out = json.loads(done.stdout)
+    assert out["features"] == [3, 64]
+    assert out["layer"] == [3, 64]
+    assert out["complete"] == [3, 2, 8, 8, 3]
+    assert out["sample"] == [4, 8, 8, 3]
+    assert out["dtype"] == "uint8"
+    assert len(out["score"]) == 3 and min(out["score"]) > 0
+    assert out["flows"] is False
+
+
+def test_a_registered_version_holds_no_pickle(refreshed: Refreshed) -> None:
+    names = [file.url.rsplit("/", 1)[-1] for file in storage.list_files("s3://mlflow")]
+    assert "weights.safetensors" in names
+    assert not [name for name in names if name.endswith((".pkl", ".pickle", ".pt", ".pth", ".bin"))]
+
+
+def test_running_it_again_makes_nothing_new(refreshed: Refreshed, stack: Stack) -> None:
+    from mlflow import MlflowClient
+
+    def state() -> list[tuple[str, str]]:
+        return [
+            (f.url, f.etag)
+            for bucket in ("datasets/refreshed", "runs/refreshed")
+            for f in storage.list_files(f"s3://{bucket}")
+        ]
+
+    before = state()
+    again = igpt("refresh", "--config", str(refreshed.path))
+    assert again.code == 0, again.err
+    assert "unchanged" in again.out
+    assert "finished already" in again.out
+    assert "models:/refreshed/1" in again.out
+    assert state() == before
+    assert len(MlflowClient(stack.mlflow_url).search_model_versions("name = 'refreshed'")) == 1
+
+
+def test_the_probe_takes_a_registry_uri(refreshed: Refreshed) -> None:
+    command = igpt(
+        "probe", "model=models:/refreshed@candidate", "dataset=s3://datasets/refreshed", "strengths=[0.01,0.1]"
+    )
+    assert command.code == 0, command.err
+    assert "layer 2" in command.out

@@ -1,0 +1,245 @@
+"""Storage on a local disk: ranges as slices, whole objects or none, conditional creation, and errors in one line."""
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline import storage
+from pipeline.errors import IgptError
+
+# Ranges farther apart than this are read apart.
+GAP = 64 * 1024
+CONTENT = bytes(os.urandom(300_000))
+
+
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Three objects whose contents differ at every place: rotations of one random string."""
+    root = tmp_path_factory.mktemp("objects")
+    for number in range(3):
+        (root / f"{number}.bin").write_bytes(rotated(number))
+    return [str(root / f"{number}.bin") for number in range(3)]
+
+
+def rotated(number: int) -> bytes:
+    return CONTENT[1000 * number :] + CONTENT[: 1000 * number]
+
+
+@settings(deadline=None)
+@given(
+    ranges=st.lists(
+        st.tuples(
+            st.integers(0, 2),
+            st.one_of(st.integers(-1, 300_000), st.integers(0, 2000), st.integers(GAP - 10, GAP + 10)),
+            st.one_of(st.integers(0, 5000), st.just(0), st.integers(0, 200_000)),
+        ),
+        max_size=30,
+    )
+)
+def test_many_ranges_equal_slices(objects: list[str], ranges: list[tuple[int, int, int]]) -> None:
+    answers = storage.read_many(
+        [objects[number] for number, _, _ in ranges],
+        [start for _, start, _ in ranges],
+        [length for _, _, length in ranges],
+    )
+    for (number, start, length), answer in zip(ranges, answers, strict=True):
+        assert answer == (rotated(number)[start : start + length] if start >= 0 else rotated(number))
+
+
+def test_neighbouring_ranges_share_a_request(objects: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    fs = storage.filesystem(objects[0])
+    requests: list[tuple[str, int, int]] = []
+    cat_file = type(fs).cat_file
+
+    def counting(self: object, path: str, start: int, end: int, **options: object) -> bytes:
+        requests.append((path, start, end))
+        return cat_file(self, path, start, end, **options)
+
+    monkeypatch.setattr(type(fs), "cat_file", counting)
+    near = [(512 + 1024 * number, 400) for number in range(50)]
+    far = [(200_000, 10)]
+    starts, lengths = zip(*near, *far, strict=True)
+    answers = storage.read_many([objects[0]] * 51, starts, lengths)
+    assert answers == [CONTENT[start : start + length] for start, length in near + far]
+    assert [(start, end) for _, start, end in requests] == [(512, 512 + 49 * 1024 + 400), (200_000, 200_010)]
+
+
+def test_what_cannot_be_read_comes_back_as_an_exception_in_its_place(objects: list[str]) -> None:
+    missing = f"{objects[0]}.missing"
+    urls = [objects[0], missing, objects[1], missing, objects[2], missing]
+    answers = storage.read_many(urls, [-1, -1, 10, 0, 20, 70_000_000], [0, 0, 5, 5, 5, 5])
+    assert [type(answer) for answer in answers] == [bytes, FileNotFoundError] * 3
+    assert answers[::2] == [rotated(0), rotated(1)[10:15], rotated(2)[20:25]]
+
+
+def test_only_missing_objects(objects: list[str]) -> None:
+    (answer,) = storage.read_many([f"{objects[0]}.missing"], [-1], [0])
+    assert isinstance(answer, FileNotFoundError)
+    assert storage.read_many([], [], []) == []
+
+
+def test_an_object_is_read_as_it_was_put(tmp_path: Path) -> None:
+    url = str(tmp_path / "deep" / "er" / "object")
+    assert not storage.exists(url)
+    assert storage.size(url) is None
+    for content in (b"first", b"", b"the second is longer"):
+        storage.write_bytes(url, content)
+        assert storage.read_bytes(url) == content
+        assert storage.size(url) == len(content)
+        assert storage.exists(url)
+    with storage.open_read(url) as stream:
+        assert stream.read() == b"the second is longer"
+    assert [file.name for file in Path(url).parent.iterdir()] == ["object"]
+
+
+def test_many_objects_are_put_at_once(tmp_path: Path) -> None:
+    contents = {str(tmp_path / "many" / str(number)): bytes([number]) for number in range(5)}
+    storage.write_many(contents)
+    assert {url: storage.read_bytes(url) for url in contents} == contents
+    storage.write_many({})
+
+
+def test_a_failed_put_leaves_the_object_as_it_was(tmp_path: Path) -> None:
+    url = str(tmp_path / "object")
+    storage.write_bytes(url, b"good")
+    with pytest.raises(TypeError):
+        storage.write_bytes(url, "no bytes")  # type: ignore[arg-type]
+    assert storage.read_bytes(url) == b"good"
+    assert [file.name for file in tmp_path.iterdir()] == ["object"]
+
+
+def test_creation_never_replaces(tmp_path: Path) -> None:
+    url = str(tmp_path / "new" / "object")
+    storage.create_bytes(url, b"first")
+    for content in (b"second", b"first"):
+        with pytest.raises(storage.AlreadyExistsError):
+            storage.create_bytes(url, content)
+    assert storage.read_bytes(url) == b"first"
+    assert [file.name for file in Path(url).parent.iterdir()] == ["object"]
+
+
+def test_of_two_creators_that_both_saw_nothing_one_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = str(tmp_path / "object")
+    storage.create_bytes(url, b"first")
+    monkeypatch.setattr(storage, "exists", lambda url: False)  # looked just before the other created it
+    with pytest.raises(storage.AlreadyExistsError):
+        storage.create_bytes(url, b"second")
+    assert storage.read_bytes(url) == b"first"
+
+
+def test_readers_never_see_a_part_of_an_object(tmp_path: Path) -> None:
+    url = str(tmp_path / "object")
+    contents = {bytes([number]) * 200_000 for number in range(4)}
+    storage.write_bytes(url, next(iter(contents)))
+    stop = threading.Event()
+
+    def write() -> None:
+        while not stop.is_set():
+            for content in contents:
+                storage.write_bytes(url, content)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        assert all(storage.read_bytes(url) in contents for _ in range(200))
+    finally:
+        stop.set()
+        writer.join()
+
+
+def test_a_listing_is_sorted_and_complete(tmp_path: Path) -> None:
+    names = ["b/2", "a", "b/1", "b/c/d", "z"]
+    for name in names:
+        storage.write_bytes(storage.join(str(tmp_path), name), name.encode())
+    files = list(storage.list_files(str(tmp_path)))
+    assert [file.url for file in files] == [str(tmp_path / name) for name in sorted(names)]
+    assert [file.size for file in files] == [len(name) for name in sorted(names)]
+    assert [file.url for file in storage.list_files(str(tmp_path / "a"))] == [str(tmp_path / "a")]
+    assert list(storage.list_files(str(tmp_path / "missing"))) == []
+
+
+def test_the_tag_of_a_file_changes_with_its_content(tmp_path: Path) -> None:
+    path = tmp_path / "object"
+    tags = set()
+    for content, time in ((b"one", 1), (b"two", 2), (b"longer", 2)):
+        path.write_bytes(content)
+        os.utime(path, (time, time))
+        tags.add(next(storage.list_files(str(path))).etag)
+    assert len(tags) == 3
+
+
+def test_upload_and_download_are_inverse(tmp_path: Path) -> None:
+    source, target, url = tmp_path / "source", tmp_path / "target", str(tmp_path / "store" / "deep" / "object")
+    source.write_bytes(CONTENT)
+    storage.upload(source, url)
+    storage.download(url, target)
+    assert target.read_bytes() == CONTENT
+
+
+def test_a_deleted_tree_is_gone_and_nothing_else(tmp_path: Path) -> None:
+    for name in ("tree/a", "tree/b/c", "tree2/a"):
+        storage.write_bytes(storage.join(str(tmp_path), name), b"")
+    storage.delete_tree(str(tmp_path / "tree"))
+    storage.delete_tree(str(tmp_path / "missing"))
+    assert [file.url for file in storage.list_files(str(tmp_path))] == [str(tmp_path / "tree2" / "a")]
+
+
+@pytest.mark.parametrize(
+    ("parts", "joined"),
+    [
+        (("s3://bucket", "a", "b"), "s3://bucket/a/b"),
+        (("s3://bucket/", "/a/", "b.tar"), "s3://bucket/a/b.tar"),
+        (("/data/", "a"), "/data/a"),
+    ],
+)
+def test_join(parts: tuple[str, ...], joined: str) -> None:
+    assert storage.join(*parts) == joined
+
+
+def test_absolute_paths_mean_the_same_in_every_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/somebody")
+    for form in ("data", "./data", f"{tmp_path}/data/", "x/../data", f"file://{tmp_path}/data"):
+        assert storage.absolute(form) == str(tmp_path.resolve() / "data")
+    assert storage.absolute("~/data") == "/home/somebody/data"
+    assert storage.absolute("s3://bucket/../data") == "s3://bucket/../data"
+
+
+def test_a_path_with_the_word_bucket_in_it_is_like_any_other(tmp_path: Path) -> None:
+    url = str(tmp_path / "my-bucket" / "object")
+    assert storage.size(url) is None
+    with pytest.raises(FileNotFoundError):
+        storage.read_bytes(url)
+
+
+def test_an_unknown_protocol_is_refused_in_one_line() -> None:
+    with pytest.raises(IgptError, match=r"^unheard://x/y: no way to read unheard:// URLs") as raised:
+        storage.read_bytes("unheard://x/y")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (FileNotFoundError("The specified bucket does not exist"), "the bucket does not exist"),
+        (PermissionError("Forbidden"), "refused the credentials"),
+        (type("NoCredentialsError", (Exception,), {})("Unable to locate credentials"), "no S3 credentials"),
+        (type("EndpointConnectionError", (Exception,), {})("Could not connect"), "does not answer"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_what_an_object_store_answers_becomes_one_line(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
+) -> None:
+    class Store:
+        def cat_file(self, url: str) -> bytes:
+            raise error
+
+    monkeypatch.setattr(storage, "filesystem", lambda url: Store())
+    with pytest.raises(IgptError, match=rf"^s3://b/key: .*{words}") as raised:
+        storage.read_bytes("s3://b/key")
+    assert "\n" not in str(raised.value)
