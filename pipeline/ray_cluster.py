@@ -74,11 +74,11 @@ def map_tasks(
             if not in_flight:
                 return
             (done, *_), _ = ray.wait(list(in_flight), num_returns=1)
+            number = in_flight.pop(done)
             try:
                 result = ray.get(done)
             except RayTaskError as error:
                 raise _cause(error) from None
-            number = in_flight.pop(done)
             yield number, result
 
 
@@ -94,5 +94,6 @@ def _cancel_on_error(in_flight: dict[Any, int]) -> Iterator[None]:
     except BaseException:
         for reference in in_flight:
             with suppress(Exception):
-                ray.cancel(reference, force=True)
+                # Not by force: Ray 2.60 aborts this process when a task ends while its worker is being killed.
+                ray.cancel(reference)
         raise

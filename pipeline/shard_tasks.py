@@ -169,7 +169,7 @@ def _uris(listing: pa.Table) -> list[str]:
 
 def _index_table(listing: pa.Table, labels: np.ndarray, accepted: dict[int, tuple[str, int, int]]) -> pa.Table:
     rows = sorted(accepted)
-    taken = listing.take(rows)
+    taken = listing.take(pa.array(rows, pa.int64()))  # typed, for a shard whose images are all rejected
     return pa.table(
         {
             "key": taken["key"],
@@ -186,7 +186,7 @@ def _index_table(listing: pa.Table, labels: np.ndarray, accepted: dict[int, tupl
 
 def _quarantine_table(listing: pa.Table, rejections: dict[int, Rejection]) -> pa.Table:
     rows = sorted(rejections)
-    taken = listing.take(rows)
+    taken = listing.take(pa.array(rows, pa.int64()))  # typed, for a shard whose images are all rejected
     return pa.table(
         {
             "uri": _uris(taken),

@@ -182,7 +182,7 @@ def test_a_manifest_of_another_schema_asks_for_an_upgrade(tmp_path: Path) -> Non
     ids=["empty", "cut", "no text", "list", "no fields", "no shards", "half a shard", "unknown field"],
 )
 def test_a_damaged_manifest_is_named(tmp_path: Path, damage: object) -> None:
-    with pytest.raises(IgptError, match="^a dataset: damaged snapshot manifest"):
+    with pytest.raises(IgptError, match=r"^a dataset: damaged snapshot manifest"):
         Snapshot.from_bytes(damage(make(tmp_path).to_bytes()), "a dataset")
 
 

@@ -1,0 +1,224 @@
+"""The training loop by itself: it learns, resumes to the bit, and refuses what does not belong together."""
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from igpt_model import checkpoint
+from igpt_model.config import PretrainConfig
+from igpt_model.data import ShardCache, batches
+from igpt_model.model_folder import ModelFolder
+from igpt_model.train import Worker, learning_rate, read_result, train
+from pipeline import palette, plan, snapshot, sources, storage
+from pipeline.config import DatasetConfig
+from pipeline.errors import IgptError
+from pipeline.shard_tasks import count_colours, make_shard
+from pipeline.snapshot import Snapshot
+
+
+class Recorder:
+    """A listener that keeps what it hears."""
+
+    def __init__(self) -> None:
+        self.values: dict[int, dict[str, float]] = {}
+        self.lines: list[str] = []
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        self.values[step] = values
+
+    def warn(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def build_here(raw: Path, dataset: Path, **fields: object) -> Snapshot:
+    """A snapshot built in this process, task by task."""
+    defaults = {"resolution": 8, "colours": 16, "samples_per_shard": 60, "validation_fraction": 0.2}
+    config = DatasetConfig(raw=str(raw), dataset=str(dataset), **{**defaults, **fields})  # type: ignore[arg-type]
+    source = sources.list_source(config.raw)
+    colours = palette.fit(count_colours(source.listing, config), config.colours, 0)
+    identity = palette.sha256(colours)
+    storage.write_bytes(f"{dataset}/{snapshot.palette_path(identity)}", palette.to_bytes(colours))
+    labels = plan.label_numbers(source.listing, source.classes)
+    table = palette.lookup_table(colours)
+    results = [
+        make_shard(str(dataset), p.name, p.split, source.listing.take(p.rows), labels[p.rows], config, table)
+        for p in plan.plan_shards(source.listing, source.classes, config, identity)
+    ]
+    new = Snapshot(
+        number=1,
+        parent=None,
+        resolution=8,
+        classes=source.classes,
+        palette_sha256=identity,
+        colours=config.colours,
+        config=config.fingerprint(),
+        source_digest=source.digest,
+        shards=tuple(result.entry for result in results),
+        rejected={},
+        dataset=str(dataset),
+    )
+    snapshot.commit(new)
+    return snapshot.read(str(dataset))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> None:
+    """Threads that wait for each other on busy cores take a hundred times as long."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
+    """300 real digits as a snapshot on local disk."""
+    root = tmp_path_factory.mktemp("digits")
+    digits = load_digits()
+    for number, (image, label) in enumerate(zip(digits.images[:300], digits.target[:300], strict=True)):
+        buffer = io.BytesIO()
+        Image.fromarray(np.rint(image * (255 / 16)).astype(np.uint8)).save(buffer, "PNG")
+        storage.write_bytes(str(root / "raw" / str(label) / f"{number}.png"), buffer.getvalue())
+    return build_here(root / "raw", root / "dataset")
+
+
+@pytest.fixture
+def config(data: Snapshot, tmp_path: Path) -> PretrainConfig:
+    return PretrainConfig(
+        dataset=data.dataset,
+        runs=str(tmp_path / "runs"),
+        preset="tiny",
+        layers=2,
+        width=32,
+        steps=30,
+        global_batch=16,
+        warmup_steps=5,
+        evaluate_every=15,
+        checkpoint_every=10,
+        cache=str(tmp_path / "cache"),
+        workers=1,
+    )
+
+
+def final_weights(run: str, local: Path) -> dict[str, torch.Tensor]:
+    found = checkpoint.load_newest(run, local)
+    assert found is not None
+    return ModelFolder.load(found.folder).model.state_dict()
+
+
+class KilledError(Exception):
+    """Stands for the loss of the process."""
+
+
+def test_a_run_that_was_cut_off_ends_with_the_same_bits(data: Snapshot, config: PretrainConfig, tmp_path: Path) -> None:
+    calm = str(tmp_path / "calm")
+    expected = train(config, data, calm, Worker(), Recorder())
+
+    def die(step: int) -> None:
+        if step == 17:
+            raise KilledError
+
+    cut = str(tmp_path / "cut")
+    with pytest.raises(KilledError):
+        train(config, data, cut, Worker(), Recorder(), heartbeat=die)
+    assert read_result(cut) is None
+    assert checkpoint.marked_steps(cut) == [10]
+    heard = Recorder()
+    result = train(config, data, cut, Worker(), heard)
+    assert min(heard.values) > 10
+    assert result.restarts == 1
+    assert (result.validation_loss, result.images) == (expected.validation_loss, 30 * 16)
+    ours, theirs = final_weights(cut, tmp_path / "a"), final_weights(calm, tmp_path / "b")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_tiny_model_learns_64_images_by_heart(data: Snapshot, config: PretrainConfig, tmp_path: Path) -> None:
+    small = replace(data, shards=(replace(data.of_split("train")[0], split="train"), data.of_split("validation")[0]))
+    model = replace(config, layers=4, width=64, steps=450, global_batch=60, learning_rate=0.005, evaluate_every=450)
+    heard = Recorder()
+    result = train(replace(model, checkpoint_every=450), small, str(tmp_path / "heart"), Worker(), heard)
+    assert small.samples("train") <= 64
+    assert heard.values[440]["train_loss"] < 0.15
+    assert result.validation_loss > 1.0
+
+
+def test_digits_reach_their_loss(data: Snapshot, config: PretrainConfig, tmp_path: Path) -> None:
+    model = replace(config, layers=3, width=64, steps=200, global_batch=32, evaluate_every=200, checkpoint_every=200)
+    result = train(model, data, str(tmp_path / "run"), Worker(), Recorder())
+    assert result.validation_loss < 1.55  # 1.64 is what the per-position unigram of all digits has
+
+
+def test_the_reported_validation_loss_is_that_of_the_saved_weights(
+    data: Snapshot, config: PretrainConfig, tmp_path: Path
+) -> None:
+    from igpt_model.objective import image_losses
+
+    run = str(tmp_path / "run")
+    result = train(config, data, run, Worker(), Recorder())
+    found = checkpoint.load_newest(run, tmp_path / "local")
+    assert found is not None
+    model = ModelFolder.load(found.folder).model
+    cache = ShardCache(data, config.cache)
+    views = [cache.open(shard) for shard in data.of_split("validation")]
+    with torch.inference_mode():
+        losses = torch.cat([image_losses(model(torch.from_numpy(t)), torch.from_numpy(t)) for t in batches(views, 7)])
+    assert len(losses) == data.samples("validation") == result.validation_images
+    assert float(losses.mean()) == pytest.approx(result.validation_loss, abs=1e-5)
+
+
+def test_only_the_newest_checkpoints_are_kept(data: Snapshot, config: PretrainConfig, tmp_path: Path) -> None:
+    run = str(tmp_path / "run")
+    train(replace(config, steps=50, keep_checkpoints=2), data, run, Worker(), Recorder())
+    assert checkpoint.marked_steps(run) == [40, 50]
+    assert not [file.url for file in storage.list_files(run) if "/00000010" in file.url]
+
+
+def test_every_file_damaged_is_an_error_and_not_a_fresh_start(
+    data: Snapshot, config: PretrainConfig, tmp_path: Path
+) -> None:
+    run = str(tmp_path / "run")
+    train(config, data, run, Worker(), Recorder())
+    for file in list(storage.list_files(run)):
+        if file.url.endswith("optimizer.safetensors"):
+            storage.write_bytes(file.url, b"damaged")
+    with pytest.raises(IgptError, match="every checkpoint is damaged"):
+        checkpoint.load_newest(run, tmp_path / "local")
+
+
+def test_another_shape_is_refused(data: Snapshot, config: PretrainConfig, tmp_path: Path) -> None:
+    run = str(tmp_path / "run")
+    train(config, data, run, Worker(), Recorder())
+    with pytest.raises(IgptError, match="another model shape"):
+        train(replace(config, width=64), data, run, Worker(), Recorder())
+
+
+def test_a_damaged_shard_is_refused_and_a_damaged_cache_mended(data: Snapshot, tmp_path: Path) -> None:
+    shard = data.of_split("train")[0]
+    cache = ShardCache(data, str(tmp_path / "cache"))
+    cache.open(shard)
+    (cached,) = (tmp_path / "cache").rglob("*.tar")
+    cached.write_bytes(bytes(shard.bytes))
+    assert ShardCache(data, str(tmp_path / "cache")).open(shard).labels_N.max() > 0
+    wrong = replace(shard, sha256="0" * 64)
+    with pytest.raises(IgptError, match="checksum differs"):
+        ShardCache(data, str(tmp_path / "other")).open(wrong)
+
+
+def test_batches_cover_a_split_once_in_any_number_of_parts(data: Snapshot, tmp_path: Path) -> None:
+    cache = ShardCache(data, str(tmp_path / "cache"))
+    views = [cache.open(shard) for shard in data.of_split("train")]
+    whole = np.concatenate(list(batches(views, 1000)))
+    for parts in (1, 2, 3, 7):
+        found = [batch for part in range(parts) for batch in batches(views, 11, part=part, parts=parts)]
+        assert np.array_equal(np.concatenate(found), whole)
+
+
+def test_the_learning_rate_rises_and_falls_to_zero(config: PretrainConfig) -> None:
+    rates = [learning_rate(step, config) for step in range(config.steps + 1)]
+    assert rates[: config.warmup_steps] == sorted(rates[: config.warmup_steps])
+    assert max(rates) == pytest.approx(config.peak_learning_rate)
+    assert rates[config.warmup_steps :] == sorted(rates[config.warmup_steps :], reverse=True)
+    assert rates[-1] == pytest.approx(0, abs=1e-9)
