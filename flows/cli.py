@@ -184,7 +184,7 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except TyperException as error:  # a mistake in the command line itself
-        error.show()
+        error.show()  # type: ignore[attr-defined]  # every subclass has it
         sys.exit(error.exit_code)
     except IgptError as error:
         sys.exit(_fail(str(error), 2))

@@ -104,7 +104,25 @@ def build(config: DatasetConfig, *, progress: Progress = silent) -> BuildResult:
 
 
 def _is_same(parent: Snapshot, config: DatasetConfig, source: sources.Source) -> bool:
-    return digest(parent.config) == digest(config.fingerprint()) and parent.source_digest == source.digest
+    return (
+        digest(parent.config) == digest(config.fingerprint())
+        and parent.source_digest == source.digest
+        and (config.palette is None or palette.sha256(_given_palette(config)) == parent.palette_sha256)
+    )
+
+
+def _given_palette(config: DatasetConfig) -> np.ndarray:
+    """The palette that the config names, float32 [K, 3]. Raises IgptError when it is not there or does not fit."""
+    url = storage.absolute(config.palette or "")
+    try:
+        palette_K3 = palette.from_bytes(storage.read_bytes(url), url)
+    except (FileNotFoundError, IsADirectoryError):
+        raise IgptError(f"{url}: no palette there; correct the URL or leave palette empty to fit one") from None
+    if len(palette_K3) != config.colours:
+        raise IgptError(
+            f"{url} has {len(palette_K3)} colours and colours is {config.colours}: set colours to {len(palette_K3)}"
+        )
+    return palette_K3
 
 
 def _palette(
@@ -112,17 +130,8 @@ def _palette(
 ) -> np.ndarray:
     """The palette of the build, float32 [K, 3]: the given one, the parent's where it fits, or a new fit."""
     if config.palette is not None:
-        url = storage.absolute(config.palette)
-        try:
-            palette_K3 = palette.from_bytes(storage.read_bytes(url), url)
-        except FileNotFoundError:
-            raise IgptError(f"{url}: no palette there; correct the URL or leave palette empty to fit one") from None
-        if len(palette_K3) != config.colours:
-            raise IgptError(
-                f"{url} has {len(palette_K3)} colours and colours is {config.colours}: set colours to {len(palette_K3)}"
-            )
-        return palette_K3
-    if parent is not None and parent.colours == config.colours and parent.config.get("palette") is None:
+        return _given_palette(config)
+    if parent is not None and parent.colours == config.colours:
         # The palette stays with the dataset: another one would change every token.
         return parent.palette()
     rows = plan.sample_for_palette(listing, config)

@@ -68,9 +68,12 @@ class DatasetConfig:
         return self.resolution if self.min_size is None else self.min_size
 
     def fingerprint(self) -> dict[str, object]:
-        """What of the config decides the bytes of the dataset: everything but where it is read from and kept."""
+        """What of the config decides the bytes of the dataset: not where it is read from and kept.
+
+        Nor where a given palette lies: its colours are known by the snapshot's palette checksum.
+        """
         fields = asdict(self)
-        for name in ("raw", "dataset", "max_reject_fraction"):
+        for name in ("raw", "dataset", "max_reject_fraction", "palette"):
             del fields[name]
         return fields
 
