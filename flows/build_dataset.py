@@ -4,9 +4,9 @@ from prefect import flow
 from prefect.artifacts import create_table_artifact
 from prefect.logging import get_run_logger
 
-from flows import preflight, settings
+from flows import settings
 from flows.console import Reporter
-from pipeline import build
+from pipeline import build, ray_cluster
 from pipeline.build import BuildResult
 from pipeline.config import DatasetConfig
 from pipeline.snapshot import SPLITS
@@ -15,7 +15,7 @@ from pipeline.snapshot import SPLITS
 @flow(name="build-dataset")
 def build_dataset(config: DatasetConfig) -> BuildResult:
     """Raw images to a committed snapshot of palette-token shards."""
-    preflight.connect_ray(settings.load())
+    ray_cluster.connect(settings.load().ray_address)
     reporter = Reporter("dataset")
     result = build.build(config, progress=reporter)
     reporter.say(describe(result))

@@ -8,8 +8,10 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from flows import local_stack, settings
+from flows import configuration, local_stack, preflight, settings
 from flows.console import console
+from igpt_model.config import PretrainConfig, ProbeConfig
+from pipeline.config import DatasetConfig
 from pipeline.errors import IgptError
 
 app = typer.Typer(
@@ -96,49 +98,40 @@ def down(home: Home = None) -> None:
 @dataset_app.command("build")
 def dataset_build(config: ConfigFile = None, overrides: Overrides = None, home: Home = None) -> None:
     """Build a dataset snapshot from raw images."""
-    _prepare(home)
-    from flows import configuration  # noqa: PLC0415
+    checked = _read_config(DatasetConfig, config, overrides, home)
     from flows.build_dataset import build_dataset  # noqa: PLC0415
-    from pipeline.config import DatasetConfig  # noqa: PLC0415
 
-    _run(build_dataset, configuration.load(DatasetConfig, config, overrides or []))
+    build_dataset(checked)
 
 
 @app.command()
 def pretrain(config: ConfigFile = None, overrides: Overrides = None, home: Home = None) -> None:
     """Train an Image GPT on a dataset, or continue the run that the same config began."""
-    _prepare(home)
-    from flows import configuration  # noqa: PLC0415
+    checked = _read_config(PretrainConfig, config, overrides, home)
     from flows.pretrain import pretrain as flow  # noqa: PLC0415
-    from igpt_model.config import PretrainConfig  # noqa: PLC0415
 
-    outcome = _run(flow, configuration.load(PretrainConfig, config, overrides or []))
+    outcome = flow(checked)
     console.print(f"run {outcome.run}\nMLflow {outcome.mlflow_url}")
 
 
 @app.command()
 def probe(config: ConfigFile = None, overrides: Overrides = None, home: Home = None) -> None:
     """Judge a model's features by linear classifiers on every layer."""
-    _prepare(home)
-    from flows import configuration  # noqa: PLC0415
+    checked = _read_config(ProbeConfig, config, overrides, home)
     from flows.probe import probe as flow  # noqa: PLC0415
     from flows.probe import table  # noqa: PLC0415
-    from igpt_model.config import ProbeConfig  # noqa: PLC0415
 
-    outcome = _run(flow, configuration.load(ProbeConfig, config, overrides or []))
-    for row in table(outcome.result):
+    for row in table(flow(checked).result):
         console.print("  ".join(f"{name} {value}" for name, value in row.items()))
 
 
 @app.command()
 def refresh(config: ConfigFile = None, overrides: Overrides = None, home: Home = None) -> None:
     """Build, pretrain, probe and register: what is scheduled."""
-    _prepare(home)
-    from flows import configuration  # noqa: PLC0415
+    checked = _read_config(configuration.RefreshConfig, config, overrides, home)
     from flows.refresh import refresh as flow  # noqa: PLC0415
 
-    outcome = _run(flow, configuration.load(configuration.RefreshConfig, config, overrides or []))
-    console.print(f"registered {outcome.model_uri}")
+    console.print(f"registered {flow(checked).model_uri}")
 
 
 @app.command("config")
@@ -146,10 +139,6 @@ def print_config(
     kind: Annotated[str, typer.Argument(help="refresh, dataset, pretrain or probe.")] = "refresh",
 ) -> None:
     """Print a config file with every field, its sentence and its default."""
-    from flows import configuration  # noqa: PLC0415
-    from igpt_model.config import PretrainConfig, ProbeConfig  # noqa: PLC0415
-    from pipeline.config import DatasetConfig  # noqa: PLC0415
-
     kinds: dict[str, type] = {
         "refresh": configuration.RefreshConfig,
         "dataset": DatasetConfig,
@@ -168,11 +157,12 @@ def _prepare(home: Path | None) -> Path:
     return folder
 
 
-def _run(flow: Any, config: Any) -> Any:
-    from flows import preflight  # noqa: PLC0415
-
+def _read_config(kind: type[Any], path: Path | None, overrides: list[str] | None, home: Path | None) -> Any:
+    """The config of a flow, and a Prefect server that answers: what can be told before seconds of imports."""
+    _prepare(home)
+    config = configuration.load(kind, path, overrides or [])
     preflight.check_prefect(settings.load())
-    return flow(config)
+    return config
 
 
 def _say(line: str) -> None:

@@ -1,11 +1,9 @@
-"""Before a run starts: does everything answer that it will need? One line for the first that does not."""
+"""Before a flow is called: does the Prefect server answer? In a module of its own, which imports in no time."""
 
 import urllib.error
 import urllib.request
 
 from flows.settings import Settings
-from igpt_model import tracking
-from pipeline import ray_cluster
 from pipeline.errors import IgptError
 
 
@@ -20,13 +18,3 @@ def check_prefect(settings: Settings) -> None:
             f"Prefect at {settings.prefect_api_url} does not answer ({getattr(error, 'reason', error)}); "
             "start it (`igpt up`) or correct PREFECT_API_URL"
         ) from None
-
-
-def check_tracking(settings: Settings) -> None:
-    """Raise IgptError when the MLflow server does not answer."""
-    tracking.check_reachable(settings.mlflow_tracking_uri)
-
-
-def connect_ray(settings: Settings) -> None:
-    """Connect to the Ray cluster. Raises IgptError when it does not answer or refuses the token."""
-    ray_cluster.connect(settings.ray_address)

@@ -10,7 +10,7 @@ from prefect.artifacts import create_image_artifact, create_link_artifact
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
-from flows import preflight, settings
+from flows import settings
 from flows.console import Reporter
 from igpt_model import checkpoint, curves, pictures, tracking
 from igpt_model.config import PretrainConfig
@@ -47,14 +47,14 @@ class PretrainOutcome:
 def pretrain(config: PretrainConfig) -> PretrainOutcome:
     """Train on a dataset snapshot, or continue, or find the run finished; log curves and pictures to MLflow."""
     known = settings.load()
-    preflight.check_tracking(known)
+    tracking.check_reachable(known.mlflow_tracking_uri)
     if not config.dataset:
         raise IgptError("dataset is empty: give the URL or path of a dataset that `igpt dataset build` made")
     data = snapshot.read(config.dataset, config.snapshot)
     data.of_split("validation")
     storage.check_reachable(storage.absolute(config.runs))
     run = storage.join(storage.absolute(config.runs), config.run_name(data.digest))
-    preflight.connect_ray(known)
+    ray_cluster.connect(known.ray_address)
     reporter = Reporter("pretrain")
     tags = {
         "igpt.prefect_run": str(flow_run.id or ""),

@@ -8,16 +8,16 @@ from prefect import flow
 from prefect.artifacts import create_table_artifact
 from prefect.logging import get_run_logger
 
-from flows import preflight, settings
+from flows import settings
 from flows.console import Reporter
 from flows.pretrain import load_run
-from igpt_model import curves, registered
+from igpt_model import curves, registered, tracking
 from igpt_model.config import ProbeConfig
 from igpt_model.model_folder import ModelFolder
 from igpt_model.probe import ProbeResult
 from igpt_model.ray_probe import probe_on_cluster
 from igpt_model.tracking import RunLogger
-from pipeline import snapshot, storage
+from pipeline import ray_cluster, snapshot, storage
 from pipeline.errors import IgptError
 
 
@@ -38,7 +38,7 @@ def probe(config: ProbeConfig, mlflow_run: str | None = None) -> ProbeOutcome:
             raise IgptError(f"{name} is empty: give it a value, as in `igpt probe {name}=...`")
     data = snapshot.read(config.dataset, config.snapshot)
     folder = _load(config.model, known.mlflow_tracking_uri)
-    preflight.connect_ray(known)
+    ray_cluster.connect(known.ray_address)
     reporter = Reporter("probe")
     result = probe_on_cluster(folder, data, config, progress=reporter)
     curve = curves.probe_curve(result)
@@ -53,7 +53,7 @@ def probe(config: ProbeConfig, mlflow_run: str | None = None) -> ProbeOutcome:
 def _load(model: str, tracking_uri: str) -> ModelFolder:
     if not model.startswith("models:"):
         return load_run(storage.absolute(model))
-    preflight.check_tracking(settings.load())
+    tracking.check_reachable(tracking_uri)
     with tempfile.TemporaryDirectory(prefix="igpt-probe-") as temporary:
         return registered.fetch(model, tracking_uri, Path(temporary))
 

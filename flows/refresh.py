@@ -6,7 +6,7 @@ from prefect import flow
 from prefect.artifacts import create_link_artifact
 from prefect.logging import get_run_logger
 
-from flows import preflight, settings
+from flows import settings
 from flows.build_dataset import build_dataset
 from flows.configuration import RefreshConfig
 from flows.console import Reporter
@@ -39,7 +39,7 @@ def run_stages(config: RefreshConfig, meter: StageMeter) -> RefreshOutcome:
     """The stages of a refresh, each a flow run of its own below the caller's; `meter` learns what each took."""
     known = settings.load()
     # What the last stages need is looked at first: a night's training is not to end at a server that is not there.
-    preflight.check_tracking(known)
+    tracking.check_reachable(known.mlflow_tracking_uri)
     for url in (config.dataset.raw, config.dataset.dataset, config.pretrain.runs):
         storage.check_reachable(storage.absolute(url))
     with meter.measure("build_dataset"):

@@ -60,11 +60,12 @@ def activate(home: Path) -> None:
     if any(name not in os.environ for name in _NEEDED):
         stack = local_stack.load(home)
         if stack is not None:
-            use(stack)
+            for name, value in stack.environment().items():
+                os.environ.setdefault(name, value)
 
 
 def use(stack: local_stack.Stack) -> None:
-    """Point this process at an embedded stack."""
+    """Point this process at an embedded stack, whatever the environment says."""
     os.environ.update(stack.environment())
 
 

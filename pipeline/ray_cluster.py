@@ -1,6 +1,7 @@
 """The Ray cluster: connecting to it, what it has, and running many tasks with few in flight."""
 
 import logging
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -18,6 +19,7 @@ def connect(address: str) -> None:
     """Connect this process to a running cluster. Raises IgptError when it does not answer or refuses the token."""
     if ray.is_initialized():
         return
+    _check_listening(address)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
     except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
@@ -30,6 +32,19 @@ def connect(address: str) -> None:
                 f"Ray at {address} refused the token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN as on the cluster"
             ) from None
         raise
+
+
+def _check_listening(address: str) -> None:
+    """Raise IgptError when nothing listens at host:port. Ray itself would try for minutes, and say so each second."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit() or "//" in host:
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
+        raise IgptError(
+            f"Ray at {address} does not answer ({error.strerror or error}); start it (`igpt up`) or correct RAY_ADDRESS"
+        ) from None
 
 
 def _first_line(error: BaseException) -> str:
