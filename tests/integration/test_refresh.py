@@ -15,7 +15,7 @@ import pytest
 
 from flows.local_stack import Stack
 from pipeline import snapshot, storage
-from tests.integration.conftest import Refreshed, igpt
+from tests.integration.conftest import ROOT, Refreshed, igpt
 
 pytestmark = pytest.mark.services
 
@@ -132,6 +132,7 @@ out = {
     "sample": model.predict(images, params={"task": "sample", "samples": 4}).shape,
     "score": model.predict(images, params={"task": "score"}).tolist(),
     "dtype": str(model.predict(images, params={"task": "complete"}).dtype),
+    "code": sys.modules["igpt_model"].__file__,
     "flows": "flows" in sys.modules or "prefect" in sys.modules or "ray" in sys.modules,
 }
 print(json.dumps(out))
@@ -156,6 +157,7 @@ def test_a_consumer_loads_the_model_by_name_without_unpickling(refreshed: Refres
     assert out["dtype"] == "uint8"
     assert len(out["score"]) == 3 and min(out["score"]) > 0
     assert out["flows"] is False
+    assert not out["code"].startswith(str(ROOT)), "the model must bring its own code"
 
 
 def test_a_registered_version_holds_no_pickle(refreshed: Refreshed) -> None:
