@@ -128,6 +128,9 @@ def train_on_cluster(job: TrainJob, *, progress: Progress = silent, warn: Callab
     with _watch(mailbox, config, progress, warn):
         try:
             trainer.fit()
+        except SystemExit:
+            # Ray's own handler of Ctrl-C ends the workers and then this process; the flow still has a run to close.
+            raise KeyboardInterrupt from None
         except ray.train.TrainingFailedError as error:
             raise IgptError(
                 f"{job.run}: training workers died more often than max_restarts {config.max_restarts} allows "
