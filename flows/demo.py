@@ -44,7 +44,7 @@ _DIGITS: dict[str, Any] = {
         "validation_fraction": 0.1,
         "test_fraction": 0.2,
     },
-    "pretrain": {"preset": "tiny", "steps": 1200, "global_batch": 64, "model_name": "igpt-digits"},
+    "pretrain": {"preset": "tiny", "steps": 500, "global_batch": 64, "model_name": "igpt-digits"},
 }
 _IMAGES: dict[str, Any] = {
     "dataset": {
