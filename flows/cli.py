@@ -24,6 +24,8 @@ app = typer.Typer(
 dataset_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Datasets: build.")
 app.add_typer(dataset_app, name="dataset")
 
+_INTERRUPTED = 130  # 128 and the number of SIGINT, as shells have it
+
 Home = Annotated[
     Path | None,
     typer.Option(help="Folder of the embedded services; IGPT_HOME or .igpt without it.", show_default=False),
@@ -179,7 +181,9 @@ def main() -> None:
     except IgptError as error:
         sys.exit(_fail(str(error), 2))
     except (KeyboardInterrupt, typer.Abort):
-        sys.exit(_fail("interrupted; what was finished is kept, and the same command continues", 130))
+        code = _INTERRUPTED
+    if code == _INTERRUPTED:  # Typer gives this code back for a Ctrl-C that it has caught
+        _fail("interrupted; what was finished is kept, and the same command continues", code)
     sys.exit(code if isinstance(code, int) else 0)
 
 
