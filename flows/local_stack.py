@@ -1,73 +1,48 @@
 """The services of the production layout on one machine, without containers: S3, Prefect, MLflow and Ray on loopback.
 
-Everything lies in one folder: data, logs, and services.json with ports, credentials and process ids (mode 0600).
+All of it lies in one folder, `home`: data, logs, and services.json with credentials, ports and process ids. How a
+single service is started, asked and ended is in services.py.
 """
 
 import fcntl
-import hashlib
-import json
 import os
 import secrets
 import shutil
-import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import psutil
+from pydantic import TypeAdapter, ValidationError
 
 from flows.services import (
+    BUCKETS,
     HOST,
-    RecordedProcess,
     Service,
+    Stack,
+    complaint,
     end,
-    free_ports,
-    http_answers,
+    family,
+    free_port,
+    is_alive,
     is_free,
-    program,
+    last_line,
+    services,
+    short_folder,
     start,
-    wait_until_answering,
+    strays,
 )
 from pipeline.errors import IgptError
 
-BUCKETS = ("raw", "datasets", "runs", "mlflow")
-_REGION = "us-east-1"
-_OBJECT_STORE_BYTES = 500_000_000
-# Ended in this order, started in the reverse one: S3 outlasts those that write to it.
-_NAMES = ("ray", "prefect", "mlflow", "s3")
+__all__ = ["ServiceStatus", "Stack", "down", "load", "process_ids", "status", "up"]
+
+_NAMES = ("s3", "prefect", "mlflow", "ray")
+_START_SECONDS = 180
 
 Report = Callable[[str], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stack:
-    """What a client needs to reach the services."""
-
-    s3_url: str
-    s3_access_key: str
-    s3_secret_key: str = field(repr=False)
-    prefect_url: str
-    mlflow_url: str
-    ray_address: str
-    ray_token: str = field(repr=False)
-
-    def environment(self) -> dict[str, str]:
-        """The variables by which s3fs, boto3, Prefect, MLflow and Ray find the services."""
-        return {
-            "AWS_ACCESS_KEY_ID": self.s3_access_key,
-            "AWS_SECRET_ACCESS_KEY": self.s3_secret_key,
-            "AWS_ENDPOINT_URL": self.s3_url,
-            "AWS_DEFAULT_REGION": _REGION,
-            "MLFLOW_S3_ENDPOINT_URL": self.s3_url,
-            "MLFLOW_TRACKING_URI": self.mlflow_url,
-            "PREFECT_API_URL": f"{self.prefect_url}/api",
-            "RAY_ADDRESS": self.ray_address,
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN": self.ray_token,
-        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,323 +52,275 @@ class ServiceStatus:
     name: str
     url: str
     pid: int | None
+    """Its first process, while that is alive."""
     answers: bool
+    """Whether it answered a real request, made with the recorded credentials."""
     detail: str
+    """One line: why it does not answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _RecordedProcess:
+    """A started process. The start time tells it from another that got the same id later."""
+
+    pid: int
+    started: float
+
+    def find(self) -> psutil.Process | None:
+        with suppress(psutil.NoSuchProcess):
+            process = psutil.Process(self.pid)
+            # The system's clock may have been set by a little meanwhile; an id returns only after thousands of others.
+            if abs(process.create_time() - self.started) < 1 and is_alive(process):
+                return process
+        return None
 
 
 @dataclass(kw_only=True)
 class _Record:
-    """services.json."""
+    """What services.json holds. `down` empties `processes`; the rest stays for the next `up`."""
 
+    s3_access_key: str
+    s3_secret_key: str = field(repr=False)
+    ray_token: str = field(repr=False)
+    ray_folder: Path
     ports: dict[str, int]
-    access_key: str
-    secret_key: str
-    ray_token: str
-    processes: dict[str, RecordedProcess]
+    processes: dict[str, _RecordedProcess]
+
+    def __post_init__(self) -> None:
+        if set(self.ports) != set(_NAMES) or not set(self.processes) <= set(_NAMES):
+            raise ValueError(f"the services are {_NAMES}")
 
     def stack(self) -> Stack:
+        urls = {name: f"http://{HOST}:{port}" for name, port in self.ports.items()}
         return Stack(
-            s3_url=f"http://{HOST}:{self.ports['s3']}",
-            s3_access_key=self.access_key,
-            s3_secret_key=self.secret_key,
-            prefect_url=f"http://{HOST}:{self.ports['prefect']}",
-            mlflow_url=f"http://{HOST}:{self.ports['mlflow']}",
+            s3_url=urls["s3"],
+            s3_access_key=self.s3_access_key,
+            s3_secret_key=self.s3_secret_key,
+            prefect_url=urls["prefect"],
+            mlflow_url=urls["mlflow"],
             ray_address=f"{HOST}:{self.ports['ray']}",
             ray_token=self.ray_token,
         )
 
+    def services(self, home: Path) -> list[Service]:
+        return services(home, self.stack(), self.ray_folder)
+
+    def find(self, name: str) -> psutil.Process | None:
+        return self.processes[name].find() if name in self.processes else None
+
+
+_JSON = TypeAdapter(_Record)
+
 
 def up(home: Path, *, report: Report = lambda line: None) -> Stack:
-    """Start what does not answer yet, and return how to reach the services.
+    """Start the services that do not answer, wait until they do, and return how to reach all of them.
 
-    A service keeps its port from time to time; where somebody else took it meanwhile, it moves and `report` hears so.
-    Raises IgptError when a service does not start; what this call started is ended again.
+    What answers is left alone. A service keeps its port from time to time; where another program took it meanwhile, the
+    service moves, and so that no service talks to an old address, those that were told it are started again.
+    Raises IgptError when one cannot be started; what this call started is then ended again, as on Ctrl-C.
     """
-    home = home.absolute()
-    with _locked(home):
-        record = _read(home) or _new_record()
-        running = {name for name in _NAMES if _is_running(home, record, name)}
-        for name in reversed(_NAMES):
-            if name in running:
-                continue
-            _end(home, record, name)
-            if not is_free(record.ports[name]):
-                (port,) = free_ports(1)
-                report(f"{name}: port {record.ports[name]} is taken by another program, using {port}")
-                record.ports[name] = port
-                if name == "s3":  # the others were told its address when they were started
-                    for other in running:
-                        _end(home, record, other)
-                    running.clear()
-        started: list[str] = []
-        try:
-            _start_missing(home, record, running, started, report)
-        except BaseException:
-            for name in started:
-                _end(home, record, name)
-            _write(home, record)
-            raise
+    home = home.resolve()
+    try:
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        home.chmod(0o700)
+    except OSError as error:
+        raise IgptError(f"{home} cannot be the folder of the services: {error.strerror}; name another") from None
+    with _locked(home, report):
+        record = _read(home) or _new_record(home)
+        wanted = _end_unusable(home, record, report)
+        if wanted:
+            _make_folders(home, record, wanted)
+            _start(home, record, wanted, report)
         return record.stack()
 
 
-def _start_missing(home: Path, record: _Record, running: set[str], started: list[str], report: Report) -> None:
-    for bucket in BUCKETS:
-        (home / "s3" / bucket).mkdir(parents=True, exist_ok=True)
-    services = [_service(home, record, name) for name in reversed(_NAMES) if name not in running]
-    for service in services:
-        record.processes[service.name] = start(service)
-        started.append(service.name)
-        _write(home, record)
-    for service in services:
-        wait_until_answering(service, record.processes[service.name])
-        report(f"{service.name} answers at {service.url}")
-
-
 def load(home: Path) -> Stack | None:
-    """How to reach the services of a folder, as recorded, without asking them; None where none were started."""
-    record = _read(home.absolute())
-    return record.stack() if record and record.processes else None
+    """How to reach the services of a folder, by the record, without asking them. None unless all were started."""
+    record = _read(home.resolve())
+    return record.stack() if record is not None and len(record.processes) == len(_NAMES) else None
 
 
 def status(home: Path) -> list[ServiceStatus]:
-    """Ask every recorded service whether it answers."""
-    home = home.absolute()
+    """Ask every service of a folder whether it works. Empty where none were ever started."""
+    home = home.resolve()
     record = _read(home)
-    if record is None:
-        return []
-    found = []
-    for name in reversed(_NAMES):
-        recorded = record.processes.get(name)
-        process = recorded.find() if recorded else None
-        service = _service(home, record, name)
-        answers = process is not None and service.answers()
-        if process is not None:
-            detail = "" if answers else f"process {process.pid} runs but does not answer; see {service.log}"
-        elif recorded is None:
-            detail = "not started; `igpt up` starts it"
-        else:
-            taken = "" if is_free(record.ports[name]) else ", and another program has its port"
-            detail = f"its process {recorded.pid} is gone{taken}; `igpt up` starts it again"
-        pid = process.pid if process else None
-        found.append(ServiceStatus(name=name, url=service.url, pid=pid, answers=answers, detail=detail))
-    return found
+    return [] if record is None else [_status(service, record) for service in record.services(home)]
+
+
+def _status(service: Service, record: _Record) -> ServiceStatus:
+    process = record.find(service.name)
+    if process is not None:
+        reason = complaint(service, process)
+        detail = "" if reason is None else f"{reason}; its log is {service.log}"
+    else:
+        known = record.processes.get(service.name)
+        detail = "it is not started" if known is None else f"its process {known.pid} has ended"
+        if not is_free(service.port):
+            detail += f" and another program has its port {service.port}"
+        detail += "; `igpt up` starts it"
+    pid = None if process is None else process.pid
+    return ServiceStatus(name=service.name, url=service.url, pid=pid, answers=not detail, detail=detail)
 
 
 def down(home: Path, *, report: Report = lambda line: None) -> None:
-    """End the recorded processes and what they started, nothing else. Data, ports and credentials stay."""
-    home = home.absolute()
-    if _read(home) is None:
-        report("no services were started here")
+    """End the recorded processes and all that they started, nothing else. Data, ports and credentials stay."""
+    home = home.resolve()
+    path = home / "services.json"
+    if not path.exists():
+        report(f"no services were started in {home}")
         return
-    with _locked(home):
-        record = _read(home)
-        assert record is not None
-        for name in _NAMES:
-            if name in record.processes:
-                _end(home, record, name)
-                report(f"{name} ended")
-        _write(home, record)
+    with _locked(home, report):
+        try:
+            record = _read(home)
+        except IgptError:
+            record = None
+        ended = _new_record(home) if record is None else record
+        # S3 last: the others may have something to write while they end.
+        for names in (("ray", "prefect", "mlflow"), ("s3",)):
+            for name in _end(home, ended, names):
+                report(f"{name} has ended")
+        if record is not None:
+            _write(home, record)
+        else:
+            path.replace(path.with_suffix(".damaged"))
+            report(f"{path} was damaged and is set aside; the next `igpt up` makes new credentials")
 
 
 def process_ids(home: Path) -> list[int]:
-    """The recorded processes that are alive."""
-    record = _read(home.absolute())
-    processes = record.processes.values() if record else ()
-    return [recorded.pid for recorded in processes if recorded.find() is not None]
+    """The first processes of the services that are alive; all else that they run is below these."""
+    record = _read(home.resolve())
+    found = [record.find(name) for name in _NAMES] if record is not None else []
+    return [process.pid for process in found if process is not None]
 
 
-def _new_record() -> _Record:
-    ports = free_ports(len(_NAMES))
+def _new_record(home: Path) -> _Record:
+    ports: dict[str, int] = {}
+    for name in _NAMES:
+        ports[name] = free_port(ports.values())
     return _Record(
-        ports=dict(zip(_NAMES, ports, strict=True)),
-        access_key=f"igpt{secrets.token_hex(8)}",
-        secret_key=secrets.token_urlsafe(32),
+        s3_access_key=f"igpt{secrets.token_hex(8)}",
+        s3_secret_key=secrets.token_urlsafe(32),
         ray_token=secrets.token_hex(32),
+        ray_folder=short_folder(home),
+        ports=ports,
         processes={},
     )
 
 
-def _is_running(home: Path, record: _Record, name: str) -> bool:
-    recorded = record.processes.get(name)
-    return recorded is not None and recorded.find() is not None and _service(home, record, name).answers()
+def _end_unusable(home: Path, record: _Record, report: Report) -> set[str]:
+    """End what does not answer and what a move concerns, choose ports, and return the services to be started."""
+    wanted = set()
+    for service in record.services(home):
+        process = record.find(service.name)
+        reason = "" if process is None else complaint(service, process)
+        if reason is not None:
+            wanted.add(service.name)
+            if process is not None:
+                report(f"{service.name}: {reason}, starting it again")
+            elif service.name in record.processes:
+                report(f"{service.name}: its process has ended, starting it again")
+    _end(home, record, wanted)
+    moved = set()
+    for name in sorted(wanted, key=_NAMES.index):
+        if not is_free(old := record.ports[name]):
+            record.ports[name] = free_port(record.ports.values())
+            report(f"{name}: another program has port {old}, moving to {record.ports[name]}")
+            moved.add(name)
+    misled = {service.name: service.told & moved for service in record.services(home)}
+    for name, sources in misled.items():
+        if sources and name not in wanted:
+            report(f"{name}: starting it again, because {' and '.join(sorted(sources))} moved")
+            wanted.add(name)
+            _end(home, record, [name])
+    return wanted
 
 
-def _end(home: Path, record: _Record, name: str) -> None:
-    recorded = record.processes.pop(name, None)
-    if recorded is None:
-        return
-    if name != "ray":
-        end(recorded)
-        return
-    # Ray's processes leave their parent; each has the session's folder in its environment or command line.
-    folder = str(_ray_folder(home))
-    end(recorded, also=lambda process: _belongs_to(process, folder))
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _belongs_to(process: psutil.Process, folder: str) -> bool:
-    if any(f"{folder}/" in part or part.endswith(folder) for part in process.cmdline()):
-        return True
-    return process.environ().get("IGPT_RAY_FOLDER") == folder
-
-
-def _ray_folder(home: Path) -> Path:
-    # Short, because a socket's path below it must stay under 108 bytes.
-    return Path(tempfile.gettempdir()) / f"igpt-{hashlib.sha256(str(home).encode()).hexdigest()[:10]}"
-
-
-def _service(home: Path, record: _Record, name: str) -> Service:
-    stack = record.stack()
-    log = home / "logs" / f"{name}.log"
-    maker = {"s3": _s3, "prefect": _prefect, "mlflow": _mlflow, "ray": _ray}[name]
-    return maker(home, record, stack, log)
-
-
-def _s3(home: Path, record: _Record, stack: Stack, log: Path) -> Service:
-    def answers() -> bool:
-        import botocore.session  # noqa: PLC0415 (a third of a second to import)
-        from botocore.config import Config  # noqa: PLC0415
-        from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
-
-        client = botocore.session.get_session().create_client(
-            "s3",
-            region_name=_REGION,
-            endpoint_url=stack.s3_url,
-            aws_access_key_id=record.access_key,
-            aws_secret_access_key=record.secret_key,
-            config=Config(connect_timeout=2, read_timeout=5, retries={"total_max_attempts": 1}),
-        )
+def _make_folders(home: Path, record: _Record, wanted: Collection[str]) -> None:
+    for folder in ("logs", *_NAMES, *(f"s3/{bucket}" for bucket in BUCKETS)):
+        (home / folder).mkdir(exist_ok=True)
+    if "ray" in wanted:
+        shutil.rmtree(record.ray_folder, ignore_errors=True)
         try:
-            client.list_buckets()
-        except (BotoCoreError, ClientError):
-            return False
-        return True
-
-    address = f"{HOST}:{record.ports['s3']}"
-    # The directory cache would hide for a while what a data engineer puts into the folder directly.
-    command = [program("rclone"), "serve", "s3", "--addr", address, "--dir-cache-time", "1s", str(home / "s3")]
-    keys = f'"{record.access_key},{record.secret_key}"'
-    environment = {"RCLONE_AUTH_KEY": keys, "RCLONE_CONFIG": str(home / "s3.conf")}
-    return Service(name="s3", command=command, environment=environment, url=stack.s3_url, answers=answers, log=log)
+            record.ray_folder.mkdir(mode=0o700)
+        except OSError as error:
+            raise IgptError(
+                f"{record.ray_folder}, which Ray needs, cannot be made: {error.strerror}; remove it"
+            ) from None
 
 
-def _prefect(home: Path, record: _Record, stack: Stack, log: Path) -> Service:
-    folder = home / "prefect"
-    folder.mkdir(parents=True, exist_ok=True)
-    port = str(record.ports["prefect"])
-    environment = {
-        "PREFECT_HOME": str(folder),
-        "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{folder}/prefect.db",
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_UI_API_URL": f"{stack.prefect_url}/api",
-        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
-        "DO_NOT_TRACK": "1",
-    }
-    command = [program("prefect"), "server", "start", "--host", HOST, "--port", port]
-    url = stack.prefect_url
-    return Service(
-        name="prefect",
-        command=command,
-        environment=environment,
-        url=url,
-        answers=lambda: http_answers(f"{url}/api/health"),
-        log=log,
-    )
+def _start(home: Path, record: _Record, wanted: Collection[str], report: Report) -> None:
+    waiting = {}
+    began = time.monotonic()
+    try:
+        for service in record.services(home):
+            if service.name in wanted:
+                process = start(service)
+                waiting[service.name] = (service, process)
+                record.processes[service.name] = _RecordedProcess(pid=process.pid, started=process.create_time())
+                _write(home, record)
+        while waiting:
+            for service, process in list(waiting.values()):
+                if not is_alive(process):
+                    raise IgptError(f"{service.name} ended while it started: {last_line(service.log)} ({service.log})")
+                reason = complaint(service, process)
+                seconds = time.monotonic() - began
+                if reason is None:
+                    del waiting[service.name]
+                    report(f"{service.name} answers at {service.url} ({seconds:.0f} s)")
+                elif seconds > _START_SECONDS:
+                    raise IgptError(f"{service.name} does not work after {_START_SECONDS} s: {reason} ({service.log})")
+            time.sleep(0.1)
+    except BaseException:
+        _end(home, record, wanted)
+        _write(home, record)
+        raise
 
 
-def _mlflow(home: Path, record: _Record, stack: Stack, log: Path) -> Service:
-    folder = home / "mlflow"
-    folder.mkdir(parents=True, exist_ok=True)
-    port = record.ports["mlflow"]
-    command = [
-        *(program("mlflow"), "server", "--host", HOST, "--port", str(port), "--workers", "1"),
-        *("--backend-store-uri", f"sqlite:///{folder}/mlflow.db"),
-        *("--default-artifact-root", "s3://mlflow", "--no-serve-artifacts"),
-        *("--allowed-hosts", f"{HOST}:{port},localhost:{port}"),
-    ]
-    environment = {name: v for name, v in stack.environment().items() if name.startswith(("AWS_", "MLFLOW_S3"))}
-    environment |= {
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "DO_NOT_TRACK": "1",
-        # Its job runner serves evaluations of language models, with seven processes of 170 MiB.
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-    }
-    url = stack.mlflow_url
-    return Service(
-        name="mlflow",
-        command=command,
-        environment=environment,
-        url=url,
-        answers=lambda: http_answers(f"{url}/health"),
-        log=log,
-    )
-
-
-def _ray(home: Path, record: _Record, stack: Stack, log: Path) -> Service:
-    folder = _ray_folder(home)
-    environment = {
-        **{name: v for name, v in stack.environment().items() if name != "RAY_ADDRESS"},
-        "IGPT_RAY_FOLDER": str(folder),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-    }
-
-    def command() -> list[str]:
-        names = ("node-manager", "object-manager", "dashboard-agent-listen", "dashboard-agent-grpc", "metrics-export")
-        ports = free_ports(len(names) + 1)
-        extra = [part for name, port in zip(names, ports, strict=False) for part in (f"--{name}-port", str(port))]
-        return [
-            *(program("ray"), "start", "--head", "--block", "--node-ip-address", HOST),
-            *("--port", str(record.ports["ray"]), "--temp-dir", str(folder), "--disable-usage-stats"),
-            *("--include-dashboard", "false", "--dashboard-port", str(ports[-1]), *extra),
-            *("--num-cpus", str(max(2, os.cpu_count() or 2)), "--object-store-memory", str(_OBJECT_STORE_BYTES)),
-        ]
-
-    def answers() -> bool:
-        # Asked in a process of its own, with the token in its environment: Ray's clients are one to a process.
-        asked = subprocess.run(
-            [program("ray"), "health-check", "--address", stack.ray_address],
-            env={**os.environ, **stack.environment()},
-            capture_output=True,
-            check=False,
-        )
-        return asked.returncode == 0
-
-    url = stack.ray_address
-    return Service(name="ray", command=command(), environment=environment, url=url, answers=answers, log=log)
+def _end(home: Path, record: _Record, names: Collection[str]) -> list[str]:
+    """End services, and return the names of those of which something was running."""
+    roots = {name: root for name in names if (root := record.find(name)) is not None}
+    below = [process for root in roots.values() for process in family(root)]
+    # The first process ends its own in good order; Ray's node, asked together with its head, waits ten seconds for it.
+    end(roots.values(), patience_seconds=10)
+    # What is left has nobody to end it; Ray's agents do not even when they are asked. Twice, because a process may
+    # start another while it ends.
+    for _ in range(2):
+        left = {process.pid: process for process in (*below, *strays(home, names, record.ray_folder))}
+        end(left.values(), patience_seconds=1)
+    for name in names:
+        record.processes.pop(name, None)
+    if "ray" in names:
+        shutil.rmtree(record.ray_folder, ignore_errors=True)
+    return list(roots)
 
 
 @contextmanager
-def _locked(home: Path) -> Iterator[None]:
-    """Hold the folder, so that two `up` at a time do not start everything twice."""
-    home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    home.chmod(0o700)
-    with (home / "lock").open("w") as lock:
+def _locked(home: Path, report: Report) -> Iterator[None]:
+    with (home / "lock").open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise IgptError(f"another igpt is starting or ending the services in {home}; wait for it") from None
+            report(f"waiting for another igpt that starts or ends the services of {home}")
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 def _read(home: Path) -> _Record | None:
     path = home / "services.json"
     try:
-        fields: dict[str, Any] = json.loads(path.read_text())
-        processes = {name: RecordedProcess(**value) for name, value in fields.pop("processes").items()}
-        return _Record(**fields, processes=processes)
+        return _JSON.validate_json(path.read_bytes())
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise IgptError(
-            f"{path} is damaged; end its services by hand, remove the file, and run `igpt up` again"
-        ) from None
+    except OSError as error:
+        raise IgptError(f"{path} cannot be read: {error.strerror}; the services belong to another user") from None
+    except ValidationError:
+        raise IgptError(f"{path} is damaged; `igpt down` ends its services and sets it aside, data stay") from None
 
 
 def _write(home: Path, record: _Record) -> None:
-    partial = home / ".services.json.partial"
-    partial.touch(mode=0o600)
-    partial.write_text(json.dumps(asdict(record), indent=1))
-    partial.replace(home / "services.json")
+    # Made with mode 0600 from the beginning, and never half written.
+    with tempfile.NamedTemporaryFile(dir=home, prefix=".services.", delete=False) as partial:
+        partial.write(_JSON.dump_json(record, indent=1))
+        partial.flush()
+        os.fsync(partial.fileno())
+    Path(partial.name).replace(home / "services.json")

@@ -1,60 +1,269 @@
-"""One embedded service: how it is started, how it is asked whether it answers, and how it is ended."""
+"""One local service: its command, environment, readiness probe and process. What a user asks for is in local_stack."""
 
+import hashlib
+import http.client
+import importlib.util
 import os
+import random
+import re
 import shutil
-import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from socket import AF_INET, SO_REUSEADDR, SOCK_STREAM, SOL_SOCKET, socket
 
 import psutil
+from botocore.auth import S3SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
 
 from pipeline.errors import IgptError
 
 HOST = "127.0.0.1"
-_START_SECONDS = 120
-_END_SECONDS = 10
+BUCKETS = ("raw", "datasets", "runs", "mlflow")
+_REGION = "us-east-1"
+_OBJECT_STORE_BYTES = 10**9
+_PROBE_SECONDS = 10
+# Below the range that Linux and macOS give to outgoing connections, so that a stopped service's port stays free.
+_PORTS = range(20_000, 32_000)
 # What would point a service at somebody else's, when the caller's shell has it set.
-_MISLEADING = ("PREFECT_", "MLFLOW_", "RAY_", "AWS_", "RCLONE_")
+_MISLEADING = ("PREFECT_", "MLFLOW_", "_MLFLOW_", "RAY_", "AWS_", "RCLONE_")
+# Every process of a service inherits it, so that those whose parent is gone are still found, and nothing else is.
+_MARK = "IGPT_SERVICE"
+_ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # colours of a terminal
+# On Linux, Ray replaces 127.0.0.1 by an outward address and listens on every interface unless this says 0.
+_RAY_ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+# Asks for the nodes, so that both the head's address table and the node's own process have to be there.
+_ASK_RAY = """
+import sys
+from ray._raylet import GcsClient
+nodes = GcsClient(address=sys.argv[1]).get_all_node_info(timeout=5).values()
+sys.exit(not any(node.state == 0 for node in nodes))
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stack:
+    """What a client needs to reach the services."""
+
+    s3_url: str
+    s3_access_key: str
+    s3_secret_key: str = field(repr=False)
+    prefect_url: str
+    mlflow_url: str
+    ray_address: str
+    ray_token: str = field(repr=False)
+
+    def environment(self) -> dict[str, str]:
+        """The variables by which s3fs, boto3, Prefect, MLflow and Ray find the services and prove that they may.
+
+        To be set before Ray is imported: it reads its variables once, and without them waits in vain for a minute.
+        """
+        return {
+            "AWS_ACCESS_KEY_ID": self.s3_access_key,
+            "AWS_SECRET_ACCESS_KEY": self.s3_secret_key,
+            "AWS_ENDPOINT_URL": self.s3_url,
+            "AWS_DEFAULT_REGION": _REGION,
+            "MLFLOW_S3_ENDPOINT_URL": self.s3_url,
+            "MLFLOW_TRACKING_URI": self.mlflow_url,
+            "PREFECT_API_URL": f"{self.prefect_url}/api",
+            "RAY_ADDRESS": self.ray_address,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": self.ray_token,
+            **_RAY_ON_LOOPBACK,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Service:
-    """A service to be started."""
+    """How one service is started, and how it is asked whether it works."""
 
     name: str
-    command: Sequence[str]
-    environment: Mapping[str, str]
+    port: int
     url: str
-    answers: Callable[[], bool]
+    command: tuple[str, ...]
+    environment: dict[str, str] = field(repr=False)
+    folder: Path
+    """Its working directory."""
     log: Path
+    ask: Callable[[], str | None] = field(repr=False)
+    """Makes a real request; returns why the service cannot be used, or None when it can."""
+    told: frozenset[str] = frozenset()
+    """The services whose addresses it was told when it was started."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class RecordedProcess:
-    """A started process. The start time tells it from another that got the same id later."""
-
-    pid: int
-    started: float
-
-    def find(self) -> psutil.Process | None:
-        """The process, if it is still that one and alive."""
-        with suppress(psutil.Error):
-            process = psutil.Process(self.pid)
-            if abs(process.create_time() - self.started) < 1 and process.status() != psutil.STATUS_ZOMBIE:
-                return process
-        return None
+def services(home: Path, stack: Stack, ray_folder: Path) -> list[Service]:
+    """The four services of a stack. Raises IgptError when a program is missing."""
+    return [_s3(home, stack), _prefect(home, stack), _mlflow(home, stack), _ray(home, stack, ray_folder)]
 
 
-def program(name: str) -> str:
-    """The path of an installed program. Raises IgptError when it is missing."""
+def _s3(home: Path, stack: Stack) -> Service:
+    # No VFS cache: with one, a PUT is acknowledged before it is in the folder, readers that meet an overwrite get the
+    # old bytes or an error far more often, and every ranged GET hashes the whole object again.
+    # Directory cache of 2 s: writes through S3 are visible at once whatever it is; what somebody puts into the folder
+    # directly is hidden for that long (5 minutes by default). At 0 every request reads its whole directory: with 2,500
+    # files in it, 6 GETs per second were left of 200.
+    # XXH3: listing or opening an object hashes all of it for its ETag, unless the directory cache has it. That took
+    # 0.1 s for 400 MB, MD5 0.65 s. No client takes its 16 digits for an MD5.
+    command = (
+        *(_program("rclone"), "serve", "s3", str(home / "s3"), "--addr", f"{HOST}:{_port(stack.s3_url)}"),
+        *("--vfs-cache-mode", "off", "--dir-cache-time", "2s", "--etag-hash", "XXH3", "--config", ""),
+    )
+    # By environment, since a command line is public on the machine; CSV, hence the quotes.
+    environment = {"RCLONE_AUTH_KEY": f'"{stack.s3_access_key},{stack.s3_secret_key}"'}
+
+    def ask() -> str | None:
+        request = AWSRequest(method="GET", url=f"{stack.s3_url}/")
+        keys = Credentials(stack.s3_access_key, stack.s3_secret_key)
+        S3SigV4Auth(keys, "s3", _REGION).add_auth(request)
+        status, _ = _get(stack.s3_url, "/", dict(request.headers.items()))
+        if status == http.HTTPStatus.FORBIDDEN:
+            return "it refuses the recorded keys"
+        return None if status == http.HTTPStatus.OK else f"it answers with HTTP status {status}"
+
+    return _service(home, "s3", stack.s3_url, command, environment, ask)
+
+
+def _prefect(home: Path, stack: Stack) -> Service:
+    url = stack.prefect_url
+    port = _port(url)
+    environment = {
+        "PREFECT_HOME": str(home / "prefect"),
+        # Relative to the working directory: a URL breaks where the folder's name has a question mark.
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": "sqlite+aiosqlite:///prefect.db",
+        "PREFECT_UI_API_URL": f"{url}/api",
+        # The default lets every web page that the browser shows call the server.
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"{url},http://localhost:{port}",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+        "PREFECT_CLI_COLORS": "false",
+    }
+    command = (sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port))
+    ask = partial(_ask_health, url, "/api/health", b"true")
+    return _service(home, "prefect", url, command, environment, ask)
+
+
+def _mlflow(home: Path, stack: Stack) -> Service:
+    url = stack.mlflow_url
+    port = _port(url)
+    command = (
+        *(sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"),
+        *("--backend-store-uri", "sqlite:///mlflow.db"),  # relative, as Prefect's
+        *("--default-artifact-root", "s3://mlflow", "--no-serve-artifacts"),
+        *("--allowed-hosts", f"{HOST}:{port},localhost:{port}", "--uvicorn-opts=--no-access-log"),
+    )
+    environment = {
+        **{name: v for name, v in stack.environment().items() if name.startswith(("AWS_", "MLFLOW_S3_"))},
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        # Its job runner serves evaluations of language models, with eight processes of 140 MiB each.
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
+    ask = partial(_ask_health, url, "/health", b"OK")
+    return _service(home, "mlflow", url, command, environment, ask, told=frozenset({"s3"}))
+
+
+def _ray(home: Path, stack: Stack, ray_folder: Path) -> Service:
+    address = stack.ray_address
+    memory = min(_OBJECT_STORE_BYTES, psutil.virtual_memory().total // 4)
+    # Every other port is one that the system gives, so that clusters on one machine do not meet.
+    command = [
+        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),
+        *("--node-ip-address", HOST, "--port", address.rpartition(":")[2], "--temp-dir", str(ray_folder)),
+        *("--min-worker-port", "0", "--max-worker-port", "0", "--dashboard-agent-listen-port", "0"),
+        *("--include-dashboard", "false", "--num-cpus", str(max(2, os.cpu_count() or 1))),
+        *("--object-store-memory", str(memory)),
+        "--no-monitor",  # it scales clusters of the cloud, and its metrics have a fixed port
+    ]
+    if importlib.util.find_spec("grpc"):  # only then is there a client server, which wants a port other than 0
+        command += ["--ray-client-server-port", str(free_port())]
+    environment = {
+        **{name: value for name, value in stack.environment().items() if name != "RAY_ADDRESS"},
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    }
+
+    def ask() -> str | None:
+        if is_free(int(address.rpartition(":")[2])):  # Ray's client would wait half a minute
+            return "nothing listens on its port"
+        # In a process of its own: Ray reads its variables when it is imported, and writes to the terminal.
+        variables = {**_inherited_environment(), **stack.environment()}
+        try:
+            asked = subprocess.run(
+                [sys.executable, "-c", _ASK_RAY, address],
+                env=variables,
+                capture_output=True,
+                text=True,
+                timeout=_PROBE_SECONDS,
+                check=False,
+            )
+            complaint = "" if asked.returncode == 0 else f"it has no node yet {asked.stderr}"
+        except subprocess.TimeoutExpired as error:
+            complaint = f"it does not answer {(error.stderr or b'').decode(errors='replace')}"
+        if "Unauthenticated" in complaint:
+            return "it refuses the recorded token"
+        return _shortened(complaint) or None
+
+    return _service(home, "ray", address, tuple(command), environment, ask, told=frozenset({"s3", "prefect", "mlflow"}))
+
+
+def _service(
+    home: Path,
+    name: str,
+    url: str,
+    command: tuple[str, ...],
+    environment: dict[str, str],
+    ask: Callable[[], str | None],
+    told: frozenset[str] = frozenset(),
+) -> Service:
+    def ask_safely() -> str | None:
+        try:
+            return ask()
+        except (OSError, http.client.HTTPException) as error:
+            return f"it does not answer ({_shortened(str(error) or type(error).__name__)})"
+
+    return Service(
+        name=name,
+        port=_port(url),
+        url=url,
+        command=command,
+        environment={**environment, "DO_NOT_TRACK": "true", _MARK: _mark(home, name)},
+        folder=home / name,
+        log=home / "logs" / f"{name}.log",
+        ask=ask_safely,
+        told=told,
+    )
+
+
+def _ask_health(url: str, path: str, expected: bytes) -> str | None:
+    status, body = _get(url, path, {})
+    return None if status == http.HTTPStatus.OK and body == expected else f"it answers with HTTP status {status}"
+
+
+def _get(url: str, path: str, headers: dict[str, str]) -> tuple[int, bytes]:
+    # Not urllib: it would ask a proxy that the environment names.
+    connection = http.client.HTTPConnection(HOST, _port(url), timeout=_PROBE_SECONDS)
+    try:
+        connection.request("GET", path, headers=headers)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()
+
+
+def _port(url: str) -> int:
+    return int(url.rpartition(":")[2])
+
+
+def _program(name: str) -> str:
     beside = Path(sys.executable).with_name(name)
     found = str(beside) if beside.exists() else shutil.which(name)
     if found is None:
@@ -62,10 +271,14 @@ def program(name: str) -> str:
     return found
 
 
+def _mark(home: Path, name: str) -> str:
+    return f"{name} of {home}"
+
+
 def is_free(port: int) -> bool:
-    """Tell whether nothing listens on a loopback port."""
-    with closing(socket(AF_INET, SOCK_STREAM)) as probe:
-        probe.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+    """Tell whether a server could listen on a loopback port."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: closed connections do not count
         try:
             probe.bind((HOST, port))
         except OSError:
@@ -73,80 +286,108 @@ def is_free(port: int) -> bool:
     return True
 
 
-def free_ports(count: int) -> list[int]:
-    """Different ports on which nothing listens."""
-    sockets = [socket(AF_INET, SOCK_STREAM) for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind((HOST, 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+def free_port(chosen: Collection[int] = ()) -> int:
+    """A loopback port on which nothing listens, other than those already chosen."""
+    return next(port for port in random.sample(_PORTS, len(_PORTS)) if port not in chosen and is_free(port))
 
 
-def http_answers(url: str) -> bool:
-    """Tell whether a GET is answered with success."""
-    try:
-        with urllib.request.urlopen(url, timeout=3) as answer:
-            return 200 <= answer.status < 300
-    except (urllib.error.URLError, OSError):
-        return False
+def short_folder(home: Path) -> Path:
+    """A folder outside `home` for Ray's sockets: a socket's path must stay under 104 bytes, and Ray's adds 70."""
+    name = f"igpt-{hashlib.sha256(bytes(home)).hexdigest()[:10]}"
+    folder = Path(tempfile.gettempdir()) / name
+    return folder if len(bytes(folder)) <= 33 else Path("/tmp") / name
 
 
-def start(service: Service) -> RecordedProcess:
-    """Start a service in a session of its own, so that Ctrl-C in the caller's terminal does not reach it."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(_MISLEADING)}
-    service.log.parent.mkdir(parents=True, exist_ok=True)
-    with service.log.open("ab") as log:
+def _inherited_environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith(_MISLEADING)}
+
+
+def start(service: Service) -> psutil.Process:
+    """Start a service in a session of its own, so that Ctrl-C in the caller's terminal does not reach it.
+
+    What the service prints goes to its log; the log of its previous process is kept beside it.
+    """
+    if service.log.exists():
+        service.log.replace(service.log.with_suffix(".previous.log"))
+    with service.log.open("wb") as log:
         child = subprocess.Popen(
-            list(service.command),
-            env={**inherited, **service.environment},
+            service.command,
+            cwd=service.folder,
+            env={**_inherited_environment(), **service.environment},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    return RecordedProcess(pid=child.pid, started=psutil.Process(child.pid).create_time())
+    child.returncode = 0  # it shall outlive this program, of which Popen would complain
+    return psutil.Process(child.pid)
 
 
-def wait_until_answering(service: Service, process: RecordedProcess) -> None:
-    """Wait for a started service. Raises IgptError with the log's last line when it ends or stays silent."""
-    deadline = time.monotonic() + _START_SECONDS
-    while not service.answers():
-        if process.find() is None:
-            raise IgptError(f"{service.name} ended while starting ({_last_line(service.log)}); see {service.log}")
-        if time.monotonic() > deadline:
-            raise IgptError(
-                f"{service.name} does not answer after {_START_SECONDS} s ({_last_line(service.log)}); "
-                f"see {service.log}"
-            )
-        time.sleep(0.2)
+def is_alive(process: psutil.Process) -> bool:
+    """Tell whether a process runs. One that has ended does not, even if nobody has asked for its exit status."""
+    with suppress(psutil.TimeoutExpired):
+        process.wait(timeout=0)  # asks for it, if the process is our child
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
-def _last_line(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1][:200] if lines else "its log is empty"
-
-
-def end(process: RecordedProcess, *, also: Callable[[psutil.Process], bool] = lambda process: False) -> None:
-    """End a process and all below it, and those for which `also` holds: first asked, then killed."""
-    root = process.find()
-    chosen = {}
-    if root is not None:
+def complaint(service: Service, process: psutil.Process) -> str | None:
+    """Why a service that runs as `process` cannot be used, or None when it can."""
+    if (reason := service.ask()) is not None:
+        return reason
+    for each in family(process):
         with suppress(psutil.Error):
-            chosen = {p.pid: p for p in (root, *root.children(recursive=True))}
-    for other in psutil.process_iter():
-        with suppress(psutil.Error):
-            if other.pid != os.getpid() and also(other):
-                chosen[other.pid] = other
-    _signal(chosen.values(), signal.SIGTERM)
-    _, alive = psutil.wait_procs(list(chosen.values()), timeout=_END_SECONDS)
-    _signal(alive, signal.SIGKILL)
-    psutil.wait_procs(alive, timeout=_END_SECONDS)
+            listening = [other.laddr.port for other in each.net_connections() if other.status == psutil.CONN_LISTEN]
+            if service.port in listening:
+                return None
+    return f"another program answers on its port {service.port}"
 
 
-def _signal(processes: Iterable[psutil.Process], number: signal.Signals) -> None:
-    for process in processes:
+def family(process: psutil.Process) -> list[psutil.Process]:
+    """A process and all below it; empty when it has ended."""
+    with suppress(psutil.Error):
+        return [process, *process.children(recursive=True)]
+    return []
+
+
+def strays(home: Path, names: Collection[str], ray_folder: Path) -> list[psutil.Process]:
+    """Every process that was started by one of these services of this home, also when its parent is gone."""
+    marks = {_mark(home, name) for name in names}
+    found = []
+    for process in psutil.process_iter():
         with suppress(psutil.Error):
-            process.send_signal(number)
+            mark = process.environ().get(_MARK)
+            if mark is None and "ray" in names and process.name().startswith("ray::"):
+                # Ray's agents write their title over their environment; their logs are open below the folder.
+                mine = any(Path(file.path).is_relative_to(ray_folder) for file in process.open_files())
+            else:
+                mine = mark in marks
+            if mine and process.pid != os.getpid():
+                found.append(process)
+    return found
+
+
+def end(processes: Iterable[psutil.Process], *, patience_seconds: float) -> None:
+    """Ask processes to end; kill those that do not."""
+    alive = list(processes)
+    for send in (psutil.Process.terminate, psutil.Process.kill):
+        for process in alive:
+            with suppress(psutil.Error):
+                send(process)
+        deadline = time.monotonic() + patience_seconds
+        while (alive := [process for process in alive if is_alive(process)]) and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+
+def last_line(log: Path) -> str:
+    """The line of a log that tells most likely why its service ended."""
+    text = _ESCAPES.sub("", log.read_text(errors="replace")) if log.exists() else ""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    telling = [line for line in lines if re.search(r"(Error|Exception):|ERROR|CRITICAL|FATAL|[Ff]atal|[Ff]ailed", line)]
+    return _shortened((telling or lines or ["it is empty"])[-1])
+
+
+def _shortened(text: str) -> str:
+    return " ".join(text.split())[:300]

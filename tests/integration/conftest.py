@@ -54,12 +54,17 @@ def home() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def stack(home: Path) -> Iterator[Stack]:
-    """S3, Prefect, MLflow and Ray; this process and its children are pointed at them."""
+    """S3, Prefect, MLflow and Ray; this process and its children are pointed at them.
+
+    Ray's address and token reach the children only, through IGPT_HOME: other modules start a Ray in this process.
+    """
     before = dict(os.environ)
     started = local_stack.up(home)
     os.environ["IGPT_HOME"] = str(home)
     settings.activate(home)
     settings.use(started)
+    for name in [name for name in os.environ if name.startswith("RAY_")]:
+        del os.environ[name]
     try:
         yield started
     finally:
