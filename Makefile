@@ -27,9 +27,12 @@ $(READY): pyproject.toml constraints.txt
 	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $(READY)
 
+# uv in an environment of its own: the one it resolves for may be what no longer installs.
 # torch is held at the version whose CPU wheel the machines have; everything else goes to the newest that works together.
-lock: $(READY)
-	echo 'torch==2.13.0' | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --upgrade \
+lock:
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/pip install --quiet --disable-pip-version-check 'uv>=0.9'
+	echo 'torch==2.13.0' | build/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --all-extras --upgrade \
 		--custom-compile-command 'make lock' --constraints - --output-file constraints.txt pyproject.toml
 
 clean:

@@ -26,8 +26,8 @@ class Reporter:
         if step != self._step:
             self._finish_line()
             self._step, self._began, self._printed = step, now, now
-        share = f"{done:,} of {total:,} {detail}" if total else f"{done:,} {detail}"
-        self._line = f"  {self._stage}: {step} {share} ({now - self._began:.0f} s)"
+        count = f"{done:,} of {total:,} {detail}" if total else f"{done:,} {detail}" if done else detail
+        self._line = f"  {self._stage}: {' '.join(f'{step} {count}'.split())} ({now - self._began:.0f} s)"
         if self._moving:
             self._overwrite(self._line)
         elif now - self._printed >= _PLAIN_SECONDS:

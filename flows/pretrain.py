@@ -19,7 +19,7 @@ from igpt_model.model_folder import ModelFolder
 from igpt_model.objective import Baselines, TokenCounts
 from igpt_model.ray_train import TrainJob, train_on_cluster
 from igpt_model.tracking import RunLogger
-from igpt_model.train import TrainResult, read_result
+from igpt_model.train import TrainResult, finished
 from pipeline import ray_cluster, snapshot, storage
 from pipeline.errors import IgptError
 from pipeline.snapshot import Snapshot
@@ -81,7 +81,7 @@ def pretrain(config: PretrainConfig) -> PretrainOutcome:
 def _train_and_show(
     config: PretrainConfig, data: Snapshot, run: str, logger: RunLogger, reporter: Reporter
 ) -> PretrainOutcome:
-    result = read_result(run)
+    result = finished(config, data, run)
     if result is None:
         job = TrainJob(
             config=config, snapshot=data, run=run, tracking_uri=logger.tracking_uri, mlflow_run=logger.run_id
@@ -132,16 +132,10 @@ def _draw(folder: ModelFolder, tokens_NT: np.ndarray, seed: int, reporter: Repor
     calls = [(folder, None, seed), (folder, tokens_NT, seed)]
     sheets: list[np.ndarray] = [np.empty(0)] * len(calls)
     reporter("draw", 0, len(calls), "pictures")
-    for done, (number, sheet) in enumerate(ray_cluster.map_tasks(_draw_sheet, calls), 1):
+    for done, (number, sheet) in enumerate(ray_cluster.map_tasks(pictures.draw_sheet, calls), 1):
         sheets[number] = sheet
         reporter("draw", done, len(calls), "pictures")
     return sheets[0], sheets[1]
-
-
-def _draw_sheet(folder: ModelFolder, tokens_NT: np.ndarray | None, seed: int) -> np.ndarray:
-    if tokens_NT is None:
-        return pictures.sample_sheet(folder, seed=seed)
-    return pictures.completion_sheet(folder, tokens_NT, seed=seed)
 
 
 def load_run(run: str) -> ModelFolder:

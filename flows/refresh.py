@@ -1,5 +1,6 @@
 """The scheduled flow: raw images to a dataset snapshot, a trained model, its probe, and a registered version."""
 
+import math
 from dataclasses import dataclass, replace
 
 from prefect import flow
@@ -58,11 +59,11 @@ def run_stages(config: RefreshConfig, meter: StageMeter) -> RefreshOutcome:
 
 def _register(config: RefreshConfig, known: settings.Settings, trained: PretrainOutcome, probed: ProbeOutcome) -> str:
     reporter = Reporter("register")
-    reporter("upload", 0, 0, "")
+    reporter("upload", 0, 0, "the model")
     tags = {
         **tracking.lineage_tags(trained.snapshot),
         "igpt.run": trained.run,
-        "igpt.validation_bits_per_pixel": f"{trained.result.validation_loss / 0.6931471805599453:.5f}",
+        "igpt.validation_bits_per_pixel": f"{trained.result.validation_loss / math.log(2):.5f}",
         "igpt.probe_best_layer": str(probed.result.best_layer),
         "igpt.probe_test_accuracy": f"{probed.result.best.test_accuracy:.5f}",
     }

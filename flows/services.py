@@ -187,6 +187,8 @@ def _ray(home: Path, stack: Stack, ray_folder: Path) -> Service:
         **{name: value for name, value in stack.environment().items() if name != "RAY_ADDRESS"},
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        # There is no dashboard. Ray Train would look for its address for twenty seconds when a training ends.
+        "RAY_API_SERVER_ADDRESS": f"http://{HOST}:1",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     }

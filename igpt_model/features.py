@@ -20,3 +20,10 @@ def pooled_features(model: ImageGPT, tokens_BT: Tensor) -> Tensor:
         x_BTC = block(x_BTC)
     pooled.append(model.norm(x_BTC).mean(1))
     return torch.stack(pooled)
+
+
+def untrained(model: ImageGPT, seed: int) -> ImageGPT:
+    """The same network with fresh initial weights: what an honest probe compares a trained one with."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return ImageGPT(model.config).eval()

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from igpt_model.model import ImageGPT
 from igpt_model.model_folder import ModelFolder
 from igpt_model.sample import complete, draw
 from pipeline import palette as palettes
@@ -55,14 +54,14 @@ def completion_sheet(folder: ModelFolder, tokens_NT: np.ndarray, *, draws: int =
     return sheet([[originals[i], halves[i], *completions[i * draws : (i + 1) * draws]] for i in range(count)])
 
 
+def draw_sheet(folder: ModelFolder, tokens_NT: np.ndarray | None, seed: int) -> np.ndarray:
+    """The sheet of completions of some images, or of samples without any: what one task draws."""
+    if tokens_NT is None:
+        return sample_sheet(folder, seed=seed)
+    return completion_sheet(folder, tokens_NT, seed=seed)
+
+
 def _pictures(folder: ModelFolder, tokens_NT: np.ndarray) -> np.ndarray:
     """Token sequences [N, T] as pictures, uint8 [N, H, W, 3]."""
     side = folder.model.config.resolution
     return palettes.to_pixels(tokens_NT.reshape(-1, side, side), folder.palette_K3)
-
-
-def untrained(model: ImageGPT, seed: int) -> ImageGPT:
-    """The same network with fresh initial weights: what an honest probe compares a trained one with."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return ImageGPT(model.config).eval()

@@ -8,9 +8,8 @@ import torch
 
 from igpt_model.config import ProbeConfig
 from igpt_model.data import ShardCache
-from igpt_model.features import pooled_features
+from igpt_model.features import pooled_features, untrained
 from igpt_model.model_folder import ModelFolder
-from igpt_model.pictures import untrained
 from igpt_model.probe import LabelledFeatures, ProbeResult, ProbeScore, fit_probe
 from pipeline import palette as palettes
 from pipeline import ray_cluster

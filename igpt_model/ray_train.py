@@ -15,6 +15,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from igpt_model.config import PretrainConfig
+from igpt_model.mailbox import Mailbox
 from igpt_model.tracking import RunLogger
 from igpt_model.train import TrainResult, Worker, read_result, train
 from pipeline import ray_cluster, storage
@@ -34,32 +35,6 @@ class TrainJob:
     run: str
     tracking_uri: str
     mlflow_run: str
-
-
-class _Mailbox:
-    """An actor in which rank 0 leaves its newest news for the driver."""
-
-    def __init__(self) -> None:
-        self.step = 0
-        self.metrics: dict[str, float] = {}
-        self.warnings: list[str] = []
-        self.failure: IgptError | None = None
-
-    def beat(self, step: int) -> None:
-        self.step = step
-
-    def tell(self, metrics: dict[str, float]) -> None:
-        self.metrics.update(metrics)
-
-    def warn(self, line: str) -> None:
-        self.warnings.append(line)
-
-    def fail(self, error: IgptError) -> None:
-        self.failure = self.failure or error
-
-    def read(self) -> tuple[int, dict[str, float], list[str], IgptError | None]:
-        warnings, self.warnings = self.warnings, []
-        return self.step, self.metrics, warnings, self.failure
 
 
 class _Listener:
@@ -105,7 +80,7 @@ def train_on_cluster(job: TrainJob, *, progress: Progress = silent, warn: Callab
     """
     config = job.config
     _check_resources(config)
-    mailbox = ray.remote(num_cpus=0)(_Mailbox).remote()
+    mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
     filesystem, path = storage.arrow_filesystem(storage.join(job.run, "ray"))
     trainer = TorchTrainer(
         _worker_loop,
@@ -173,7 +148,10 @@ def _watch(mailbox: Any, config: PretrainConfig, progress: Progress, warn: Calla
                 step, metrics, warnings, _ = ray.get(mailbox.read.remote(), timeout=5)
                 for line in warnings:
                     warn(line)
-                progress("train", step, config.steps, _news(metrics))
+                if step is None:
+                    progress("start", 0, 0, f"{config.workers} workers")
+                else:
+                    progress("train", step, config.steps, _news(metrics))
 
     thread = threading.Thread(target=poll, daemon=True, name="training-progress")
     thread.start()

@@ -68,6 +68,9 @@ class TrainResult:
     images_per_second: float
     restarts: int
     parameters: int
+    manifest_digest: str
+    """Digest of the dataset snapshot it was trained on."""
+    palette_sha256: str
 
 
 def learning_rate(step: int, config: PretrainConfig) -> float:
@@ -93,6 +96,18 @@ def read_result(run: str) -> TrainResult | None:
         return TrainResult(**json.loads(storage.read_bytes(storage.join(run, "result.json"))))
     except FileNotFoundError:
         return None
+
+
+def finished(config: PretrainConfig, snapshot: Snapshot, run: str) -> TrainResult | None:
+    """The result of a run that needs no more training for this config, or None.
+
+    Raises IgptError when the run was trained on another dataset or palette.
+    """
+    result = read_result(run)
+    if result is None:
+        return None
+    _check_same_data(result, snapshot, run)
+    return result if result.steps >= config.steps else None
 
 
 def train(
@@ -159,7 +174,7 @@ class _Training:
             found = checkpoint.load_newest(self.run, Path(temporary), warn=self.listener.warn)
             if found is None:
                 return
-            check_same_data(found.state, self.snapshot, self.run)
+            _check_same_data(found.state, self.snapshot, self.run)
             try:
                 found.restore(self.model, self.optimizer)
             except RuntimeError as error:
@@ -197,6 +212,8 @@ class _Training:
             images_per_second=self.state.cursor / max(self.state.seconds, 1e-9),
             restarts=self.state.restarts,
             parameters=self.model.config.parameters,
+            manifest_digest=self.snapshot.digest,
+            palette_sha256=self.snapshot.palette_sha256,
         )
         if self.worker.rank == 0:
             storage.write_bytes(storage.join(self.run, "result.json"), json.dumps(asdict(result)).encode())
@@ -272,15 +289,15 @@ class _Training:
             checkpoint.save(self.run, self.state, self.folder, self.optimizer, keep=self.config.keep_checkpoints)
 
 
-def check_same_data(state: TrainingState, snapshot: Snapshot, run: str) -> None:
-    """Raise IgptError when a checkpoint was trained on another palette or snapshot than it would continue on."""
-    if state.palette_sha256 != snapshot.palette_sha256:
+def _check_same_data(trained: TrainingState | TrainResult, snapshot: Snapshot, run: str) -> None:
+    """Raise IgptError when a run was trained on another palette or snapshot than it would go on with."""
+    if trained.palette_sha256 != snapshot.palette_sha256:
         raise IgptError(
-            f"{run}: the checkpoint was trained with palette {state.palette_sha256[:12]}, the dataset has "
-            f"{snapshot.palette_sha256[:12]}; use the dataset it was trained on or another runs folder"
+            f"{run}: it was trained with palette {trained.palette_sha256[:12]}, the dataset has "
+            f"{snapshot.palette_sha256[:12]}; use the dataset it was trained on, or another name or runs folder"
         )
-    if state.manifest_digest != snapshot.digest:
+    if trained.manifest_digest != snapshot.digest:
         raise IgptError(
-            f"{run}: the checkpoint was trained on snapshot {state.snapshot} of another dataset state; "
-            "use that snapshot or another runs folder"
+            f"{run}: it was trained on the snapshot with digest {trained.manifest_digest[:12]}, this one has "
+            f"{snapshot.digest[:12]}; give that snapshot's number, or another name or runs folder"
         )

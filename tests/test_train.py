@@ -14,7 +14,7 @@ from igpt_model import checkpoint
 from igpt_model.config import PretrainConfig
 from igpt_model.data import ShardCache, batches
 from igpt_model.model_folder import ModelFolder
-from igpt_model.train import Worker, learning_rate, read_result, train
+from igpt_model.train import Worker, finished, learning_rate, read_result, train
 from pipeline import palette, plan, snapshot, sources, storage
 from pipeline.config import DatasetConfig
 from pipeline.errors import IgptError
@@ -137,7 +137,7 @@ def test_a_run_that_was_cut_off_ends_with_the_same_bits(data: Snapshot, config: 
 
 def test_a_tiny_model_learns_64_images_by_heart(data: Snapshot, config: PretrainConfig, tmp_path: Path) -> None:
     small = replace(data, shards=(replace(data.of_split("train")[0], split="train"), data.of_split("validation")[0]))
-    model = replace(config, layers=4, width=64, steps=450, global_batch=60, learning_rate=0.005, evaluate_every=450)
+    model = replace(config, width=64, steps=450, global_batch=20, learning_rate=0.005, evaluate_every=450)
     heard = Recorder()
     result = train(replace(model, checkpoint_every=450), small, str(tmp_path / "heart"), Worker(), heard)
     assert small.samples("train") <= 64
@@ -193,6 +193,24 @@ def test_another_shape_is_refused(data: Snapshot, config: PretrainConfig, tmp_pa
     train(config, data, run, Worker(), Recorder())
     with pytest.raises(IgptError, match="another model shape"):
         train(replace(config, width=64), data, run, Worker(), Recorder())
+
+
+def test_a_finished_run_is_found_prolonged_or_refused(data: Snapshot, config: PretrainConfig, tmp_path: Path) -> None:
+    run = str(tmp_path / "run")
+    assert finished(config, data, run) is None
+    first = train(config, data, run, Worker(), Recorder())
+    assert finished(config, data, run) == first
+    longer = replace(config, steps=40)
+    assert finished(longer, data, run) is None
+    heard = Recorder()
+    assert train(longer, data, run, Worker(), heard).steps == 40
+    assert min(heard.values) > 30
+    with pytest.raises(IgptError, match="it was trained with palette"):
+        finished(config, replace(data, palette_sha256="0" * 64), run)
+    changed = replace(data, source_digest="0")
+    for call in (finished, lambda c, d, r: train(c, d, r, Worker(), Recorder())):
+        with pytest.raises(IgptError, match="it was trained on the snapshot"):
+            call(replace(config, steps=60), changed, run)
 
 
 def test_a_damaged_shard_is_refused_and_a_damaged_cache_mended(data: Snapshot, tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def test_a_dataset_of_another_palette_or_resolution_than_the_model(refreshed: Re
         fails_with(expected, "probe", f"model={refreshed.run}", f"dataset=s3://datasets/{name}")
     run, name = refreshed.run.rsplit("/", 1)
     fails_with(
-        "was trained with palette",
+        "it was trained with palette",
         *("pretrain", "preset=tiny", "layers=2", f"runs={run}", f"name={name}", "steps=60"),
         "dataset=s3://datasets/other-palette",
     )
