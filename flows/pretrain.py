@@ -78,15 +78,20 @@ def pretrain(config: PretrainConfig) -> PretrainOutcome:
     return outcome
 
 
+class _Listener:
+    """Tells MLflow the metrics of a training, and the terminal its warnings."""
+
+    def __init__(self, logger: RunLogger, reporter: Reporter) -> None:
+        self.metrics, self.warn = logger.metrics, reporter.say
+
+
 def _train_and_show(
     config: PretrainConfig, data: Snapshot, run: str, logger: RunLogger, reporter: Reporter
 ) -> PretrainOutcome:
     result = finished(config, data, run)
     if result is None:
-        job = TrainJob(
-            config=config, snapshot=data, run=run, tracking_uri=logger.tracking_uri, mlflow_run=logger.run_id
-        )
-        result = train_on_cluster(job, progress=reporter, warn=reporter.say)
+        job = TrainJob(config=config, snapshot=data, run=run, mlflow_run=logger.run_id)
+        result = train_on_cluster(job, _Listener(logger, reporter), progress=reporter)
     else:
         reporter.say(f"the run {run} is finished already, nothing to train")
     cache = ShardCache(data, config.cache)

@@ -189,6 +189,7 @@ def _ray(home: Path, stack: Stack, ray_folder: Path) -> Service:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         # There is no dashboard. Ray Train would look for its address for twenty seconds when a training ends.
         "RAY_API_SERVER_ADDRESS": f"http://{HOST}:1",
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody takes this machine away
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     }

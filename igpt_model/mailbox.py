@@ -1,34 +1,49 @@
 """Where training workers leave news for the driver. Apart from ray_train.py, so that its actor need not load torch."""
 
+from dataclasses import dataclass
+
 from pipeline.errors import IgptError
 
 
+@dataclass(frozen=True, kw_only=True)
+class News:
+    """What is new since the last reading, but for `step` and `failure`, which stay."""
+
+    step: int | None
+    """Steps done; None before the first."""
+    metrics: list[tuple[int, dict[str, float]]]
+    """Values by step, in the order in which they came."""
+    warnings: list[str]
+    failure: IgptError | None
+
+
 class Mailbox:
-    """An actor in which rank 0 leaves its newest news, and any worker an error that is the user's to mend."""
+    """An actor in which rank 0 leaves its news, and any worker an error that is the user's to mend."""
 
     def __init__(self) -> None:
-        self.step: int | None = None
-        self.metrics: dict[str, float] = {}
-        self.warnings: list[str] = []
-        self.failure: IgptError | None = None
+        self._step: int | None = None
+        self._metrics: list[tuple[int, dict[str, float]]] = []
+        self._warnings: list[str] = []
+        self._failure: IgptError | None = None
 
     def beat(self, step: int) -> None:
         """A step is done."""
-        self.step = step
+        self._step = step
 
-    def tell(self, metrics: dict[str, float]) -> None:
-        """Newer values of some metrics."""
-        self.metrics.update(metrics)
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        """Values of some metrics at a step."""
+        self._metrics.append((step, values))
 
     def warn(self, line: str) -> None:
         """A line for the user."""
-        self.warnings.append(line)
+        self._warnings.append(line)
 
     def fail(self, error: IgptError) -> None:
         """What ended the training; the first is kept."""
-        self.failure = self.failure or error
+        self._failure = self._failure or error
 
-    def read(self) -> tuple[int | None, dict[str, float], list[str], IgptError | None]:
-        """The step (None before the first), the metrics, the warnings since the last reading, and the failure."""
-        warnings, self.warnings = self.warnings, []
-        return self.step, self.metrics, warnings, self.failure
+    def read(self) -> News:
+        """Take what is new."""
+        news = News(step=self._step, metrics=self._metrics, warnings=self._warnings, failure=self._failure)
+        self._metrics, self._warnings = [], []
+        return news

@@ -3,8 +3,8 @@
 import logging
 import threading
 import uuid
-from collections.abc import Callable
-from contextlib import contextmanager, suppress
+from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,8 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from igpt_model.config import PretrainConfig
-from igpt_model.mailbox import Mailbox
-from igpt_model.tracking import RunLogger
-from igpt_model.train import TrainResult, Worker, read_result, train
+from igpt_model.mailbox import Mailbox, News
+from igpt_model.train import Listener, TrainResult, Worker, read_result, train
 from pipeline import ray_cluster, storage
 from pipeline.errors import IgptError
 from pipeline.progress import Progress, silent
@@ -33,19 +32,18 @@ class TrainJob:
     config: PretrainConfig
     snapshot: Snapshot
     run: str
-    tracking_uri: str
     mlflow_run: str
+    """Id of its MLflow run, which its checkpoints keep."""
 
 
 class _Listener:
-    """Rank 0's news, to MLflow and to the driver."""
+    """Sends rank 0's news to the driver, which alone knows MLflow."""
 
-    def __init__(self, logger: RunLogger, mailbox: Any) -> None:
-        self._logger, self._mailbox = logger, mailbox
+    def __init__(self, mailbox: Any) -> None:
+        self._mailbox = mailbox
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
-        self._logger.metrics(step, values)
-        self._mailbox.tell.remote(values)
+        self._mailbox.metrics.remote(step, values)
 
     def warn(self, line: str) -> None:
         self._mailbox.warn.remote(line)
@@ -59,7 +57,7 @@ def _worker_loop(arguments: dict[str, Any]) -> None:
     rank = context.get_world_rank()
     torch.set_num_threads(job.config.cpus_per_worker)
     worker = Worker(rank=rank, world_size=context.get_world_size(), device=get_device())
-    listener = _Listener(RunLogger(job.tracking_uri, job.mlflow_run), mailbox)
+    listener = _Listener(mailbox)
 
     def heartbeat(step: int) -> None:
         if rank == 0:
@@ -72,9 +70,10 @@ def _worker_loop(arguments: dict[str, Any]) -> None:
         ray.get(mailbox.fail.remote(error))
 
 
-def train_on_cluster(job: TrainJob, *, progress: Progress = silent, warn: Callable[[str], None]) -> TrainResult:
+def train_on_cluster(job: TrainJob, listener: Listener, *, progress: Progress = silent) -> TrainResult:
     """Run a training job to its end on the cluster this process is connected to, or continue it.
 
+    `listener` hears in this process; an IgptError that its `metrics` raises is tried again, and raised at the end.
     Raises IgptError when the cluster is too small, when the input is at fault, or when workers died more often than
     `max_restarts` allows; the checkpoints stay, and the same job continues from them.
     """
@@ -100,7 +99,7 @@ def train_on_cluster(job: TrainJob, *, progress: Progress = silent, warn: Callab
         ),
     )
     logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # its failures are told below, in one line
-    with _watch(mailbox, config, progress, warn):
+    with _Watch(mailbox, config, listener, progress) as watch:
         try:
             trainer.fit()
         except SystemExit:
@@ -111,9 +110,8 @@ def train_on_cluster(job: TrainJob, *, progress: Progress = silent, warn: Callab
                 f"{job.run}: training workers died more often than max_restarts {config.max_restarts} allows "
                 f"({_root_cause(error)}); run the same command again to continue from the last checkpoint"
             ) from None
-        failure = ray.get(mailbox.read.remote())[3]
-    if failure is not None:
-        raise failure
+    if watch.failure is not None:
+        raise watch.failure
     storage.delete_tree(storage.join(job.run, "ray"))
     result = read_result(job.run)
     if result is None:
@@ -137,33 +135,52 @@ def _root_cause(error: BaseException) -> str:
     return (lines[-1] if lines else type(error).__name__)[:300]
 
 
-@contextmanager
-def _watch(mailbox: Any, config: PretrainConfig, progress: Progress, warn: Callable[[str], None]) -> Any:
-    """Pass on rank 0's news while the block runs."""
-    ended = threading.Event()
+class _Watch:
+    """Passes on what is in the mailbox while its block runs, and what is left when the block ends in peace."""
 
-    def poll() -> None:
-        while not ended.wait(_POLL_SECONDS):
-            with suppress(ray.exceptions.RayError):
-                step, metrics, warnings, _ = ray.get(mailbox.read.remote(), timeout=5)
-                for line in warnings:
-                    warn(line)
-                if step is None:
-                    progress("start", 0, 0, f"{config.workers} workers")
-                else:
-                    progress("train", step, config.steps, _news(metrics))
+    def __init__(self, mailbox: Any, config: PretrainConfig, listener: Listener, progress: Progress) -> None:
+        self.failure: IgptError | None = None
+        self._mailbox, self._config, self._listener, self._progress = mailbox, config, listener, progress
+        self._untold: deque[tuple[int, dict[str, float]]] = deque()
+        self._newest: dict[str, float] = {}
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._poll, daemon=True, name="training-progress")
 
-    thread = threading.Thread(target=poll, daemon=True, name="training-progress")
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-        ray.kill(mailbox, no_restart=True)
+    def __enter__(self) -> "_Watch":
+        self._progress("start", 0, 0, f"{self._config.workers} workers")
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        try:
+            if kind is None:
+                self._pass_on()
+        finally:
+            ray.kill(self._mailbox, no_restart=True)
+
+    def _poll(self) -> None:
+        while not self._ended.wait(_POLL_SECONDS):
+            with suppress(ray.exceptions.RayError, IgptError):
+                self._pass_on()
+
+    def _pass_on(self) -> None:
+        news: News = ray.get(self._mailbox.read.remote())
+        self.failure = news.failure
+        for line in news.warnings:
+            self._listener.warn(line)
+        for _, values in news.metrics:
+            self._newest.update(values)
+        if news.step is not None:
+            self._progress("train", news.step, self._config.steps, _describe(self._newest))
+        self._untold.extend(news.metrics)
+        while self._untold:
+            self._listener.metrics(*self._untold[0])
+            self._untold.popleft()
 
 
-def _news(metrics: dict[str, float]) -> str:
+def _describe(metrics: dict[str, float]) -> str:
     parts = ["steps"]
     for name, label in (("train_loss", "loss"), ("validation_loss", "validation"), ("images_per_second", "images/s")):
         if name in metrics:

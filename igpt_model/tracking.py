@@ -49,9 +49,16 @@ class RunLogger:
         return f"{self.tracking_uri.rstrip('/')}/#/experiments/{experiment}/runs/{self.run_id}"
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Log values at a step."""
+        """Log values at a step. Raises IgptError when the server does not take them, after the client's own retries."""
         now = int(time.time() * 1000)
-        self._client.log_batch(self.run_id, metrics=[Metric(k, float(v), now, step) for k, v in values.items()])
+        points = [Metric(name, float(value), now, step) for name, value in values.items()]
+        try:
+            self._client.log_batch(self.run_id, metrics=points)
+        except MlflowException as error:
+            raise IgptError(
+                f"MLflow at {self.tracking_uri} does not take the metrics of step {step} ({error.message}); "
+                "when it answers again, run the same command again"
+            ) from None
 
     def tags(self, values: Mapping[str, str]) -> None:
         """Set tags."""

@@ -1,125 +1,93 @@
 """Bad input: each gives one clear line and a non-zero exit, and nothing is half published."""
 
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
 import pytest
 
 from pipeline import storage
-from tests.integration.conftest import Refreshed, igpt
+from tests.integration.conftest import Command, Refreshed, igpt
 
 pytestmark = pytest.mark.services
 
-BUILD = ("dataset", "build", "dataset=s3://datasets/never", "resolution=8", "colours=16")
+DEAD = "127.0.0.1:9"
 
 
-def fails_with(expected: str, *arguments: str, environment: dict[str, str] | None = None) -> None:
-    command = igpt(*arguments, environment=environment, seconds=120)
-    assert command.code == 2, command.out + command.err
-    lines = command.err.strip().splitlines()
-    assert len(lines) == 1, command.err
-    assert lines[0].startswith("igpt: ")
-    assert expected in lines[0]
-    assert "Traceback" not in command.out
-    assert not list(storage.list_files("s3://datasets/never"))
+@dataclass(frozen=True)
+class Case:
+    """A command that must fail. In its arguments stand {digits}, {run}, {runs} and {name} of the refreshed run."""
+
+    expected: str
+    arguments: str
+    environment: dict[str, str] = field(default_factory=dict)
 
 
-@pytest.mark.parametrize(
-    ("override", "expected"),
-    [
-        ("raw=s3://no-such-bucket/x", "the bucket does not exist"),
-        ("raw=s3://raw/no-such-prefix", "nothing is there"),
-        ("raw=/no/such/folder", "nothing is there"),
-    ],
-)
-def test_a_source_that_is_not_there(digits: str, override: str, expected: str) -> None:
-    fails_with(expected, *BUILD, override)
+BUILD = "dataset build dataset=s3://datasets/never resolution=8 colours=16 raw={digits} "
+TRAIN = "pretrain dataset=s3://datasets/refreshed runs=s3://runs/never preset=tiny global_batch=64 "
+PROBE = "probe model={run} "
 
-
-def test_a_prefix_without_a_single_image(digits: str) -> None:
-    storage.write_bytes("s3://raw/texts/a.txt", b"text")
-    fails_with("none of its 1 files is an image", *BUILD, "raw=s3://raw/texts")
-
-
-def test_images_that_are_none(digits: str) -> None:
-    for number in range(5):
-        storage.write_bytes(f"s3://raw/broken/{number}.png", b"not a picture")
-    command = igpt(*BUILD, "raw=s3://raw/broken", "dataset=s3://datasets/broken")
-    assert command.code == 2
-    assert "could be decoded" in command.err
-    assert not storage.exists("s3://datasets/broken/LATEST")
-
-
-def test_wrong_keys(digits: str) -> None:
-    fails_with("refused the credentials", *BUILD, f"raw={digits}", environment={"AWS_SECRET_ACCESS_KEY": "wrong"})
-
-
-def test_a_store_that_does_not_answer(digits: str) -> None:
-    fails_with("does not answer", *BUILD, f"raw={digits}", environment={"AWS_ENDPOINT_URL": "http://127.0.0.1:9"})
-
-
-@pytest.mark.parametrize(
-    ("override", "expected"),
-    [
-        ("resolutoin=8", "unknown field resolutoin"),
-        ("resolution=7", "resolution is 7"),
-        ("colours=1", "colours is 1"),
-        ("colours=64", "distinct colours, fewer than the palette's 64"),
-    ],
-)
-def test_an_impossible_dataset(digits: str, override: str, expected: str) -> None:
-    arguments = [argument for argument in BUILD if argument.split("=")[0] != override.split("=")[0]]
-    fails_with(expected, *arguments, f"raw={digits}", override)
-
-
-@pytest.mark.parametrize(
-    ("override", "expected"),
-    [
-        ("width=65", "width 65 is not divisible by heads"),
-        ("workers=64", "the Ray cluster has"),
-        ("dataset=s3://datasets/nothing", "no dataset snapshot there"),
-        ("snapshot=7", "there is no snapshot 7"),
-    ],
-)
-def test_an_impossible_training(refreshed: Refreshed, override: str, expected: str) -> None:
-    arguments = ["dataset=s3://datasets/refreshed", "runs=s3://runs/never", "preset=tiny", "global_batch=64", override]
-    fails_with(expected, "pretrain", *arguments)
-    assert not list(storage.list_files("s3://runs/never"))
-
-
-@pytest.mark.parametrize(
-    ("variable", "expected", "command"),
-    [
-        ("MLFLOW_TRACKING_URI", "MLflow at http://127.0.0.1:9 does not answer", "pretrain"),
-        ("PREFECT_API_URL", "Prefect at http://127.0.0.1:9 does not answer", "pretrain"),
-        ("RAY_ADDRESS", "Ray at http://127.0.0.1:9 does not answer", "pretrain"),
-    ],
-)
-def test_a_server_that_does_not_answer(refreshed: Refreshed, variable: str, expected: str, command: str) -> None:
-    address = "127.0.0.1:9" if variable == "RAY_ADDRESS" else "http://127.0.0.1:9"
-    fails_with(
-        expected.replace("http://127.0.0.1:9", address),
-        command,
-        "dataset=s3://datasets/refreshed",
-        "runs=s3://runs/never",
-        environment={variable: address},
-    )
-
-
-def test_a_dataset_of_another_palette_or_resolution_than_the_model(refreshed: Refreshed, digits: str) -> None:
-    for name, override, expected in (
-        ("other-palette", "seed=5", "has palette"),
-        ("other-resolution", "resolution=4", "has resolution 4"),
-    ):
-        arguments = [a for a in BUILD[2:] if a.split("=")[0] not in {"dataset", override.split("=")[0]}]
-        fractions = (
-            "validation_fraction=0.2",
-            "test_fraction=0.2",
-            "colours=15" if "palette" in name else "colours=16",
-        )
-        built = igpt(*BUILD[:2], *arguments, *fractions, f"dataset=s3://datasets/{name}", f"raw={digits}", override)
-        assert built.code == 0, built.err
-        fails_with(expected, "probe", f"model={refreshed.run}", f"dataset=s3://datasets/{name}")
-    run, name = refreshed.run.rsplit("/", 1)
-    fails_with(
+CASES = {
+    "no such bucket": Case("the bucket does not exist", BUILD + "raw=s3://no-such-bucket/x"),
+    "no such prefix": Case("nothing is there", BUILD + "raw=s3://raw/no-such-prefix"),
+    "no such folder": Case("nothing is there", BUILD + "raw=/no/such/folder"),
+    "an empty prefix": Case("nothing is there", BUILD + "raw=s3://raw/empty/"),
+    "no image among the files": Case("none of its 1 files is an image", BUILD + "raw=s3://raw/texts"),
+    "images that are none": Case("could be decoded", BUILD + "raw=s3://raw/broken"),
+    "wrong keys": Case("refused the credentials", BUILD, {"AWS_SECRET_ACCESS_KEY": "wrong"}),
+    "no store": Case("does not answer", BUILD, {"AWS_ENDPOINT_URL": f"http://{DEAD}"}),
+    "an unknown field": Case("unknown field resolutoin", BUILD + "resolutoin=8"),
+    "an odd resolution": Case("resolution is 7", BUILD + "resolution=7"),
+    "one colour": Case("colours is 1", BUILD + "colours=1"),
+    "more colours than there are": Case("distinct colours, fewer than the palette's 64", BUILD + "colours=64"),
+    "a width that heads do not divide": Case("width 65 is not divisible by heads", TRAIN + "width=65"),
+    "more workers than CPUs": Case("the Ray cluster has", TRAIN + "workers=64"),
+    "no dataset": Case("no dataset snapshot there", TRAIN + "dataset=s3://datasets/nothing"),
+    "no such snapshot": Case("there is no snapshot 7", TRAIN + "snapshot=7"),
+    "no MLflow": Case(f"MLflow at http://{DEAD} does not answer", TRAIN, {"MLFLOW_TRACKING_URI": f"http://{DEAD}"}),
+    "no Prefect": Case(
+        f"Prefect at http://{DEAD}/api does not answer", TRAIN, {"PREFECT_API_URL": f"http://{DEAD}/api"}
+    ),
+    "no Ray": Case(f"Ray at {DEAD} does not answer", TRAIN, {"RAY_ADDRESS": DEAD}),
+    "a probe with another palette": Case("has palette", PROBE + "dataset=s3://datasets/other-palette"),
+    "a probe at another resolution": Case("has resolution 4", PROBE + "dataset=s3://datasets/other-resolution"),
+    "a longer training on another palette": Case(
         "it was trained with palette",
-        *("pretrain", "preset=tiny", "layers=2", f"runs={run}", f"name={name}", "steps=60"),
-        "dataset=s3://datasets/other-palette",
-    )
+        "pretrain preset=tiny layers=2 runs={runs} name={name} steps=9999 dataset=s3://datasets/other-palette",
+    ),
+}
+OTHERS = {"other-palette": "colours=15", "other-resolution": "resolution=4"}
+
+
+@pytest.fixture(scope="module")
+def outcomes(refreshed: Refreshed, digits: str) -> dict[str, Command]:
+    """How each command ended. Two run at a time: most of what they do is to import libraries on one core."""
+    storage.write_bytes("s3://raw/texts/a.txt", b"text")
+    storage.write_many({f"s3://raw/broken/{number}.png": b"not a picture" for number in range(5)})
+    runs, name = refreshed.run.rsplit("/", 1)
+
+    def run(arguments: str, environment: dict[str, str] | None = None) -> Command:
+        words = arguments.format(digits=digits, run=refreshed.run, runs=runs, name=name).split()
+        return igpt(*words, environment=environment, seconds=200)  # where a field is given twice, the last counts
+
+    with ThreadPoolExecutor(2) as pool:
+        fractions = "validation_fraction=0.2 test_fraction=0.2 "
+        others = [BUILD + fractions + f"dataset=s3://datasets/{name} {field}" for name, field in OTHERS.items()]
+        for built in pool.map(run, others):
+            assert built.code == 0, built.err
+        ended = pool.map(lambda case: run(case.arguments, case.environment), CASES.values())
+        return dict(zip(CASES, ended, strict=True))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bad_input_gives_one_clear_line(name: str, outcomes: dict[str, Command]) -> None:
+    command = outcomes[name]
+    assert command.code == 2, command.out + command.err
+    assert len(command.err.strip().splitlines()) == 1, command.err
+    assert command.err.startswith("igpt: ")
+    assert CASES[name].expected in command.err
+    assert "Traceback" not in command.out
+
+
+def test_bad_input_publishes_nothing(outcomes: dict[str, Command]) -> None:
+    assert not any(file.url.endswith(("LATEST", ".json")) for file in storage.list_files("s3://datasets/never"))
+    assert not list(storage.list_files("s3://runs/never"))

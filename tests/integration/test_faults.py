@@ -11,11 +11,12 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from mlflow import MlflowClient
 
 from flows.local_stack import Stack
 from igpt_model import checkpoint
 from pipeline import storage
-from tests.integration.conftest import IGPT, ROOT, Refreshed, igpt, refresh_config
+from tests.integration.conftest import IGPT, ROOT, Refreshed, igpt
 
 pytestmark = pytest.mark.services
 
@@ -46,67 +47,65 @@ def train_workers(stack: Stack) -> list[psutil.Process]:
     return found
 
 
-def runs(folder: str) -> dict[str, bytes]:
-    """The files of the finished runs in a folder, by their path below the run."""
-    files = {}
-    for file in storage.list_files(folder):
-        files[file.url.split("/", 5)[-1]] = storage.read_bytes(file.url)
-    return files
+def files_of(folder: str) -> dict[str, bytes]:
+    """The files of the only run in a folder, by their path below it."""
+    return {file.url.split("/", 5)[-1]: storage.read_bytes(file.url) for file in storage.list_files(folder)}
 
 
-def test_a_killed_training_worker_costs_nothing_but_time(refreshed: Refreshed, stack: Stack, tmp_path: Path) -> None:
-    config = {**refresh_config("", "killed")["pretrain"], "dataset": "s3://datasets/refreshed", "steps": 200}
-    path = tmp_path / "pretrain.yaml"
-    path.write_text(yaml.safe_dump(config))
+def has_checkpoint(folder: str, step: int) -> Callable[[], bool]:
+    return lambda: any(file.url.endswith(f"{step:08d}.json") for file in storage.list_files(folder))
+
+
+@pytest.fixture(scope="module")
+def stopped(refreshed: Refreshed, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str, int]:
+    """The training of the refreshed run once more in another folder, stopped by Ctrl-C: config, what it said, code."""
+    config = {**refreshed.config["pretrain"], "dataset": "s3://datasets/refreshed", "runs": "s3://runs/stopped"}
+    path = tmp_path_factory.mktemp("stopped") / "pretrain.yaml"
+    path.write_text(yaml.safe_dump({**config, "experiment": "stopped"}))
     process = start("pretrain", "--config", str(path))
+    wait_for(has_checkpoint("s3://runs/stopped", 40), process)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=90)
+    return path, out, err, process.returncode
 
-    def two_checkpoints() -> bool:
-        marks = [file for file in storage.list_files("s3://runs/killed") if file.url.endswith("00040.json")]
-        return bool(marks)
 
-    wait_for(two_checkpoints, process)
+def mlflow_status(stack: Stack) -> str:
+    """The status of the one run of the experiment."""
+    client = MlflowClient(stack.mlflow_url)
+    experiment = client.get_experiment_by_name("stopped")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    return run.info.status
+
+
+def test_ctrl_c_in_the_training_is_one_line_and_closes_its_run(stopped: tuple, stack: Stack) -> None:
+    _, out, err, code = stopped
+    assert code == 130, out + err
+    assert err.strip().splitlines()[-1].startswith("igpt: interrupted")
+    assert "Traceback" not in out + err
+    assert "result.json" not in files_of("s3://runs/stopped")
+    assert mlflow_status(stack) == "KILLED"
+
+
+def test_the_same_command_continues_and_a_killed_worker_costs_nothing_but_time(
+    stopped: tuple, refreshed: Refreshed, stack: Stack
+) -> None:
+    path, *_ = stopped
+    process = start("pretrain", "--config", str(path))
+    wait_for(has_checkpoint("s3://runs/stopped", 80), process)
     victims = train_workers(stack)
     assert len(victims) == 2
     victims[1].send_signal(signal.SIGKILL)
     out, err = process.communicate(timeout=200)
     assert process.returncode == 0, out + err
-    killed = runs("s3://runs/killed")
-    undisturbed = igpt("pretrain", "--config", str(path), "runs=s3://runs/undisturbed")
-    assert undisturbed.code == 0, undisturbed.err
-    calm = runs("s3://runs/undisturbed")
-    results = [json.loads(files["result.json"]) for files in (killed, calm)]
-    assert [result["restarts"] for result in results] == [1, 0]
-    assert results[0]["images"] == results[1]["images"] == 200 * 32
-    assert results[0]["validation_loss"] == results[1]["validation_loss"]
-    weights = "checkpoints/00000200/weights.safetensors"
-    assert killed[weights] == calm[weights]
-
-
-def test_ctrl_c_in_the_training_is_one_line_and_the_same_command_continues(
-    refreshed: Refreshed, stack: Stack, tmp_path: Path
-) -> None:
-    from mlflow import MlflowClient
-
-    config = {**refresh_config("", "stopped")["pretrain"], "dataset": "s3://datasets/refreshed", "steps": 400}
-    path = tmp_path / "pretrain.yaml"
-    path.write_text(yaml.safe_dump(config))
-    process = start("pretrain", "--config", str(path))
-    wait_for(lambda: any(f.url.endswith("00020.json") for f in storage.list_files("s3://runs/stopped")), process)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=90)
-    assert process.returncode == 130, out + err
-    assert err.strip().splitlines()[-1].startswith("igpt: interrupted")
-    assert "Traceback" not in out + err
-    client = MlflowClient(stack.mlflow_url)
-    experiment = client.get_experiment_by_name("stopped")
-    assert experiment is not None
-    (run,) = client.search_runs([experiment.experiment_id])
-    assert run.info.status == "KILLED"
-    again = igpt("pretrain", "--config", str(path))
-    assert again.code == 0, again.err
-    (run,) = client.search_runs([experiment.experiment_id])
-    assert run.info.status == "FINISHED"
-    assert json.loads(runs("s3://runs/stopped")["result.json"])["restarts"] == 1
+    disturbed, calm = files_of("s3://runs/stopped"), files_of("s3://runs/refreshed")
+    results = [json.loads(files["result.json"]) for files in (disturbed, calm)]
+    assert [result["restarts"] for result in results] == [2, 0]
+    for name in ("images", "validation_loss", "steps"):
+        assert results[0][name] == results[1][name]
+    weights = f"checkpoints/{results[0]['steps']:08d}/weights.safetensors"
+    assert disturbed[weights] == calm[weights]
+    assert mlflow_status(stack) == "FINISHED"
 
 
 def test_ctrl_c_in_the_build_publishes_nothing_and_a_rerun_completes_it(digits: str, stack: Stack) -> None:
@@ -128,12 +127,17 @@ def test_ctrl_c_in_the_build_publishes_nothing_and_a_rerun_completes_it(digits: 
 
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(refreshed: Refreshed, tmp_path: Path) -> None:
     copy = "s3://runs/damaged"
-    for file in storage.list_files(refreshed.run):
-        storage.write_bytes(file.url.replace(refreshed.run, copy), storage.read_bytes(file.url))
-    newest = f"{copy}/checkpoints/00000040/weights.safetensors"
+    storage.write_many(
+        {
+            file.url.replace(refreshed.run, copy): storage.read_bytes(file.url)
+            for file in storage.list_files(refreshed.run)
+        }
+    )
+    *_, before, last = checkpoint.marked_steps(copy)
+    newest = f"{copy}/checkpoints/{last:08d}/weights.safetensors"
     storage.write_bytes(newest, storage.read_bytes(newest)[:-100])
     lines: list[str] = []
     found = checkpoint.load_newest(copy, tmp_path, warn=lines.append)
     assert found is not None
-    assert found.state.step == 20
-    assert len(lines) == 1 and "step 40 is damaged" in lines[0]
+    assert found.state.step == before
+    assert len(lines) == 1 and f"step {last} is damaged" in lines[0]

@@ -79,7 +79,7 @@ def test_the_mlflow_run_has_config_lineage_curves_and_pictures(refreshed: Refres
     (run,) = client.search_runs([experiment.experiment_id])
     data = snapshot.read("s3://datasets/refreshed")
     assert run.info.status == "FINISHED"
-    assert run.data.params["steps"] == "40"
+    assert run.data.params["steps"] == "160"
     assert run.data.params["model.resolution"] == "8"
     assert run.data.tags["igpt.manifest_digest"] == data.digest
     assert run.data.tags["igpt.palette_sha256"] == data.palette_sha256
@@ -87,9 +87,9 @@ def test_the_mlflow_run_has_config_lineage_curves_and_pictures(refreshed: Refres
     (dataset,) = run.inputs.dataset_inputs
     assert dataset.dataset.digest == data.digest[:12]
     losses = {metric.step: metric.value for metric in client.get_metric_history(run.info.run_id, "train_loss")}
-    assert losses[40] < losses[10] < math.log(16)
+    assert losses[160] < losses[10] < math.log(16)
     validation = client.get_metric_history(run.info.run_id, "validation_loss")
-    assert [metric.step for metric in validation] == [20, 40]
+    assert [metric.step for metric in validation] == [80, 160]
     assert validation[-1].value == refreshed.result["validation_loss"]
     curve = client.get_metric_history(run.info.run_id, "probe_test_accuracy")
     assert sorted(metric.step for metric in curve) == [0, 1, 2]
