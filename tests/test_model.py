@@ -57,7 +57,7 @@ def test_initial_weights_have_openais_deviations() -> None:
 
 def test_an_untrained_model_is_as_good_as_uniform() -> None:
     tokens = some_tokens()
-    assert float(autoregressive_loss(ImageGPT(SMALL)(tokens), tokens)) == pytest.approx(math.log(11), abs=1e-5)
+    assert autoregressive_loss(ImageGPT(SMALL)(tokens), tokens).item() == pytest.approx(math.log(11), abs=1e-5)
 
 
 def test_no_pixel_sees_itself_or_a_later_one(model: ImageGPT) -> None:
