@@ -10,6 +10,7 @@ from typer.exceptions import TyperException
 
 from flows import configuration, local_stack, preflight, settings
 from flows.console import console
+from flows.demo_config import demo_config
 from igpt_model.config import PretrainConfig, ProbeConfig
 from pipeline.config import DatasetConfig
 from pipeline.errors import IgptError
@@ -45,13 +46,13 @@ def demo(
 ) -> None:
     """Start the services and run the main job on real images, handwritten digits unless --raw says otherwise."""
     folder = _prepare(home)
+    config = demo_config(raw, overrides or [])
     console.print("Starting S3, Prefect, MLflow and Ray on loopback")
     stack = local_stack.up(folder, report=_say)
     settings.use(stack)
     try:
         from flows import demo as demos  # noqa: PLC0415 (Prefect reads its settings when it is imported)
 
-        config = demos.check(demos.demo_config(raw, overrides or []))
         console.print(
             f"Running the main job; watch it at {stack.prefect_url} (Prefect) and {stack.mlflow_url} (MLflow)"
         )

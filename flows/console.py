@@ -18,6 +18,7 @@ class Reporter:
         self._stage = stage
         self._step = ""
         self._line = ""
+        self._told = ""  # what was printed last, without the time
         self._began = self._printed = time.monotonic()
         self._moving = sys.stdout.isatty()
 
@@ -27,12 +28,15 @@ class Reporter:
             self._finish_line()
             self._step, self._began, self._printed = step, now, now
         count = f"{done:,} of {total:,} {detail}" if total else f"{done:,} {detail}" if done else detail
-        self._line = f"  {self._stage}: {' '.join(f'{step} {count}'.split())} ({now - self._began:.0f} s)"
+        text = " ".join(f"  {self._stage}: {step} {count}".split())
+        if text == self._told:
+            return
+        self._line = f"  {text} ({now - self._began:.0f} s)"
         if self._moving:
             self._overwrite(self._line)
         elif now - self._printed >= _PLAIN_SECONDS:
             self._print(self._line)
-            self._printed = now
+            self._printed, self._line, self._told = now, "", text
 
     def say(self, line: str) -> None:
         """Print a line that stays."""

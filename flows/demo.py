@@ -4,7 +4,7 @@ import io
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,67 +13,12 @@ from PIL import Image
 from prefect import flow
 from rich.text import Text
 
-from flows import configuration
 from flows.configuration import RefreshConfig
 from flows.console import Reporter, console
+from flows.demo_config import DIGITS_URL
 from flows.memory import StageMeter
 from flows.refresh import RefreshOutcome, run_stages
 from pipeline import storage
-from pipeline.errors import IgptError
-
-_DIGITS_URL = "s3://raw/digits"
-
-# Small enough for two cores and five minutes; what each demo can show is in the README.
-_COMMON: dict[str, Any] = {
-    "pretrain": {
-        "runs": "s3://runs/demo",
-        "warmup_steps": 50,
-        "workers": 2,
-        "evaluate_every": 100,
-        "checkpoint_every": 200,
-        "experiment": "demo",
-    },
-}
-_DIGITS: dict[str, Any] = {
-    "dataset": {
-        "raw": _DIGITS_URL,
-        "dataset": "s3://datasets/digits",
-        "resolution": 8,
-        "colours": 16,
-        "samples_per_shard": 256,
-        "validation_fraction": 0.1,
-        "test_fraction": 0.2,
-    },
-    "pretrain": {"preset": "tiny", "steps": 500, "global_batch": 64, "model_name": "igpt-digits"},
-}
-_IMAGES: dict[str, Any] = {
-    "dataset": {
-        "resolution": 16,
-        "colours": 128,
-        "samples_per_shard": 4096,
-        "validation_fraction": 0.02,
-        "test_fraction": 0.04,
-    },
-    "pretrain": {"preset": "tiny", "steps": 600, "global_batch": 32, "model_name": "igpt-images"},
-}
-
-
-def demo_config(raw: str | None, overrides: Sequence[str]) -> RefreshConfig:
-    """The demo's configuration: for the digits without `raw`, else for anyone's images, then the overrides."""
-    fields = _merge(_COMMON, _DIGITS if raw is None else _IMAGES)
-    if raw is not None:
-        raw = storage.absolute(raw)
-        name = Path(raw.rstrip("/")).name.removesuffix(".tar") or "images"
-        fields = _merge(fields, {"dataset": {"raw": raw, "dataset": f"s3://datasets/{name}"}})
-    return configuration.load_fields(RefreshConfig, fields, overrides)
-
-
-def _merge(base: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for name, value in more.items():
-        both = isinstance(value, dict) and isinstance(merged.get(name), dict)
-        merged[name] = _merge(merged[name], value) if both else value
-    return merged
 
 
 def encode_digits(url: str) -> dict[str, bytes]:
@@ -91,8 +36,8 @@ def encode_digits(url: str) -> dict[str, bytes]:
 
 def upload_digits() -> None:
     """Put the digits into the bucket, as a data engineer would have."""
-    contents = encode_digits(_DIGITS_URL)
-    there = {file.url for file in storage.list_files(_DIGITS_URL)}
+    contents = encode_digits(DIGITS_URL)
+    there = {file.url for file in storage.list_files(DIGITS_URL)}
     missing = {url: data for url, data in contents.items() if url not in there}
     if missing:
         storage.write_many(missing)
@@ -102,11 +47,11 @@ def upload_digits() -> None:
 def demo(config: RefreshConfig, roots: list[int], folder: Path) -> None:
     """A refresh whose outcome is summed up in a folder and on the terminal."""
     meter = StageMeter(roots)
-    if config.dataset.raw == _DIGITS_URL:
+    if config.dataset.raw == DIGITS_URL:
         reporter = Reporter("upload")
         with meter.measure("upload"):
             upload_digits()
-        reporter.say(f"1,797 handwritten digits are in {_DIGITS_URL} as PNG files")
+        reporter.say(f"1,797 handwritten digits are in {DIGITS_URL} as PNG files")
     outcome = run_stages(config, meter)
     folder.mkdir(parents=True, exist_ok=True)
     pictures = {
@@ -218,11 +163,3 @@ def show(summary: dict[str, Any], path: Path) -> None:
 
 def _percents(shares: Sequence[float]) -> str:
     return "  ".join(f"{share:.1%}" for share in shares)
-
-
-def check(config: RefreshConfig) -> RefreshConfig:
-    """Refuse a source that is not there before anything is started; the digits are uploaded by the demo itself."""
-    raw = config.dataset.raw
-    if "://" not in raw and not Path(raw).exists():
-        raise IgptError(f"{raw}: nothing is there; give the folder or tar file that holds the images")
-    return replace(config)

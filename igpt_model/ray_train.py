@@ -147,7 +147,6 @@ class _Watch:
         self._thread = threading.Thread(target=self._poll, daemon=True, name="training-progress")
 
     def __enter__(self) -> "_Watch":
-        self._progress("start", 0, 0, f"{self._config.workers} workers")
         self._thread.start()
         return self
 
@@ -172,7 +171,9 @@ class _Watch:
             self._listener.warn(line)
         for _, values in news.metrics:
             self._newest.update(values)
-        if news.step is not None:
+        if news.step is None:
+            self._progress("start", 0, 0, f"{self._config.workers} workers")
+        else:
             self._progress("train", news.step, self._config.steps, _describe(self._newest))
         self._untold.extend(news.metrics)
         while self._untold:
