@@ -42,7 +42,7 @@ _IMAGES: dict[str, Any] = {
         "validation_fraction": 0.02,
         "test_fraction": 0.04,
     },
-    "pretrain": {"preset": "tiny", "steps": 600, "global_batch": 32, "model_name": "igpt-images"},
+    "pretrain": {"preset": "tiny", "steps": 1000, "global_batch": 32, "model_name": "igpt-images"},
 }
 
 
