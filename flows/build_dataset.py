@@ -31,7 +31,7 @@ def build_dataset(config: DatasetConfig) -> BuildResult:
 def describe(result: BuildResult) -> str:
     """One line on what a build ended with."""
     snapshot = result.snapshot
-    reasons = "".join(f", {count} {reason}" for reason, count in snapshot.rejected.items())
+    reasons = ", ".join(f"{count} {reason}" for reason, count in snapshot.rejected.items())
     state = "is unchanged" if result.unchanged else "is published"
     return (
         f"snapshot {snapshot.number} {state}: {snapshot.samples():,} of {result.images_in:,} images in "

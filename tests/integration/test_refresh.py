@@ -27,6 +27,8 @@ def test_nothing_but_progress_is_printed(refreshed: Refreshed) -> None:
     assert "registered models:/refreshed/1" in refreshed.command.out
     for stage in ("dataset:", "pretrain:", "probe:", "register:"):
         assert stage in refreshed.command.out
+    assert ": 400 of 401 images in " in refreshed.command.out
+    assert "1 rejected (1 truncated)\n" in refreshed.command.out
 
 
 def test_every_image_is_in_one_shard_or_in_quarantine(refreshed: Refreshed, digits: str) -> None:
