@@ -3,7 +3,6 @@
 import logging
 import socket
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
@@ -73,42 +72,31 @@ def map_tasks(
 
     What is `shared` is put once into the object store of each node and read there without a copy. As many tasks are in
     flight as the cluster runs at a time and as many again, so that memory does not grow with the number of calls. A
-    task lost with its worker or node is run again; what the function itself raises is raised here, once.
+    task lost with its worker or node is run again; what the function itself raises is raised here, once. The tasks that
+    are in flight then run on until this process disconnects or ends: ray.cancel is no choice, Ray 2.60 aborts the
+    process when a task ends while it is being cancelled.
     """
     remote = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=_TASK_RETRIES)(function)
     references = tuple(ray.put(value) for value in shared)
     limit = max(2, 2 * int(total_resources().get("CPU", 1) / max(num_cpus, 0.01)))
     waiting = enumerate(calls)
     in_flight: dict[Any, int] = {}
-    with _cancel_on_error(in_flight):
-        while True:
-            for number, call in waiting:
-                in_flight[remote.remote(*call, *references)] = number
-                if len(in_flight) >= limit:
-                    break
-            if not in_flight:
-                return
-            (done, *_), _ = ray.wait(list(in_flight), num_returns=1)
-            number = in_flight.pop(done)
-            try:
-                result = ray.get(done)
-            except RayTaskError as error:
-                raise _cause(error) from None
-            yield number, result
+    while True:
+        for number, call in waiting:
+            in_flight[remote.remote(*call, *references)] = number
+            if len(in_flight) >= limit:
+                break
+        if not in_flight:
+            return
+        (done, *_), _ = ray.wait(list(in_flight), num_returns=1)
+        number = in_flight.pop(done)
+        try:
+            result = ray.get(done)
+        except RayTaskError as error:
+            raise _cause(error) from None
+        yield number, result
 
 
 def _cause(error: RayTaskError) -> BaseException:
     """The exception that the task's function raised, without Ray's wrapping when it is meant for the user."""
     return error.cause if isinstance(error.cause, IgptError) else error
-
-
-@contextmanager
-def _cancel_on_error(in_flight: dict[Any, int]) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        for reference in in_flight:
-            with suppress(Exception):
-                # Not by force: Ray 2.60 aborts this process when a task ends while its worker is being killed.
-                ray.cancel(reference)
-        raise

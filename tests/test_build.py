@@ -365,12 +365,12 @@ def test_an_error_for_the_user_reaches_him_unwrapped() -> None:
 
 def test_a_failing_task_leaves_the_driver_and_the_cluster_alive() -> None:
     def fail_at_nine(number: int) -> int:
-        time.sleep(0.002 * (number % 5))  # so that neighbours end while the others are cancelled
+        time.sleep(0.002 * (number % 5))  # so that neighbours end at the time of the failure
         if number == 9:
             raise IgptError("nine is refused")
         return number
 
-    for _ in range(5):
+    for _ in range(20):
         with pytest.raises(IgptError, match="nine is refused"):
             list(ray_cluster.map_tasks(fail_at_nine, [(number,) for number in range(40)]))
     assert len(list(ray_cluster.map_tasks(fail_at_nine, [(number,) for number in range(9)]))) == 9
