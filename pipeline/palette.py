@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,6 +14,11 @@ from pipeline.errors import IgptError
 _BITS = 6
 _CELLS = 1 << (3 * _BITS)
 _FIT_ITERATIONS = 60
+# The table is filled in cubes of this side; smaller ones have fewer candidates and more overhead each.
+_LEAF = 8
+# What is worked on at a time: candidates while cubes are cut, colours in the leaves. Bounds of memory and cache.
+_GROUP_CANDIDATES = 1 << 17
+_LEAF_COLOURS = 1 << 15
 
 
 class ColourHistogram:
@@ -76,38 +82,106 @@ def lookup_table(palette_K3: np.ndarray) -> np.ndarray:
     """The nearest palette colour of every 24-bit colour: uint16 [2^24], indexed by r << 16 | g << 8 | b.
 
     Exact: equal to comparing every colour with every palette colour, squared distances in float64 and the lowest index
-    among equals. The colour cube is cut into 4096 cubes of side 16; for each, only those palette colours are compared
-    that can be nearest to some point of it: whose least distance to the cube does not exceed the smallest of all
-    greatest distances.
+    among equals. The colour cube is halved in every direction until the cubes have the side `_LEAF`; each keeps of its
+    parent's palette colours only those that are nearest to some point of it (see `_halve`), and the colours of a leaf
+    are compared with what is left: a handful of 512.
     """
     rgb_K3 = to_rgb(palette_K3)
-    side = 16
-    steps = np.arange(0, 256, side)
-    # Per channel and position of the cube: squared distance of each palette colour to the nearest and farthest value.
-    low, high = steps[:, None, None], steps[:, None, None] + side - 1
-    values = rgb_K3.T[None]  # [1, 3, K]
-    nearest = np.maximum(np.maximum(low - values, values - high), 0) ** 2  # [16, 3, K]
-    farthest = np.maximum(np.abs(low - values), np.abs(high - values)) ** 2
-    levels = np.arange(256, dtype=np.float64)
-    squared = (levels[:, None, None] - values) ** 2  # [256, 3, K]
     table = np.empty((256, 256, 256), np.uint16)
-    for r, r0 in enumerate(steps):
-        for g, g0 in enumerate(steps):
-            near_rg, far_rg = nearest[r, 0] + nearest[g, 1], farthest[r, 0] + farthest[g, 1]
-            for b, b0 in enumerate(steps):
-                bound = (far_rg + farthest[b, 2]).min()
-                # The slack covers the rounding of the bound itself; one candidate too few would be wrong.
-                candidates = np.flatnonzero(near_rg + nearest[b, 2] <= bound * (1 + 1e-9) + 1e-9)
-                cube = (slice(r0, r0 + side), slice(g0, g0 + side), slice(b0, b0 + side))
-                if len(candidates) == 1:
-                    table[cube] = candidates[0]
-                    continue
-                red = squared[cube[0], 0][:, candidates]
-                green = squared[cube[1], 1][:, candidates]
-                blue = squared[cube[2], 2][:, candidates]
-                distance = (red[:, None, None] + green[None, :, None]) + blue[None, None]
-                table[cube] = candidates[distance.argmin(-1)]
+    # Depth first over groups of cubes, so that memory does not grow with the number of leaves.
+    waiting = [_Cubes(256, np.zeros((1, 3), np.int64), np.array([len(rgb_K3)]), np.arange(len(rgb_K3)))]
+    while waiting:
+        cubes = waiting.pop()
+        if cubes.side == _LEAF:
+            _fill_leaves(table, cubes, rgb_K3)
+        else:
+            waiting.extend(_halve(cubes, rgb_K3).groups())
     return table.reshape(-1)
+
+
+@dataclass(frozen=True)
+class _Cubes:
+    """Cubes of one side in the colour cube, each with the palette colours that may be nearest in it."""
+
+    side: int
+    origins_C3: np.ndarray  # int64, the lowest corner of each
+    counts_C: np.ndarray  # int64, how many candidates each has
+    candidates_P: np.ndarray  # int64, palette indices: those of the first cube, ascending, then of the second, ...
+
+    def groups(self) -> list["_Cubes"]:
+        """The same cubes in groups with a bounded number of candidates, or of one cube."""
+        ends_C = np.cumsum(self.counts_C)
+        group_C = (ends_C - 1) // _GROUP_CANDIDATES
+        cuts = np.flatnonzero(np.diff(group_C)) + 1
+        return [
+            _Cubes(self.side, origins, counts, candidates)
+            for origins, counts, candidates in zip(
+                np.split(self.origins_C3, cuts),
+                np.split(self.counts_C, cuts),
+                np.split(self.candidates_P, ends_C[cuts - 1]),
+                strict=True,
+            )
+        ]
+
+
+def _halve(cubes: _Cubes, rgb_K3: np.ndarray) -> _Cubes:
+    """Cut every cube into eight and drop the candidates that are nearest to no point of a part.
+
+    A palette colour a is dropped when the one nearest to the part's centre, b, is nearer than a in the whole part.
+    |x - b|^2 - |x - a|^2 is linear in x, so its largest value over the part stands at a corner, and is a sum of one
+    term per channel.
+    """
+    side = cubes.side // 2
+    corners_83 = np.stack(np.meshgrid(*[[0, side]] * 3, indexing="ij"), -1).reshape(8, 3)
+    origins_C3 = (cubes.origins_C3[:, None] + corners_83).reshape(-1, 3)
+    counts_C = np.repeat(cubes.counts_C, 8)
+    starts_C = np.cumsum(counts_C) - counts_C
+    parent_starts_C = np.repeat(np.cumsum(cubes.counts_C) - cubes.counts_C, 8)
+    cube_P = np.repeat(np.arange(len(counts_C)), counts_C)
+    candidates_P = cubes.candidates_P[np.arange(len(cube_P)) + (parent_starts_C - starts_C)[cube_P]]
+    a_P3 = rgb_K3[candidates_P]
+    distance_P = ((a_P3 - (origins_C3 + (side - 1) / 2)[cube_P]) ** 2).sum(1)
+    least_C = np.minimum.reduceat(distance_P, starts_C)
+    at_least = np.flatnonzero(distance_P == least_C[cube_P])
+    nearest_C = np.empty(len(counts_C), np.int64)
+    nearest_C[cube_P[at_least]] = candidates_P[at_least]  # any of equals will do
+    b_P3 = rgb_K3[nearest_C][cube_P]
+    low_P3 = origins_C3[cube_P]
+    towards_a_P3 = 2 * (a_P3 - b_P3)
+    at_best_corner_P3 = np.where(towards_a_P3 > 0, low_P3 + side - 1, low_P3) * towards_a_P3
+    advantage_P = at_best_corner_P3.sum(1) + ((b_P3 - a_P3) * (b_P3 + a_P3)).sum(1)
+    # The slack covers the rounding of this sum, and keeps equals: one candidate too few would be wrong.
+    kept_P = advantage_P >= -1e-6
+    return _Cubes(side, origins_C3, np.bincount(cube_P[kept_P], minlength=len(counts_C)), candidates_P[kept_P])
+
+
+def _fill_leaves(table: np.ndarray, leaves: _Cubes, rgb_K3: np.ndarray) -> None:
+    """Compare the colours of each leaf with its candidates, and enter the nearest in the table, uint16 [256]^3."""
+    side = leaves.side
+    per_axis = 256 // side
+    blocks = table.reshape(per_axis, side, per_axis, side, per_axis, side).transpose(0, 2, 4, 1, 3, 5)
+    starts_C = np.cumsum(leaves.counts_C) - leaves.counts_C
+    steps = np.arange(side)
+    for count in np.unique(leaves.counts_C):
+        alike = np.flatnonzero(leaves.counts_C == count)
+        for part in np.array_split(alike, -(-len(alike) * side**3 // _LEAF_COLOURS)):
+            candidates_MN = leaves.candidates_P[starts_C[part, None] + np.arange(count)]
+            place = tuple((leaves.origins_C3[part] // side).T)
+            if count == 1:
+                blocks[place] = candidates_MN[:, :, None, None]
+                continue
+            levels_MS3 = leaves.origins_C3[part, None] + steps[:, None]
+            squared_NMS3 = (levels_MS3 - rgb_K3[candidates_MN.T][:, :, None]) ** 2
+            # One candidate after the other over a chunk that the processor's cache holds: faster than argmin.
+            best = np.full((len(part), side, side, side), np.inf)
+            nearest = np.zeros(best.shape, np.int64)
+            for number, squared_MS3 in enumerate(squared_NMS3):
+                red, green, blue = (squared_MS3[..., channel] for channel in range(3))
+                distance = (red[:, :, None, None] + green[:, None, :, None]) + blue[:, None, None]
+                nearer = distance < best
+                np.copyto(best, distance, where=nearer)
+                np.copyto(nearest, number, where=nearer)
+            blocks[place] = np.take_along_axis(candidates_MN[:, None, None], nearest, -1)
 
 
 def quantize(pixels: np.ndarray, table: np.ndarray) -> np.ndarray:
