@@ -26,7 +26,7 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen, seconds: 
     while not condition():
         assert process.poll() is None, "the command ended before it could be disturbed"
         assert time.monotonic() < deadline
-        time.sleep(0.1)
+        time.sleep(0.02)
 
 
 def start(*arguments: str) -> subprocess.Popen:
@@ -92,9 +92,10 @@ def test_the_same_command_continues_and_a_killed_worker_costs_nothing_but_time(
 ) -> None:
     path, *_ = stopped
     process = start("pretrain", "--config", str(path))
-    wait_for(has_checkpoint("s3://runs/stopped", 80), process)
+    # Found while they start: the steps that are left when the checkpoint appears take a second, and so may looking.
+    wait_for(lambda: len(train_workers(stack)) == 2, process)
     victims = train_workers(stack)
-    assert len(victims) == 2
+    wait_for(has_checkpoint("s3://runs/stopped", 80), process)
     victims[1].send_signal(signal.SIGKILL)
     out, err = process.communicate(timeout=200)
     assert process.returncode == 0, out + err
