@@ -36,6 +36,11 @@ class RefreshConfig:
                 raise IgptError(f"{name} is {value!r}: in a refresh it is the dataset just built, leave it out")
         if self.probe.model or self.pretrain.snapshot is not None or self.probe.snapshot is not None:
             raise IgptError("probe.model, pretrain.snapshot and probe.snapshot: a refresh sets them, leave them out")
+        if self.pretrain.class_conditional:
+            raise IgptError(
+                "pretrain.class_conditional is set: a refresh probes features, and those of a class-conditional model "
+                "are told the class; train it with `igpt pretrain`"
+            )
 
 
 def load(kind: type[Config], path: Path | None, overrides: Sequence[str] = ()) -> Config:

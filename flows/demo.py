@@ -55,8 +55,7 @@ def demo(config: RefreshConfig, roots: list[int], folder: Path) -> None:
     outcome = run_stages(config, meter)
     folder.mkdir(parents=True, exist_ok=True)
     pictures = {
-        "samples.png": outcome.pretrain.sample_sheet,
-        "completions.png": outcome.pretrain.completion_sheet,
+        **{f"{name}.png": picture for name, picture in outcome.pretrain.sheets.items()},
         "loss.png": outcome.pretrain.loss_curve,
         "probe.png": outcome.probe.curve,
     }

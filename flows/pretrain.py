@@ -1,8 +1,6 @@
 """The flow that trains an Image GPT on a dataset snapshot, and shows what it learnt."""
 
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from prefect import flow
@@ -12,19 +10,21 @@ from prefect.runtime import flow_run
 
 from flows import settings
 from flows.console import Reporter
-from igpt_model import checkpoint, curves, pictures, tracking
+from igpt_model import curves, pictures, tracking
 from igpt_model.config import PretrainConfig
 from igpt_model.data import ShardCache
 from igpt_model.model_folder import ModelFolder
+from igpt_model.model_source import load_run
 from igpt_model.objective import Baselines, TokenCounts
 from igpt_model.ray_train import TrainJob, train_on_cluster
 from igpt_model.tracking import RunLogger
-from igpt_model.train import TrainResult, finished
+from igpt_model.train_result import TrainResult, finished
 from pipeline import ray_cluster, snapshot, storage
 from pipeline.errors import IgptError
+from pipeline.shards import ShardView
 from pipeline.snapshot import Snapshot
 
-_COMPLETED_IMAGES = 6
+_SHOWN_IMAGES = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +38,8 @@ class PretrainOutcome:
     baselines: Baselines
     mlflow_run: str
     mlflow_url: str
-    sample_sheet: bytes
-    completion_sheet: bytes
+    sheets: dict[str, bytes]
+    """What it has learnt to draw, by name: samples and completions, or what suits another kind of model."""
     loss_curve: bytes
 
 
@@ -97,8 +97,7 @@ def _train_and_show(
     cache = ShardCache(data, config.cache)
     baselines = _count(data, cache, "train").baselines(_count(data, cache, "validation"))
     folder = load_run(run)
-    held_out = cache.open(data.of_split("validation")[0]).tokens_NHW[:_COMPLETED_IMAGES]
-    samples, completions = _draw(folder, held_out.reshape(len(held_out), -1), config.seed, reporter)
+    sheets = _draw(folder, cache.open(data.of_split("validation")[0]), config.seed, reporter)
     levels = {
         "uniform": baselines.uniform,
         "unigram": baselines.unigram,
@@ -106,8 +105,8 @@ def _train_and_show(
     }
     names = {"training": "train_loss", "validation": "validation_loss"}
     loss_curve = curves.loss_curve({label: logger.metric_history(name) for label, name in names.items()}, levels)
-    logger.picture(samples, "samples.png")
-    logger.picture(completions, "completions.png")
+    for name, picture in sheets.items():
+        logger.picture(picture, f"{name}.png")
     logger.file(loss_curve, "loss.png")
     logger.metrics(
         result.steps, {f"baseline_{name.replace('-', '_').replace(' ', '_')}": v for name, v in levels.items()}
@@ -119,8 +118,7 @@ def _train_and_show(
         baselines=baselines,
         mlflow_run=logger.run_id,
         mlflow_url=logger.url,
-        sample_sheet=pictures.to_png(samples),
-        completion_sheet=pictures.to_png(completions),
+        sheets={name: pictures.to_png(picture) for name, picture in sheets.items()},
         loss_curve=loss_curve,
     )
 
@@ -132,24 +130,18 @@ def _count(data: Snapshot, cache: ShardCache, split: str) -> TokenCounts:
     return counts
 
 
-def _draw(folder: ModelFolder, tokens_NT: np.ndarray, seed: int, reporter: Reporter) -> tuple[np.ndarray, np.ndarray]:
-    """The sheets of samples and of completions, each drawn by a task of its own."""
-    calls = [(folder, None, seed), (folder, tokens_NT, seed)]
-    sheets: list[np.ndarray] = [np.empty(0)] * len(calls)
-    reporter("draw", 0, len(calls), "pictures")
+def _draw(folder: ModelFolder, held_out: ShardView, seed: int, reporter: Reporter) -> dict[str, np.ndarray]:
+    """The sheets that show a model, each drawn by a task of its own."""
+    tokens_NHW, labels_N = held_out.tokens_NHW[:_SHOWN_IMAGES], held_out.labels_N[:_SHOWN_IMAGES]
+    tokens_NT = tokens_NHW.reshape(len(tokens_NHW), -1)
+    names = pictures.sheet_names(folder)
+    sheets: dict[str, np.ndarray] = {}
+    reporter("draw", 0, len(names), "pictures")
+    calls = ((folder, name, tokens_NT, labels_N, seed) for name in names)
     for done, (number, sheet) in enumerate(ray_cluster.map_tasks(pictures.draw_sheet, calls), 1):
-        sheets[number] = sheet
-        reporter("draw", done, len(calls), "pictures")
-    return sheets[0], sheets[1]
-
-
-def load_run(run: str) -> ModelFolder:
-    """The model of a run's newest good checkpoint. Raises IgptError when the run has none."""
-    with tempfile.TemporaryDirectory(prefix="igpt-run-") as temporary:
-        found = checkpoint.load_newest(run, Path(temporary))
-        if found is None:
-            raise IgptError(f"{run}: no checkpoint there; train with `igpt pretrain` or correct the URL")
-        return ModelFolder.load(found.folder)
+        sheets[names[number]] = sheet
+        reporter("draw", done, len(names), "pictures")
+    return {name: sheets[name] for name in names}
 
 
 def describe(outcome: PretrainOutcome) -> str:
@@ -164,7 +156,7 @@ def describe(outcome: PretrainOutcome) -> str:
 def _leave_artifacts(outcome: PretrainOutcome) -> None:
     create_link_artifact(key="mlflow-run", link=outcome.mlflow_url, link_text="MLflow run", description=outcome.run)
     server = outcome.mlflow_url.split("/#/")[0]
-    for name in ("samples", "completions"):
+    for name in outcome.sheets:
         create_image_artifact(
             key=name,
             image_url=f"{server}/get-artifact?path={name}.png&run_uuid={outcome.mlflow_run}",

@@ -10,10 +10,10 @@ from prefect.logging import get_run_logger
 
 from flows import settings
 from flows.console import Reporter
-from flows.pretrain import load_run
 from igpt_model import curves, registered, tracking
 from igpt_model.config import ProbeConfig
 from igpt_model.model_folder import ModelFolder
+from igpt_model.model_source import load_run
 from igpt_model.probe import ProbeResult
 from igpt_model.ray_probe import probe_on_cluster
 from igpt_model.tracking import RunLogger

@@ -12,9 +12,10 @@ from flows.build_dataset import build_dataset
 from flows.configuration import RefreshConfig
 from flows.console import Reporter
 from flows.memory import StageMeter
-from flows.pretrain import PretrainOutcome, load_run, pretrain
+from flows.pretrain import PretrainOutcome, pretrain
 from flows.probe import ProbeOutcome, probe
 from igpt_model import registered, tracking
+from igpt_model.model_source import load_run
 from pipeline import storage
 from pipeline.build import BuildResult
 

@@ -1,6 +1,7 @@
 """Checkpoints of a training run: written, verified, then marked; read without unpickling anything.
 
-{run}/checkpoints/{step:08d}/   weights.safetensors, model.json, palette.npy (a model folder), optimizer.safetensors
+{run}/checkpoints/{step:08d}/   weights.safetensors, model.json, palette.npy (a model folder), optimizer.safetensors,
+    and where the model is an average of the weights, trained.safetensors, the weights that training goes on with
 {run}/checkpoints/{step:08d}.json   the mark: the training state, and size and checksum of each file; written last
 """
 
@@ -36,6 +37,10 @@ class TrainingState:
     snapshot: int
     manifest_digest: str
     palette_sha256: str
+    skipped: int = 0
+    """Steps that were left out because their loss or gradient was not finite."""
+    skipped_in_a_row: int = 0
+    """How many of them were the last steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +50,17 @@ class Checkpoint:
     state: TrainingState
     folder: Path
 
-    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Load the weights, the optimizer's moments and the random state."""
-        safetensors.torch.load_model(model, self.folder / "weights.safetensors")
+    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None = None) -> None:
+        """Load the weights, the optimizer's moments and the random state, and the average of the weights.
+
+        Raises RuntimeError when they do not fit.
+        """
+        saved, trained = self.folder / "weights.safetensors", self.folder / "trained.safetensors"
+        if trained.exists() != (average is not None):
+            raise RuntimeError("one of the two keeps an average of the weights (ema_decay), the other does not")
+        if average is not None:
+            safetensors.torch.load_model(average, saved)
+        safetensors.torch.load_model(model, saved if average is None else trained)
         tensors = safetensors.torch.load_file(self.folder / "optimizer.safetensors")
         torch.set_rng_state(tensors.pop("rng"))
         states: dict[int, dict[str, Tensor]] = {}
@@ -58,12 +71,25 @@ class Checkpoint:
         optimizer.load_state_dict({"state": states, "param_groups": groups})
 
 
-def save(run: str, state: TrainingState, folder: ModelFolder, optimizer: torch.optim.Optimizer, *, keep: int) -> None:
-    """Write a checkpoint, verify its size in the store, mark it, then prune all but the newest `keep` marked ones."""
+def save(
+    run: str,
+    state: TrainingState,
+    folder: ModelFolder,
+    optimizer: torch.optim.Optimizer,
+    trained: nn.Module | None = None,
+    *,
+    keep: int,
+) -> None:
+    """Write a checkpoint, verify its size in the store, mark it, then prune all but the newest `keep` marked ones.
+
+    `trained` is the model that training goes on with, where the folder has an average of its weights.
+    """
     url = storage.join(run, "checkpoints", f"{state.step:08d}")
     with tempfile.TemporaryDirectory(prefix="igpt-checkpoint-") as temporary:
         local = Path(temporary)
         folder.save(local)
+        if trained is not None:
+            safetensors.torch.save_model(trained, str(local / "trained.safetensors"))
         tensors = {
             f"{number}.{key}": value.contiguous()
             for number, values in optimizer.state_dict()["state"].items()

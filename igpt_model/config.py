@@ -1,70 +1,11 @@
-"""What a user may set about the model, its training and its probe; Prefect's form shows the sentence of each field."""
+"""What a user may set about training and probing; Prefect's form shows the sentence of each field."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
+from igpt_model.model_config import ModelConfig, Objective, Preset, preset_shape
 from pipeline.config import digest
 from pipeline.errors import IgptError
-
-Preset = Literal["tiny", "small", "igpt-s", "igpt-m", "igpt-l", "igpt-xl"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """The shape of an Image GPT."""
-
-    layers: int
-    width: int
-    heads: int
-    resolution: int
-    colours: int
-
-    def __post_init__(self) -> None:
-        for name in ("layers", "width", "heads", "resolution", "colours"):
-            if getattr(self, name) < 1:
-                raise IgptError(f"{name} is {getattr(self, name)}: it must be at least 1")
-        if self.width % self.heads:
-            raise IgptError(
-                f"width {self.width} is not divisible by heads {self.heads}: choose a width that is a multiple of heads"
-            )
-
-    @property
-    def positions(self) -> int:
-        """Length of a pixel sequence: one token a pixel."""
-        return self.resolution**2
-
-    @property
-    def parameters(self) -> int:
-        """Number of trained values."""
-        block = 12 * self.width**2 + 2 * self.width
-        return self.layers * block + self.width * (2 * self.colours + self.positions + 2)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shape:
-    """Layers, width and heads of a preset, and the learning rate that suits it."""
-
-    layers: int
-    width: int
-    heads: int
-    learning_rate: float
-
-
-def preset_shape(preset: Preset) -> Shape:
-    """The shape of a preset: S, M, L and XL as in table 5 of Chen et al. 2020, the smaller ones for CPUs."""
-    match preset:
-        case "tiny":
-            return Shape(layers=6, width=64, heads=4, learning_rate=0.005)
-        case "small":
-            return Shape(layers=8, width=128, heads=8, learning_rate=0.003)
-        case "igpt-s":
-            return Shape(layers=24, width=512, heads=8, learning_rate=0.003)
-        case "igpt-m":
-            return Shape(layers=36, width=1024, heads=8, learning_rate=0.003)
-        case "igpt-l":
-            return Shape(layers=48, width=1536, heads=16, learning_rate=0.001)
-        case "igpt-xl":
-            return Shape(layers=60, width=3072, heads=16, learning_rate=0.0003)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,10 +30,24 @@ class PretrainConfig:
     """Width of the residual stream; none: the preset's. A multiple of heads."""
     heads: int | None = None
     """Number of attention heads; none: the preset's."""
+    objective: Objective = "autoregressive"
+    """What is learnt: each pixel from those before it, or masked pixels from all the others (BERT)."""
+    mask_fraction: float = 0.15
+    """Masked objective: share of the pixels that are masked, above 0 and below 1."""
+    class_conditional: bool = False
+    """Whether the model is told the class of each image, by a vector in place of the start vector."""
+    low_resolution: int | None = None
+    """Super-resolution: side of the small version of each image that the model is given; none: it is given none."""
+    flip: bool = False
+    """Whether half of the training images, drawn anew each epoch, are mirrored left to right."""
+    crop_padding: int = 0
+    """Pixels reflected around each training image, from which a crop of its size is taken at random; 0: no crop."""
     steps: int = 1000
     """Number of optimizer steps."""
     global_batch: int = 128
     """Images a step, over all workers."""
+    micro_batch: int | None = None
+    """Images that a worker computes at a time; their gradients are added up. None: its part of the global batch."""
     learning_rate: float | None = None
     """Peak learning rate of Adam; none: the preset's."""
     warmup_steps: int = 100
@@ -101,8 +56,16 @@ class PretrainConfig:
     """Decoupled weight decay of the matrices; the paper pretrains without."""
     gradient_clip: float = 1.0
     """Largest norm of the gradient; a larger one is scaled down to it."""
+    max_skipped_steps: int = 10
+    """Steps in a row that are left out because their loss or gradient is not finite before the run fails."""
+    ema_decay: float | None = None
+    """Keep an average of the weights with this decay a step, evaluate it and save it as the model; none: no average."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Number format of the forward and backward pass; weights and optimizer stay float32."""
+    compile: bool = False
+    """Whether torch.compile makes kernels for the blocks: slower to start, faster on GPUs."""
+    activation_checkpointing: bool = False
+    """Whether activations inside the blocks are computed again in the backward pass instead of kept in memory."""
     window_shards: int = 64
     """Shards that are shuffled into each other; a worker reads from this many at a time."""
     evaluate_every: int = 250
@@ -130,24 +93,37 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         at_least_one = ("steps", "global_batch", "window_shards", "evaluate_every", "checkpoint_every")
-        for name in (*at_least_one, "keep_checkpoints", "workers", "cpus_per_worker"):
+        optional = (name for name in ("micro_batch", "low_resolution") if getattr(self, name) is not None)
+        for name in (*at_least_one, "keep_checkpoints", "workers", "cpus_per_worker", *optional):
             if getattr(self, name) < 1:
                 raise IgptError(f"{name} is {getattr(self, name)}: it must be at least 1")
         if self.global_batch < self.workers:
             raise IgptError(
                 f"global_batch {self.global_batch} is smaller than workers {self.workers}: every worker needs an image"
             )
-        if self.warmup_steps < 0 or self.max_restarts < 0 or self.weight_decay < 0:
-            raise IgptError("warmup_steps, max_restarts and weight_decay must not be negative")
+        for name in ("warmup_steps", "max_restarts", "weight_decay", "crop_padding", "max_skipped_steps"):
+            if getattr(self, name) < 0:
+                raise IgptError(f"{name} is {getattr(self, name)}: it must not be negative")
         if (self.learning_rate is not None and self.learning_rate <= 0) or self.gradient_clip <= 0:
             raise IgptError("learning_rate and gradient_clip must be positive")
+        for name in ("mask_fraction", "ema_decay"):
+            if getattr(self, name) is not None and not 0 < getattr(self, name) < 1:
+                raise IgptError(f"{name} is {getattr(self, name)}: it must be above 0 and below 1")
         for name in ("runs", "experiment", "model_name"):
             if not getattr(self, name):
                 raise IgptError(f"{name} is empty: give it a value")
-        self.model_config(resolution=32, colours=512)
+        self.model_config(resolution=2 * (self.low_resolution or 16), colours=512, classes=1)
 
-    def model_config(self, *, resolution: int, colours: int) -> ModelConfig:
-        """The model for a dataset. Raises IgptError for an impossible shape."""
+    def model_config(self, *, resolution: int, colours: int, classes: int) -> ModelConfig:
+        """The model for a dataset of a resolution, with so many colours and classes.
+
+        Raises IgptError for an impossible shape, and when there are no classes to be told.
+        """
+        if self.class_conditional and not classes:
+            raise IgptError(
+                "class_conditional is set and the dataset has no classes: put the images of each class in a folder of "
+                "their own and build it again, or leave class_conditional out"
+            )
         shape = preset_shape(self.preset)
         return ModelConfig(
             layers=shape.layers if self.layers is None else self.layers,
@@ -155,6 +131,9 @@ class PretrainConfig:
             heads=shape.heads if self.heads is None else self.heads,
             resolution=resolution,
             colours=colours,
+            objective=self.objective,
+            classes=classes if self.class_conditional else None,
+            low_resolution=self.low_resolution,
         )
 
     @property
@@ -166,11 +145,15 @@ class PretrainConfig:
         """The name of the run that this config makes on a snapshot: the same inputs find the same run again."""
         if self.name is not None:
             return self.name
-        decisive = (
+        always = (
             "preset layers width heads steps global_batch learning_rate warmup_steps weight_decay gradient_clip "
             "precision window_shards seed model_name"
         )
-        recipe = {name: getattr(self, name) for name in decisive.split()}
+        # Fields that came later count where they are set, so that the runs of before are found again.
+        later = "objective mask_fraction class_conditional low_resolution flip crop_padding ema_decay"
+        defaults = {field.name: field.default for field in fields(self)}
+        names = [*always.split(), *(name for name in later.split() if getattr(self, name) != defaults[name])]
+        recipe = {name: getattr(self, name) for name in names}
         return f"{self.preset}-{digest([recipe, manifest_digest])[:12]}"
 
 

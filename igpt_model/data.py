@@ -5,6 +5,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,14 @@ from pipeline import storage
 from pipeline.errors import IgptError
 from pipeline.shards import ShardView
 from pipeline.snapshot import ShardEntry, Snapshot
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """Some images of a dataset: tokens uint16 [n, T], row by row, and class numbers int64 [n], -1 without one."""
+
+    tokens_NT: np.ndarray
+    labels_N: np.ndarray
 
 
 class ShardCache:
@@ -65,24 +74,29 @@ def _matches(path: Path, shard: ShardEntry) -> bool:
         return hashlib.file_digest(file, "sha256").hexdigest() == shard.sha256
 
 
-def gather(views: Sequence[ShardView], samples: Samples) -> np.ndarray:
-    """The token sequences of samples, int64 [n, T], in their order; `views` are indexed by the samples' shards."""
+def gather(views: Sequence[ShardView], samples: Samples) -> Images:
+    """The images of samples, in their order; `views` are indexed by the samples' shards."""
     side = views[0].tokens_NHW.shape[1]
-    tokens = np.empty((len(samples.rows), side * side), np.int64)
-    for shard in np.unique(samples.shards):
-        here = np.flatnonzero(samples.shards == shard)
-        tokens[here] = views[shard].tokens_NHW[samples.rows[here]].reshape(len(here), -1)
-    return tokens
+    tokens_NHW = np.empty((len(samples.rows), side, side), np.uint16)
+    labels_N = np.empty(len(samples.rows), np.int64)
+    # One image after the other: a window has more shards than a batch has images of each, and indexing a shard by an
+    # array costs as much as copying ten images (measured: 128 images from 64 shards in 90 us instead of 230).
+    for number, (shard, row) in enumerate(zip(samples.shards.tolist(), samples.rows.tolist(), strict=True)):
+        view = views[shard]
+        tokens_NHW[number] = view.tokens_NHW[row]
+        labels_N[number] = view.labels_N[row]
+    return Images(tokens_NT=tokens_NHW.reshape(len(tokens_NHW), -1), labels_N=labels_N)
 
 
-def batches(views: Sequence[ShardView], batch: int, *, part: int = 0, parts: int = 1) -> Iterator[np.ndarray]:
-    """The sequences of a split in the order of its shards, int64 [n <= batch, T]; of `parts` equal parts the given."""
+def batches(views: Sequence[ShardView], batch: int, *, part: int = 0, parts: int = 1) -> Iterator[Images]:
+    """The images of a split in the order of its shards, `batch` or fewer at a time; of `parts` equal ones the given."""
     total = sum(len(view.tokens_NHW) for view in views)
     begin, end = total * part // parts, total * (part + 1) // parts
     first = 0
     for view in views:
         low, high = max(begin - first, 0), min(end - first, len(view.tokens_NHW))
         for start in range(low, high, batch):
-            tokens_NHW = view.tokens_NHW[start : min(start + batch, high)]
-            yield tokens_NHW.reshape(len(tokens_NHW), -1).astype(np.int64)
+            rows = slice(start, min(start + batch, high))
+            tokens_NHW = view.tokens_NHW[rows]
+            yield Images(tokens_NT=tokens_NHW.reshape(len(tokens_NHW), -1), labels_N=view.labels_N[rows])
         first += len(view.tokens_NHW)

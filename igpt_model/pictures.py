@@ -1,17 +1,21 @@
-"""Pictures of what a model does: a sheet of samples, and completions beside what they complete."""
+"""Pictures of what a model does: sheets of samples, completions, upscaled images and filled-in masks."""
 
 import io
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
+from igpt_model.model import Condition
 from igpt_model.model_folder import ModelFolder
-from igpt_model.sample import complete, draw
-from pipeline import palette as palettes
+from igpt_model.objective import draw_masks
+from igpt_model.sample import Drawing, complete, draw
+from pipeline.progress import Progress, silent
 
 _GAP = 2  # pixels between images, before scaling
 _LONG_SIDE = 900  # pixels a sheet is enlarged to, about
+_GREY = 200  # where the model is to draw
 
 
 def sheet(rows: list[list[np.ndarray]]) -> np.ndarray:
@@ -34,34 +38,132 @@ def to_png(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def sample_sheet(folder: ModelFolder, *, rows: int = 6, columns: int = 10, seed: int = 0) -> np.ndarray:
-    """Images drawn from the model, nothing chosen among them."""
-    tokens_BT = draw(folder.model, rows * columns, seed=seed)
-    pictures = _pictures(folder, tokens_BT.numpy())
-    return sheet([list(pictures[row * columns : (row + 1) * columns]) for row in range(rows)])
+def sample_sheet(
+    folder: ModelFolder,
+    drawing: Drawing,
+    *,
+    count: int,
+    columns: int,
+    labels_N: np.ndarray | None = None,
+    progress: Progress = silent,
+) -> np.ndarray:
+    """Images drawn from the model, nothing chosen among them; `labels_N` are their classes, int64 [count]."""
+    drawn_NT = draw(folder.model, count, drawing, condition=_condition(folder, labels_N), progress=progress)
+    images = folder.pictures(drawn_NT.cpu().numpy())
+    return sheet([list(images[start : start + columns]) for start in range(0, count, columns)])
 
 
-def completion_sheet(folder: ModelFolder, tokens_NT: np.ndarray, *, draws: int = 5, seed: int = 0) -> np.ndarray:
-    """A row for each image: the original, its upper half alone, and completions of that half."""
-    side = folder.model.config.resolution
-    given = side * (side // 2)
-    count = len(tokens_NT)
-    prefix_BT = torch.from_numpy(tokens_NT[:, :given].astype(np.int64)).repeat_interleave(draws, 0)
-    completions = _pictures(folder, complete(folder.model, prefix_BT, seed=seed).numpy())
-    originals = _pictures(folder, tokens_NT)
-    halves = originals.copy()
-    halves[:, side // 2 :] = 200  # grey where the model is to draw
-    return sheet([[originals[i], halves[i], *completions[i * draws : (i + 1) * draws]] for i in range(count)])
+def completion_sheet(
+    folder: ModelFolder,
+    tokens_NT: np.ndarray,
+    known_T: np.ndarray,
+    drawing: Drawing,
+    *,
+    draws: int,
+    labels_N: np.ndarray | None = None,
+    progress: Progress = silent,
+) -> np.ndarray:
+    """A row for each image: the original, its known pixels alone, and completions of them."""
+    tokens_BT = _tensor(folder, tokens_NT).repeat_interleave(draws, 0)
+    known_BT = _tensor(folder, known_T).bool().expand(tokens_BT.shape)
+    condition = _condition(folder, None if labels_N is None else np.repeat(labels_N, draws))
+    drawn_BT = complete(folder.model, tokens_BT, known_BT, drawing, condition=condition, progress=progress)
+    originals = folder.pictures(tokens_NT)
+    given = originals.copy()
+    given.reshape(len(given), -1, 3)[:, ~known_T] = _GREY
+    return _beside([originals, given], folder.pictures(drawn_BT.cpu().numpy()), draws)
 
 
-def draw_sheet(folder: ModelFolder, tokens_NT: np.ndarray | None, seed: int) -> np.ndarray:
-    """The sheet of completions of some images, or of samples without any: what one task draws."""
-    if tokens_NT is None:
-        return sample_sheet(folder, seed=seed)
-    return completion_sheet(folder, tokens_NT, seed=seed)
+def upscaling_sheet(
+    folder: ModelFolder,
+    originals: np.ndarray,
+    low_NP: np.ndarray,
+    drawing: Drawing,
+    *,
+    draws: int,
+    labels_N: np.ndarray | None = None,
+    progress: Progress = silent,
+) -> np.ndarray:
+    """A row for each image: the original, uint8 [N, H, W, 3], its small version, and upscaled ones drawn from that."""
+    low_BP = _tensor(folder, low_NP).repeat_interleave(draws, 0)
+    condition = _condition(folder, None if labels_N is None else np.repeat(labels_N, draws))
+    condition = Condition(labels_B=condition.labels_B, low_BP=low_BP)
+    drawn_BT = draw(folder.model, len(low_BP), drawing, condition=condition, progress=progress)
+    small = folder.pictures(low_NP)
+    factor = originals.shape[1] // small.shape[1]
+    enlarged = small.repeat(factor, 1).repeat(factor, 2)
+    return _beside([originals, enlarged], folder.pictures(drawn_BT.cpu().numpy()), draws)
 
 
-def _pictures(folder: ModelFolder, tokens_NT: np.ndarray) -> np.ndarray:
-    """Token sequences [N, T] as pictures, uint8 [N, H, W, 3]."""
-    side = folder.model.config.resolution
-    return palettes.to_pixels(tokens_NT.reshape(-1, side, side), folder.palette_K3)
+@torch.inference_mode()
+def reconstruction_sheet(
+    folder: ModelFolder, tokens_NT: np.ndarray, *, fraction: float, draws: int, seed: int = 0
+) -> np.ndarray:
+    """A row for each image: the original, then for `draws` masks the image masked and with its likeliest colours there.
+
+    What a masked model can show: it does not draw, it tells masked pixels from the others, each by itself.
+    """
+    tokens_BT = _tensor(folder, tokens_NT).repeat_interleave(draws, 0)
+    numbers_B = torch.arange(len(tokens_BT), device=tokens_BT.device)
+    masked_BT = draw_masks(numbers_B, tokens_BT.shape[1], seed=seed, purpose="reconstruction", fraction=fraction)
+    likeliest_BT = folder.model(tokens_BT, masked_BT=masked_BT).argmax(2)
+    masked = folder.pictures(tokens_BT.cpu().numpy())
+    masked.reshape(len(masked), -1, 3)[masked_BT.cpu().numpy()] = _GREY
+    filled = folder.pictures(torch.where(masked_BT, likeliest_BT, tokens_BT).cpu().numpy())
+    pairs = np.stack([masked, filled], 1).reshape(-1, *masked.shape[1:])
+    return _beside([folder.pictures(tokens_NT)], pairs, 2 * draws)
+
+
+def surprise_sheet(folder: ModelFolder, tokens_NT: np.ndarray, nats_NT: np.ndarray) -> np.ndarray:
+    """A row for each image: the image, and how surprising each pixel was, from black (0) to white (ln K: chance)."""
+    images = folder.pictures(tokens_NT)
+    shades = np.clip(nats_NT / np.log(folder.model.config.colours), 0, 1) * 255
+    maps = np.rint(shades).astype(np.uint8).reshape(images.shape[:3])[..., None].repeat(3, 3)
+    return _beside([images], maps, 1)
+
+
+def sheet_names(folder: ModelFolder) -> tuple[str, ...]:
+    """The sheets that show what a model of this kind has learnt."""
+    if folder.model.config.objective == "masked":
+        return ("reconstructions",)
+    if folder.model.config.low_resolution is not None:
+        return ("upscaled",)
+    return "samples", "completions"
+
+
+def draw_sheet(folder: ModelFolder, name: str, tokens_NT: np.ndarray, labels_N: np.ndarray, seed: int) -> np.ndarray:
+    """One of the sheets that show a model, on some held-out images: what one task draws."""
+    config, drawing = folder.model.config, Drawing(seed=seed)
+    labels = None if config.classes is None else labels_N
+    if name == "reconstructions":
+        return reconstruction_sheet(folder, tokens_NT, fraction=0.15, draws=3, seed=seed)
+    if name == "upscaled":
+        originals = folder.pictures(tokens_NT)
+        low_NP = folder.shrink(originals)
+        return upscaling_sheet(folder, originals, low_NP, drawing, draws=5, labels_N=labels)
+    if name == "completions":
+        known_T = np.arange(config.positions) < upper_rows(config.resolution)
+        return completion_sheet(folder, tokens_NT, known_T, drawing, draws=5, labels_N=labels)
+    columns = 10
+    classes = None if config.classes is None else np.arange(min(config.classes, 10)).repeat(columns)
+    count = 6 * columns if classes is None else len(classes)
+    return sample_sheet(folder, drawing, count=count, columns=columns, labels_N=classes)
+
+
+def upper_rows(resolution: int) -> int:
+    """The number of pixels in the upper half of an image."""
+    return resolution * (resolution // 2)
+
+
+def _beside(given: list[np.ndarray], drawn: np.ndarray, draws: int) -> np.ndarray:
+    """Rows of what was given for each image, followed by its `draws` drawn pictures."""
+    count = len(given[0])
+    return sheet([[*(images[i] for images in given), *drawn[i * draws : (i + 1) * draws]] for i in range(count)])
+
+
+def _tensor(folder: ModelFolder, values: np.ndarray) -> Tensor:
+    return torch.from_numpy(values.astype(np.int64)).to(folder.model.positions.device)
+
+
+def _condition(folder: ModelFolder, labels_B: np.ndarray | None) -> Condition:
+    return Condition(labels_B=None if labels_B is None else _tensor(folder, labels_B))

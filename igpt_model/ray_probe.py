@@ -8,7 +8,7 @@ import torch
 
 from igpt_model.config import ProbeConfig
 from igpt_model.data import ShardCache
-from igpt_model.features import pooled_features, untrained
+from igpt_model.features import check_has_features, image_features, untrained
 from igpt_model.model_folder import ModelFolder
 from igpt_model.probe import LabelledFeatures, ProbeResult, ProbeScore, fit_probe
 from pipeline import palette as palettes
@@ -16,8 +16,6 @@ from pipeline import ray_cluster
 from pipeline.errors import IgptError
 from pipeline.progress import Progress, silent
 from pipeline.snapshot import SPLITS, ShardEntry, Snapshot
-
-_BATCH = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +34,10 @@ def _extract(
     labelled = np.flatnonzero(view.labels_N >= 0)[:rows]
     tokens_NHW = view.tokens_NHW[labelled]
     tokens_NT = torch.from_numpy(tokens_NHW.reshape(len(labelled), -1).astype(np.int64))
-    parts = tokens_NT.split(_BATCH)
     raw = palettes.to_pixels(tokens_NHW, folder.palette_K3).reshape(len(labelled), -1).astype(np.float32) / 127.5 - 1
     return _ShardFeatures(
-        trained_LNC=torch.cat([pooled_features(folder.model, part) for part in parts], 1).numpy(),
-        untrained_LNC=torch.cat([pooled_features(fresh.model, part) for part in parts], 1).numpy(),
+        trained_LNC=image_features(folder, tokens_NT).numpy(),
+        untrained_LNC=image_features(fresh, tokens_NT).numpy(),
         raw_ND=raw,
         labels_N=view.labels_N[labelled],
     )
@@ -133,7 +130,8 @@ def _join(parts: Sequence[_ShardFeatures]) -> _ShardFeatures:
 
 
 def check_fits(folder: ModelFolder, snapshot: Snapshot) -> None:
-    """Raise IgptError when a dataset has another resolution or palette than the model was trained with."""
+    """Raise IgptError for a model without features, or of another resolution or palette than a dataset."""
+    check_has_features(folder.model.config)
     if folder.model.config.resolution != snapshot.resolution:
         raise IgptError(
             f"{snapshot.dataset} has resolution {snapshot.resolution}, the model {folder.model.config.resolution}: "

@@ -15,8 +15,10 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from igpt_model.config import PretrainConfig
+from igpt_model.execution import Worker
 from igpt_model.mailbox import Mailbox, News
-from igpt_model.train import Listener, TrainResult, Worker, read_result, train
+from igpt_model.train import Listener, train
+from igpt_model.train_result import TrainResult, read_result
 from pipeline import ray_cluster, storage
 from pipeline.errors import IgptError
 from pipeline.progress import Progress, silent

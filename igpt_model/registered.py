@@ -6,7 +6,6 @@ MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false) and needs none of the pipeline's serv
 
 import json
 import logging
-import math
 import tempfile
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -24,18 +23,17 @@ from PIL import Image
 
 import igpt_model
 import pipeline
-from igpt_model.features import pooled_features
+from igpt_model.features import image_features
+from igpt_model.model import Condition
 from igpt_model.model_folder import ModelFolder
-from igpt_model.objective import image_losses
-from igpt_model.sample import complete, draw
-from pipeline import palette as palettes
+from igpt_model.sample import Drawing, complete, draw
+from igpt_model.score import score
 from pipeline.errors import IgptError
 from pipeline.images import centre_square
 
-TASKS = ("features", "complete", "sample", "score")
+TASKS = ("features", "complete", "sample", "upscale", "score")
 CANDIDATE = "candidate"
 _REQUIREMENTS = ("mlflow", "torch", "numpy", "pillow", "safetensors", "fsspec")
-_BATCH = 64
 _PROBED = "probed.json"
 
 
@@ -44,7 +42,9 @@ class RegisteredImageGPT:
 
     params["task"]: `features` gives float32 [N, width] of params["layer"] (-1: the layer that probed best); `complete`
     keeps the upper params["rows"] rows (-1: half) and gives uint8 [N, samples, R, R, 3]; `sample` draws
-    params["samples"] pictures, uint8 [samples, R, R, 3], whatever the images; `score` gives bits per pixel, [N].
+    params["samples"] pictures, uint8 [samples, R, R, 3], whatever the images; `upscale` draws [N, samples, R, R, 3]
+    from the small versions of the images; `score` gives bits per pixel, [N]. A class-conditional model draws and scores
+    images of the class number params["label"].
     """
 
     def __init__(self, folder: ModelFolder, best_layer: int) -> None:
@@ -54,58 +54,75 @@ class RegisteredImageGPT:
         """Answer one task; see the class. Raises IgptError for images or parameters that cannot be used."""
         settings = {**default_params(), **(params or {})}
         task = settings["task"]
+        if task not in TASKS:
+            raise IgptError(f"task is {task!r}: it must be one of {', '.join(TASKS)}")
         if task == "sample":
-            drawn = draw(self._folder.model, settings["samples"], **self._drawing(settings))
-            return self._pictures(drawn)
-        tokens_NT = self._tokens(np.asarray(model_input))
+            condition = self._condition(settings["samples"], settings)
+            drawn = draw(self._folder.model, settings["samples"], _drawing(settings), condition=condition)
+            return self._folder.pictures(drawn.numpy())
+        pictures = self._shrink(np.asarray(model_input))
         if task == "features":
-            return self._features(tokens_NT, settings["layer"])
+            return self._features(pictures, settings["layer"])
         if task == "score":
-            return self._score(tokens_NT)
-        if task == "complete":
-            return self._complete(tokens_NT, settings)
-        raise IgptError(f"task is {task!r}: it must be one of {', '.join(TASKS)}")
+            condition = self._condition(len(pictures), settings, pictures)
+            return score(self._folder.model, self._tokens(pictures), condition=condition).bits_per_pixel.numpy()
+        return self._drawn_from(pictures, settings)
 
-    def _tokens(self, images: np.ndarray) -> torch.Tensor:
+    def _shrink(self, images: np.ndarray) -> np.ndarray:
+        """Images of any size at the model's resolution."""
         if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
             raise IgptError(f"images have shape {images.shape}, {images.dtype}: give uint8 [N, H, W, 3]")
         side = self._folder.model.config.resolution
-        small = np.stack([centre_square(Image.fromarray(image), side) for image in images])
-        rgb_K3 = palettes.to_rgb(self._folder.palette_K3)
-        # A few images: comparing with every colour beats making the table of all 2^24.
-        distances = [((image.reshape(-1, 1, 3) - rgb_K3) ** 2).sum(-1).argmin(1) for image in small.astype(np.float64)]
-        return torch.from_numpy(np.stack(distances))
+        return np.stack([centre_square(Image.fromarray(image), side) for image in images])
 
-    def _features(self, tokens_NT: torch.Tensor, layer: int) -> np.ndarray:
+    def _tokens(self, pictures: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(self._folder.quantize(pictures))
+
+    def _condition(self, count: int, settings: dict[str, Any], pictures: np.ndarray | None = None) -> Condition:
+        """What the model is given beside the pixels of `count` images: a class, or their small versions."""
+        config, label = self._folder.model.config, settings["label"]
+        labels_B = low_BP = None
+        if config.classes is not None:
+            if not 0 <= label < config.classes:
+                raise IgptError(f"label is {label}: this model draws by class, it must be 0 to {config.classes - 1}")
+            labels_B = torch.full((count,), label)
+        if config.low_resolution is not None and pictures is not None:
+            low_BP = torch.from_numpy(self._folder.shrink(pictures))
+        return Condition(labels_B=labels_B, low_BP=low_BP)
+
+    def _features(self, pictures: np.ndarray, layer: int) -> np.ndarray:
         layers = self._folder.model.config.layers
         layer = self._best_layer if layer == -1 else layer
         if not 0 <= layer <= layers:
             raise IgptError(f"layer is {layer}: it must be 0 to {layers}, or -1 for the layer that probed best")
-        parts = [pooled_features(self._folder.model, part)[layer] for part in tokens_NT.split(_BATCH)]
-        return torch.cat(parts).numpy()
+        return image_features(self._folder, self._tokens(pictures))[layer].numpy()
 
-    @torch.inference_mode()
-    def _score(self, tokens_NT: torch.Tensor) -> np.ndarray:
-        parts = [image_losses(self._folder.model(part), part) for part in tokens_NT.split(_BATCH)]
-        return torch.cat(parts).double().numpy() / math.log(2)
-
-    def _complete(self, tokens_NT: torch.Tensor, settings: dict[str, Any]) -> np.ndarray:
+    def _drawn_from(self, pictures: np.ndarray, settings: dict[str, Any]) -> np.ndarray:
+        """Completions or upscaled versions of pictures, uint8 [N, samples, R, R, 3]."""
         side, count = self._folder.model.config.resolution, settings["samples"]
         rows = side // 2 if settings["rows"] == -1 else settings["rows"]
         if not 0 <= rows <= side or count < 1:
             raise IgptError(f"rows is {rows} and samples {count}: rows must be 0 to {side} and samples at least 1")
-        prefix = tokens_NT[:, : rows * side].repeat_interleave(count, 0)
-        drawn = complete(self._folder.model, prefix, **self._drawing(settings))
-        return self._pictures(drawn).reshape(len(tokens_NT), count, side, side, 3)
+        repeated = pictures.repeat(count, 0)
+        condition = self._condition(len(repeated), settings, repeated if settings["task"] == "upscale" else None)
+        tokens_BT = self._tokens(pictures).repeat_interleave(count, 0)
+        known_BT = torch.zeros_like(tokens_BT, dtype=torch.bool)
+        if settings["task"] == "complete":
+            known_BT[:, : rows * side] = True
+        elif condition.low_BP is None:
+            raise IgptError("task is upscale, and this model was trained without low_resolution: it does not upscale")
+        drawn = complete(self._folder.model, tokens_BT, known_BT, _drawing(settings), condition=condition)
+        return self._folder.pictures(drawn.numpy()).reshape(len(pictures), count, side, side, 3)
 
-    @staticmethod
-    def _drawing(settings: dict[str, Any]) -> dict[str, Any]:
-        top_k = settings["top_k"] or None
-        return {"temperature": settings["temperature"], "top_k": top_k, "seed": settings["seed"]}
 
-    def _pictures(self, tokens_NT: torch.Tensor) -> np.ndarray:
-        side = self._folder.model.config.resolution
-        return palettes.to_pixels(tokens_NT.numpy().reshape(-1, side, side), self._folder.palette_K3)
+def _drawing(settings: dict[str, Any]) -> Drawing:
+    """How to draw; 0 stands for no top_k and no top_p."""
+    return Drawing(
+        temperature=settings["temperature"],
+        top_k=settings["top_k"] or None,
+        top_p=settings["top_p"] or None,
+        seed=settings["seed"],
+    )
 
 
 def _load_pyfunc(data_path: str) -> RegisteredImageGPT:
@@ -117,7 +134,8 @@ def _load_pyfunc(data_path: str) -> RegisteredImageGPT:
 
 def default_params() -> dict[str, Any]:
     """The parameters of predict and their defaults."""
-    return {"task": "features", "layer": -1, "rows": -1, "samples": 1, "temperature": 1.0, "top_k": 0, "seed": 0}
+    drawing = {"temperature": 1.0, "top_k": 0, "top_p": 0.0, "seed": 0}
+    return {"task": "features", "layer": -1, "rows": -1, "samples": 1, "label": -1, **drawing}
 
 
 def _signature() -> ModelSignature:

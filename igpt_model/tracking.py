@@ -108,7 +108,7 @@ def open_run(
     name = run.rstrip("/").rsplit("/", 1)[-1]
     created = client.create_run(experiment_id, run_name=name, tags={_RUN_TAG: run, **tags})
     logger = RunLogger(tracking_uri, created.info.run_id)
-    model = config.model_config(resolution=snapshot.resolution, colours=snapshot.colours)
+    model = config.model_config(resolution=snapshot.resolution, colours=snapshot.colours, classes=len(snapshot.classes))
     params = {**asdict(config), **{f"model.{k}": v for k, v in asdict(model).items()}, "parameters": model.parameters}
     client.log_batch(
         logger.run_id,

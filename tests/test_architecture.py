@@ -97,7 +97,7 @@ sys.meta_path.insert(0, Block())
 for name in {names!r}:
     importlib.import_module(name)
 import torch
-from igpt_model.config import ModelConfig
+from igpt_model.model_config import ModelConfig
 from igpt_model.model import ImageGPT
 model = ImageGPT(ModelConfig(layers=1, width=8, heads=2, resolution=4, colours=5))
 print(tuple(model(torch.zeros(2, 16, dtype=torch.int64)).shape))

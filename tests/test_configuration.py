@@ -38,6 +38,7 @@ def test_a_file_and_overrides_make_a_typed_config(tmp_path: Path) -> None:
         ("pretrain.preset=gpt-5", "pretrain.preset is 'gpt-5'"),
         ("pretrain.workers=0", "workers is 0: it must be at least 1"),
         ("pretrain.dataset=s3://other", "leave it out"),
+        ("pretrain.class_conditional=true", "are told the class"),
         ("steps", "is not an override"),
         ("dataset.test_fraction=1", "leave nothing to train on"),
     ],
@@ -83,6 +84,14 @@ def test_the_name_of_a_run_depends_on_what_decides_its_weights_alone() -> None:
         PretrainConfig(runs="r", seed=1),
         PretrainConfig(runs="r", steps=2),
         PretrainConfig(runs="r", preset="tiny"),
+        PretrainConfig(runs="r", objective="masked"),
+        PretrainConfig(runs="r", flip=True),
     ]
     names = {base.run_name("a"), base.run_name("b"), *(other.run_name("a") for other in others)}
-    assert len(names) == 5
+    assert len(names) == 7
+    assert base.run_name("a") == PretrainConfig(runs="r", compile=True, micro_batch=4).run_name("a")
+
+
+def test_a_run_of_before_is_found_again() -> None:
+    """Fields that came later do not change the name of a run that leaves them out."""
+    assert PretrainConfig(runs="r", preset="tiny", steps=500).run_name("a" * 64) == "tiny-c6d8858b2252"

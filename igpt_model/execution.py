@@ -1,0 +1,58 @@
+"""How a model is executed: on which worker, in which number format, compiled, and side by side with other workers."""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from igpt_model.config import PretrainConfig
+from igpt_model.model import ImageGPT
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worker:
+    """Which of the workers this process is, and where it computes."""
+
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device = torch.device("cpu")
+
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean of a value over the workers, which all must ask for it."""
+        if self.world_size > 1:
+            dist.all_reduce(value)
+            value = value / self.world_size
+        return value
+
+
+def autocast(config: PretrainConfig, device: torch.device) -> AbstractContextManager[object]:
+    """The context of a forward pass in the config's precision."""
+    if config.precision == "bfloat16":
+        return torch.autocast(device.type, torch.bfloat16)
+    return nullcontext()
+
+
+def prepare_blocks(model: ImageGPT, config: PretrainConfig) -> None:
+    """Let the blocks forget their activations and compile them, as the config says. Weights keep their names.
+
+    Blocks are alike, so compiling each costs one compilation, where the whole model would take as many times longer as
+    it has layers.
+    """
+    for block in model.layers:
+        if config.activation_checkpointing:
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+        if config.compile:
+            block.compile()
+
+
+def parallelize(model: ImageGPT, worker: Worker) -> nn.Module:
+    """The model with its gradients averaged over the workers."""
+    if worker.world_size == 1:
+        return model
+    devices = [worker.device] if worker.device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)

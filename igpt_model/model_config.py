@@ -1,0 +1,97 @@
+"""The shape and kind of an Image GPT, and the presets of the paper."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pipeline.errors import IgptError
+
+Preset = Literal["tiny", "small", "igpt-s", "igpt-m", "igpt-l", "igpt-xl"]
+Objective = Literal["autoregressive", "masked"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The shape and kind of an Image GPT. A model folder keeps it; a folder without the later fields has defaults."""
+
+    layers: int
+    width: int
+    heads: int
+    resolution: int
+    colours: int
+    objective: Objective = "autoregressive"
+    """What it learnt: each pixel from those before it, or the pixels that were masked from all the others (BERT)."""
+    classes: int | None = None
+    """Class-conditional: number of classes, each with a vector in place of the start vector; none: one start vector."""
+    low_resolution: int | None = None
+    """Super-resolution: side of the small image whose tokens stand in front of the pixels; none: there is none."""
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "width", "heads", "resolution", "colours", "classes", "low_resolution"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise IgptError(f"{name} is {value}: it must be at least 1")
+        if self.width % self.heads:
+            raise IgptError(
+                f"width {self.width} is not divisible by heads {self.heads}: choose a width that is a multiple of heads"
+            )
+        if self.low_resolution is not None and (
+            self.low_resolution >= self.resolution or self.resolution % self.low_resolution
+        ):
+            raise IgptError(
+                f"low_resolution is {self.low_resolution}: it must be a smaller divisor of the resolution "
+                f"{self.resolution}"
+            )
+        if self.objective == "masked" and (self.classes is not None or self.low_resolution is not None):
+            raise IgptError(
+                "objective is masked: it has no start vector to give a class in and nothing to upscale, "
+                "leave class_conditional and low_resolution out or train autoregressively"
+            )
+
+    @property
+    def positions(self) -> int:
+        """Number of pixels of an image, row by row: one token a pixel."""
+        return self.resolution**2
+
+    @property
+    def low_positions(self) -> int:
+        """Number of tokens of the small image in front of the pixels; 0 without one."""
+        return 0 if self.low_resolution is None else self.low_resolution**2
+
+    @property
+    def sequence(self) -> int:
+        """Length of what the blocks work on: the small image and the pixels."""
+        return self.low_positions + self.positions
+
+    @property
+    def parameters(self) -> int:
+        """Number of trained values."""
+        block = 12 * self.width**2 + 2 * self.width
+        starts = 0 if self.objective == "masked" else 1 if self.classes is None else self.classes
+        return self.layers * block + self.width * (2 * self.colours + self.sequence + starts + 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """Layers, width and heads of a preset, and the learning rate that suits it."""
+
+    layers: int
+    width: int
+    heads: int
+    learning_rate: float
+
+
+def preset_shape(preset: Preset) -> Shape:
+    """The shape of a preset: S, M, L and XL as in Chen et al. 2020 (section 3.3), the smaller ones for CPUs."""
+    match preset:
+        case "tiny":
+            return Shape(layers=6, width=64, heads=4, learning_rate=0.005)
+        case "small":
+            return Shape(layers=8, width=128, heads=8, learning_rate=0.003)
+        case "igpt-s":
+            return Shape(layers=24, width=512, heads=8, learning_rate=0.003)
+        case "igpt-m":
+            return Shape(layers=36, width=1024, heads=8, learning_rate=0.003)
+        case "igpt-l":
+            return Shape(layers=48, width=1536, heads=16, learning_rate=0.001)
+        case "igpt-xl":
+            return Shape(layers=60, width=3072, heads=16, learning_rate=0.0003)

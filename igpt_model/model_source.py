@@ -1,0 +1,56 @@
+"""Opening a model from where it lies, on disk or in a store: a training run, one of its checkpoints, a model folder."""
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from igpt_model import checkpoint
+from igpt_model.model_folder import FILES, ModelFolder
+from pipeline import storage
+from pipeline.errors import IgptError
+
+
+def load_model(url: str) -> ModelFolder:
+    """The model of a model folder (a checkpoint is one), or of the newest good checkpoint of a run's folder.
+
+    Raises IgptError when there is neither.
+    """
+    url = storage.absolute(url)
+    storage.check_reachable(url)
+    if storage.exists(storage.join(url, "model.json")):
+        return _load_folder(url)
+    return load_run(url)
+
+
+def on_device(folder: ModelFolder, device: str | None) -> ModelFolder:
+    """The folder with its model on a device (none: a GPU if there is one). Raises IgptError when it cannot be used."""
+    name = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return replace(folder, model=folder.model.to(name))
+    except (RuntimeError, AssertionError) as error:  # which of them depends on how PyTorch was built
+        raise IgptError(
+            f"device is {name!r}: {str(error).splitlines()[0]}; it must be cpu, or cuda with a GPU"
+        ) from None
+
+
+def load_run(run: str) -> ModelFolder:
+    """The model of a run's newest good checkpoint. Raises IgptError when the run has none."""
+    with tempfile.TemporaryDirectory(prefix="igpt-run-") as temporary:
+        found = checkpoint.load_newest(run, Path(temporary))
+        if found is None:
+            raise IgptError(
+                f"{run}: no model there; give the folder of a training run, of one of its checkpoints or of a model"
+            )
+        return ModelFolder.load(found.folder, origin=run)
+
+
+def _load_folder(url: str) -> ModelFolder:
+    with tempfile.TemporaryDirectory(prefix="igpt-model-") as temporary:
+        for name in FILES:
+            try:
+                storage.download(storage.join(url, name), Path(temporary) / name)
+            except FileNotFoundError:
+                raise IgptError(f"{url}: not a model folder, {name} is missing") from None
+        return ModelFolder.load(Path(temporary), origin=url)
