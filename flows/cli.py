@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from flows import configuration, local_stack, preflight, settings
+from flows import configuration, local_stack, model_commands, preflight, settings
 from flows.console import console
 from flows.demo_config import demo_config
 from igpt_model.config import PretrainConfig, ProbeConfig
@@ -151,6 +151,9 @@ def print_config(
     if kind not in kinds:
         raise IgptError(f"{kind!r} has no config: choose one of {', '.join(kinds)}")
     sys.stdout.write(configuration.describe(kinds[kind]))
+
+
+model_commands.register(app)
 
 
 def _prepare(home: Path | None) -> Path:

@@ -69,6 +69,14 @@ def use(stack: local_stack.Stack) -> None:
     os.environ.update(stack.environment())
 
 
+def tracking_uri() -> str:
+    """The address of the MLflow server alone. Raises IgptError when it is missing."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        raise IgptError("no MLflow server is known: start the services with `igpt up`, or set MLFLOW_TRACKING_URI")
+    return uri
+
+
 def load() -> Settings:
     """The addresses. Raises IgptError when one is missing."""
     for name, what in _NEEDED.items():
