@@ -1,0 +1,67 @@
+"""Models of every kind through the flow, and the commands that use one where production keeps it."""
+
+import json
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from PIL import Image
+
+from flows.local_stack import Stack
+from pipeline import storage
+from tests.integration.conftest import Refreshed, igpt
+
+pytestmark = pytest.mark.services
+
+
+@pytest.mark.parametrize(
+    ("fields", "pictures"),
+    [
+        ("objective=masked ema_decay=0.9 micro_batch=5", {"reconstructions.png"}),
+        ("class_conditional=true low_resolution=4 flip=true", {"upscaled.png"}),
+    ],
+)
+def test_a_model_of_another_kind_is_trained_and_shown(
+    fields: str, pictures: set[str], refreshed: Refreshed, stack: Stack
+) -> None:
+    name = fields.split("=")[0]
+    command = igpt(
+        *("pretrain", "dataset=s3://datasets/refreshed", "runs=s3://runs/kinds", f"name={name}", "preset=tiny"),
+        *("layers=2", "steps=20", "global_batch=32", "warmup_steps=5", f"experiment=kind-{name}", *fields.split()),
+    )
+    assert command.code == 0, command.out + command.err
+    assert command.err == ""
+    result = json.loads(storage.read_bytes(f"s3://runs/kinds/{name}/result.json"))
+    assert (result["steps"], result["images"], result["skipped_steps"]) == (20, 640, 0)
+    client = MlflowClient(stack.mlflow_url)
+    experiment = client.get_experiment_by_name(f"kind-{name}")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert {file.path for file in client.list_artifacts(run.info.run_id)} == {*pictures, "loss.png"}
+    assert run.data.metrics["skipped_steps"] == 0
+    assert 0 < run.data.metrics["loader_share"] < 1
+
+
+def test_commands_take_a_run_in_the_store_and_a_registry_uri(refreshed: Refreshed, tmp_path: Path) -> None:
+    image = tmp_path / "grey.png"
+    Image.new("RGB", (20, 20), "grey").save(image)
+    storage.write_bytes("s3://raw/grey.png", image.read_bytes())
+    scores = [
+        igpt("score", picture, "-m", model)
+        for picture, model in ((str(image), refreshed.run), ("s3://raw/grey.png", "models:/refreshed@candidate"))
+    ]
+    assert [score.code for score in scores] == [0, 0], scores
+    assert scores[0].out.split()[:6] == scores[1].out.split()[:6]
+    samples = tmp_path / "samples.png"
+    drawn = igpt("sample", "-m", "models:/refreshed/1", "--count", "4", "-o", str(samples))
+    assert drawn.code == 0, drawn.err
+    assert Image.open(samples).format == "PNG"
+    for model, expected in (
+        ("models:/refreshed@champion", "models:/refreshed@champion:"),
+        ("s3://runs/nothing", "no model there"),
+        ("s3://no-such-bucket/run", "the bucket does not exist"),
+    ):
+        refused = igpt("score", str(image), "-m", model)
+        assert refused.code == 2
+        (line,) = refused.err.splitlines()
+        assert expected in line
