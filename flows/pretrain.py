@@ -12,7 +12,7 @@ from flows import settings
 from flows.console import Reporter
 from igpt_model import curves, pictures, tracking
 from igpt_model.config import PretrainConfig
-from igpt_model.data import ShardCache
+from igpt_model.data import ShardCache, ShardImages
 from igpt_model.model_folder import ModelFolder
 from igpt_model.model_source import load_run
 from igpt_model.objective import Baselines, TokenCounts
@@ -21,7 +21,6 @@ from igpt_model.tracking import RunLogger
 from igpt_model.train_result import TrainResult, finished
 from pipeline import ray_cluster, snapshot, storage
 from pipeline.errors import IgptError
-from pipeline.shards import ShardView
 from pipeline.snapshot import Snapshot
 
 _SHOWN_IMAGES = 6
@@ -130,7 +129,7 @@ def _count(data: Snapshot, cache: ShardCache, split: str) -> TokenCounts:
     return counts
 
 
-def _draw(folder: ModelFolder, held_out: ShardView, seed: int, reporter: Reporter) -> dict[str, np.ndarray]:
+def _draw(folder: ModelFolder, held_out: ShardImages, seed: int, reporter: Reporter) -> dict[str, np.ndarray]:
     """The sheets that show a model, each drawn by a task of its own."""
     tokens_NHW, labels_N = held_out.tokens_NHW[:_SHOWN_IMAGES], held_out.labels_N[:_SHOWN_IMAGES]
     tokens_NT = tokens_NHW.reshape(len(tokens_NHW), -1)

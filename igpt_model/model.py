@@ -43,45 +43,51 @@ class Condition:
 UNCONDITIONAL = Condition()
 
 
+class LayerCache:
+    """Keys and values of one layer at the positions so far, at the beginning of memory for all: [2, B, H, S, D]."""
+
+    def __init__(self, memory: Tensor) -> None:
+        self._keys, self._values = memory
+        self.filled = 0
+
+    def extend(self, k_BHSD: Tensor, v_BHSD: Tensor) -> tuple[Tensor, Tensor]:
+        """Store the keys and values of the next positions; return those of all positions so far."""
+        begin, self.filled = self.filled, self.filled + k_BHSD.shape[2]
+        self._keys[:, :, begin : self.filled] = k_BHSD
+        self._values[:, :, begin : self.filled] = v_BHSD
+        return self._keys[:, :, : self.filled], self._values[:, :, : self.filled]
+
+
 class KeyValueCache:
-    """Keys and values of the positions so far, in memory allocated once: [layers, 2, B, H, S, D]."""
+    """The caches of all layers, in memory allocated once: [layers, 2, B, H, S, D]."""
 
     def __init__(self, config: ModelConfig, batch: int, like: Tensor) -> None:
         shape = (config.layers, 2, batch, config.heads, config.sequence, config.width // config.heads)
-        self._memory = torch.empty(shape, dtype=like.dtype, device=like.device)
-        self.filled = 0
+        self.layers = [LayerCache(memory) for memory in torch.empty(shape, dtype=like.dtype, device=like.device)]
 
     @staticmethod
     def bytes_per_image(config: ModelConfig, dtype: torch.dtype) -> int:
         """What one image of a batch takes."""
         return 2 * config.layers * config.sequence * config.width * dtype.itemsize
 
-    def extend(self, layer: int, k_BHSD: Tensor, v_BHSD: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the keys and values of the next positions; return those of all positions so far."""
-        end = self.filled + k_BHSD.shape[2]
-        keys, values = self._memory[layer]
-        keys[:, :, self.filled : end] = k_BHSD
-        values[:, :, self.filled : end] = v_BHSD
-        return keys[:, :, :end], values[:, :, :end]
-
 
 class Attention(nn.Module):
     """Multi-head self-attention without biases: causal, or of every position to every other in a masked model."""
 
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.heads, self.layer, self.causal = config.heads, layer, config.objective == "autoregressive"
+        self.heads, self.causal = config.heads, config.objective == "autoregressive"
         self.qkv = Linear(config.width, 3 * config.width)
         self.out = Linear(config.width, config.width)
 
-    def forward(self, x_BSC: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+    def forward(self, x_BSC: Tensor, cache: LayerCache | None = None) -> Tensor:
         """Attend from each position to itself and those before it, the cached ones included."""
         B, S, C = x_BSC.shape
         q_BHSD, k_BHSD, v_BHSD = self.qkv(x_BSC).view(B, S, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         if cache is not None:
             if S > 1 and cache.filled:
                 raise ValueError("a filled cache takes one position at a time")
-            k_BHSD, v_BHSD = cache.extend(self.layer, k_BHSD, v_BHSD)
+            k_BHSD, v_BHSD = cache.extend(k_BHSD, v_BHSD)
         y_BHSD = F.scaled_dot_product_attention(q_BHSD, k_BHSD, v_BHSD, is_causal=self.causal and S > 1)
         return self.out(y_BHSD.transpose(1, 2).reshape(B, S, C))
 
@@ -89,15 +95,15 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """Normalize and attend, normalize and transform; each added to the residual stream."""
 
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.attention_norm = nn.RMSNorm(config.width, eps=_NORM_EPS)
-        self.attention = Attention(config, layer)
+        self.attention = Attention(config)
         self.mlp_norm = nn.RMSNorm(config.width, eps=_NORM_EPS)
         self.mlp_in = Linear(config.width, 4 * config.width)
         self.mlp_out = Linear(4 * config.width, config.width)
 
-    def forward(self, x_BSC: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+    def forward(self, x_BSC: Tensor, cache: LayerCache | None = None) -> Tensor:
         """Map the residual stream to the next block's."""
         x_BSC = x_BSC + self.attention(self.attention_norm(x_BSC), cache)
         # x sigmoid(1.702 x) is silu(1.702 x) / 1.702. Without biases the factors can stand at the narrow ends of the
@@ -120,7 +126,7 @@ class ImageGPT(nn.Module):
         if config.low_resolution is not None:
             self.low_positions = nn.Parameter(torch.empty(config.low_positions, config.width))
         self.positions = nn.Parameter(torch.empty(config.positions, config.width))
-        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.RMSNorm(config.width, eps=_NORM_EPS)
         self.head = Linear(config.width, config.colours)
         self.reset_parameters()
@@ -193,10 +199,8 @@ class ImageGPT(nn.Module):
 
     def transform(self, x_BSC: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         """Inputs to what the output matrix reads, [B, S, C]; continues after the positions in the cache."""
-        for block in self.layers:
-            x_BSC = block(x_BSC, cache)
-        if cache is not None:
-            cache.filled += x_BSC.shape[1]
+        for number, block in enumerate(self.layers):
+            x_BSC = block(x_BSC, None if cache is None else cache.layers[number])
         return self.norm(x_BSC)
 
     def forward(

@@ -105,10 +105,10 @@ def _steps(model: ImageGPT, tokens_BT: Tensor, known_BT: Tensor, condition: Cond
     first, last = unknown[0], unknown[-1]
     cache = KeyValueCache(model.config, len(tokens_BT), model.positions)
     y_BSC = model.transform(model.embed(tokens_BT[:, :first], condition), cache)
-    yield first, model.head(y_BSC[:, -1])
+    yield first, model.head(y_BSC[:, -1:])[:, 0]
     for position in range(first + 1, last + 1):
         y_B1C = model.transform(model.embed_next(tokens_BT[:, position - 1], position), cache)
-        yield position, model.head(y_B1C[:, -1])
+        yield position, model.head(y_B1C)[:, 0]
 
 
 def _choose(logits_BK: Tensor, drawn_B: Tensor, drawing: Drawing) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 
 from igpt_model.config import PretrainConfig
 from igpt_model.features import concatenated, pooled_features
+from igpt_model.linear import Linear
 from igpt_model.model import Condition, ImageGPT, KeyValueCache
 from igpt_model.model_config import ModelConfig, Preset, preset_shape
 from igpt_model.objective import TokenCounts, image_losses
@@ -226,3 +227,20 @@ def test_a_small_image_must_fit_into_the_large_one() -> None:
     config = PretrainConfig(runs="runs", class_conditional=True)
     with pytest.raises(IgptError, match="the dataset has no classes"):
         config.model_config(resolution=32, colours=512, classes=0)
+
+
+@pytest.mark.parametrize("shape", [(16, 64, 96), (3, 256, 64), (1, 512, 128), (5, 113, 64), (16, 32, 64)])
+def test_products_and_their_gradients_are_the_same_as_convolutions(shape: tuple[int, int, int]) -> None:
+    """Whatever kernel a shape gets: with 64 or more inputs and 512 rows it is a convolution."""
+    images, positions, inputs = shape
+    generator = torch.Generator().manual_seed(0)
+    layer = Linear(inputs, 48)
+    torch.nn.init.normal_(layer.weight, generator=generator)
+    x = torch.randn(images, positions, inputs, generator=generator, requires_grad=True)
+    upstream = torch.randn(images, positions, 48, generator=generator)
+    layer(x).backward(upstream)
+    assert x.grad is not None and layer.weight.grad is not None
+    torch.testing.assert_close(layer(x), x @ layer.weight.T, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(x.grad, upstream @ layer.weight, atol=1e-4, rtol=1e-5)
+    expected = upstream.flatten(0, 1).T @ x.detach().flatten(0, 1)
+    torch.testing.assert_close(layer.weight.grad, expected, atol=1e-3, rtol=1e-4)

@@ -129,6 +129,16 @@ def test_packed_matrices_give_the_same_products() -> None:
         torch.testing.assert_close(PackedLinear(weight, 5)(x), x @ weight.T, atol=1e-4, rtol=1e-5)
 
 
+def test_images_are_drawn_alike_where_there_are_no_packed_matrices(
+    model: ImageGPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = draw(model, 3)
+    monkeypatch.setattr(PackedLinear, "suits", staticmethod(lambda weight: False))
+    assert torch.equal(draw(model, 3), packed)
+    halved = draw(model.bfloat16(), 3)
+    assert (halved == packed).float().mean() > 0.5
+
+
 def test_what_cannot_be_drawn_is_refused(model: ImageGPT) -> None:
     with pytest.raises(IgptError, match="masked model cannot draw"):
         draw(make(MASKED), 1)

@@ -77,14 +77,14 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def digits_snapshot(root: Path) -> Snapshot:
+def digits_snapshot(root: Path, **fields: object) -> Snapshot:
     """300 real digits as a snapshot on local disk."""
     digits = load_digits()
     for number, (image, label) in enumerate(zip(digits.images[:300], digits.target[:300], strict=True)):
         buffer = io.BytesIO()
         Image.fromarray(np.rint(image * (255 / 16)).astype(np.uint8)).save(buffer, "PNG")
         storage.write_bytes(str(root / "raw" / str(label) / f"{number}.png"), buffer.getvalue())
-    return build_here(root / "raw", root / "dataset")
+    return build_here(root / "raw", root / "dataset", **fields)
 
 
 def short_training(data: Snapshot, folder: Path) -> PretrainConfig:

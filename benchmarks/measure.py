@@ -1,0 +1,137 @@
+"""What the benchmarks have in common: the machine, interleaved timing, ratios with their spread, and result files."""
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def machine(device: torch.device) -> dict[str, object]:
+    """What a result was measured on, and how busy others kept it."""
+    described: dict[str, object] = {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": version("transformers"),
+        "load_average_before": round(os.getloadavg()[0], 2),
+    }
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        described |= {"gpu": properties.name, "gpu_memory_gib": round(properties.total_memory / 2**30, 1)}
+        described |= {"cuda": torch.version.cuda}
+    return described
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    flags = next((set(line.split()) for line in lines if line.startswith("flags")), set())
+    widest = "AVX-512" if "avx512f" in flags else "AVX2" if "avx2" in flags else ""
+    return ", ".join(part for part in (names[0] if names else platform.machine(), widest) if part)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done all it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def interleave(
+    contenders: Mapping[str, Callable[[], object]], rounds: int, device: torch.device
+) -> dict[str, list[float]]:
+    """Seconds of each contender in each round. All run once unmeasured, then one after the other, round after round.
+
+    What disturbs the machine for longer than a round then disturbs all of them. The order turns with each round.
+    """
+    for run in contenders.values():
+        run()
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    names = list(contenders)
+    for number in range(rounds):
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            synchronize(device)
+            began = time.perf_counter()
+            contenders[name]()
+            synchronize(device)
+            seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ratio:
+    """How many times longer one contender took than another: the median over the rounds, and where most rounds lay."""
+
+    median: float
+    tenth: float
+    """A tenth of the rounds had a smaller ratio."""
+    ninetieth: float
+    of_fastest: float
+    """Of the fastest round of each: what is left when nothing disturbs."""
+
+    def __str__(self) -> str:
+        return f"{self.median:.2f} ({self.tenth:.2f} to {self.ninetieth:.2f})"
+
+
+def ratio(slower: Sequence[float], faster: Sequence[float]) -> Ratio:
+    """The ratio of two contenders' seconds, round by round."""
+    ratios = sorted(a / b for a, b in zip(slower, faster, strict=True))
+    last = len(ratios) - 1
+    return Ratio(
+        median=statistics.median(ratios),
+        tenth=ratios[round(0.1 * last)],
+        ninetieth=ratios[round(0.9 * last)],
+        of_fastest=min(slower) / min(faster),
+    )
+
+
+def matrix_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """The floating point operations a second of a large square matrix product: what a model's rate is compared with."""
+    side, times = (8192, 20) if device.type == "cuda" else (2048, 5)
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    best = min(interleave({"product": lambda: a @ b}, times, device)["product"])
+    return 2 * side**3 / best
+
+
+def memory_bandwidth(device: torch.device) -> float:
+    """Bytes a second that the device reads while it sums up more than its caches hold."""
+    numbers = torch.ones(1 << (30 if device.type == "cuda" else 26), device=device)
+    best = min(interleave({"sum": numbers.sum}, 10, device)["sum"])
+    return numbers.numel() * numbers.itemsize / best
+
+
+def save(path: Path, title: str, device: torch.device, rows: Sequence[Mapping[str, object]], notes: str) -> None:
+    """Write {path}.json, all of it, and {path}.md, a table with the machine; print the table."""
+    described = machine(device)
+    path.parent.mkdir(exist_ok=True)
+    content = {"machine": described, "notes": notes, "rows": [_plain(row) for row in rows]}
+    path.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
+    shown = [name for name in rows[0] if not name.startswith("_")]
+    lines = [f"# {title}", "", ", ".join(f"{key} {value}" for key, value in described.items()), ""]
+    lines += [notes, ""]
+    lines += ["| " + " | ".join(shown) + " |", "|" + "---|" * len(shown)]
+    lines += ["| " + " | ".join(_text(row.get(key, "")) for key in shown) + " |" for row in rows]
+    path.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+def _plain(row: Mapping[str, object]) -> dict[str, object]:
+    return {key.lstrip("_"): asdict(value) if isinstance(value, Ratio) else value for key, value in row.items()}
+
+
+def _text(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
