@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import webdataset
 
-from benchmarks.measure import RESULTS, interleave, ratio, save
+from benchmarks.measure import RESULTS, interleave, machine, ratio, save
 from igpt_model.config import PretrainConfig
 from igpt_model.data import ShardCache, gather
 from igpt_model.execution import Worker
@@ -107,6 +107,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS / "loader", help="result files, without extension")
     options = parser.parse_args()
     device = torch.device(options.device)
+    described = machine(device)
     data = snapshot.read(options.dataset)
     entry = data.of_split("train")[0]
     with tempfile.TemporaryDirectory(prefix="igpt-benchmark-") as folder:
@@ -149,9 +150,9 @@ def main() -> None:
         rows.append(share_of_a_step(data, config, device))
     notes = (
         f"Batches of {_BATCH} images of {data.resolution}x{data.resolution} from a shard of {entry.samples}, tokens "
-        "and labels. Speeds of the fastest round; ratios: median over the rounds (tenth to ninetieth percentile)."
+        "and labels."
     )
-    save(options.output, "Loading", device, rows, notes)
+    save(options.output, "Loading", described, rows, notes)
 
 
 if __name__ == "__main__":

@@ -11,12 +11,19 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from torch import nn
+
+from igpt_model.linear import Linear
 
 RESULTS = Path(__file__).parent / "results"
+_HOW = (
+    "Speeds are those of the fastest round, ratios the median over the rounds (tenth to ninetieth percentile; "
+    "of the fastest rounds)."
+)
 
 
 def machine(device: torch.device) -> dict[str, object]:
-    """What a result was measured on, and how busy others kept it."""
+    """What a result is measured on, and how busy others keep it; to be asked before the measurement."""
     described: dict[str, object] = {
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -82,7 +89,7 @@ class Ratio:
     """Of the fastest round of each: what is left when nothing disturbs."""
 
     def __str__(self) -> str:
-        return f"{self.median:.2f} ({self.tenth:.2f} to {self.ninetieth:.2f})"
+        return f"{self.median:.2f} ({self.tenth:.2f} to {self.ninetieth:.2f}; fastest {self.of_fastest:.2f})"
 
 
 def ratio(slower: Sequence[float], faster: Sequence[float]) -> Ratio:
@@ -98,11 +105,17 @@ def ratio(slower: Sequence[float], faster: Sequence[float]) -> Ratio:
 
 
 def matrix_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """The floating point operations a second of a large square matrix product: what a model's rate is compared with."""
+    """The floating point operations a second of a large square matrix product: what a model's rate is compared with.
+
+    The faster of PyTorch's product and of the kernel that our linear layers take on this device.
+    """
     side, times = (8192, 20) if device.type == "cuda" else (2048, 5)
-    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    best = min(interleave({"product": lambda: a @ b}, times, device)["product"])
-    return 2 * side**3 / best
+    a, b = (torch.randn(1, side, side, device=device).to(dtype) for _ in range(2))
+    layer = Linear(side, side).to(device, dtype)
+    nn.init.normal_(layer.weight)
+    with torch.inference_mode():
+        measured = interleave({"product": lambda: a @ b, "layer": lambda: layer(a)}, times, device)
+    return 2 * side**3 / min(map(min, measured.values()))
 
 
 def memory_bandwidth(device: torch.device) -> float:
@@ -112,15 +125,16 @@ def memory_bandwidth(device: torch.device) -> float:
     return numbers.numel() * numbers.itemsize / best
 
 
-def save(path: Path, title: str, device: torch.device, rows: Sequence[Mapping[str, object]], notes: str) -> None:
+def save(
+    path: Path, title: str, described: Mapping[str, object], rows: Sequence[Mapping[str, object]], notes: str
+) -> None:
     """Write {path}.json, all of it, and {path}.md, a table with the machine; print the table."""
-    described = machine(device)
     path.parent.mkdir(exist_ok=True)
-    content = {"machine": described, "notes": notes, "rows": [_plain(row) for row in rows]}
+    content = {"machine": dict(described), "notes": notes, "rows": [_plain(row) for row in rows]}
     path.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
     shown = [name for name in rows[0] if not name.startswith("_")]
     lines = [f"# {title}", "", ", ".join(f"{key} {value}" for key, value in described.items()), ""]
-    lines += [notes, ""]
+    lines += [f"{notes} {_HOW}", ""]
     lines += ["| " + " | ".join(shown) + " |", "|" + "---|" * len(shown)]
     lines += ["| " + " | ".join(_text(row.get(key, "")) for key in shown) + " |" for row in rows]
     path.with_suffix(".md").write_text("\n".join(lines) + "\n")

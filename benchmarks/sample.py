@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.measure import RESULTS, interleave, memory_bandwidth, ratio, save
+from benchmarks.measure import RESULTS, interleave, machine, memory_bandwidth, ratio, save
 from benchmarks.peers import hugging_face, our_model
 from igpt_model.config import PretrainConfig
 from igpt_model.execution import prepare_blocks
@@ -102,6 +102,7 @@ def main() -> None:
     device, on_gpu = torch.device(options.device), options.device == "cuda"
     if options.threads:
         torch.set_num_threads(options.threads)
+    described = machine(device)
     precision = options.precision or ("bfloat16" if on_gpu else "float32")
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     preset = options.preset or ("igpt-s" if on_gpu else None)
@@ -116,11 +117,10 @@ def main() -> None:
         for batch in options.batches or ([256] if on_gpu else [8, 32]):
             rows += measure(config, batch, device, dtype, names, options.rounds)
     notes = (
-        f"Whole images, {precision}, 512 colours, drawn from the whole distribution; seconds of the fastest round. "
-        f"A sum over memory reads {memory_bandwidth(device) / 1e9:,.0f} GB/s on this device. Ratios: median over the "
-        "rounds (tenth to ninetieth percentile)."
+        f"Whole images, {precision}, 512 colours, drawn from the whole distribution. A sum over "
+        f"memory reads {memory_bandwidth(device) / 1e9:,.0f} GB/s on this device."
     )
-    save(options.output or RESULTS / f"sample-{options.device}", "Drawing images", device, rows, notes)
+    save(options.output or RESULTS / f"sample-{options.device}", "Drawing images", described, rows, notes)
 
 
 if __name__ == "__main__":

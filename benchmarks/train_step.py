@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.measure import RESULTS, interleave, matrix_flops, ratio, save
+from benchmarks.measure import RESULTS, interleave, machine, matrix_flops, ratio, save
 from benchmarks.peers import NanoGPT, hugging_face, our_model, their_inputs
 from igpt_model.config import PretrainConfig
 from igpt_model.execution import autocast, prepare_blocks
@@ -200,6 +200,7 @@ def main() -> None:
     device, on_gpu = torch.device(options.device), options.device == "cuda"
     if options.threads:
         torch.set_num_threads(options.threads)
+    described = machine(device)
     precision = options.precision or ("bfloat16" if on_gpu else "float32")
     whole = on_gpu or options.whole_steps
     resolution = options.resolution or (32 if on_gpu else 16)
@@ -225,9 +226,9 @@ def main() -> None:
         what = "whole optimizer steps" if whole else "forward and backward"
         notes = (
             f"{what}, {precision}, 512 colours. The matrix-product rate measured on this device is "
-            f"{peak / 1e12:.3g} TFLOP/s. Ratios: median over the rounds (tenth to ninetieth percentile)."
+            f"{peak / 1e12:.3g} TFLOP/s."
         )
-        save(options.output or RESULTS / f"train_step-{options.device}", "Training steps", device, rows, notes)
+        save(options.output or RESULTS / f"train_step-{options.device}", "Training steps", described, rows, notes)
 
 
 if __name__ == "__main__":
