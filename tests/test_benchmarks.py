@@ -56,6 +56,18 @@ def test_loading(tmp_path: Path) -> None:
     assert rows[4]["times longer than ours"].endswith("% of the step")
 
 
+def test_quality(tmp_path: Path) -> None:
+    data = digits_snapshot(tmp_path, samples_per_shard=300, test_fraction=0.2)
+    command = [sys.executable, "-m", "benchmarks.quality", "--dataset", data.dataset, "--run", str(tmp_path / "run")]
+    arguments = ["--minutes", "0.02", "--preset", "tiny", "--batch", "16", "--output", str(tmp_path / "quality")]
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, cwd=ROOT, check=False, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads((tmp_path / "quality.json").read_text())["rows"]
+    assert [row["layer"] for row in rows] == list(range(7))
+    assert all(0.1 < float(row["test accuracy, trained"].rstrip("%")) / 100 <= 1 for row in rows)
+    assert {path.name for path in (tmp_path / "run").glob("*.png")} == {"samples.png", "completions.png"}
+
+
 def test_operations_are_those_that_pytorch_counts() -> None:
     with torch.device("meta"):
         model = ImageGPT(TINY)
