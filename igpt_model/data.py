@@ -86,12 +86,14 @@ def _matches(path: Path, shard: ShardEntry) -> bool:
 
 def gather(shards: Sequence[ShardImages], samples: Samples) -> Images:
     """The images of samples, in their order; `shards` are indexed by the samples' shards."""
-    # One image after the other: a window has more shards than a batch has images of each, and indexing a shard by an
-    # array costs as much as copying ten images.
-    places = list(zip(samples.shards.tolist(), samples.rows.tolist(), strict=True))
-    tokens = np.concatenate([shards[shard].tokens_NHW[row] for shard, row in places])
-    labels_N = np.array([shards[shard].labels_N[row] for shard, row in places])
-    return Images(tokens_NT=tokens.reshape(len(places), -1), labels_N=labels_N)
+    side = shards[0].tokens_NHW.shape[1]
+    tokens_NHW = np.empty((len(samples.rows), side, side), np.uint16)
+    labels_N = np.empty(len(samples.rows), np.int64)
+    for number in np.unique(samples.shards).tolist():
+        here = np.flatnonzero(samples.shards == number)
+        rows, shard = samples.rows[here], shards[number]
+        tokens_NHW[here], labels_N[here] = shard.tokens_NHW[rows], shard.labels_N[rows]
+    return Images(tokens_NT=tokens_NHW.reshape(len(tokens_NHW), -1), labels_N=labels_N)
 
 
 def batches(shards: Sequence[ShardImages], batch: int, *, part: int = 0, parts: int = 1) -> Iterator[Images]:

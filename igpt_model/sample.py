@@ -90,6 +90,7 @@ def complete(
             choice_B = _choose(logits_BK, drawn_BT[:, position], drawing)
             part_BT[:, position] = torch.where(part_known_BT[:, position], part_BT[:, position], choice_B)
             progress("draw", begin * positions + len(part_BT) * (position + 1), len(tokens_BT) * positions, "pixels")
+        progress("draw", (begin + len(part_BT)) * positions, len(tokens_BT) * positions, "pixels")
         parts.append(part_BT)
     return torch.cat(parts) if parts else tokens_BT.clone()
 
