@@ -41,6 +41,7 @@ class FaultyS3:
         """Requests so far, by the client's address and the method."""
         self._injection = Injection(_NOTHING)
         self._server: asyncio.Server | None = None
+        self._resuming: asyncio.TimerHandle | None = None
         self._clients: set[_Client] = set()
         self._serving: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
@@ -78,25 +79,32 @@ class FaultyS3:
         self._run(self._listen())
 
     def stop_for(self, seconds: float) -> None:
-        """Stop now, and accept connections again after so many seconds without being asked."""
-        self.stop()
-        asyncio.run_coroutine_threadsafe(self._listen(seconds), self._loop)
+        """Stop now, and accept connections again after so many seconds, unless stopped or resumed before that."""
+        self._run(self._refuse(seconds))
 
     def _run(self, coroutine: Coroutine[Any, Any, None]) -> None:
         asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout=30)
 
-    async def _listen(self, delay: float = 0) -> None:
-        await asyncio.sleep(delay)
+    async def _listen(self) -> None:
+        self._forget_to_resume()
         if self._server is None:
             listener = _bound_socket(*self._address)
             self._server = await asyncio.start_server(self._accept, sock=listener, limit=HEAD_BYTES)
 
-    async def _refuse(self) -> None:
+    async def _refuse(self, seconds: float | None = None) -> None:
+        self._forget_to_resume()
+        if seconds is not None:
+            self._resuming = self._loop.call_later(seconds, lambda: self._loop.create_task(self._listen()))
         if self._server is not None:
             self._server.close()
             self._server = None
         for client in self._clients:
             client.reset()
+
+    def _forget_to_resume(self) -> None:
+        if self._resuming is not None:
+            self._resuming.cancel()
+            self._resuming = None
 
     async def _close(self) -> None:
         await self._refuse()
@@ -132,19 +140,23 @@ class FaultyS3:
         fault = injection.deal(method, unquote(urlsplit(target).path))
         if fault is None:
             return await client.answer(request)
-        reusable = False
+        cut_off = None
+        if fault is Fault.TRUNCATE:
+            cut_off = await client.ask(request)
+            if cut_off[0].answer_framing(method) == 0:
+                fault = Fault.RESET  # there is nothing to cut off
+        elif fault is Fault.LOST_ANSWER:
+            await client.carry_out(request)
+        injection.counts[fault] += 1  # before the client can know
         if fault in _ANSWERS:
-            reusable = await client.refuse(request, *_ANSWERS[fault])
-        elif fault is Fault.STALL:
+            return await client.refuse(request, *_ANSWERS[fault])
+        if fault is Fault.STALL:
             await asyncio.sleep(injection.faults.stall_seconds)
-        elif fault is Fault.TRUNCATE:
-            fault = await client.answer_in_part(request)
+        elif fault is Fault.TRUNCATE and cut_off is not None:
+            await client.tell_in_part(*cut_off)
         else:
-            if fault is Fault.LOST_ANSWER:
-                await client.carry_out(request)
             client.reset()
-        injection.counts[fault] += 1
-        return reusable
+        return False
 
 
 class _Client:
@@ -188,7 +200,7 @@ class _Client:
 
     async def answer(self, request: Head) -> bool:
         """Pass a request on and the answer back; tells whether the connection can take another request."""
-        answer, body = await self._ask(request)
+        answer, body = await self.ask(request)
         await self._tell(answer.raw)
         async for piece in body:
             await self._tell(piece)
@@ -198,30 +210,22 @@ class _Client:
         endless = answer.answer_framing(request.first_line[0]) == "endless"
         return self._sending.done() and not (request.closes or answer.closes or endless)
 
-    async def answer_in_part(self, request: Head) -> Fault:
-        """Pass a request on and the answer back without its end. One that has no body is not given at all.
-
-        Returns the fault that this was: a truncated body or a reset connection.
-        """
-        answer, body = await self._ask(request)
-        if answer.answer_framing(request.first_line[0]) == 0:
-            self.reset()
-            return Fault.RESET
+    async def tell_in_part(self, answer: Head, body: AsyncIterator[bytes]) -> None:
+        """Pass an answer back without its end."""
         await self._tell(answer.raw)
         last = b""
         async for piece in body:
             await self._tell(last)
             last = piece
         await self._tell(last[: len(last) // 2])
-        return Fault.TRUNCATE
 
     async def carry_out(self, request: Head) -> None:
         """Pass a request on and keep the answer from the client."""
-        _, body = await self._ask(request)
+        _, body = await self.ask(request)
         async for _ in body:
             pass
 
-    async def _ask(self, request: Head) -> tuple[Head, AsyncIterator[bytes]]:
+    async def ask(self, request: Head) -> tuple[Head, AsyncIterator[bytes]]:
         """Pass a request on; returns the head of the answer, and its body as it arrives."""
         if self._server is None or self._server[0].at_eof():
             self._server = await asyncio.open_connection(*self._upstream, limit=HEAD_BYTES)

@@ -37,6 +37,8 @@ class Faults:
     """Only requests of these methods; None: of any."""
     prefix: str = "/"
     """Only requests whose path, /bucket/key, begins like this; the path of a listing is its bucket's."""
+    max_faults: int | None = None
+    """How many faults there are at most, then everything passes: a burst. None: no end."""
     seed: int = 0
     """Two plans of the same seed treat the n-th request that they may touch alike."""
     stall_seconds: float = 2.0
@@ -66,7 +68,8 @@ class Injection:
             for kind in faults.kinds
             if kind.applies_to(method) and not (kind is Fault.STALL and self._dealt[kind] >= faults.max_stalls)
         ]
-        if not hit or not possible:
+        spent = faults.max_faults is not None and self._dealt.total() >= faults.max_faults
+        if not hit or spent or not possible:
             return None
         fewest = min(self._dealt[kind] for kind in possible)
         rarest = [kind for kind in possible if self._dealt[kind] == fewest]

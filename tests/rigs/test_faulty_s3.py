@@ -294,6 +294,18 @@ def test_a_stopped_one_refuses_connections_until_its_time_is_over(proxy: FaultyS
     assert time.monotonic() - since > 0.4
 
 
+def test_an_outage_that_was_ended_early_does_not_end_the_next_one(proxy: FaultyS3, raw: RawClient) -> None:
+    proxy.stop_for(0.2)
+    proxy.resume()
+    assert raw.request("PUT", "between", b"there").status == 200
+    proxy.stop()
+    time.sleep(0.4)
+    with pytest.raises(ConnectionRefusedError):
+        raw.request("GET", "between")
+    proxy.resume()
+    assert raw.request("GET", "between").read() == b"there"
+
+
 def test_bodies_are_not_held_whole(proxy: FaultyS3, raw: RawClient) -> None:
     size = 40 * MIB
 
@@ -341,6 +353,12 @@ def test_the_share_is_kept_and_all_kinds_are_equally_frequent(share: float) -> N
     assert abs(hit / 6000 - share) < 0.02
     assert not hit or max(dealt.values()) - min(dealt.values()) < 0.02 * hit
     assert not hit or set(dealt) == set(Fault)
+
+
+def test_a_burst_ends() -> None:
+    injection = Injection(Faults(share=1, max_faults=3, methods=frozenset({"GET"})))
+    dealt = [injection.deal(method, "/") for method in ("PUT", "GET") * 5]
+    assert [fault is not None for fault in dealt] == [False, True] * 3 + [False] * 4
 
 
 def test_another_seed_hits_other_requests() -> None:
