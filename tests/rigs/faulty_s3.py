@@ -252,7 +252,8 @@ class _Client:
 
 
 def _bound_socket(address: str, port: int) -> socket.socket:
-    bound = socket.socket()
+    # The protocol by name: only then asyncio switches Nagle's algorithm off, which costs 40 ms a small answer.
+    bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     # REUSEPORT: both the socket that keeps the port and the one that listens are bound to it.
     for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
         bound.setsockopt(socket.SOL_SOCKET, option, 1)

@@ -174,29 +174,27 @@ def test_s3_is_reached_from_every_host_through_the_proxy(rig: Rig) -> None:
         assert (rig.s3.bucket("raw") / host.address).read_bytes() == b"x"
 
 
-@pytest.mark.parametrize("kill", [True, False], ids=["without power", "without its cable"])
-def test_a_lost_node_is_noticed_and_the_tasks_go_on_without_it_and_with_it_again(
-    rig: Rig, kill: bool, tmp_path: Path
-) -> None:
+def test_a_lost_node_is_noticed_and_the_tasks_go_on_without_it_and_with_it_again(rig: Rig, tmp_path: Path) -> None:
     head, _, victim = rig.hosts
     addresses = {host.address for host in rig.hosts}
     enough, log = tmp_path / "enough", tmp_path / "log"
     driver = head.start([sys.executable, "-c", TASKS, str(enough)], rig.nodes.environment(head), log)
 
-    def words() -> list[str]:
+    def places() -> list[str]:
+        """Where the tasks have run so far, without what Ray has to say."""
         assert driver.poll() is None, log.read_text()
-        return log.read_text().split()
+        return [line for line in log.read_text().splitlines() if line in addresses]
 
-    wait_for(lambda: addresses <= set(words()))
-    victim.remove(kill=kill)
-    assert bool(victim.processes()) != kill
+    wait_for(lambda: addresses <= set(places()))
+    victim.remove()
+    assert victim.processes() == []
     rig.nodes.wait_until_alive(rig.hosts[:2])
-    noticed = len(words())
-    wait_for(lambda: len(words()) > noticed + 20)
-    assert victim.address not in words()[noticed + 6 :]  # beside the six that had ended before they were looked at
+    noticed = len(places())
+    wait_for(lambda: len(places()) > noticed + 20)
+    assert victim.address not in places()[noticed + 6 :]  # beside the six that had ended before they were looked at
     rig.nodes.heal()
-    back = len(words())
-    wait_for(lambda: addresses <= set(words()[back:]))
+    back = len(places())
+    wait_for(lambda: addresses <= set(places()[back:]))
     enough.touch()
     assert driver.wait(timeout=60) == 0
     assert log.read_text().splitlines()[-1] == "complete"
