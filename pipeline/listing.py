@@ -97,6 +97,17 @@ class Rows:
         return len(self.versions)
 
 
+_COLUMNS = {
+    "high": np.uint64,
+    "low": np.uint16,
+    "versions": np.uint64,
+    "labels": np.int32,
+    "splits": np.int8,
+    "groups": np.int32,
+    "whole_groups": bool,
+}
+
+
 @dataclass(kw_only=True)
 class Batch:
     """Rows on their way into a listing, as columns."""
@@ -120,7 +131,7 @@ class Listing:
         self._parts: list[int] = []  # rows of each
         self._pending: list[pa.Table] = []
         self._pending_rows = 0
-        self._columns: list[Rows] = []
+        self._columns: dict[str, list[np.ndarray]] = {name: [] for name in _COLUMNS}
         self._label_numbers: dict[str, int] = {}
         self._rows: Rows | None = None
 
@@ -143,22 +154,14 @@ class Listing:
         if not batch.names:
             return
         keys = [key_of(name) for name in batch.names]
-        versions = np.array(list(map(version_of, batch.etags, batch.lengths, batch.labels)), np.uint64)
-        numbers = self._label_numbers
-        self._columns.append(
-            Rows(
-                keys=Keys.of(keys),
-                versions=versions,
-                labels=np.array(
-                    [-1 if name is None else numbers.setdefault(name, len(numbers)) for name in batch.labels], np.int32
-                ),
-                splits=np.array(batch.splits, np.int8),
-                groups=np.array(batch.groups, np.int32),
-                whole_groups=np.array(batch.whole_groups, bool),
-            )
-        )
-        columns = [keys, versions, batch.names, batch.urls, batch.offsets, batch.lengths, batch.etags, batch.labels]
-        self._pending.append(pa.table(columns, schema=LISTING))
+        numbers, numeric = self._label_numbers, Keys.of(keys)
+        versions = list(map(version_of, batch.etags, batch.lengths, batch.labels))
+        labels = [-1 if name is None else numbers.setdefault(name, len(numbers)) for name in batch.labels]
+        columns = (numeric.high, numeric.low, versions, labels, batch.splits, batch.groups, batch.whole_groups)
+        for (name, kind), values in zip(_COLUMNS.items(), columns, strict=True):
+            self._columns[name].append(np.asarray(values, kind))
+        full = [keys, versions, batch.names, batch.urls, batch.offsets, batch.lengths, batch.etags, batch.labels]
+        self._pending.append(pa.table(full, schema=LISTING))
         self._pending_rows += len(keys)
         if self._pending_rows >= _PART_ROWS:
             self._flush()
@@ -177,28 +180,19 @@ class Listing:
     def rows(self) -> Rows:
         """The rows as arrays. Raises IgptError when two images have the same key."""
         if self._rows is None:
-            columns, self._columns = self._columns, []
-            self._rows = Rows(
-                keys=Keys.join([each.keys for each in columns]),
-                **{
-                    name: np.concatenate([np.zeros(0, kind), *(getattr(each, name) for each in columns)])
-                    for name, kind in (
-                        ("versions", np.uint64),
-                        ("labels", np.int32),
-                        ("splits", np.int8),
-                        ("groups", np.int32),
-                        ("whole_groups", bool),
-                    )
-                },
-            )
+            # One column after the other, so that only one is there twice for a moment.
+            whole = {
+                name: np.concatenate([np.zeros(0, kind), *self._columns.pop(name)]) for name, kind in _COLUMNS.items()
+            }
+            self._rows = Rows(keys=Keys(high=whole.pop("high"), low=whole.pop("low")), **whole)
             self._check_keys(self._rows.keys)
         return self._rows
 
     def _check_keys(self, keys: Keys) -> None:
-        order = np.argsort(keys.high, kind="stable")
-        same = np.flatnonzero(keys.high[order[1:]] == keys.high[order[:-1]])
-        if len(same):
-            pair = [self.take(np.array([order[same[0] + i]]))["name"][0].as_py() for i in (0, 1)]
+        ascending = np.sort(keys.high)
+        twice = ascending[1:][ascending[1:] == ascending[:-1]]
+        if len(twice):
+            pair = self.take(np.flatnonzero(keys.high == twice[0])[:2])["name"].to_pylist()
             raise IgptError(f"{pair[0]!r} and {pair[1]!r} have the same key; rename one of the two")
 
     def take(self, rows: np.ndarray) -> pa.Table:
@@ -246,9 +240,10 @@ class Listing:
 
     def _fill(self, buckets: Sequence[Sequence[np.ndarray]], paths: Sequence[Path]) -> list[np.ndarray]:
         """Write each bucket's rows in the order of the parts; return for each the places of its rows in its file."""
-        wanted = [np.concatenate(bucket) for bucket in buckets]
-        orders = [np.argsort(rows, kind="stable") for rows in wanted]
+        wanted = [np.concatenate([np.zeros(0, np.int32), *bucket]) for bucket in buckets]
+        orders = [np.argsort(rows, kind="stable").astype(np.int32) for rows in wanted]
         sorted_rows = [rows[order] for rows, order in zip(wanted, orders, strict=True)]
+        del wanted
         writers = [pq.ParquetWriter(path, LISTING, compression="lz4") for path in paths]
         try:
             start = 0
@@ -264,8 +259,8 @@ class Listing:
                 writer.close()
         places = []
         for order in orders:
-            place = np.empty(len(order), np.int64)
-            place[order] = np.arange(len(order))
+            place = np.empty(len(order), np.int32)
+            place[order] = np.arange(len(order), dtype=np.int32)
             places.append(place)
         return places
 

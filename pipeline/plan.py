@@ -23,7 +23,7 @@ class ShardPlan:
 
     split: str
     name: str
-    rows: np.ndarray  # int64 [n]
+    rows: np.ndarray  # int32 or int64 [n]
     replaces: ShardEntry | None = None
     """The shard of the parent snapshot that it takes the place of, and whose unchanged samples it takes over."""
 
@@ -68,9 +68,10 @@ def _mix(keys: Keys, salt: str) -> np.ndarray:
     """A permutation of the upper 64 bits of keys, uint64 [n]; another for another salt."""
     values = keys.high ^ np.uint64(int(digest(salt)[:16], 16))
     # SplitMix64's finalizer: the keys are hashes already, but a salt must change the order, not only shift it.
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
+        values ^= values >> np.uint64(shift)
+        values *= np.uint64(factor)
+    return values
 
 
 def assign_splits(rows: Rows, config: DatasetConfig) -> np.ndarray:
@@ -110,7 +111,7 @@ class Planner:
 
     def full(self) -> Plan:
         """Every image into new shards."""
-        everything = np.arange(len(self._rows))
+        everything = np.arange(len(self._rows), dtype=np.int32)
         return Plan(
             keep=(),
             make=self.append(everything, ()),
@@ -172,9 +173,10 @@ class Planner:
 
     def _spread(self, rows: np.ndarray) -> np.ndarray:
         """The rows with runs of neighbours in a container kept together, and the runs in a random order."""
-        if not len(rows):
-            return rows
-        groups, whole = self._rows.groups[rows], self._rows.whole_groups[rows]
+        groups = self._rows.groups[rows]
+        if not (groups >= 0).any():  # each a run of its own
+            return rows[np.argsort(self._order[rows], kind="stable")]
+        whole = self._rows.whole_groups[rows]
         begins = (groups < 0) | (groups != np.concatenate([[-2], groups[:-1]]))
         segment_starts = np.flatnonzero(begins)
         within = np.arange(len(rows)) - np.repeat(segment_starts, np.diff(np.append(segment_starts, len(rows))))

@@ -1,6 +1,7 @@
 """Another try for what is in quarantine: images that can be read now come into shards of their own."""
 
 import hashlib
+from collections import Counter
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -143,16 +144,14 @@ def _digest(found: Survey, before: ParentRows, parent: Snapshot, rows: np.ndarra
 def _without(dataset: str, entry: ShardEntry, keys: set[str]) -> ShardEntry:
     """The entry of a shard after some images have left its quarantine, of which a new file is put."""
     assert entry.quarantine_path is not None
-    left = [row for row in index.read(dataset, entry.quarantine_path).to_pylist() if row["key"] not in keys]
-    rejected = dict(entry.rejected)
-    for row in index.read(dataset, entry.quarantine_path).to_pylist():
-        if row["key"] in keys:
-            rejected[row["reason"]] -= 1
-    name = None
-    if left:
-        digest = hashlib.sha256(repr((entry.quarantine, sorted(keys))).encode()).hexdigest()[:16]
-        name = f"{entry.name.rpartition('-')[0]}-{digest}"
-        storage.write_bytes(
-            storage.join(dataset, "quarantine", f"{name}.parquet"), index.to_bytes(left, index.QUARANTINE)
-        )
-    return replace(entry, rejected={k: v for k, v in rejected.items() if v}, quarantine=name)
+    before = index.read(dataset, entry.quarantine_path).to_pylist()
+    left = [row for row in before if row["key"] not in keys]
+    rejected = dict(sorted(Counter(row["reason"] for row in left).items()))
+    if not left:
+        return replace(entry, rejected=rejected, quarantine=None, quarantine_sha256=None)
+    digest = hashlib.sha256(repr((entry.quarantine, sorted(keys))).encode()).hexdigest()[:16]
+    name = f"{entry.name.rpartition('-')[0]}-{digest}"
+    data = index.to_bytes(left, index.QUARANTINE)
+    storage.write_bytes(storage.join(dataset, "quarantine", f"{name}.parquet"), data)
+    sha256 = hashlib.sha256(data).hexdigest()
+    return replace(entry, rejected=rejected, quarantine=name, quarantine_sha256=sha256)

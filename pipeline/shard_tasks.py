@@ -10,7 +10,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
@@ -160,10 +160,10 @@ def make_shard(order: ShardOrder, config: DatasetConfig, table: np.ndarray) -> S
 def _finished(order: ShardOrder) -> ShardResult | None:
     """The result of a shard that an earlier build finished, or None."""
     try:
-        recorded = index.metadata_of(storage.read_bytes(storage.join(order.dataset, "index", f"{order.name}.parquet")))
+        data = storage.read_bytes(storage.join(order.dataset, "index", f"{order.name}.parquet"))
     except FileNotFoundError:
         return None
-    entry = ShardEntry(**recorded["entry"])
+    entry = ShardEntry(**index.metadata_of(data)["entry"], index_sha256=_sha256(data))
     if storage.size(storage.join(order.dataset, entry.path)) != entry.bytes:
         return None
     return ShardResult(entry=entry, reused=True)
@@ -203,8 +203,7 @@ class _Shard:
                 self._reject(row, outcome)
                 continue
             self._tokens[row] = palette.quantize(outcome.pixels, table)
-            digest = hashlib.sha256(data).hexdigest()
-            self._accept(row, {"sha256": digest, "width": outcome.width, "height": outcome.height})
+            self._accept(row, {"sha256": _sha256(data), "width": outcome.width, "height": outcome.height})
             stopwatch.lap("quantize")
         entry = self._write()
         stopwatch.lap("write")
@@ -249,7 +248,7 @@ class _Shard:
             quarantined = index.read(dataset, old.quarantine_path).to_pylist() if old.quarantine_path else []
         except FileNotFoundError:
             return 0
-        if hashlib.sha256(data).hexdigest() != old.sha256 or len(accepted) != old.images:
+        if _sha256(data) != old.sha256 or len(accepted) != old.images:
             return 0
         view = shards.ShardView(
             np.frombuffer(data, np.uint8), samples=old.samples, side=self._config.resolution, name=old.name
@@ -289,22 +288,26 @@ class _Shard:
         ]
         labels = np.repeat(self._order.labels[rows], self._crops)
         tar = shards.encode(keys, self._tokens[rows].reshape(-1, side, side), labels)
-        entry = ShardEntry(
-            name=name,
-            split=self._order.split,
-            samples=len(keys),
-            images=len(rows),
-            bytes=len(tar),
-            sha256=hashlib.sha256(tar).hexdigest(),
-            rejected=dict(sorted(Counter(each["reason"] for each in self._rejected.values()).items())),
-            quarantine=name if self._rejected else None,
-        )
-        self._put(entry.path, tar)
-        if entry.quarantine_path is not None:
-            self._put(entry.quarantine_path, index.to_bytes(list(_in_order(self._rejected)), index.QUARANTINE))
-        account = index.to_bytes(list(_in_order(self._accepted)), index.INDEX, {"entry": asdict(entry)})
-        self._put(entry.index_path, account)
-        return entry
+        quarantine = index.to_bytes(list(_in_order(self._rejected)), index.QUARANTINE) if self._rejected else None
+        entry: dict[str, Any] = {
+            "name": name,
+            "split": self._order.split,
+            "samples": len(keys),
+            "images": len(rows),
+            "bytes": len(tar),
+            "sha256": _sha256(tar),
+            "rejected": dict(sorted(Counter(each["reason"] for each in self._rejected.values()).items())),
+            "quarantine": None if quarantine is None else name,
+            "quarantine_sha256": None if quarantine is None else _sha256(quarantine),
+        }
+        # The index tells a later build all of the entry but its own checksum.
+        account = index.to_bytes(list(_in_order(self._accepted)), index.INDEX, {"entry": entry})
+        made = ShardEntry(**entry, index_sha256=_sha256(account))
+        self._put(made.path, tar)
+        if quarantine is not None and made.quarantine_path is not None:
+            self._put(made.quarantine_path, quarantine)
+        self._put(made.index_path, account)
+        return made
 
     def _put(self, path: str, data: bytes) -> None:
         url = storage.join(self._order.dataset, path)
@@ -312,6 +315,10 @@ class _Shard:
         size = storage.size(url)
         if size != len(data):
             raise IgptError(f"{url}: {size} bytes arrived of {len(data)}; run the build again")
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _in_order(rows: dict[int, dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -37,6 +37,8 @@ class ShardEntry:
     """Images of the shard's plan that are in quarantine instead, by reason."""
     quarantine: str | None
     """Name, without extension, of the file that holds them; None when there is none."""
+    index_sha256: str
+    quarantine_sha256: str | None
 
     @property
     def index(self) -> int:

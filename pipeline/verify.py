@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import index, plan, snapshot, storage
@@ -54,47 +53,54 @@ def verify(chosen: Snapshot, *, progress: Progress = silent) -> list[Problem]:
 
 
 def _check_shard(chosen: Snapshot, shard: ShardEntry) -> Iterator[Problem]:
-    accepted = quarantined = None
-    for path, rows in ((shard.index_path, shard.images), (shard.quarantine_path, sum(shard.rejected.values()))):
-        if path is None:
-            continue
+    sizes = {shard.path: shard.bytes}
+    checksums = {shard.path: shard.sha256, shard.index_path: shard.index_sha256}
+    if shard.quarantine_path is not None:
+        checksums[shard.quarantine_path] = shard.quarantine_sha256 or ""
+    contents: dict[str, bytes] = {}
+    for path, sha256 in checksums.items():
         try:
-            table = pq.read_table(io.BytesIO(storage.read_bytes(storage.join(chosen.dataset, path))))
-        except (FileNotFoundError, pa.ArrowInvalid, OSError) as error:
-            yield Problem(path=path, what=_words(error))
+            data = storage.read_bytes(storage.join(chosen.dataset, path))
+        except FileNotFoundError:
+            yield Problem(path=path, what="it is missing")
             continue
-        if table.num_rows != rows:
-            yield Problem(path=path, what=f"it has {table.num_rows} rows, the manifest says {rows}")
-        if path == shard.index_path:
-            accepted = table
-        else:
-            quarantined = table
-    if quarantined is not None and dict(Counter(quarantined["reason"].to_pylist())) != shard.rejected:
-        yield Problem(path=str(shard.quarantine_path), what="its reasons are not those of the manifest")
-    try:
-        data = storage.read_bytes(storage.join(chosen.dataset, shard.path))
-    except FileNotFoundError:
-        yield Problem(path=shard.path, what="it is missing")
-        return
-    if (len(data), hashlib.sha256(data).hexdigest()) != (shard.bytes, shard.sha256):
-        yield Problem(path=shard.path, what=f"its checksum differs from the manifest's ({len(data)} bytes)")
-        return
-    yield from _check_samples(chosen, shard, data, accepted)
+        if hashlib.sha256(data).hexdigest() != sha256 or len(data) != sizes.get(path, len(data)):
+            yield Problem(path=path, what=f"its checksum differs from the manifest's ({len(data)} bytes)")
+            continue
+        contents[path] = data
+    if len(contents) == len(checksums):
+        yield from _check_counts(shard, contents)
+        yield from _check_samples(chosen, shard, contents)
 
 
-def _check_samples(chosen: Snapshot, shard: ShardEntry, data: bytes, accepted: pa.Table | None) -> Iterator[Problem]:
+def _check_counts(shard: ShardEntry, contents: dict[str, bytes]) -> Iterator[Problem]:
+    rows = pq.read_metadata(io.BytesIO(contents[shard.index_path])).num_rows
+    if rows != shard.images:
+        yield Problem(path=shard.index_path, what=f"it has {rows} rows, the manifest says {shard.images}")
+    rejected: dict[str, int] = {}
+    if shard.quarantine_path is not None:
+        table = pq.read_table(io.BytesIO(contents[shard.quarantine_path]), columns=["reason"])
+        rejected = dict(Counter(table["reason"].to_pylist()))
+    if rejected != shard.rejected:
+        path = shard.quarantine_path or shard.index_path
+        yield Problem(path=path, what=f"images were rejected for {rejected}, the manifest says {shard.rejected}")
+
+
+def _check_samples(chosen: Snapshot, shard: ShardEntry, contents: dict[str, bytes]) -> Iterator[Problem]:
+    data = np.frombuffer(contents[shard.path], np.uint8)
     try:
-        view = ShardView(np.frombuffer(data, np.uint8), samples=shard.samples, side=chosen.resolution, name=shard.path)
+        view = ShardView(data, samples=shard.samples, side=chosen.resolution, name=shard.path)
     except IgptError as error:
         yield Problem(path=shard.path, what=str(error))
         return
-    if shard.samples and int(view.tokens_NHW.max()) >= chosen.colours:
-        yield Problem(path=shard.path, what=f"it has tokens beyond the {chosen.colours} colours of the palette")
-    if accepted is None or accepted.num_rows != shard.images or not shard.images:
+    if not shard.samples:
         return
+    if int(view.tokens_NHW.max()) >= chosen.colours:
+        yield Problem(path=shard.path, what=f"it has tokens beyond the {chosen.colours} colours of the palette")
+    account = pq.read_table(io.BytesIO(contents[shard.index_path]), columns=["key", "label"])
     crops = shard.samples // shard.images
     keys = [key.decode().split("-")[0] for key in view.keys_N[::crops]]
-    if keys != accepted["key"].to_pylist() or view.labels_N[::crops].tolist() != accepted["label"].to_pylist():
+    if keys != account["key"].to_pylist() or view.labels_N[::crops].tolist() != account["label"].to_pylist():
         yield Problem(path=shard.index_path, what=f"its keys or labels are not those of {shard.path}")
 
 

@@ -48,7 +48,16 @@ def shards_of(rows: Rows, config: DatasetConfig = CONFIG, palette: str = PALETTE
 def entry_of(plan: ShardPlan) -> ShardEntry:
     count = len(plan.rows)
     return ShardEntry(
-        name=plan.name, split=plan.split, samples=count, images=count, bytes=0, sha256="", rejected={}, quarantine=None
+        name=plan.name,
+        split=plan.split,
+        samples=count,
+        images=count,
+        bytes=0,
+        sha256="",
+        rejected={},
+        quarantine=None,
+        index_sha256="",
+        quarantine_sha256=None,
     )
 
 

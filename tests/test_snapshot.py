@@ -25,6 +25,8 @@ def entry(split: str, index: int, samples: int = 4) -> ShardEntry:
         sha256=f"{index:064x}",
         rejected={"truncated": 1},
         quarantine=f"{split}-{index:06d}-fedcba9876543210",
+        index_sha256="0" * 64,
+        quarantine_sha256="1" * 64,
     )
 
 
