@@ -1,7 +1,8 @@
-"""Listing and reading many objects at once: S3 through obstore, whose GET costs a tenth of s3fs's, the rest by fsspec.
+"""Listing and reading many objects at once: S3 by the clients that cost least, everything else by fsspec.
 
-Ranges of S3 objects go through s3fs in large pieces: obstore refuses a range that the server answers with status 200
-instead of 206, as `rclone serve s3` does.
+Whole S3 objects come through obstore, whose GET costs a tenth of s3fs's; ranges through boto3, since obstore refuses a
+range that the server answers with status 200 instead of 206, as `rclone serve s3` does. Read through s3fs, the bytes of
+a photograph of 110 KB in a tar cost 0.2 ms of processor time, and slow its decoder down as much again.
 """
 
 import io
@@ -15,7 +16,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import boto3
 import obstore
+from botocore.config import Config
+from botocore.exceptions import ClientError
 from botocore.session import get_session
 from fsspec.utils import merge_offset_ranges
 from obstore.exceptions import BaseError, InvalidPathError, PermissionDeniedError, UnauthenticatedError
@@ -24,7 +28,14 @@ from obstore.store import S3Store
 from pipeline import storage
 from pipeline.errors import IgptError
 from pipeline.storage import StoredFile
-from pipeline.store_errors import PATIENCE_SECONDS, ShortReadError, is_transient, one_line_errors, patiently
+from pipeline.store_errors import (
+    PATIENCE_SECONDS,
+    ShortReadError,
+    first_line,
+    is_transient,
+    one_line_errors,
+    patiently,
+)
 
 # A read of neighbouring ranges fetches what lies between them when that is less than this many bytes: one request of
 # 64 KiB more costs less than one request more.
@@ -101,14 +112,19 @@ def _list_s3(url: str) -> Iterator[StoredFile]:
             # A key that is no path for obstore, such as a//b. s3fs holds the whole listing, and takes any key.
             yield from (file for file in storage.list_files(url) if _s3_path(file.url)[1] > after)
             break
-        except (PermissionDeniedError, UnauthenticatedError) as error:
-            raise PermissionError(str(error)) from None
         except BaseError as error:
+            if _is_refusal(error):
+                raise PermissionError(first_line(error)) from None
             if not is_transient(error) or time.monotonic() - began > PATIENCE_SECONDS:
                 raise
             time.sleep(1)
     if not after and prefix:
         yield from storage.list_files(url)  # the one object
+
+
+def _is_refusal(error: BaseError) -> bool:
+    """Tell a refusal of the keys; obstore has no type of its own for one in a listing."""
+    return isinstance(error, PermissionDeniedError | UnauthenticatedError) or "status code: 403" in str(error)
 
 
 def _s3_path(url: str) -> tuple[str, str]:
@@ -134,9 +150,7 @@ def _s3_store(bucket: str) -> S3Store:
         raise IgptError(
             f"s3://{bucket}: no S3 credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run `igpt up`"
         )
-    fs = storage.filesystem(f"s3://{bucket}")
-    fs.connect()
-    endpoint, region = fs.s3.meta.endpoint_url, fs.s3.meta.region_name
+    endpoint, region = _endpoint(bucket)
 
     def give_credentials() -> Any:
         frozen = credentials.get_frozen_credentials()  # fresh ones, where they expire
@@ -154,7 +168,7 @@ def _s3_store(bucket: str) -> S3Store:
     return S3Store(
         bucket,
         endpoint=endpoint,
-        region=region or "us-east-1",
+        region=region,
         client_options=options,
         retry_config={"max_retries": 3, "retry_timeout": timedelta(seconds=30)},
         credential_provider=give_credentials,
@@ -199,10 +213,12 @@ def _whole(url: str, size: int) -> ReadObject:
             etag = (answer.meta["e_tag"] or "").strip('"')
             data = bytes(answer.bytes())
             expected = answer.meta["size"]
-        except (PermissionDeniedError, UnauthenticatedError) as error:
-            raise PermissionError(str(error)) from None
         except InvalidPathError:
             return _whole_by_fsspec(url, size)
+        except BaseError as error:
+            if _is_refusal(error):
+                raise PermissionError(first_line(error)) from None
+            raise
         if len(data) != expected:
             raise ShortReadError(f"{len(data)} bytes of {expected} came")
         return ReadObject(data=data, etag=etag)
@@ -222,12 +238,51 @@ def read_range(url: str, start: int, stop: int) -> bytes:
     """Read the bytes start to stop (without it) of an object. Raises FileNotFoundError when it is not there."""
 
     def read() -> bytes:
-        data = storage.filesystem(url).cat_file(url, start=start, end=stop)
+        if storage.protocol(url) == "s3":
+            data = _s3_range(url, start, stop)
+        else:
+            data = storage.filesystem(url).cat_file(url, start=start, end=stop)
         if len(data) != stop - start:
             raise ShortReadError(f"{len(data)} bytes of {stop - start} came")
         return data
 
     return storage.ask(url, read)
+
+
+def _s3_range(url: str, start: int, stop: int) -> bytes:
+    bucket, path = _s3_path(url)
+    try:
+        answer = _boto_client().get_object(Bucket=bucket, Key=path, Range=f"bytes={start}-{stop - 1}")
+        return answer["Body"].read()
+    except ClientError as error:
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        known = {403: PermissionError, 404: FileNotFoundError}.get(status or 0)
+        if known is None:
+            raise
+        raise known(str(error)) from None
+
+
+@lru_cache(maxsize=1)
+def _boto_client() -> Any:
+    return boto3.session.Session().client(
+        "s3",
+        config=Config(
+            retries={"mode": "standard", "max_attempts": 3},
+            connect_timeout=10,
+            read_timeout=30,
+            max_pool_connections=2 * _REQUESTS_AT_ONCE,
+            # Some servers answer a range with the checksum of the whole object; members have their own.
+            response_checksum_validation="when_required",
+        ),
+    )
+
+
+@lru_cache(maxsize=16)
+def _endpoint(bucket: str) -> tuple[str, str]:
+    """URL and region of a bucket's server."""
+    fs = storage.filesystem(f"s3://{bucket}")
+    fs.connect()
+    return fs.s3.meta.endpoint_url, fs.s3.meta.region_name or "us-east-1"
 
 
 def read_ranges(url: str, starts: Sequence[int], lengths: Sequence[int]) -> list[bytes]:

@@ -7,9 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 
-from pipeline import index, palette, ray_cluster
+from pipeline import index, ray_cluster
 from pipeline.config import DatasetConfig
 from pipeline.errors import IgptError
+from pipeline.lookup import lookup_table
 from pipeline.plan import ShardPlan
 from pipeline.progress import Progress
 from pipeline.shard_tasks import ShardOrder, ShardResult, make_shard
@@ -36,7 +37,7 @@ def make_shards(
     tasks = ray_cluster.map_tasks(
         make_shard,
         ((order,) for order in _orders(found, plans, tolerant)),
-        shared=(config, palette.lookup_table(palette_K3)),
+        shared=(config, lookup_table(palette_K3)),
         after_crash=lambda call: (replace(call[0], isolated=True),),
     )
     results: dict[int, ShardResult] = {}

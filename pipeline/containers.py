@@ -41,9 +41,14 @@ def is_container(name: str) -> bool:
     return name.lower().endswith(EXTENSIONS)
 
 
-def content_digest(data: bytes) -> str:
-    """The etag of a member: 128 bits of the SHA-256 of its bytes, in hex."""
-    return hashlib.sha256(data).hexdigest()[:32]
+def sha256(data: bytes) -> str:
+    """SHA-256 of bytes, in hex."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def member_etag(sha256: str) -> str:
+    """The etag of a member: 128 bits of the SHA-256 of its bytes."""
+    return sha256[:32]
 
 
 def scan(file: StoredFile) -> pa.Table:
@@ -69,7 +74,7 @@ def _scan_tar(file: StoredFile) -> pa.Table:
                     continue
                 stream.seek(member.offset_data)
                 if images.has_image_extension(name):
-                    rows.append((name, member.offset_data, member.size, content_digest(stream.read(member.size))))
+                    rows.append((name, member.offset_data, member.size, member_etag(sha256(stream.read(member.size)))))
                 elif name.lower().endswith(".cls") and member.size <= 1000:
                     labels[name[:-4]] = stream.read(member.size).decode(errors="replace").strip()
             # tarfile takes a damaged header, or none at all, for the end; a complete tar ends in blocks of zeros.
@@ -127,7 +132,7 @@ def _scan_parquet(file: StoredFile) -> pa.Table:
                 names=[f"{first + row:08d}" for row in range(len(data))],
                 offsets=range(first, first + len(data)),
                 lengths=[len(each) for each in data],
-                etags=[content_digest(each) for each in data],
+                etags=[member_etag(sha256(each)) for each in data],
                 labels=labels,
                 parts=[group] * len(data),
             )

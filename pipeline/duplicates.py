@@ -1,6 +1,5 @@
 """Images with the same bytes: of each set one is taken, the others are accounted for as duplicates of it."""
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -98,6 +97,5 @@ def _digests(listing: pa.Table) -> list[str]:
     """SHA-256, in hex, of the images of a listing; empty for one that cannot be read."""
     digests = [""] * listing.num_rows
     for image in read_images(listing, tolerant=True):
-        if image.refused is None:
-            digests[image.row] = hashlib.sha256(image.data).hexdigest()
+        digests[image.row] = image.sha256
     return digests

@@ -107,9 +107,10 @@ def decode(data: bytes, recipe: Recipe, key: str = "") -> Pictures | Rejection:
                 side = min(width, height) * (_CROP / _SHORT_SIDES[1] if recipe.crops else 1)
                 scale = _FAST_OVERSAMPLING * recipe.resolution / side
                 image.draft("RGB", (max(1, round(width * scale)), max(1, round(height * scale))))
-            rgb = _to_rgb(ImageOps.exif_transpose(image))
+            ImageOps.exif_transpose(image, in_place=True)
+            rgb = _to_rgb(image)
             boxes = [_centre_box(rgb.size)] if not recipe.crops else random_boxes(rgb.size, recipe, key)
-            pixels = np.stack([_shrink(rgb, box, recipe.resolution) for box in boxes])
+            pictures = [_shrink(rgb, box, recipe.resolution) for box in boxes]
     except UnidentifiedImageError:
         return Rejection(reason=Reason.NOT_AN_IMAGE, detail=f"starts with {data[:8].hex()}")
     except Image.DecompressionBombError as error:
@@ -121,6 +122,7 @@ def decode(data: bytes, recipe: Recipe, key: str = "") -> Pictures | Rejection:
         detail = str(error) or type(error).__name__
         cut = "truncated" in detail.lower() or isinstance(error, EOFError)
         return Rejection(reason=Reason.TRUNCATED if cut else Reason.CORRUPT, detail=detail)
+    pixels = pictures[0][None] if len(pictures) == 1 else np.stack(pictures)
     return Pictures(pixels=pixels, width=width, height=height)
 
 
@@ -163,6 +165,9 @@ def _shrink(rgb: Image.Image, box: Box, resolution: int) -> np.ndarray:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     """Convert any Pillow mode to RGB: alpha over white, 16 bits to 8."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        image.load()
+        return image  # Pillow's convert would copy it
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image, dtype=np.float64)
         scale = 255 / 65535 if values.max(initial=0) > 255 or image.mode != "F" else 1.0

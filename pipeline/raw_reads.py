@@ -25,6 +25,8 @@ class RawImage:
 
     row: int
     data: bytes
+    sha256: str
+    """In hex; empty where there are no bytes."""
     refused: Rejection | None = None
 
 
@@ -82,14 +84,14 @@ class _Reader:
         for row, answer in zip(rows, answers, strict=True):
             if isinstance(answer, bulk.ReadObject):
                 if answer.etag == self._etags[row] and len(answer.data) == self._lengths[row]:
-                    images.append(RawImage(row=row, data=answer.data))
+                    images.append(RawImage(row=row, data=answer.data, sha256=containers.sha256(answer.data)))
                 else:
                     images.append(self._changed(row, Reason.REPLACED, "replaced since it was listed"))
             elif isinstance(answer, FileNotFoundError):
                 images.append(self._changed(row, Reason.UNREADABLE, "removed since it was listed"))
             elif isinstance(answer, PermissionError):
                 refused = Rejection(reason=Reason.UNREADABLE, detail=f"not readable: {answer}")
-                images.append(RawImage(row=row, data=b"", refused=refused))
+                images.append(RawImage(row=row, data=b"", sha256="", refused=refused))
             else:
                 raise answer
         return images
@@ -109,11 +111,12 @@ class _Reader:
             yield [self._changed(row, Reason.UNREADABLE, f"{url} was removed since it was listed") for row in rows]
 
     def _member(self, row: int, data: bytes) -> RawImage:
-        if containers.content_digest(data) != self._etags[row]:
+        sha256 = containers.sha256(data)
+        if containers.member_etag(sha256) != self._etags[row]:
             return self._changed(row, Reason.REPLACED, "its container was replaced since it was listed")
-        return RawImage(row=row, data=data)
+        return RawImage(row=row, data=data, sha256=sha256)
 
     def _changed(self, row: int, reason: Reason, what: str) -> RawImage:
         if not self._tolerant:
             raise SourceChangedError(f"{self._urls[row]}: {what}; run the build again")
-        return RawImage(row=row, data=b"", refused=Rejection(reason=reason, detail=what))
+        return RawImage(row=row, data=b"", sha256="", refused=Rejection(reason=reason, detail=what))

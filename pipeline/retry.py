@@ -97,7 +97,7 @@ def _try(found: Survey, rows: np.ndarray, config: DatasetConfig, progress: Progr
 def _decodable(listing: pa.Table, config: DatasetConfig) -> list[int]:
     """The rows of a listing that can be read and decoded."""
     outcomes = decode_rows(listing, config, "train", tolerant=True, isolated=True)
-    return [row for row, outcome, _ in outcomes if isinstance(outcome, Pictures)]
+    return [decoded.row for decoded in outcomes if isinstance(decoded.outcome, Pictures)]
 
 
 def _publish(

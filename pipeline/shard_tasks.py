@@ -19,7 +19,6 @@ import pyarrow as pa
 
 from pipeline import images, index, palette, shards, storage
 from pipeline.config import DatasetConfig
-from pipeline.errors import IgptError
 from pipeline.images import PASSING, Pictures, Reason, Rejection
 from pipeline.isolation import IsolatedDecoder
 from pipeline.raw_reads import read_images
@@ -95,6 +94,16 @@ class _Watchdog:
             self._armed = now
 
 
+@dataclass(frozen=True, kw_only=True)
+class Decoded:
+    """What became of one row of a listing."""
+
+    row: int
+    outcome: Pictures | Rejection
+    sha256: str
+    """Of the raw bytes, in hex; empty where there are none."""
+
+
 def decode_rows(
     listing: pa.Table,
     config: DatasetConfig,
@@ -103,8 +112,8 @@ def decode_rows(
     tolerant: bool,
     isolated: bool,
     stopwatch: _Stopwatch | None = None,
-) -> Iterator[tuple[int, Pictures | Rejection, bytes]]:
-    """Read and decode the rows of a listing; yields (row, outcome, raw bytes), in the order of their place in storage.
+) -> Iterator[Decoded]:
+    """Read and decode the rows of a listing, in the order of their place in storage.
 
     Raises SourceChangedError for an image that is not what the listing says, unless `tolerant`.
     """
@@ -117,7 +126,7 @@ def decode_rows(
         for image in read_images(listing, tolerant=tolerant):
             stopwatch.lap("read")
             if image.refused is not None:
-                yield image.row, image.refused, b""
+                yield Decoded(row=image.row, outcome=image.refused, sha256="")
                 continue
             outcome: Pictures | Rejection
             if isolator is not None:
@@ -127,16 +136,16 @@ def decode_rows(
                 watchdog.feed()
                 outcome = images.decode(image.data, recipe, keys[image.row])
             stopwatch.lap("decode")
-            yield image.row, outcome, image.data
+            yield Decoded(row=image.row, outcome=outcome, sha256=image.sha256)
 
 
 def count_colours(listing: pa.Table, isolated: bool, config: DatasetConfig) -> palette.ColourHistogram:
     """Count the colours of training images; rejected ones count nothing here, their shard reports them."""
     histogram = palette.ColourHistogram()
     waiting: list[np.ndarray] = []  # a histogram's cost is the same for one picture and for many
-    for _, outcome, _ in decode_rows(listing, config, "train", tolerant=True, isolated=isolated):
-        if isinstance(outcome, Pictures):
-            waiting.append(outcome.pixels)
+    for decoded in decode_rows(listing, config, "train", tolerant=True, isolated=isolated):
+        if isinstance(decoded.outcome, Pictures):
+            waiting.append(decoded.outcome.pixels)
         if len(waiting) >= _PICTURES_PER_COUNT:
             histogram.add(np.concatenate(waiting))
             waiting = []
@@ -149,7 +158,7 @@ def make_shard(order: ShardOrder, config: DatasetConfig, table: np.ndarray) -> S
     """Make one shard from the rows of a listing, in their order, and put it with its index in the dataset.
 
     `table` is the palette's lookup table, uint16 [2^24]. Raises SourceChangedError for an image that changed since it
-    was listed, and IgptError when the store does not answer or holds other bytes than were put.
+    was listed, and IgptError when the store does not answer.
     """
     finished = _finished(order)
     if finished is not None:
@@ -197,13 +206,13 @@ class _Shard:
             isolated=order.isolated,
             stopwatch=stopwatch,
         )
-        for number, outcome, data in outcomes:
-            row = left[number]
+        for decoded in outcomes:
+            row, outcome = left[decoded.row], decoded.outcome
             if isinstance(outcome, Rejection):
                 self._reject(row, outcome)
                 continue
             self._tokens[row] = palette.quantize(outcome.pixels, table)
-            self._accept(row, {"sha256": _sha256(data), "width": outcome.width, "height": outcome.height})
+            self._accept(row, {"sha256": decoded.sha256, "width": outcome.width, "height": outcome.height})
             stopwatch.lap("quantize")
         entry = self._write()
         stopwatch.lap("write")
@@ -303,6 +312,7 @@ class _Shard:
         # The index tells a later build all of the entry but its own checksum.
         account = index.to_bytes(list(_in_order(self._accepted)), index.INDEX, {"entry": entry})
         made = ShardEntry(**entry, index_sha256=_sha256(account))
+        # The sizes are compared with the store's own before the commit, for all shards in one request.
         self._put(made.path, tar)
         if quarantine is not None and made.quarantine_path is not None:
             self._put(made.quarantine_path, quarantine)
@@ -310,11 +320,7 @@ class _Shard:
         return made
 
     def _put(self, path: str, data: bytes) -> None:
-        url = storage.join(self._order.dataset, path)
-        storage.write_bytes(url, data)
-        size = storage.size(url)
-        if size != len(data):
-            raise IgptError(f"{url}: {size} bytes arrived of {len(data)}; run the build again")
+        storage.write_bytes(storage.join(self._order.dataset, path), data)
 
 
 def _sha256(data: bytes) -> str:

@@ -1,5 +1,6 @@
 """What an object store may answer: which faults pass by themselves and are tried again, and one line for the rest."""
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -18,9 +19,10 @@ _NO_ANSWER = {
     *("EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError", "ConnectionClosedError"),
     *("HTTPClientError", "ResponseParserError", "IncompleteRead", "IncompleteReadError", "ResponseStreamingError"),
     *("ClientError", "ClientConnectorError", "ClientOSError", "ClientPayloadError", "ServerDisconnectedError"),
-    *("FSTimeoutError", "GenericError", "JoinError", "ShortReadError"),
+    *("FSTimeoutError", "JoinError", "ShortReadError"),
 }
 _FINAL = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
+_CLIENT_ERROR = re.compile(r"status code: 4(?!08|29)\d\d")
 _THROTTLING = ("SlowDown", "RequestTimeout", "Throttling", "TooManyRequests", "reduce your request rate")
 
 
@@ -37,6 +39,8 @@ def is_transient(error: BaseException) -> bool:
         status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         code = str(response.get("Error", {}).get("Code", ""))
         return status >= 500 or status == 429 or any(word in code for word in _THROTTLING)
+    if type(error).__name__ == "GenericError":  # obstore's; its text is all there is to tell them apart by
+        return _CLIENT_ERROR.search(str(error)) is None
     return isinstance(error, OSError | TimeoutError) or type(error).__name__ in _NO_ANSWER
 
 
