@@ -23,7 +23,7 @@ from pipeline.store_errors import one_line_errors, patiently
 Answer = TypeVar("Answer")
 
 # A claim to create an object holds this long; who made it has created the object by then, or has died.
-_CLAIM_SECONDS = 30.0
+_CLAIM_SECONDS = 15.0
 
 
 @dataclass(frozen=True, kw_only=True)
