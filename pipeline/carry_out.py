@@ -36,7 +36,7 @@ def make_shards(
     progress("shards", 0, len(planned), "images")
     tasks = ray_cluster.map_tasks(
         make_shard,
-        ((order,) for order in _orders(found, plans, tolerant)),
+        ((order,) for order in orders(found, plans, tolerant)),
         shared=(config, lookup_table(palette_K3)),
         after_crash=lambda call: (replace(call[0], isolated=True),),
     )
@@ -55,7 +55,8 @@ def make_shards(
     return [results[number] for number in range(len(plans))]
 
 
-def _orders(found: Survey, plans: Sequence[ShardPlan], tolerant: bool) -> Iterator[ShardOrder]:
+def orders(found: Survey, plans: Sequence[ShardPlan], tolerant: bool) -> Iterator[ShardOrder]:
+    """The orders for some shards, one after the other, so that few are held at a time."""
     keys = found.rows.keys
     for each, listing in zip(plans, found.listing.gather([each.rows for each in plans]), strict=True):
         instead = found.duplicate_of[each.rows]
