@@ -12,6 +12,8 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 
+pytest_plugins = ["tests.rigs.fixtures"]
+
 
 @pytest.fixture(scope="session")
 def photos() -> np.ndarray:
