@@ -1,5 +1,6 @@
 """What an object store may answer: which faults pass by themselves and are tried again, and one line for the rest."""
 
+import errno
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ _NO_ANSWER = {
     *("FSTimeoutError", "JoinError", "ShortReadError"),
 }
 _FINAL = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
+_FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # of this machine, where a download goes
 _CLIENT_ERROR = re.compile(r"status code: 4(?!08|29)\d\d")
 _THROTTLING = ("SlowDown", "RequestTimeout", "Throttling", "TooManyRequests", "reduce your request rate")
 
@@ -32,7 +34,7 @@ class ShortReadError(Exception):
 
 def is_transient(error: BaseException) -> bool:
     """Tell whether the same request may well succeed later: no answer, a broken one, a 5xx, a request to slow down."""
-    if isinstance(error, (*_FINAL, IgptError)):
+    if isinstance(error, (*_FINAL, IgptError)) or (isinstance(error, OSError) and error.errno in _FULL_DISK):
         return False
     response = _response(error)
     if response is not None:
