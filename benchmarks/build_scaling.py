@@ -34,7 +34,7 @@ def run(found: Survey, plans: tuple[plan.ShardPlan, ...], workers: int, seconds:
     """Make all shards on a fresh cluster of `workers`."""
     ray.init(address="local", num_cpus=workers, include_dashboard=False, log_to_driver=False)
     try:
-        list(ray_cluster.map_tasks(time.sleep, ((0.1,) for _ in range(2 * workers))))  # the workers start
+        list(ray_cluster.map_tasks(lambda: time.sleep(0.2), [()] * 2 * workers))  # the workers start
         table = np.zeros(1 << 24, np.uint16)
         wall, processor = time.perf_counter(), time.process_time()
         orders = ((order,) for order in carry_out.orders(found, plans, tolerant=False))
