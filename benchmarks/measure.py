@@ -1,0 +1,74 @@
+"""What all benchmarks share: rounds of interleaved contestants, medians with their spread, and the results' file."""
+
+import json
+import os
+import platform
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """What one contestant came to over the rounds; larger is better."""
+
+    values: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """The median over the rounds."""
+        return statistics.median(self.values)
+
+    def summary(self) -> dict[str, float]:
+        """Median, least and most."""
+        return {"median": round(self.median, 3), "min": round(min(self.values), 3), "max": round(max(self.values), 3)}
+
+
+def interleave(contestants: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, Series]:
+    """Run every contestant once a round, in turn, so that what else the machine does meets all of them alike."""
+    values: dict[str, list[float]] = {name: [] for name in contestants}
+    for number in range(rounds):
+        for name, run in contestants.items():
+            values[name].append(run())
+            print(f"round {number + 1} of {rounds}: {name} {values[name][-1]:,.1f}", flush=True)
+    return {name: Series(values=tuple(each)) for name, each in values.items()}
+
+
+def ratio(ours: Series, peer: Series) -> dict[str, float]:
+    """Ours over the peer's in the same round: median, least and most."""
+    return Series(values=tuple(a / b for a, b in zip(ours.values, peer.values, strict=True))).summary()
+
+
+def machine(*packages: str) -> dict[str, Any]:
+    """What the numbers were measured on."""
+    model = "unknown"
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [
+            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+        ]
+        model = names[0] if names else model
+    return {
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in packages},
+    }
+
+
+def save(name: str, results: Mapping[str, Any]) -> None:
+    """Write results/{name}.json and print it."""
+    RESULTS.mkdir(exist_ok=True)
+    text = json.dumps({"measured": f"{datetime.now(UTC):%Y-%m-%d}", **results}, indent=1)
+    (RESULTS / f"{name}.json").write_text(text + "\n")
+    print(text)
