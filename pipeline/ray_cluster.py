@@ -2,6 +2,7 @@
 
 import logging
 import socket
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +12,10 @@ from ray.exceptions import RayError, RayTaskError
 
 from pipeline.errors import IgptError
 
-# A task that dies with its worker or node is run again this often before the build gives up.
-_TASK_RETRIES = 5
+# A task that dies with its worker or node is run again this often before the build gives up: so often, because a node
+# on which every worker dies at once (a full disk) is always free and takes many of them.
+_TASK_RETRIES = 12
+_LONGEST_WAIT_SECONDS = 2.0
 
 
 def connect(address: str) -> None:
@@ -103,6 +106,7 @@ def map_tasks(
                     f"a task was lost {attempt.tries} times ({_loss(error)}); look into the logs of the Ray nodes, "
                     "then run the same command again: what was finished is kept"
                 ) from None
+            time.sleep(min(_LONGEST_WAIT_SECONDS, 0.05 * 2**attempt.tries))
             call = after_crash(attempt.call)
             in_flight[remote.remote(*call, *references)] = _Attempt(attempt.number, call, attempt.tries + 1)
             continue

@@ -117,7 +117,8 @@ def test_a_call_that_loses_its_worker_is_changed_as_it_is_asked() -> None:
     assert list(results) == [(0, True)]
 
 
-def test_a_task_that_always_loses_its_worker_gives_up_in_one_line() -> None:
+def test_a_task_that_always_loses_its_worker_gives_up_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_cluster, "_TASK_RETRIES", 5)
     with pytest.raises(IgptError, match=r"a task was lost 6 times \(WorkerCrashed\)") as raised:
         list(ray_cluster.map_tasks(lambda: os._exit(1), [()]))
     assert "\n" not in str(raised.value)
