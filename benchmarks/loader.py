@@ -15,7 +15,8 @@ import numpy as np
 import torch
 import webdataset
 
-from benchmarks.measure import RESULTS, interleave, machine, ratio, save
+from benchmarks.measure import RESULTS
+from benchmarks.measure_device import interleave, machine, ratio, save
 from igpt_model.config import PretrainConfig
 from igpt_model.data import ShardCache, gather
 from igpt_model.execution import Worker

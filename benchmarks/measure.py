@@ -1,45 +1,63 @@
-"""What the benchmarks have in common: the machine, interleaved timing, ratios with their spread, and result files."""
+"""What all benchmarks share: rounds of interleaved contestants, medians with their spread, and the results' file."""
 
 import json
 import os
 import platform
 import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-import torch
-from torch import nn
-
-from igpt_model.linear import Linear
+import psutil
 
 RESULTS = Path(__file__).parent / "results"
-_HOW = (
-    "Speeds are those of the fastest round, ratios the median over the rounds (tenth to ninetieth percentile; "
-    "of the fastest rounds)."
-)
 
 
-def machine(device: torch.device) -> dict[str, object]:
-    """What a result is measured on, and how busy others keep it; to be asked before the measurement."""
-    described: dict[str, object] = {
-        "processor": _processor(),
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """What one contestant came to over the rounds; larger is better."""
+
+    values: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """The median over the rounds."""
+        return statistics.median(self.values)
+
+    def summary(self) -> dict[str, float]:
+        """Median, least and most."""
+        return {"median": round(self.median, 3), "min": round(min(self.values), 3), "max": round(max(self.values), 3)}
+
+
+def interleave(contestants: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, Series]:
+    """Run every contestant once a round, in turn, so that what else the machine does meets all of them alike."""
+    values: dict[str, list[float]] = {name: [] for name in contestants}
+    for number in range(rounds):
+        for name, run in contestants.items():
+            values[name].append(run())
+            print(f"round {number + 1} of {rounds}: {name} {values[name][-1]:,.1f}", flush=True)
+    return {name: Series(values=tuple(each)) for name, each in values.items()}
+
+
+def ratio(ours: Series, peer: Series) -> dict[str, float]:
+    """Ours over the peer's in the same round: median, least and most."""
+    return Series(values=tuple(a / b for a, b in zip(ours.values, peer.values, strict=True))).summary()
+
+
+def machine(*packages: str) -> dict[str, Any]:
+    """What the numbers are measured on, and how busy others keep it; to be asked before the measurement."""
+    return {
+        "cpu": _processor(),
         "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": version("transformers"),
+        "packages": {name: version(name) for name in packages},
         "load_average_before": round(os.getloadavg()[0], 2),
     }
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        described |= {"gpu": properties.name, "gpu_memory_gib": round(properties.total_memory / 2**30, 1)}
-        described |= {"cuda": torch.version.cuda}
-    return described
 
 
 def _processor() -> str:
@@ -50,102 +68,9 @@ def _processor() -> str:
     return ", ".join(part for part in (names[0] if names else platform.machine(), widest) if part)
 
 
-def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def interleave(
-    contenders: Mapping[str, Callable[[], object]], rounds: int, device: torch.device
-) -> dict[str, list[float]]:
-    """Seconds of each contender in each round. All run once unmeasured, then one after the other, round after round.
-
-    What disturbs the machine for longer than a round then disturbs all of them. The order turns with each round.
-    """
-    for run in contenders.values():
-        run()
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    names = list(contenders)
-    for number in range(rounds):
-        for name in names[number % len(names) :] + names[: number % len(names)]:
-            synchronize(device)
-            began = time.perf_counter()
-            contenders[name]()
-            synchronize(device)
-            seconds[name].append(time.perf_counter() - began)
-    return seconds
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ratio:
-    """How many times longer one contender took than another: the median over the rounds, and where most rounds lay."""
-
-    median: float
-    tenth: float
-    """A tenth of the rounds had a smaller ratio."""
-    ninetieth: float
-    of_fastest: float
-    """Of the fastest round of each: what is left when nothing disturbs."""
-
-    def __str__(self) -> str:
-        return f"{self.median:.2f} ({self.tenth:.2f} to {self.ninetieth:.2f}; fastest {self.of_fastest:.2f})"
-
-
-def ratio(slower: Sequence[float], faster: Sequence[float]) -> Ratio:
-    """The ratio of two contenders' seconds, round by round."""
-    ratios = sorted(a / b for a, b in zip(slower, faster, strict=True))
-    last = len(ratios) - 1
-    return Ratio(
-        median=statistics.median(ratios),
-        tenth=ratios[round(0.1 * last)],
-        ninetieth=ratios[round(0.9 * last)],
-        of_fastest=min(slower) / min(faster),
-    )
-
-
-def matrix_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """The floating point operations a second of a large square matrix product: what a model's rate is compared with.
-
-    The faster of PyTorch's product and of the kernel that our linear layers take on this device.
-    """
-    side, times = (8192, 20) if device.type == "cuda" else (2048, 5)
-    a, b = (torch.randn(1, side, side, device=device).to(dtype) for _ in range(2))
-    layer = Linear(side, side).to(device, dtype)
-    nn.init.normal_(layer.weight)
-    with torch.inference_mode():
-        measured = interleave({"product": lambda: a @ b, "layer": lambda: layer(a)}, times, device)
-    return 2 * side**3 / min(map(min, measured.values()))
-
-
-def memory_bandwidth(device: torch.device) -> float:
-    """Bytes a second that the device reads while it sums up more than its caches hold."""
-    numbers = torch.ones(1 << (30 if device.type == "cuda" else 26), device=device)
-    best = min(interleave({"sum": numbers.sum}, 10, device)["sum"])
-    return numbers.numel() * numbers.itemsize / best
-
-
-def save(
-    path: Path, title: str, described: Mapping[str, object], rows: Sequence[Mapping[str, object]], notes: str
-) -> None:
-    """Write {path}.json, all of it, and {path}.md, a table with the machine; print the table."""
-    path.parent.mkdir(exist_ok=True)
-    content = {"machine": dict(described), "notes": notes, "rows": [_plain(row) for row in rows]}
-    path.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
-    shown = [name for name in rows[0] if not name.startswith("_")]
-    lines = [f"# {title}", "", ", ".join(f"{key} {value}" for key, value in described.items()), ""]
-    lines += [f"{notes} {_HOW}", ""]
-    lines += ["| " + " | ".join(shown) + " |", "|" + "---|" * len(shown)]
-    lines += ["| " + " | ".join(_text(row.get(key, "")) for key in shown) + " |" for row in rows]
-    path.with_suffix(".md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
-
-
-def _plain(row: Mapping[str, object]) -> dict[str, object]:
-    return {key.lstrip("_"): asdict(value) if isinstance(value, Ratio) else value for key, value in row.items()}
-
-
-def _text(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+def save(name: str, results: Mapping[str, Any]) -> None:
+    """Write results/{name}.json and print it."""
+    RESULTS.mkdir(exist_ok=True)
+    text = json.dumps({"measured": f"{datetime.now(UTC):%Y-%m-%d}", **results}, indent=1)
+    (RESULTS / f"{name}.json").write_text(text + "\n")
+    print(text)

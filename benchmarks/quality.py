@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.measure import RESULTS, machine, save
+from benchmarks.measure import RESULTS
+from benchmarks.measure_device import machine, save
 from igpt_model import pictures
 from igpt_model.config import PretrainConfig, ProbeConfig
 from igpt_model.data import ShardCache, batches

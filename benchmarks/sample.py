@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.measure import RESULTS, interleave, machine, memory_bandwidth, ratio, save
+from benchmarks.measure import RESULTS
+from benchmarks.measure_device import interleave, machine, memory_bandwidth, ratio, save
 from benchmarks.peers import hugging_face, our_model
 from igpt_model.config import PretrainConfig
 from igpt_model.execution import prepare_blocks

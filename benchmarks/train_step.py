@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.measure import RESULTS, interleave, machine, matrix_flops, ratio, save
+from benchmarks.measure import RESULTS
+from benchmarks.measure_device import interleave, machine, matrix_flops, ratio, save
 from benchmarks.peers import NanoGPT, hugging_face, our_model, their_inputs
 from igpt_model.config import PretrainConfig
 from igpt_model.execution import autocast, prepare_blocks

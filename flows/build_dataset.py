@@ -1,4 +1,4 @@
-"""The flow that builds a dataset snapshot from raw images."""
+"""The flow that builds a dataset snapshot from raw images, and what people are told of it."""
 
 from prefect import flow
 from prefect.artifacts import create_table_artifact
@@ -7,17 +7,22 @@ from prefect.logging import get_run_logger
 from flows import settings
 from flows.console import Reporter
 from pipeline import build, ray_cluster
-from pipeline.build import BuildResult
+from pipeline.build import BuildResult, PlannedBuild
 from pipeline.config import DatasetConfig
 from pipeline.snapshot import SPLITS
 
 
 @flow(name="build-dataset")
-def build_dataset(config: DatasetConfig) -> BuildResult:
-    """Raw images to a committed snapshot of palette-token shards."""
+def build_dataset(config: DatasetConfig, refit_palette: bool = False) -> BuildResult:
+    """Raw images to a committed snapshot of palette-token shards; a rerun does only what changed."""
     ray_cluster.connect(settings.load().ray_address)
     reporter = Reporter("dataset")
-    result = build.build(config, progress=reporter)
+    result = build.build(
+        config,
+        refit_palette=refit_palette,
+        progress=reporter,
+        announce=lambda planned: reporter.say(describe_plan(planned)),
+    )
     reporter.say(describe(result))
     get_run_logger().info(describe(result))
     create_table_artifact(
@@ -28,13 +33,31 @@ def build_dataset(config: DatasetConfig) -> BuildResult:
     return result
 
 
+def describe_plan(planned: PlannedBuild) -> str:
+    """One line on what a build does."""
+    plan = planned.plan
+    if plan is None:
+        return f"nothing to do: the source is that of snapshot {planned.parent}"
+    parts = [f"keep {len(plan.keep)} shards, make {len(plan.make)}, rewrite {len(plan.rewrite)}, drop {len(plan.drop)}"]
+    if planned.parent is not None and not planned.changed_config and planned.palette != "refitted":
+        parts.append(
+            f"{plan.new_images:,} images new, {plan.changed_images:,} changed, {plan.deleted_images:,} deleted"
+        )
+    if planned.changed_config:
+        parts.append(f"everything anew, because {', '.join(planned.changed_config)} changed")
+    parts.append(f"palette {planned.palette}")
+    if planned.unlabelled:
+        parts.append(f"{planned.unlabelled:,} images without a label")
+    return "; ".join(parts)
+
+
 def describe(result: BuildResult) -> str:
     """One line on what a build ended with."""
     snapshot = result.snapshot
     reasons = ", ".join(f"{count} {reason}" for reason, count in snapshot.rejected.items())
     state = "is unchanged" if result.unchanged else "is published"
     return (
-        f"snapshot {snapshot.number} {state}: {snapshot.samples():,} of {result.images_in:,} images in "
+        f"snapshot {snapshot.number} {state}: {snapshot.images():,} of {result.images_in:,} images in "
         f"{len(snapshot.shards)} shards, {sum(snapshot.rejected.values())} rejected"
         + (f" ({reasons})" if reasons else "")
     )
@@ -44,7 +67,7 @@ def _table(result: BuildResult) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = [
         {
             "split": split,
-            "images": result.snapshot.samples(split),
+            "images": result.snapshot.images(split),
             "shards": sum(shard.split == split for shard in result.snapshot.shards),
         }
         for split in SPLITS

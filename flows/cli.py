@@ -2,13 +2,13 @@
 
 import os
 import sys
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from typer.exceptions import TyperException
 
-from flows import configuration, local_stack, model_commands, preflight, settings
+from flows import configuration, dataset_commands, local_stack, model_commands, settings
+from flows.command_options import ConfigFile, Home, Overrides, prepare, read_config
 from flows.console import console
 from flows.demo_config import demo_config
 from igpt_model.config import PretrainConfig, ProbeConfig
@@ -22,19 +22,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Image GPT as a pipeline: raw images to a registered, probed model.",
 )
-dataset_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Datasets: build.")
-app.add_typer(dataset_app, name="dataset")
+app.add_typer(dataset_commands.app, name="dataset")
 
 _INTERRUPTED = 130  # 128 and the number of SIGINT, as shells have it
-
-Home = Annotated[
-    Path | None,
-    typer.Option(help="Folder of the embedded services; IGPT_HOME or .igpt without it.", show_default=False),
-]
-ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file; `igpt config` prints one.")]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[FIELD=VALUE]...", help="Fields to set, as in pretrain.steps=500.")
-]
 
 
 @app.command()
@@ -45,7 +35,7 @@ def demo(
     stop: Annotated[bool, typer.Option("--stop", help="End the services afterwards.")] = False,
 ) -> None:
     """Start the services and run the main job on real images, handwritten digits unless --raw says otherwise."""
-    folder = _prepare(home)
+    folder = prepare(home)
     config = demo_config(raw, overrides or [])
     console.print("Starting S3, Prefect, MLflow and Ray on loopback")
     stack = local_stack.up(folder, report=_say)
@@ -69,7 +59,7 @@ def demo(
 @app.command()
 def up(home: Home = None) -> None:
     """Start S3, Prefect, MLflow and Ray on loopback, and print how to reach them."""
-    folder = _prepare(home)
+    folder = prepare(home)
     stack = local_stack.up(folder, report=_say)
     for name, url in (("S3", stack.s3_url), ("Prefect", stack.prefect_url), ("MLflow", stack.mlflow_url)):
         console.print(f"{name:8} {url}")
@@ -82,7 +72,7 @@ def up(home: Home = None) -> None:
 @app.command()
 def status(home: Home = None) -> None:
     """Tell which services answer; exits with 1 unless all do."""
-    found = local_stack.status(_prepare(home))
+    found = local_stack.status(prepare(home))
     for service in found:
         state = "answers" if service.answers else "does not answer"
         console.print(f"{service.name:8} {state:16} {service.url}  {service.detail}".rstrip())
@@ -95,22 +85,13 @@ def status(home: Home = None) -> None:
 @app.command()
 def down(home: Home = None) -> None:
     """End the services that `igpt up` or `igpt demo` started; their data stay."""
-    local_stack.down(_prepare(home), report=_say)
-
-
-@dataset_app.command("build")
-def dataset_build(config: ConfigFile = None, overrides: Overrides = None, home: Home = None) -> None:
-    """Build a dataset snapshot from raw images."""
-    checked = _read_config(DatasetConfig, config, overrides, home)
-    from flows.build_dataset import build_dataset  # noqa: PLC0415
-
-    build_dataset(checked)
+    local_stack.down(prepare(home), report=_say)
 
 
 @app.command()
 def pretrain(config: ConfigFile = None, overrides: Overrides = None, home: Home = None) -> None:
     """Train an Image GPT on a dataset, or continue the run that the same config began."""
-    checked = _read_config(PretrainConfig, config, overrides, home)
+    checked = read_config(PretrainConfig, config, overrides, home)
     from flows.pretrain import pretrain as flow  # noqa: PLC0415
 
     outcome = flow(checked)
@@ -120,7 +101,7 @@ def pretrain(config: ConfigFile = None, overrides: Overrides = None, home: Home 
 @app.command()
 def probe(config: ConfigFile = None, overrides: Overrides = None, home: Home = None) -> None:
     """Judge a model's features by linear classifiers on every layer."""
-    checked = _read_config(ProbeConfig, config, overrides, home)
+    checked = read_config(ProbeConfig, config, overrides, home)
     from flows.probe import probe as flow  # noqa: PLC0415
     from flows.probe import table  # noqa: PLC0415
 
@@ -131,7 +112,7 @@ def probe(config: ConfigFile = None, overrides: Overrides = None, home: Home = N
 @app.command()
 def refresh(config: ConfigFile = None, overrides: Overrides = None, home: Home = None) -> None:
     """Build, pretrain, probe and register: what is scheduled."""
-    checked = _read_config(configuration.RefreshConfig, config, overrides, home)
+    checked = read_config(configuration.RefreshConfig, config, overrides, home)
     from flows.refresh import refresh as flow  # noqa: PLC0415
 
     console.print(f"registered {flow(checked).model_uri}")
@@ -154,21 +135,6 @@ def print_config(
 
 
 model_commands.register(app)
-
-
-def _prepare(home: Path | None) -> Path:
-    """The services' folder, after this process has been pointed at what runs there."""
-    folder = (home or settings.default_home()).absolute()
-    settings.activate(folder)
-    return folder
-
-
-def _read_config(kind: type[Any], path: Path | None, overrides: list[str] | None, home: Path | None) -> Any:
-    """The config of a flow, and a Prefect server that answers: what can be told before seconds of imports."""
-    _prepare(home)
-    config = configuration.load(kind, path, overrides or [])
-    preflight.check_prefect(settings.load())
-    return config
 
 
 def _say(line: str) -> None:

@@ -1,6 +1,5 @@
 """What a person sees while a stage runs: one line that moves in a terminal, plain lines now and then without one."""
 
-import sys
 import time
 
 from rich.console import Console
@@ -12,7 +11,7 @@ console = Console(highlight=False, soft_wrap=True)
 
 
 class Reporter:
-    """A Progress that writes to standard output. A step that is over leaves its last line."""
+    """A Progress that writes to the console. A step that is over leaves its last line."""
 
     def __init__(self, stage: str) -> None:
         self._stage = stage
@@ -20,7 +19,7 @@ class Reporter:
         self._line = ""
         self._told = ""  # what was printed last, without the time
         self._began = self._printed = time.monotonic()
-        self._moving = sys.stdout.isatty()
+        self._moving = console.file.isatty()
 
     def __call__(self, step: str, done: int, total: int, detail: str = "") -> None:
         now = time.monotonic()
@@ -52,15 +51,15 @@ class Reporter:
         if self._line:
             if self._moving:
                 self._overwrite(self._line)
-                sys.stdout.write("\n")
+                console.file.write("\n")
             else:
                 self._print(self._line)
         self._line = ""
 
     @staticmethod
     def _overwrite(line: str) -> None:
-        sys.stdout.write("\r\x1b[K" + line[: max(20, console.width - 1)])
-        sys.stdout.flush()
+        console.file.write("\r\x1b[K" + line[: max(20, console.width - 1)])
+        console.file.flush()
 
     @staticmethod
     def _print(line: str) -> None:

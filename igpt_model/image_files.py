@@ -6,7 +6,7 @@ import numpy as np
 
 from pipeline import storage
 from pipeline.errors import IgptError
-from pipeline.images import Rejection, decode
+from pipeline.images import Recipe, Rejection, decode
 
 _MAX_PIXELS = 80_000_000
 
@@ -29,12 +29,13 @@ def to_pictures(contents: Sequence[bytes], names: Sequence[str], side: int) -> n
 
     Raises IgptError naming the first file that is not an image.
     """
+    recipe = Recipe(resolution=side, smallest_side=1, max_pixels=_MAX_PIXELS)
     pictures = []
     for data, name in zip(contents, names, strict=True):
-        decoded = decode(data, resolution=side, smallest_side=1, max_pixels=_MAX_PIXELS)
+        decoded = decode(data, recipe, name)
         if isinstance(decoded, Rejection):
             raise IgptError(
                 f"{name}: {decoded.reason.value} ({decoded.detail}); give a JPEG, PNG, GIF, WebP or the like"
             )
-        pictures.append(decoded.pixels)
+        pictures.append(decoded.pixels[0])  # the one crop, of the centre
     return np.stack(pictures)

@@ -5,6 +5,7 @@ header field is fixed but the key, the sizes and the checksum, so the bytes depe
 """
 
 import io
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ import numpy as np
 from pipeline.errors import IgptError
 
 BLOCK = 512
-KEY_LENGTH = 20  # characters of a key; fixed, so that the stride is
+KEY_LENGTH = 20  # characters of an image's key; a random crop's has its number behind it
+_NAME_LENGTH = 100  # of a member, in its header
 _LABEL_BYTES = 16
 _CHECKSUM = slice(148, 156)
 _SIZE = slice(124, 136)
@@ -36,14 +38,15 @@ def _layout(side: int) -> tuple[int, int]:
 
 
 def _headers(keys: np.ndarray, extension: bytes, sizes: np.ndarray) -> np.ndarray:
-    """USTAR headers of regular files, uint8 [N, 512]; keys is S20 [N], sizes int64 [N]."""
+    """USTAR headers of regular files, uint8 [N, 512]; keys is bytes [N] of one length, sizes int64 [N]."""
     headers = np.zeros((len(keys), BLOCK), np.uint8)
 
     def put(offset: int, text: bytes) -> None:
         headers[:, offset : offset + len(text)] = np.frombuffer(text, np.uint8)
 
-    headers[:, :KEY_LENGTH] = keys.view(np.uint8).reshape(len(keys), KEY_LENGTH)
-    put(KEY_LENGTH, extension)
+    length = keys.dtype.itemsize
+    headers[:, :length] = keys.view(np.uint8).reshape(len(keys), length)
+    put(length, extension)
     put(100, b"0000644\0" + b"0000000\0" + b"0000000\0")  # mode, owner, group
     headers[:, _SIZE] = _octal(sizes, 11)
     put(136, b"00000000000\0")  # modification time 0
@@ -62,11 +65,12 @@ def _octal(values: np.ndarray, digits: int) -> np.ndarray:
 
 
 def encode(keys: list[str], tokens_NHW: np.ndarray, labels: np.ndarray) -> bytes:
-    """Build a shard from keys (20 ASCII characters each), token images and labels (-1 without one)."""
+    """Build a shard from keys (ASCII, all of one length up to 96), token images and labels (-1 without one)."""
     count, side = len(keys), tokens_NHW.shape[1]
-    if tokens_NHW.shape != (count, side, side) or len(labels) != count or any(len(key) != KEY_LENGTH for key in keys):
+    lengths = {len(key) for key in keys} or {KEY_LENGTH}
+    if tokens_NHW.shape != (count, side, side) or len(labels) != count or len(lengths) > 1 or max(lengths) > 96:
         raise ValueError(f"{count} keys, tokens of shape {tokens_NHW.shape} and {len(labels)} labels do not match")
-    key_array = np.array(keys, f"S{KEY_LENGTH}")
+    key_array = np.array(keys, f"S{max(lengths)}")
     start, stride = _layout(side)
     token_bytes = 2 * side * side
     label_text = np.array([str(int(label)).encode() for label in labels], f"S{_LABEL_BYTES}")
@@ -99,11 +103,21 @@ class ShardView:
                 f"{name}: {len(data)} bytes are not {samples} samples of {side}x{side}; "
                 "the shard is damaged or of another resolution"
             )
-        records = data[:expected].reshape(samples, stride)
-        self.tokens_NHW = records[:, start : start + 2 * side * side].view("<u2").reshape(samples, side, side)
-        self.labels_N = records[:, stride - BLOCK : stride - BLOCK + _LABEL_BYTES].copy().view(f"S{_LABEL_BYTES}")
-        self.labels_N = self.labels_N.reshape(samples).astype(np.int64)
-        self.keys_N = records[:, :KEY_LENGTH].copy().view(f"S{KEY_LENGTH}").reshape(samples)
+        self._records = data[:expected].reshape(samples, stride)
+        self.tokens_NHW = self._records[:, start : start + 2 * side * side].view("<u2").reshape(samples, side, side)
+
+    # Read when asked for: in a mapped file they lie on as many pages as there are samples.
+    @cached_property
+    def labels_N(self) -> np.ndarray:
+        """The labels, int64 [N]; -1 without one."""
+        label = slice(self._records.shape[1] - BLOCK, self._records.shape[1] - BLOCK + _LABEL_BYTES)
+        return self._records[:, label].copy().view(f"S{_LABEL_BYTES}").reshape(-1).astype(np.int64)
+
+    @cached_property
+    def keys_N(self) -> np.ndarray:
+        """The keys, bytes [N]."""
+        names_N = self._records[:, :_NAME_LENGTH].copy().view(f"S{_NAME_LENGTH}").reshape(-1)
+        return np.char.partition(names_N, b".")[:, 0] if len(names_N) else names_N
 
     @classmethod
     def open(cls, path: Path, *, samples: int, side: int) -> "ShardView":

@@ -1,11 +1,12 @@
-"""A dataset snapshot: the immutable manifest that names everything a dataset consists of, its reading and its commit.
+"""A dataset snapshot: the immutable manifest that names everything a dataset consists of, and how it is read.
 
-The manifest is the commit: it is written after all it names is in place. It holds no time and no host, so the same
-inputs give the same bytes wherever and whenever they are built.
+The manifest is the commit (see commit.py): it is written after all it names is in place. It holds no time and no host,
+so the same inputs give the same bytes wherever and whenever they are built.
 """
 
 import hashlib
 import json
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 
@@ -15,7 +16,7 @@ from pipeline import palette as palettes
 from pipeline import storage
 from pipeline.errors import IgptError
 
-SCHEMA = 1
+SCHEMA = 2
 SPLITS = ("train", "validation", "test")
 
 
@@ -27,15 +28,42 @@ class ShardEntry:
     """File name without extension: {split}-{index}-{hash}."""
     split: str
     samples: int
+    """Token images; several of one image where random crops are taken."""
+    images: int
+    """Images of which there are samples: the rows of the index."""
     bytes: int
     sha256: str
-    rejected: int
-    """Images of the shard's plan that are in quarantine/{name}.parquet instead."""
+    rejected: dict[str, int] = field(hash=False)
+    """Images of the shard's plan that are in quarantine instead, by reason."""
+    quarantine: str | None
+    """Name, without extension, of the file that holds them; None when there is none."""
+    index_sha256: str
+    quarantine_sha256: str | None
+
+    @property
+    def index(self) -> int:
+        """The shard's number in its split."""
+        return int(self.name.split("-")[1])
 
     @property
     def path(self) -> str:
         """Where the tar lies, relative to the dataset."""
         return f"shards/{self.name}.tar"
+
+    @property
+    def index_path(self) -> str:
+        """Where the index lies, relative to the dataset."""
+        return f"index/{self.name}.parquet"
+
+    @property
+    def quarantine_path(self) -> str | None:
+        """Where the quarantine lies, relative to the dataset."""
+        return None if self.quarantine is None else f"quarantine/{self.quarantine}.parquet"
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Every file of the shard, relative to the dataset."""
+        return (self.path, self.index_path, *((self.quarantine_path,) if self.quarantine_path else ()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,16 +78,31 @@ class Snapshot:
     colours: int
     config: dict[str, object]
     source_digest: str
-    """SHA-256 of the source listing."""
+    """Digest of the images it accounts for: keys, versions and splits, quarantine included (plan.source_digest)."""
     shards: tuple[ShardEntry, ...]
-    rejected: dict[str, int]
-    """Rejected images by reason."""
+    scans: tuple[str, ...]
+    """Names of the scans of containers that the listing was made from; a rerun need not read the containers again."""
     dataset: str = field(compare=False)
     """URL of the dataset that the manifest was read from; not part of the manifest."""
 
     def samples(self, split: str | None = None) -> int:
-        """Number of images in one split, or in all."""
+        """Number of token images in one split, or in all."""
         return sum(shard.samples for shard in self.shards if split in (None, shard.split))
+
+    def images(self, split: str | None = None) -> int:
+        """Number of images that are in the shards of one split, or of all; those in quarantine not counted."""
+        return sum(shard.images for shard in self.shards if split in (None, shard.split))
+
+    @property
+    def rejected(self) -> dict[str, int]:
+        """Images in quarantine by reason."""
+        return dict(sorted(sum((Counter(shard.rejected) for shard in self.shards), Counter()).items()))
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Every file that the snapshot names, relative to the dataset."""
+        of_shards = (path for shard in self.shards for path in shard.paths)
+        return (palette_path(self.palette_sha256), *of_shards, *(scan_path(name) for name in self.scans))
 
     def of_split(self, split: str) -> tuple[ShardEntry, ...]:
         """The shards of a split, in order. Raises IgptError when it has none."""
@@ -89,12 +132,11 @@ class Snapshot:
             fields = json.loads(data)
             schema = fields.pop("schema")
             if schema != SCHEMA:
-                raise IgptError(
-                    f"{dataset}: the manifest has schema {schema}, this version reads {SCHEMA}; upgrade igpt-pipeline"
-                )
+                remedy = "upgrade igpt-pipeline" if schema > SCHEMA else "build the dataset anew in another folder"
+                raise IgptError(f"{dataset}: the manifest has schema {schema}, this version reads {SCHEMA}; {remedy}")
             shards = tuple(ShardEntry(**entry) for entry in fields.pop("shards"))
-            classes = tuple(fields.pop("classes"))
-            return cls(**fields, shards=shards, classes=classes, dataset=dataset)
+            classes, scans = tuple(fields.pop("classes")), tuple(fields.pop("scans"))
+            return cls(**fields, shards=shards, classes=classes, scans=scans, dataset=dataset)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise IgptError(f"{dataset}: damaged snapshot manifest ({error}); restore it or rebuild") from None
 
@@ -112,9 +154,20 @@ def palette_path(sha256: str) -> str:
     return f"palettes/{sha256}.npy"
 
 
+def scan_path(name: str) -> str:
+    """Where the scan of a container lies, relative to the dataset."""
+    return f"scans/{name}.parquet"
+
+
 def snapshot_path(number: int) -> str:
     """Where a manifest lies, relative to the dataset."""
     return f"snapshots/{number:06d}.json"
+
+
+def numbers(dataset: str) -> list[int]:
+    """The numbers of all snapshots of a dataset, ascending."""
+    names = (file.url.rsplit("/", 1)[-1] for file in storage.list_files(storage.join(dataset, "snapshots")))
+    return sorted(int(name[:-5]) for name in names if name.endswith(".json") and name[:-5].isdigit())
 
 
 def latest_number(dataset: str) -> int | None:
@@ -140,32 +193,3 @@ def read(dataset: str, number: int | None = None) -> Snapshot:
         return Snapshot.from_bytes(storage.read_bytes(storage.join(dataset, snapshot_path(number))), dataset)
     except FileNotFoundError:
         raise IgptError(f"{dataset}: there is no snapshot {number}") from None
-
-
-def commit(snapshot: Snapshot) -> None:
-    """Publish a snapshot: verify that everything it names is in place, create the manifest, then point LATEST at it.
-
-    Raises IgptError when another builder has published the same number first; nothing of its work is touched.
-    """
-    for shard in snapshot.shards:
-        size = storage.size(storage.join(snapshot.dataset, shard.path))
-        if size != shard.bytes:
-            raise IgptError(
-                f"{snapshot.dataset}: {shard.path} has {size} bytes, {shard.bytes} were written; run the build again"
-            )
-    try:
-        storage.create_bytes(storage.join(snapshot.dataset, snapshot_path(snapshot.number)), snapshot.to_bytes())
-    except storage.AlreadyExistsError:
-        existing = read(snapshot.dataset, snapshot.number)
-        if existing.digest != snapshot.digest:
-            _point_latest(snapshot)  # whoever published it may have died before this step
-            raise IgptError(
-                f"{snapshot.dataset}: another build published snapshot {snapshot.number} meanwhile; run this one again"
-            ) from None
-    _point_latest(snapshot)
-
-
-def _point_latest(snapshot: Snapshot) -> None:
-    """Name the snapshot's number as the newest, unless a newer one is named already."""
-    if (latest_number(snapshot.dataset) or 0) < snapshot.number:
-        storage.write_bytes(storage.join(snapshot.dataset, "LATEST"), f"{snapshot.number}\n".encode())

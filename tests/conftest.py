@@ -1,11 +1,18 @@
-"""Fixtures that need no service: real photographs, and an image folder made of them."""
+"""Fixtures that need no service: real photographs, an image folder made of them, and builds without a cluster."""
 
+import io
+import tarfile
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
+
+pytest_plugins = ["tests.rigs.fixtures"]
 
 
 @pytest.fixture(scope="session")
@@ -34,3 +41,29 @@ def image_folder(photos: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -
         Image.fromarray(photos[number]).save(root / "temple" / f"{number:02d}.png")
         Image.fromarray(photos[60 + number]).save(root / "flower" / f"{number:02d}.jpg", quality=90)
     return root
+
+
+def write_tar(path: Path, members: dict[str, bytes], tar_format: int = tarfile.PAX_FORMAT) -> Path:
+    """A tar of some files, in their order."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", format=tar_format) as archive:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+def run_here(
+    function: Callable[..., Any], calls: Iterable[tuple[Any, ...]], *, shared: tuple[Any, ...] = (), **_: Any
+) -> Iterator[tuple[int, Any]]:
+    """What ray_cluster.map_tasks gives, in this process."""
+    for number, call in enumerate(calls):
+        yield number, function(*call, *shared)
+
+
+@pytest.fixture(scope="module")
+def without_cluster() -> Iterator[None]:
+    """Tasks of a build run in this process."""
+    with mock.patch("pipeline.ray_cluster.map_tasks", run_here):
+        yield

@@ -22,8 +22,10 @@ DOORS = {
     "ray": {"pipeline/ray_cluster.py", "igpt_model/ray_train.py"},
     "mlflow": {"igpt_model/tracking.py", "igpt_model/registered.py"},
     "prefect": {f"flows/{name}.py" for name in ("build_dataset", "pretrain", "probe", "refresh", "demo")},
-    "fsspec": {"pipeline/storage.py"},
+    "fsspec": {"pipeline/storage.py", "pipeline/bulk.py"},
     "s3fs": {"pipeline/storage.py"},
+    "obstore": {"pipeline/bulk.py"},
+    "tenacity": {"pipeline/store_errors.py"},
     "torch": {f"igpt_model/{path.name}" for path in (ROOT / "igpt_model").glob("*.py")},
 }
 
@@ -81,12 +83,22 @@ def test_the_data_side_never_loads_torch() -> None:
         assert heavy not in loaded
 
 
+def test_the_command_line_starts_without_what_reads_its_settings_on_import() -> None:
+    loaded = run_python("import sys, flows.cli\nprint(sorted(sys.modules))")
+    assert "'flows.dataset_commands'" in loaded
+    for late in ("'ray'", "'prefect'", "'mlflow'", "'torch'", "'sklearn'"):
+        assert late not in loaded
+
+
 def test_the_model_side_trains_without_ray_mlflow_prefect_and_s3fs(tmp_path: Path) -> None:
     excluded = {"ray_train", "ray_probe", "tracking", "registered", "curves"}
     names = [
         f"igpt_model.{path.stem}" for path in MODULES if path.parent.name == "igpt_model" and path.stem not in excluded
     ]
-    blocked = ("ray", "mlflow", "prefect", "s3fs", "pydantic", "boto3", "webdataset", "matplotlib", "flows")
+    blocked = (
+        *("ray", "mlflow", "prefect", "s3fs", "pydantic", "boto3", "botocore", "webdataset", "matplotlib", "flows"),
+        *("obstore", "tenacity"),
+    )
     code = f"""
 import importlib, sys
 class Block:

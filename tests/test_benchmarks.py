@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.measure import ratio
+from benchmarks.measure_device import ratio
 from benchmarks.sample import bytes_read
 from benchmarks.train_step import Setting, contenders, flops_per_image, show_profile
 from igpt_model.config import PretrainConfig
@@ -28,7 +28,7 @@ def run(module: str, output: Path, *arguments: str) -> list[dict]:
     assert done.returncode == 0, done.stdout + done.stderr
     assert output.with_suffix(".md").read_text() in done.stdout
     content = json.loads(output.with_suffix(".json").read_text())
-    assert {"processor", "threads", "torch", "load_average_before"} <= set(content["machine"])
+    assert {"cpu", "threads", "packages", "load_average_before"} <= set(content["machine"])
     return content["rows"]
 
 

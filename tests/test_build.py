@@ -1,27 +1,24 @@
-"""The build on a real Ray: every image in one place, the same bytes again, and nothing published that is not whole."""
+"""A full build: every image in one place, the same bytes again, and nothing published that is not whole."""
 
 import hashlib
 import os
 import shutil
-import sys
 import tarfile
-import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import ray
 from PIL import Image
 
-from pipeline import images, palette, plan, ray_cluster, snapshot, sources
+from pipeline import images, palette, plan, snapshot, sources
 from pipeline.build import BuildResult, build
 from pipeline.config import DatasetConfig
 from pipeline.errors import IgptError
-from pipeline.shard_tasks import make_shard
+from pipeline.images import Recipe
+from pipeline.listing import Listing, key_of
 from pipeline.shards import ShardView
 
 BAD_IMAGES = {
@@ -32,12 +29,7 @@ BAD_IMAGES = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    ray.shutdown()
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+pytestmark = pytest.mark.usefixtures("without_cluster")
 
 
 @pytest.fixture(scope="module")
@@ -103,12 +95,11 @@ def test_the_counts_add_up(built: BuildResult, config: DatasetConfig) -> None:
     assert built.snapshot.samples() == 100
     assert sum(built.snapshot.samples(split) for split in snapshot.SPLITS) == 100
     assert built.snapshot.rejected == Counter(BAD_IMAGES.values())
-    assert sum(shard.rejected for shard in shards) == len(BAD_IMAGES)
-    assert (built.unchanged, built.shards_reused, built.ignored_files) == (False, 0, 0)
+    assert (built.unchanged, built.shards_reused, built.planned.ignored_files) == (False, 0, 0)
     for shard in shards:
-        index = pq.read_table(Path(config.dataset) / "index" / f"{shard.name}.parquet")
-        assert index.num_rows == shard.samples
-        assert shard.samples + shard.rejected <= config.samples_per_shard
+        account = pq.read_table(Path(config.dataset) / shard.index_path)
+        assert account.num_rows == shard.samples == shard.images
+        assert shard.samples + sum(shard.rejected.values()) <= config.samples_per_shard
 
 
 def test_every_image_is_in_the_index_or_in_quarantine_once(built: BuildResult, raw: Path) -> None:
@@ -137,12 +128,12 @@ def test_the_shards_hold_the_quantized_images(built: BuildResult, raw: Path) -> 
     for key, row in index.items():
         path = Path(str(row["uri"]))
         data = path.read_bytes()
-        picture = images.decode(data, resolution=16, smallest_side=16, max_pixels=10**6)
-        assert key == sources.key_of(str(path.relative_to(raw)))
-        assert np.array_equal(found[key], palette.quantize(picture.pixels, table))
+        pictures = images.decode(data, Recipe(resolution=16, smallest_side=16, max_pixels=10**6))
+        assert key == key_of(str(path.relative_to(raw)))
+        assert np.array_equal(found[key], palette.quantize(pictures.pixels[0], table))
         assert row["sha256"] == hashlib.sha256(data).hexdigest()
         assert row["bytes"] == len(data)
-        assert (row["width"], row["height"]) == (picture.width, picture.height)
+        assert (row["width"], row["height"]) == (pictures.width, pictures.height)
         assert built.snapshot.classes[int(str(row["label"]))] == path.parent.name
 
 
@@ -207,26 +198,6 @@ def test_too_many_rejects_publish_nothing(built: BuildResult, config: DatasetCon
     assert accepted.snapshot.digest == built.snapshot.digest
 
 
-def test_a_changed_image_remakes_only_its_own_shard(
-    built: BuildResult, config: DatasetConfig, raw: Path, tmp_path: Path
-) -> None:
-    shutil.copytree(config.dataset, tmp_path / "dataset")
-    shutil.copytree(raw, tmp_path / "raw")
-    shutil.copy(raw / "temple" / "00.png", tmp_path / "raw" / "temple" / "01.png")
-    os.utime(tmp_path / "raw" / "temple" / "01.png", (1, 1))
-    before = contents(tmp_path / "dataset")
-    changed = build(replace(config, raw=str(tmp_path / "raw"), dataset=str(tmp_path / "dataset")))
-    assert (changed.snapshot.number, changed.snapshot.parent) == (2, 1)
-    assert changed.snapshot.palette_sha256 == built.snapshot.palette_sha256
-    assert changed.shards_reused == len(built.snapshot.shards) - 1
-    tokens = tokens_by_key(changed)
-    assert np.array_equal(*(tokens[sources.key_of(f"temple/{number}.png")] for number in ("00", "01")))
-    # The old snapshot stays as it was.
-    after = contents(tmp_path / "dataset")
-    assert all(after[name] == data for name, data in before.items() if name != "LATEST")
-    assert snapshot.read(str(tmp_path / "dataset"), 1) == built.snapshot
-
-
 def test_a_tar_gives_the_tokens_of_the_folder(
     built: BuildResult, config: DatasetConfig, raw: Path, tmp_path: Path
 ) -> None:
@@ -244,9 +215,10 @@ def test_a_shard_whose_images_are_all_rejected_is_accounted_for(
     config: DatasetConfig, raw: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(raw, tmp_path / "raw")
-    listing = sources.list_source(str(tmp_path / "raw")).listing
-    splits = plan.assign_splits(listing["key"].to_pylist(), config)
-    held_out = [Path(listing["url"][int(row)].as_py()) for row in np.flatnonzero(splits == 1)]
+    with Listing() as listing:
+        sources.list_source(replace(config, raw=str(tmp_path / "raw")), listing)
+        splits = plan.assign_splits(listing.rows, config)
+        held_out = [Path(url) for url in listing.take(np.flatnonzero(splits == 1))["url"].to_pylist()]
     assert held_out
     for path in held_out:
         path.write_bytes(b"")
@@ -300,6 +272,7 @@ def test_images_that_give_no_palette_are_refused_in_one_line(
 def test_progress_ends_where_the_images_do(config: DatasetConfig, built: BuildResult, tmp_path: Path) -> None:
     shutil.copytree(config.dataset, tmp_path / "dataset")
     (tmp_path / "dataset" / "LATEST").unlink()
+    shutil.rmtree(tmp_path / "dataset" / "snapshots")
     heard: list[tuple[str, int, int]] = []
     build(
         replace(config, dataset=str(tmp_path / "dataset")),
@@ -308,81 +281,4 @@ def test_progress_ends_where_the_images_do(config: DatasetConfig, built: BuildRe
     shards = [(done, total) for step, done, total in heard if step == "shards"]
     assert shards == sorted(shards)
     assert shards[-1] == (104, 104)
-    assert {step for step, _, _ in heard} == {"palette", "shards"}
-
-
-def test_an_image_that_is_gone_when_it_is_read_is_rejected(
-    config: DatasetConfig, built: BuildResult, raw: Path, tmp_path: Path
-) -> None:
-    shutil.copytree(raw / "temple", tmp_path / "raw")
-    listing = sources.list_source(str(tmp_path / "raw")).listing.slice(0, 5)
-    (tmp_path / "raw" / "02.png").unlink()
-    table = palette.lookup_table(built.snapshot.palette())
-    result = make_shard(str(tmp_path / "dataset"), "train-0", "train", listing, np.full(5, -1), config, table)
-    assert (result.entry.samples, result.rejected) == (4, {"unreadable_object": 1})
-    assert [row["uri"] for row in rows(tmp_path / "dataset", "quarantine")] == [str(tmp_path / "raw" / "02.png")]
-
-
-def test_a_preprocessing_worker_stays_small(config: DatasetConfig, raw: Path, tmp_path: Path) -> None:
-    listing = sources.list_source(str(raw / "temple")).listing.slice(0, 5)
-
-    def make_and_look(config: DatasetConfig, table: np.ndarray) -> tuple[int, set[str]]:
-        result = make_shard(str(tmp_path), "train-0", "train", listing, np.full(5, -1), config, table)
-        return result.entry.samples, {name.split(".")[0] for name in sys.modules}
-
-    black_and_white = palette.lookup_table(np.array([[-1] * 3, [1] * 3], np.float32))
-    ((_, (samples, loaded)),) = ray_cluster.map_tasks(make_and_look, [()], shared=(config, black_and_white))
-    assert samples == 5
-    assert "pipeline" in loaded
-    assert not loaded & {"torch", "mlflow", "prefect", "sklearn"}
-
-
-def test_tasks_in_flight_are_bounded_and_every_call_has_its_result() -> None:
-    begun = 0
-
-    def calls() -> Iterator[tuple[int]]:
-        nonlocal begun
-        for number in range(20):
-            begun += 1
-            yield (number,)
-
-    results = {}
-    for ended, (number, result) in enumerate(ray_cluster.map_tasks(lambda a, b: a * b, calls(), shared=(10,))):
-        assert begun - ended <= 4  # two CPUs, and as many again
-        results[number] = result
-    assert results == {number: 10 * number for number in range(20)}
-
-
-def test_an_error_for_the_user_reaches_him_unwrapped() -> None:
-    def refuse(number: int) -> None:
-        raise IgptError(f"{number} is refused")
-
-    with pytest.raises(IgptError) as raised:
-        list(ray_cluster.map_tasks(refuse, [(7,)]))
-    assert type(raised.value) is IgptError
-    assert str(raised.value) == "7 is refused"
-
-
-def test_a_failing_task_leaves_the_driver_and_the_cluster_alive() -> None:
-    def fail_at_nine(number: int) -> int:
-        time.sleep(0.002 * (number % 5))  # so that neighbours end at the time of the failure
-        if number == 9:
-            raise IgptError("nine is refused")
-        return number
-
-    for _ in range(20):
-        with pytest.raises(IgptError, match="nine is refused"):
-            list(ray_cluster.map_tasks(fail_at_nine, [(number,) for number in range(40)]))
-    assert len(list(ray_cluster.map_tasks(fail_at_nine, [(number,) for number in range(9)]))) == 9
-
-
-def test_a_task_that_loses_its_worker_is_run_again(tmp_path: Path) -> None:
-    def die_once(number: int) -> int:
-        marker = tmp_path / str(number)
-        if number == 2 and not marker.exists():
-            marker.touch()
-            os._exit(1)
-        return number
-
-    assert sorted(ray_cluster.map_tasks(die_once, [(number,) for number in range(4)])) == [(n, n) for n in range(4)]
-    assert (tmp_path / "2").exists()
+    assert {step for step, _, _ in heard} == {"list", "palette", "shards"}

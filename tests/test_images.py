@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from pipeline.images import Picture, Reason, Rejection, decode
+from pipeline.images import Pictures, Reason, Recipe, Rejection, decode, random_boxes
 
 # What an EXIF orientation asks a viewer to do with the stored rows and columns, from the EXIF specification.
 ORIENTATIONS = {
@@ -34,16 +34,16 @@ def encoded(image: Image.Image | np.ndarray, file_format: str, **options: Any) -
     return buffer.getvalue()
 
 
-def outcome_of(data: bytes, resolution: int = 64, **limits: int) -> Picture | Rejection:
-    return decode(data, **{"resolution": resolution, "smallest_side": 1, "max_pixels": 10**6, **limits})
+def outcome_of(data: bytes, resolution: int = 64, **limits: Any) -> Pictures | Rejection:
+    return decode(data, Recipe(**{"resolution": resolution, "smallest_side": 1, "max_pixels": 10**6, **limits}), "key")
 
 
 def pixels_of(data: bytes, resolution: int = 64) -> np.ndarray:
     outcome = outcome_of(data, resolution)
-    assert isinstance(outcome, Picture), outcome
+    assert isinstance(outcome, Pictures), outcome
     assert outcome.pixels.dtype == np.uint8
-    assert outcome.pixels.shape == (resolution, resolution, 3)
-    return outcome.pixels
+    assert outcome.pixels.shape == (1, resolution, resolution, 3)
+    return outcome.pixels[0]
 
 
 def mean_difference(a: np.ndarray, b: np.ndarray) -> float:
@@ -179,7 +179,7 @@ def test_the_centre_square_is_averaged_down(resolution: int, factor: int, margin
 
 def test_the_size_of_the_raw_image_is_kept() -> None:
     outcome = outcome_of(encoded(PHOTO, "PNG"), 32)
-    assert isinstance(outcome, Picture)
+    assert isinstance(outcome, Pictures)
     assert (outcome.width, outcome.height) == (640, 427)
 
 
@@ -226,7 +226,7 @@ def test_what_is_no_usable_image_has_a_reason(data: bytes, reason: Reason) -> No
 
 def test_the_limits_themselves_are_accepted() -> None:
     data = encoded(PHOTO[:16, :64], "PNG")
-    assert isinstance(outcome_of(data, 16, smallest_side=16, max_pixels=16 * 64), Picture)
+    assert isinstance(outcome_of(data, 16, smallest_side=16, max_pixels=16 * 64), Pictures)
     assert isinstance(outcome_of(data, 16, smallest_side=17, max_pixels=16 * 64), Rejection)
     assert isinstance(outcome_of(data, 16, smallest_side=16, max_pixels=16 * 64 - 1), Rejection)
 
@@ -244,4 +244,61 @@ def test_damage_never_raises(data: bytes, changes: list[tuple[float, int]], kept
     for place, value in changes:
         damaged[int(place**3 * len(damaged))] = value  # more often in the headers, at the front
     outcome = outcome_of(bytes(damaged), 16)
-    assert isinstance(outcome, Rejection) or outcome.pixels.shape == (16, 16, 3)
+    assert isinstance(outcome, Rejection) or outcome.pixels.shape == (1, 16, 16, 3)
+
+
+def test_random_crops_are_those_of_the_paper() -> None:
+    recipe = Recipe(resolution=32, smallest_side=1, max_pixels=10**6, crops=400)
+    for left, top, right, bottom in random_boxes((640, 427), recipe, "key"):
+        assert right - left == pytest.approx(bottom - top)
+        short_side_resized = 427 * 224 / (right - left)
+        assert 256 - 1e-6 <= short_side_resized <= 384 + 1e-6
+        assert left >= 0 and right <= 640 + 1e-9 and top >= 0 and bottom <= 427 + 1e-9
+    sides = {round(427 * 224 / (right - left)) for left, _, right, _ in random_boxes((640, 427), recipe, "key")}
+    assert min(sides) < 262 and max(sides) > 378
+
+
+def test_random_crops_depend_on_the_key_and_the_seed_alone() -> None:
+    data = encoded(PHOTO, "PNG")
+    crops = {"resolution": 16, "smallest_side": 1, "max_pixels": 10**6, "crops": 3}
+    first, again, other_key, other_seed = (
+        decode(data, Recipe(**{**crops, "seed": seed}), key) for key, seed in (("a", 0), ("a", 0), ("b", 0), ("a", 1))
+    )
+    for outcome in (first, again, other_key, other_seed):
+        assert isinstance(outcome, Pictures)
+        assert outcome.pixels.shape == (3, 16, 16, 3)
+    assert np.array_equal(first.pixels, again.pixels)
+    assert not np.array_equal(first.pixels, other_key.pixels)
+    assert not np.array_equal(first.pixels, other_seed.pixels)
+    assert not np.array_equal(first.pixels[0], first.pixels[1])
+    # More crops of an image begin with the fewer.
+    fewer = decode(data, Recipe(**{**crops, "crops": 2}), "a")
+    assert isinstance(fewer, Pictures)
+    assert np.array_equal(first.pixels[:2], fewer.pixels)
+
+
+def test_a_crop_shows_the_square_of_its_box() -> None:
+    recipe = Recipe(resolution=32, smallest_side=1, max_pixels=10**6, crops=1)
+    ((left, top, right, bottom),) = random_boxes((640, 427), recipe, "key")
+    cut = PHOTO[round(top) : round(bottom), round(left) : round(right)]
+    crop = decode(encoded(PHOTO, "PNG"), recipe, "key")
+    assert isinstance(crop, Pictures)
+    assert mean_difference(crop.pixels[0], pixels_of(encoded(cut, "PNG"), 32)) < 2
+
+
+@pytest.mark.parametrize("size", [(640, 427), (427, 640)])
+def test_fast_decoding_is_close_to_exact(size: tuple[int, int]) -> None:
+    photo = PHOTO if size[0] == 640 else np.ascontiguousarray(PHOTO.transpose(1, 0, 2))
+    data = encoded(photo, "JPEG", quality=90)
+    exact, fast = outcome_of(data, 32), outcome_of(data, 32, fast=True)
+    assert isinstance(exact, Pictures) and isinstance(fast, Pictures)
+    assert (fast.width, fast.height) == (exact.width, exact.height) == size
+    assert 0 < mean_difference(exact.pixels, fast.pixels) < 2
+
+
+def test_fast_decoding_changes_nothing_where_the_image_is_small_or_no_jpeg() -> None:
+    small = encoded(PHOTO[:60, :60], "JPEG", quality=90)
+    for data, resolution in ((small, 32), (encoded(PHOTO, "PNG"), 32)):
+        exact, fast = outcome_of(data, resolution), outcome_of(data, resolution, fast=True)
+        assert isinstance(exact, Pictures) and isinstance(fast, Pictures)
+        assert np.array_equal(exact.pixels, fast.pixels)

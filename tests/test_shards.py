@@ -44,6 +44,14 @@ def test_what_is_encoded_is_viewed(count: int, side: int, labels: list[int]) -> 
     assert [name.decode() for name in shard.keys_N] == keys
 
 
+def test_keys_of_random_crops_have_their_number_behind_them() -> None:
+    keys, tokens_NHW, labels = samples(4, 8)
+    numbered = [f"{each}-{crop:03d}" for crop, each in enumerate(keys)]
+    shard = view(shards.encode(numbered, tokens_NHW, labels), 4, 8)
+    assert [name.decode() for name in shard.keys_N] == numbered
+    assert np.array_equal(shard.tokens_NHW, tokens_NHW)
+
+
 @pytest.mark.parametrize("side", [8, 32, 64])
 def test_tarfile_reads_the_same_members(side: int) -> None:
     keys, tokens_NHW, labels = samples(7, side)

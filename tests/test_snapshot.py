@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline import palette, snapshot, storage
+from pipeline.commit import commit, heal_latest
 from pipeline.errors import IgptError
 from pipeline.snapshot import ShardEntry, Snapshot
 
@@ -19,9 +20,13 @@ def entry(split: str, index: int, samples: int = 4) -> ShardEntry:
         name=f"{split}-{index:06d}-0123456789abcdef",
         split=split,
         samples=samples,
+        images=samples,
         bytes=100 + index,
         sha256=f"{index:064x}",
-        rejected=1,
+        rejected={"truncated": 1},
+        quarantine=f"{split}-{index:06d}-fedcba9876543210",
+        index_sha256="0" * 64,
+        quarantine_sha256="1" * 64,
     )
 
 
@@ -38,13 +43,16 @@ def make(dataset: Path, number: int = 1, **fields: object) -> Snapshot:
             "config": {"resolution": 32, "palette": None, "validation_fraction": 0.04},
             "source_digest": "ab" * 32,
             "shards": (entry("train", 0), entry("train", 1), entry("validation", 0, samples=0)),
-            "rejected": {"truncated": 3},
+            "scans": ("0" * 32,),
             "dataset": str(dataset),
             **fields,
         }
     )
     for shard in made.shards:
         storage.write_bytes(storage.join(made.dataset, shard.path), bytes(shard.bytes))
+    for path in made.paths:
+        if not path.startswith("shards/"):
+            storage.write_bytes(storage.join(made.dataset, path), b"something")
     storage.write_bytes(
         storage.join(made.dataset, snapshot.palette_path(made.palette_sha256)), palette.to_bytes(PALETTE)
     )
@@ -58,7 +66,7 @@ def files(dataset: Path) -> dict[str, bytes]:
 def test_a_committed_snapshot_is_read_as_it_was(tmp_path: Path) -> None:
     made = make(tmp_path)
     assert snapshot.latest_number(str(tmp_path)) is None
-    snapshot.commit(made)
+    commit(made)
     for number in (None, 1):
         read = snapshot.read(str(tmp_path), number)
         assert read == made
@@ -77,8 +85,8 @@ def test_the_manifest_does_not_say_where_it_lies(tmp_path: Path) -> None:
 
 def test_the_newest_snapshot_is_read_and_the_older_ones_stay(tmp_path: Path) -> None:
     first, second = make(tmp_path), make(tmp_path, number=2, resolution=48)
-    snapshot.commit(first)
-    snapshot.commit(second)
+    commit(first)
+    commit(second)
     assert snapshot.read(str(tmp_path)) == second
     assert snapshot.read(str(tmp_path), 1) == first
 
@@ -100,46 +108,75 @@ def test_a_commit_without_a_whole_shard_is_refused(tmp_path: Path, damage: str) 
     if damage == "cut":
         path.write_bytes(bytes(7))
     before = files(tmp_path)
-    with pytest.raises(IgptError, match=rf"{made.shards[1].path} has (None|7) bytes, 101 were written"):
-        snapshot.commit(made)
+    words = "is not in place" if damage == "missing" else "has 7 bytes, 101 were written"
+    with pytest.raises(IgptError, match=f"{made.shards[1].path} {words}"):
+        commit(made)
     assert files(tmp_path) == before
+    assert snapshot.latest_number(str(tmp_path)) is None
+
+
+@pytest.mark.parametrize("folder", ["index", "quarantine", "palettes", "scans"])
+def test_a_commit_without_all_that_it_names_is_refused(tmp_path: Path, folder: str) -> None:
+    made = make(tmp_path)
+    next((tmp_path / folder).iterdir()).unlink()
+    with pytest.raises(IgptError, match=f"{folder}/.* is not in place"):
+        commit(made)
     assert snapshot.latest_number(str(tmp_path)) is None
 
 
 def test_the_second_builder_of_a_number_damages_nothing(tmp_path: Path) -> None:
     winner = make(tmp_path)
     loser = make(tmp_path, source_digest="cd" * 32)
-    snapshot.commit(winner)
+    commit(winner)
     before = files(tmp_path)
     with pytest.raises(IgptError, match="another build published snapshot 1 meanwhile"):
-        snapshot.commit(loser)
+        commit(loser)
     assert files(tmp_path) == before
 
 
 def test_a_commit_is_idempotent(tmp_path: Path) -> None:
     made = make(tmp_path)
-    snapshot.commit(made)
+    commit(made)
     before = files(tmp_path)
-    snapshot.commit(made)
+    commit(made)
     assert files(tmp_path) == before
 
 
 def test_a_builder_that_died_before_latest_blocks_nobody(tmp_path: Path) -> None:
     dead, living = make(tmp_path), make(tmp_path, source_digest="cd" * 32)
-    snapshot.commit(dead)
+    commit(dead)
     (tmp_path / "LATEST").unlink()
     with pytest.raises(IgptError, match="run this one again"):
-        snapshot.commit(living)
+        commit(living)
     assert snapshot.read(str(tmp_path)) == dead
-    snapshot.commit(replace(living, number=2, parent=1))
+    commit(replace(living, number=2, parent=1))
     assert snapshot.latest_number(str(tmp_path)) == 2
+
+
+def test_latest_is_pointed_at_what_was_published_before_a_builder_died(tmp_path: Path) -> None:
+    first, second = make(tmp_path), make(tmp_path, number=2)
+    commit(first)
+    commit(second)
+    (tmp_path / "LATEST").write_bytes(b"1\n")
+    heal_latest(str(tmp_path))
+    assert snapshot.read(str(tmp_path)) == second
+    before = files(tmp_path)
+    heal_latest(str(tmp_path))
+    assert files(tmp_path) == before
+    assert snapshot.numbers(str(tmp_path)) == [1, 2]
+
+
+def test_what_was_rejected_is_the_sum_over_the_shards(tmp_path: Path) -> None:
+    made = make(tmp_path)
+    shards = (replace(made.shards[0], rejected={"truncated": 2, "corrupt": 1}), *made.shards[1:])
+    assert replace(made, shards=shards).rejected == {"corrupt": 1, "truncated": 4}
 
 
 def test_a_late_builder_does_not_turn_latest_back(tmp_path: Path) -> None:
     first, second = make(tmp_path), make(tmp_path, number=2)
-    snapshot.commit(first)
-    snapshot.commit(second)
-    snapshot.commit(first)
+    commit(first)
+    commit(second)
+    commit(first)
     assert snapshot.latest_number(str(tmp_path)) == 2
 
 
@@ -153,7 +190,7 @@ def test_a_damaged_latest_is_named(tmp_path: Path, content: bytes) -> None:
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(IgptError, match="no dataset snapshot there"):
         snapshot.read(str(tmp_path / "missing"))
-    snapshot.commit(make(tmp_path))
+    commit(make(tmp_path))
     with pytest.raises(IgptError, match="there is no snapshot 7"):
         snapshot.read(str(tmp_path), 7)
 
@@ -162,9 +199,10 @@ def changed(data: bytes, **fields: object) -> bytes:
     return json.dumps({**json.loads(data), **fields}).encode()
 
 
-def test_a_manifest_of_another_schema_asks_for_an_upgrade(tmp_path: Path) -> None:
-    with pytest.raises(IgptError, match="schema 2, this version reads 1; upgrade"):
-        Snapshot.from_bytes(changed(make(tmp_path).to_bytes(), schema=2), "a dataset")
+@pytest.mark.parametrize(("schema", "remedy"), [(3, "upgrade"), (1, "build the dataset anew")])
+def test_a_manifest_of_another_schema_says_what_to_do(tmp_path: Path, schema: int, remedy: str) -> None:
+    with pytest.raises(IgptError, match=f"schema {schema}, this version reads 2; {remedy}"):
+        Snapshot.from_bytes(changed(make(tmp_path).to_bytes(), schema=schema), "a dataset")
 
 
 @pytest.mark.parametrize(

@@ -1,85 +1,15 @@
-"""Storage on a local disk: ranges as slices, whole objects or none, conditional creation, and errors in one line."""
+"""Storage on a local disk: whole objects or none, conditional creation, and errors in one line."""
 
 import os
 import threading
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from pipeline import storage
 from pipeline.errors import IgptError
 
-# Ranges farther apart than this are read apart.
-GAP = 64 * 1024
 CONTENT = bytes(os.urandom(300_000))
-
-
-@pytest.fixture(scope="module")
-def objects(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Three objects whose contents differ at every place: rotations of one random string."""
-    root = tmp_path_factory.mktemp("objects")
-    for number in range(3):
-        (root / f"{number}.bin").write_bytes(rotated(number))
-    return [str(root / f"{number}.bin") for number in range(3)]
-
-
-def rotated(number: int) -> bytes:
-    return CONTENT[1000 * number :] + CONTENT[: 1000 * number]
-
-
-@settings(deadline=None)
-@given(
-    ranges=st.lists(
-        st.tuples(
-            st.integers(0, 2),
-            st.one_of(st.integers(-1, 300_000), st.integers(0, 2000), st.integers(GAP - 10, GAP + 10)),
-            st.one_of(st.integers(0, 5000), st.just(0), st.integers(0, 200_000)),
-        ),
-        max_size=30,
-    )
-)
-def test_many_ranges_equal_slices(objects: list[str], ranges: list[tuple[int, int, int]]) -> None:
-    answers = storage.read_many(
-        [objects[number] for number, _, _ in ranges],
-        [start for _, start, _ in ranges],
-        [length for _, _, length in ranges],
-    )
-    for (number, start, length), answer in zip(ranges, answers, strict=True):
-        assert answer == (rotated(number)[start : start + length] if start >= 0 else rotated(number))
-
-
-def test_neighbouring_ranges_share_a_request(objects: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    fs = storage.filesystem(objects[0])
-    requests: list[tuple[str, int, int]] = []
-    cat_file = type(fs).cat_file
-
-    def counting(self: object, path: str, start: int, end: int, **options: object) -> bytes:
-        requests.append((path, start, end))
-        return cat_file(self, path, start, end, **options)
-
-    monkeypatch.setattr(type(fs), "cat_file", counting)
-    near = [(512 + 1024 * number, 400) for number in range(50)]
-    far = [(200_000, 10)]
-    starts, lengths = zip(*near, *far, strict=True)
-    answers = storage.read_many([objects[0]] * 51, starts, lengths)
-    assert answers == [CONTENT[start : start + length] for start, length in near + far]
-    assert [(start, end) for _, start, end in requests] == [(512, 512 + 49 * 1024 + 400), (200_000, 200_010)]
-
-
-def test_what_cannot_be_read_comes_back_as_an_exception_in_its_place(objects: list[str]) -> None:
-    missing = f"{objects[0]}.missing"
-    urls = [objects[0], missing, objects[1], missing, objects[2], missing]
-    answers = storage.read_many(urls, [-1, -1, 10, 0, 20, 70_000_000], [0, 0, 5, 5, 5, 5])
-    assert [type(answer) for answer in answers] == [bytes, FileNotFoundError] * 3
-    assert answers[::2] == [rotated(0), rotated(1)[10:15], rotated(2)[20:25]]
-
-
-def test_only_missing_objects(objects: list[str]) -> None:
-    (answer,) = storage.read_many([f"{objects[0]}.missing"], [-1], [0])
-    assert isinstance(answer, FileNotFoundError)
-    assert storage.read_many([], [], []) == []
 
 
 def test_an_object_is_read_as_it_was_put(tmp_path: Path) -> None:
@@ -240,6 +170,7 @@ def test_what_an_object_store_answers_becomes_one_line(
             raise error
 
     monkeypatch.setattr(storage, "filesystem", lambda url: Store())
+    monkeypatch.setattr(storage, "patiently", lambda request: request())
     with pytest.raises(IgptError, match=rf"^s3://b/key: .*{words}") as raised:
         storage.read_bytes("s3://b/key")
     assert "\n" not in str(raised.value)

@@ -4,6 +4,7 @@ import io
 import math
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -19,11 +20,12 @@ from igpt_model.model_folder import ModelFolder
 from igpt_model.optim import learning_rate
 from igpt_model.train import train
 from igpt_model.train_result import finished, read_result
-from pipeline import palette, plan, snapshot, sources, storage
+from pipeline import storage
+from pipeline.build import build
 from pipeline.config import DatasetConfig
 from pipeline.errors import IgptError
-from pipeline.shard_tasks import count_colours, make_shard
 from pipeline.snapshot import Snapshot
+from tests.conftest import run_here
 
 
 class Recorder:
@@ -41,34 +43,11 @@ class Recorder:
 
 
 def build_here(raw: Path, dataset: Path, **fields: object) -> Snapshot:
-    """A snapshot built in this process, task by task."""
+    """A snapshot built in this process."""
     defaults = {"resolution": 8, "colours": 16, "samples_per_shard": 60, "validation_fraction": 0.2}
     config = DatasetConfig(raw=str(raw), dataset=str(dataset), **{**defaults, **fields})  # type: ignore[arg-type]
-    source = sources.list_source(config.raw)
-    colours = palette.fit(count_colours(source.listing, config), config.colours, 0)
-    identity = palette.sha256(colours)
-    storage.write_bytes(f"{dataset}/{snapshot.palette_path(identity)}", palette.to_bytes(colours))
-    labels = plan.label_numbers(source.listing, source.classes)
-    table = palette.lookup_table(colours)
-    results = [
-        make_shard(str(dataset), p.name, p.split, source.listing.take(p.rows), labels[p.rows], config, table)
-        for p in plan.plan_shards(source.listing, source.classes, config, identity)
-    ]
-    new = Snapshot(
-        number=1,
-        parent=None,
-        resolution=8,
-        classes=source.classes,
-        palette_sha256=identity,
-        colours=config.colours,
-        config=config.fingerprint(),
-        source_digest=source.digest,
-        shards=tuple(result.entry for result in results),
-        rejected={},
-        dataset=str(dataset),
-    )
-    snapshot.commit(new)
-    return snapshot.read(str(dataset))
+    with mock.patch("pipeline.ray_cluster.map_tasks", run_here):
+        return build(config).snapshot
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -210,7 +189,7 @@ def test_the_reported_validation_loss_is_that_of_the_saved_weights(
     cache = ShardCache(data, config.cache)
     views = [cache.open(shard) for shard in data.of_split("validation")]
     with torch.inference_mode():
-        parts = [torch.from_numpy(images.tokens_NT).long() for images in batches(views, 7)]
+        parts = [torch.tensor(images.tokens_NT).long() for images in batches(views, 7)]
         losses = torch.cat([image_losses(model(part), part) for part in parts])
     assert len(losses) == data.samples("validation") == result.validation_images
     assert float(losses.mean()) == pytest.approx(result.validation_loss, abs=1e-5)

@@ -103,7 +103,7 @@ def refresh_config(digits: str, name: str) -> dict:
             "preset": "tiny",
             "layers": 2,
             "steps": 160,
-            "global_batch": 32,
+            "global_batch": 128,  # so large that a test has a second or two to kill a worker between two checkpoints
             "warmup_steps": 10,
             "checkpoint_every": 40,
             "evaluate_every": 80,

@@ -1,0 +1,54 @@
+"""Publishing a snapshot: everything in place, then the manifest, which must not be there yet, then LATEST."""
+
+from pipeline import bulk, storage
+from pipeline.errors import IgptError
+from pipeline.snapshot import Snapshot, latest_number, read, snapshot_path
+
+
+def commit(snapshot: Snapshot) -> None:
+    """Publish a snapshot: verify that everything it names is in place, create the manifest, then point LATEST at it.
+
+    Raises IgptError when another builder has published the same number first; nothing of its work is touched.
+    """
+    _check_in_place(snapshot)
+    try:
+        storage.create_bytes(storage.join(snapshot.dataset, snapshot_path(snapshot.number)), snapshot.to_bytes())
+    except storage.AlreadyExistsError:
+        existing = read(snapshot.dataset, snapshot.number)
+        if existing.digest != snapshot.digest:
+            _point_latest(snapshot.dataset, snapshot.number)  # whoever published it may have died before this step
+            raise IgptError(
+                f"{snapshot.dataset}: another build published snapshot {snapshot.number} meanwhile; run this one again"
+            ) from None
+    _point_latest(snapshot.dataset, snapshot.number)
+
+
+def _check_in_place(snapshot: Snapshot) -> None:
+    there: dict[str, int] = {}
+    for folder in ("shards", "index", "quarantine", "palettes", "scans"):
+        there.update(bulk.sizes_below(storage.join(snapshot.dataset, folder)))
+    for path in snapshot.paths:
+        if storage.join(snapshot.dataset, path) not in there:
+            raise IgptError(f"{snapshot.dataset}: {path} is not in place; run the build again")
+    for shard in snapshot.shards:
+        size = there[storage.join(snapshot.dataset, shard.path)]
+        if size != shard.bytes:
+            raise IgptError(
+                f"{snapshot.dataset}: {shard.path} has {size} bytes, {shard.bytes} were written; run the build again"
+            )
+
+
+def _point_latest(dataset: str, number: int) -> None:
+    """Name a snapshot's number as the newest, unless a newer one is named already."""
+    if (latest_number(dataset) or 0) < number:
+        storage.write_bytes(storage.join(dataset, "LATEST"), f"{number}\n".encode())
+
+
+def heal_latest(dataset: str) -> None:
+    """Point LATEST at the newest snapshot, where a builder died between the two steps of its commit."""
+    latest = latest_number(dataset) or 0
+    newest = latest
+    while storage.exists(storage.join(dataset, snapshot_path(newest + 1))):
+        newest += 1
+    if newest > latest:
+        _point_latest(dataset, newest)

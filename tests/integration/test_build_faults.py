@@ -1,0 +1,200 @@
+"""Lost nodes and a failing store, for real: builds take longer and end with the bytes of an undisturbed one."""
+
+import io
+import json
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from tests.rigs.disks import fill, small_disk
+from tests.rigs.fixtures import Rig
+from tests.rigs.hosts import Host
+from tests.rigs.ray_nodes import RayNodes
+from tests.rigs.s3_faults import Fault, Faults
+
+pytestmark = pytest.mark.services
+
+IMAGES = 900
+FEW = 40
+BUILD = """
+import json, os, sys
+from pipeline import ray_cluster
+from pipeline.build import build
+from pipeline.config import DatasetConfig
+
+ray_cluster.connect(os.environ["RAY_ADDRESS"])
+snapshot = build(DatasetConfig(**json.loads(sys.argv[1]))).snapshot
+print("published", snapshot.number, snapshot.samples(), sum(snapshot.rejected.values()))
+"""
+
+
+@pytest.fixture(scope="module")
+def photographs() -> list[bytes]:
+    """Twenty cuttings of two photographs as JPEG, ten of a temple, then ten of a flower."""
+    random = np.random.default_rng(0)
+    encoded = []
+    for photo_HWC in load_sample_images().images:
+        for top, left in zip(random.integers(0, 27, 10), random.integers(0, 140, 10), strict=True):
+            stream = io.BytesIO()
+            Image.fromarray(photo_HWC[top : top + 400, left : left + 500]).save(stream, "JPEG", quality=90)
+            encoded.append(stream.getvalue())
+    return encoded
+
+
+def put_images(rig: Rig, photographs: list[bytes], name: str, count: int) -> None:
+    """A class folder of so many photographs in the bucket `raw`, and three files that are none."""
+    folder = rig.s3.bucket("raw") / name
+    for label in ("temple", "flower"):
+        (folder / label).mkdir(parents=True)
+    for number in range(count):
+        label = ("temple", "flower")[number % 20 // 10]
+        (folder / label / f"{number:04d}.jpg").write_bytes(photographs[number % 20])
+    for number, data in enumerate((b"", b"<html>not found</html>", photographs[0][:5000])):
+        (folder / "temple" / f"bad-{number}.jpg").write_bytes(data)
+
+
+class Build:
+    """A build that runs in a process of its own on the first of the hosts."""
+
+    def __init__(self, nodes: RayNodes, raw: str, dataset: str) -> None:
+        config = {
+            "raw": f"s3://raw/{raw}",
+            "dataset": f"s3://datasets/{dataset}",
+            "resolution": 32,
+            "colours": 64,
+            "palette_images": 200,
+            "samples_per_shard": 15,
+            "max_reject_fraction": 0.1,
+        }
+        host = nodes.hosts[0]
+        self.log = host.folder / f"{dataset}-{time.monotonic_ns()}.log"
+        self.process = host.start([sys.executable, "-c", BUILD, json.dumps(config)], nodes.environment(host), self.log)
+
+    def assert_publishes(self, images: int) -> None:
+        """Wait for its end, and fail with what it said unless it has published its first snapshot."""
+        self.process.wait(timeout=240)
+        said = self.log.read_text()
+        assert f"published 1 {images} 3\n" in said, said
+
+
+def contents(rig: Rig, dataset: str) -> dict[str, bytes]:
+    """The bytes of what a dataset consists of, by path; not the marks of who was at work on it."""
+    folder = rig.s3.bucket("datasets") / dataset
+    found = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    passing = ("active/", "snapshots/000001.json.claims/")
+    return {name: path.read_bytes() for name, path in found.items() if not name.startswith(passing)}
+
+
+def indexed(rig: Rig, dataset: str) -> int:
+    """How many shards of a dataset are finished."""
+    return len(list((rig.s3.bucket("datasets") / dataset / "index").glob("*.parquet")))
+
+
+def wait_until(build: Build, condition: Callable[[], bool]) -> None:
+    while not condition():
+        assert build.process.poll() is None, f"the build ended before it was disturbed: {build.log.read_text()}"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(whole_rig: Rig, photographs: list[bytes]) -> dict[str, bytes]:
+    """The bytes of the dataset as one node makes it."""
+    put_images(whole_rig, photographs, "photos", IMAGES)
+    host = whole_rig.network.add("solo")
+    nodes = RayNodes([host], whole_rig.s3.environment(whole_rig.proxy.url))
+    nodes.start()
+    Build(nodes, "photos", "undisturbed").assert_publishes(IMAGES)
+    host.kill()
+    return contents(whole_rig, "undisturbed")
+
+
+def test_three_nodes_make_the_bytes_that_one_makes(rig: Rig, undisturbed: dict[str, bytes]) -> None:
+    before = rig.proxy.requests.copy()
+    Build(rig.nodes, "photos", "three").assert_publishes(IMAGES)
+    # Each of them has written shards: a shard is a PUT of its own and one of its index.
+    assert min(rig.proxy.requests[host.address, "PUT"] - before[host.address, "PUT"] for host in rig.hosts) >= 2
+    assert contents(rig, "three") == undisturbed
+
+
+def test_a_lost_node_costs_its_shards_in_flight(rig: Rig, undisturbed: dict[str, bytes]) -> None:
+    before = rig.proxy.requests.copy()
+
+    def at_work() -> list[Host]:
+        """The nodes beside the head that have written shards."""
+        return [host for host in rig.hosts[1:] if (rig.proxy.requests - before)[host.address, "PUT"] >= 2]
+
+    build = Build(rig.nodes, "photos", "lost")
+    wait_until(build, lambda: bool(at_work()))
+    at_work()[0].remove()
+    assert indexed(rig, "lost") + 8 < indexed(rig, "undisturbed"), "the node was lost too late"
+    build.assert_publishes(IMAGES)
+    Build(rig.nodes, "photos", "lost").assert_publishes(IMAGES)
+    assert contents(rig, "lost") == undisturbed
+
+
+def test_a_full_disk_on_a_node_costs_nothing(rig: Rig, undisturbed: dict[str, bytes]) -> None:
+    """Not a byte more goes on the disk with Ray's logs and spilled objects: its workers there die at once."""
+    victim = rig.hosts[2]
+    victim.remove()
+    with small_disk(victim.folder / "ray", mebibytes=32) as disk:
+        rig.nodes.heal()
+        fill(disk)
+        Build(rig.nodes, "photos", "full").assert_publishes(IMAGES)
+        victim.remove()
+    assert contents(rig, "full") == undisturbed
+
+
+@pytest.fixture(scope="module")
+def few(whole_rig: Rig, photographs: list[bytes]) -> dict[str, bytes]:
+    """The bytes of a dataset of few images, for tests whose clients wait long between their tries."""
+    whole_rig.nodes.heal()
+    put_images(whole_rig, photographs, "few", FEW)
+    Build(whole_rig.nodes, "few", "few").assert_publishes(FEW)
+    return contents(whole_rig, "few")
+
+
+def test_a_third_of_the_requests_failing_costs_time_only(rig: Rig, few: dict[str, bytes]) -> None:
+    with rig.proxy.inject(Faults(share=1 / 3)) as injection:
+        Build(rig.nodes, "few", "third").assert_publishes(FEW)
+    assert set(injection.counts) == set(Fault)
+    Build(rig.nodes, "few", "third").assert_publishes(FEW)
+    assert contents(rig, "third") == few
+
+
+BURSTS = {
+    "the store is busy when it is first asked": Faults(
+        share=1, max_faults=3, kinds=(Fault.INTERNAL_ERROR,), methods=frozenset({"HEAD"})
+    ),
+    "one object is cut off again and again": Faults(
+        share=1, max_faults=6, kinds=(Fault.TRUNCATE,), prefix="/raw/few/temple/0000.jpg"
+    ),
+}
+
+
+# A count of tries is no match for them: of ten million images, 14,000 meet six faults in a row when a third of the
+# requests fail.
+@pytest.mark.parametrize("burst", BURSTS)
+def test_faults_in_a_row_cost_time_only(rig: Rig, few: dict[str, bytes], burst: str) -> None:
+    dataset = "-".join(burst.split())
+    with rig.proxy.inject(BURSTS[burst]) as injection:
+        Build(rig.nodes, "few", dataset).assert_publishes(FEW)
+    assert injection.counts.total() == BURSTS[burst].max_faults
+    assert contents(rig, dataset) == few
+
+
+# With botocore's retries alone, the quota that all requests of a client share is used up within seconds.
+def test_ten_seconds_without_the_store_cost_time_only(rig: Rig, undisturbed: dict[str, bytes]) -> None:
+    before = rig.proxy.requests.copy()
+    build = Build(rig.nodes, "photos", "outage")
+    wait_until(build, lambda: (rig.proxy.requests - before).total() > 20)  # in the middle of the reads for the palette
+    rig.proxy.stop_for(10)
+    try:
+        build.assert_publishes(IMAGES)
+    finally:
+        rig.proxy.resume()
+    assert contents(rig, "outage") == undisturbed

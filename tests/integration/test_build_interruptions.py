@@ -1,0 +1,163 @@
+"""A build that is disturbed and run again ends with the bytes of an undisturbed one, and damages nothing."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import psutil
+import pytest
+
+from flows.local_stack import Stack
+from pipeline import snapshot, storage
+from pipeline.verify import verify
+from tests.integration.conftest import ROOT
+
+pytestmark = pytest.mark.services
+
+# Fifty shards, so that there is a time between the first and the last.
+FIELDS = {"resolution": 8, "colours": 16, "samples_per_shard": 8, "validation_fraction": 0.1, "test_fraction": 0.1}
+# What the flow calls, without the seconds that Prefect takes to start; it may die at some place.
+_DRIVER = """
+import json, os, signal, sys
+from flows import settings
+settings.activate(settings.default_home())
+from pipeline import ray_cluster
+from pipeline.build import build
+from pipeline.config import DatasetConfig
+from pipeline.errors import IgptError
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+{patch}
+ray_cluster.connect(settings.load().ray_address)
+try:
+    build(DatasetConfig(**json.loads(sys.argv[1])))
+except IgptError as error:
+    sys.exit(f"igpt: {{error}}")
+"""
+
+
+def start(digits: str, name: str, patch: str = "", **fields: object) -> subprocess.Popen[str]:
+    """Build a dataset in a process of its own."""
+    config = {"raw": digits, "dataset": f"s3://datasets/{name}", **FIELDS, **fields}
+    return subprocess.Popen(
+        [sys.executable, "-c", _DRIVER.format(patch=patch), json.dumps(config)],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def end(process: subprocess.Popen[str]) -> tuple[int, str]:
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out + err
+
+
+def files_of(name: str) -> dict[str, bytes]:
+    """What a dataset consists of; not the marks of who was at work on it."""
+    root = f"s3://datasets/{name}/"
+    found = {file.url.removeprefix(root): file.url for file in storage.list_files(root.rstrip("/"))}
+    passing = ("active/", "snapshots/000001.json.claims/")
+    return {path: storage.read_bytes(url) for path, url in found.items() if not path.startswith(passing)}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(digits: str) -> dict[str, bytes]:
+    """The bytes of a build that nothing disturbed."""
+    code, said = end(start(digits, "undisturbed"))
+    assert code == 0, said
+    return files_of("undisturbed")
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, "the build ended before it could be disturbed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def shard_workers(stack: Stack) -> list[psutil.Process]:
+    """The processes that are making a shard at this moment."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            making = process.cmdline()[:1] and process.cmdline()[0].startswith("ray::make_shard")
+            if making and process.environ().get("RAY_AUTH_TOKEN") == stack.ray_token:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def test_workers_killed_in_the_middle_of_a_shard(digits: str, stack: Stack, undisturbed: dict[str, bytes]) -> None:
+    process = start(digits, "killed-workers")
+    for _ in range(3):
+        victims: list[psutil.Process] = []
+        wait_for(lambda victims=victims: bool(victims.extend(shard_workers(stack)) or victims), process)
+        victims[0].send_signal(signal.SIGKILL)
+    code, said = end(process)  # Ray tells of each worker that it lost
+    assert code == 0, said
+    assert files_of("killed-workers") == undisturbed
+
+
+DEATHS = {
+    "before the last shard": """
+from pipeline import carry_out
+from pipeline.carry_out import ray_cluster
+map_tasks, done = ray_cluster.map_tasks, []
+def counted(function, calls, **options):
+    for result in map_tasks(function, calls, **options):
+        if function.__name__ == "make_shard" and len(done) == 30:
+            die()
+        done.append(result)
+        yield result
+ray_cluster.map_tasks = counted
+""",
+    "after the last shard": "import pipeline.build\npipeline.build.check_counts = die\n",
+    "before the manifest": "import pipeline.commit\npipeline.commit.storage.create_bytes = die\n",
+    "while it creates the manifest": """
+from pipeline import storage
+ask = storage.ask
+def ask_or_die(url, request):
+    if url.endswith("000001.json") and "create" in request.__code__.co_consts:
+        die()
+    return ask(url, request)
+storage.ask = ask_or_die
+""",
+    "before LATEST": "import pipeline.commit\npipeline.commit._point_latest = die\n",
+}
+
+
+@pytest.mark.parametrize("place", DEATHS)
+def test_the_driver_killed_and_the_same_command_again(place: str, digits: str, undisturbed: dict[str, bytes]) -> None:
+    name = "killed-" + place.replace(" ", "-")
+    code, said = end(start(digits, name, DEATHS[place]))
+    assert code == -signal.SIGKILL, said
+    assert not storage.exists(f"s3://datasets/{name}/LATEST")
+    assert storage.exists(f"s3://datasets/{name}/snapshots/000001.json") == (place == "before LATEST")
+    assert end(start(digits, name)) == (0, "")
+    assert files_of(name) == undisturbed
+
+
+def test_two_builders_of_the_same_end_with_the_same(digits: str, undisturbed: dict[str, bytes]) -> None:
+    processes = [start(digits, "two-alike") for _ in range(2)]
+    assert [end(process) for process in processes] == [(0, "")] * 2
+    assert files_of("two-alike") == undisturbed
+
+
+def test_of_two_builders_of_different_things_one_wins_and_nothing_is_damaged(digits: str) -> None:
+    ended = [end(process) for process in [start(digits, "two-different", resolution=side) for side in (4, 8)]]
+    codes = sorted(code for code, _ in ended)
+    assert codes in ([0, 1], [0, 0]), ended
+    chosen = snapshot.read("s3://datasets/two-different")
+    assert verify(chosen) == []
+    if codes == [0, 1]:
+        (line,) = [said.strip() for code, said in ended if code == 1]
+        assert "another build published snapshot 1 meanwhile; run this one again" in line
+        assert chosen.number == 1
+    else:  # the slower one began when the faster had published: it went on from there
+        assert (chosen.number, chosen.parent) == (2, 1)

@@ -1,0 +1,58 @@
+"""The rig that tests share: three Ray nodes on hosts of their own, and S3 behind the proxy that injects faults."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from tests.rigs.faulty_s3 import FaultyS3
+from tests.rigs.hosts import Host, Network, why_not
+from tests.rigs.ray_nodes import RayNodes
+from tests.rigs.s3_server import S3Server, serve
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rig:
+    """What stands while the session lasts."""
+
+    network: Network
+    s3: S3Server
+    """The server, in a host of its own."""
+    proxy: FaultyS3
+    """Stands between the server and everything else, at this machine's address in the network."""
+    nodes: RayNodes
+    """Three nodes of one CPU each; their workers use S3 through the proxy."""
+
+    @property
+    def hosts(self) -> list[Host]:
+        """The hosts of the three nodes; the first has the head."""
+        return self.nodes.hosts
+
+
+@pytest.fixture(scope="session")
+def needs_hosts() -> None:
+    """Skips where hosts cannot be made, and says why."""
+    reason = why_not()
+    if reason is not None:
+        pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def whole_rig(needs_hosts: None) -> Iterator[Rig]:
+    """The rig, started once; tests ask for `rig`."""
+    with Network() as network:
+        storage, *hosts = [network.add(label) for label in ("s3", "ray1", "ray2", "ray3")]
+        with (
+            serve(storage.folder / "data", storage.address, 9000, storage.start) as s3,
+            FaultyS3(s3.url, address=network.address) as proxy,
+        ):
+            nodes = RayNodes(hosts, s3.environment(proxy.url))
+            nodes.start()
+            yield Rig(network=network, s3=s3, proxy=proxy, nodes=nodes)
+
+
+@pytest.fixture
+def rig(whole_rig: Rig) -> Rig:
+    """The rig with all three nodes alive, whatever the test before has done to them."""
+    whole_rig.nodes.heal()
+    return whole_rig

@@ -1,0 +1,117 @@
+"""A Ray cluster on the hosts of a rig: one node a host, with token authentication, and no more than the tests need."""
+
+import secrets
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tests.rigs.hosts import Host
+
+_PORT = 6379
+_START_SECONDS = 60
+# Nobody hears a machine lose its power. With Ray's defaults it is given up after a minute (63 s measured), but a driver
+# waits seven (420 s) for the tasks that ran there: until then it does not ask whether the connection is alive.
+_QUICK_TO_GIVE_UP = {
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "2000",
+    "RAY_health_check_failure_threshold": "3",
+    "RAY_grpc_client_keepalive_time_ms": "1000",
+    "RAY_grpc_client_keepalive_timeout_ms": "5000",
+}
+# Looks until exactly the wanted nodes are alive, and prints those that are at the end.
+_LOOK = """
+import sys, time
+from ray._raylet import GcsClient
+client, wanted, seconds = GcsClient(address=sys.argv[1]), set(sys.argv[2].split(",")), float(sys.argv[3])
+deadline = time.monotonic() + seconds
+while True:
+    nodes = client.get_all_node_info(timeout=10).values()
+    alive = {node.node_manager_address for node in nodes if node.state == 0}
+    if alive == wanted or time.monotonic() > deadline:
+        break
+    time.sleep(0.1)
+print(*sorted(alive))
+"""
+
+
+class RayNodes:
+    """The cluster; the first host has its head. Its nodes end with their hosts."""
+
+    def __init__(
+        self,
+        hosts: Sequence[Host],
+        environment: Mapping[str, str],
+        *,
+        cpus: int = 1,
+        object_store_bytes: int = 150_000_000,
+    ) -> None:
+        """Describe a cluster: each node has so many CPUs, and its workers see the given variables."""
+        self.hosts = list(hosts)
+        self.address = f"{hosts[0].address}:{_PORT}"
+        self._variables = {
+            **environment,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+            "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:1",
+            "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+            **_QUICK_TO_GIVE_UP,
+        }
+        self._cpus = cpus
+        self._object_store_bytes = object_store_bytes
+
+    def environment(self, host: Host) -> dict[str, str]:
+        """The variables by which a driver on a host joins the cluster."""
+        return {**self._variables, "RAY_ADDRESS": self.address, "RAY_TMPDIR": str(_temporary(host))}
+
+    def start(self) -> None:
+        """Start all nodes and wait until they are alive."""
+        head, *others = self.hosts
+        self.start_node(head)
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(self.start_node, others))
+        self.wait_until_alive(self.hosts)
+
+    def start_node(self, host: Host) -> None:
+        """Start the node of a host; returns when its processes run. Raises RuntimeError with what Ray says."""
+        as_head = ["--head", "--port", str(_PORT), "--include-dashboard", "false", "--no-monitor"]
+        role = as_head if host is self.hosts[0] else ["--address", self.address]
+        command = [
+            *(sys.executable, "-m", "ray.scripts.scripts", "start", *role, "--disable-usage-stats"),
+            *("--node-ip-address", host.address, "--temp-dir", str(_temporary(host))),
+            *("--num-cpus", str(self._cpus), "--num-gpus", "0", "--object-store-memory", str(self._object_store_bytes)),
+        ]
+        started = host.run(command, self._variables, seconds=_START_SECONDS)
+        if started.returncode != 0:
+            raise RuntimeError(f"Ray does not start on {host.namespace}: {started.stdout}{started.stderr}")
+
+    def restore(self, host: Host) -> None:
+        """Bring a lost host back, as a machine that was switched off and on: cabled, with a new node."""
+        host.kill()
+        host.plug()
+        self.start_node(host)
+
+    def heal(self) -> None:
+        """Bring back every host that is lost and wait until all nodes are alive; with the head's, all is lost."""
+        lost = [host for host in self.hosts if host.is_lost]
+        for host in lost:
+            self.restore(host)
+        if lost:
+            self.wait_until_alive(self.hosts)
+
+    def wait_until_alive(self, hosts: Iterable[Host], *, seconds: float = _START_SECONDS) -> None:
+        """Wait until the nodes of these hosts are alive in Ray's eyes, and no others. Raises TimeoutError."""
+        wanted = {host.address for host in hosts}
+        command = [sys.executable, "-c", _LOOK, self.address, ",".join(sorted(wanted)), str(seconds)]
+        looked = self.hosts[0].run(command, self._variables, seconds=seconds + 30)
+        if looked.returncode != 0:
+            raise RuntimeError(f"Ray does not tell its nodes: {looked.stderr}")
+        if set(looked.stdout.split()) != wanted:
+            raise TimeoutError(f"after {seconds} s the nodes {looked.stdout.split()} are alive, not {sorted(wanted)}")
+
+
+def _temporary(host: Host) -> Path:
+    return host.folder / "ray"

@@ -1,0 +1,98 @@
+"""The S3 server of the embedded stack by itself: on loopback, or in a host of the rig, with keys of its own."""
+
+import secrets
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from flows.services import BUCKETS
+
+_REGION = "us-east-1"
+_START_SECONDS = 20
+
+# Starts a command with the given variables added to its environment and its output in the log: on this machine, or in
+# a host.
+Launch = Callable[[list[str], dict[str, str], Path], subprocess.Popen[bytes]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class S3Server:
+    """A running server and what a client needs to use it."""
+
+    url: str
+    access_key: str
+    secret_key: str = field(repr=False)
+    folder: Path
+    """Every bucket is a folder in it, every object a file: the bytes can be looked at without asking any client."""
+
+    def environment(self, url: str | None = None) -> dict[str, str]:
+        """The variables by which s3fs and boto3 find the server, or the proxy before it whose URL is given."""
+        return {
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_ENDPOINT_URL": url or self.url,
+            "AWS_DEFAULT_REGION": _REGION,
+        }
+
+    def bucket(self, name: str) -> Path:
+        """The folder of a bucket."""
+        return self.folder / name
+
+
+@contextmanager
+def serve(folder: Path, address: str, port: int, launch: Launch) -> Iterator[S3Server]:
+    """Serve a folder as S3 at an address, with the flags of flows/services.py; the buckets are made.
+
+    Raises RuntimeError with the log when the server does not start.
+    """
+    for bucket in BUCKETS:
+        (folder / bucket).mkdir(parents=True, exist_ok=True)
+    server = S3Server(
+        url=f"http://{address}:{port}",
+        access_key=f"igpt{secrets.token_hex(8)}",
+        secret_key=secrets.token_urlsafe(32),
+        folder=folder,
+    )
+    command = [
+        *(str(Path(sys.executable).with_name("rclone")), "serve", "s3", str(folder), "--addr", f"{address}:{port}"),
+        *("--vfs-cache-mode", "off", "--dir-cache-time", "2s", "--etag-hash", "XXH3", "--config", ""),
+    ]
+    log = folder.with_name(f"{folder.name}.log")
+    process = launch(command, {"RCLONE_AUTH_KEY": f'"{server.access_key},{server.secret_key}"'}, log)
+    try:
+        _wait(address, port, process, log)
+        yield server
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _wait(address: str, port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while True:
+        try:
+            socket.create_connection((address, port), timeout=1).close()
+        except OSError:
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"the S3 server does not start: {log.read_text(errors='replace')}") from None
+            time.sleep(0.05)
+        else:
+            return
+
+
+def launch_here(command: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+    """Start a command on this machine, as `Launch` describes."""
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            command,
+            env={"PATH": "/usr/bin:/bin", "HOME": str(log.parent), **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )

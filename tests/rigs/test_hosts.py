@@ -1,0 +1,207 @@
+"""Hosts on one machine: they are apart, can be lost and come back, and leave nothing behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.rigs import hosts
+from tests.rigs.fixtures import Rig
+from tests.rigs.hosts import Network
+from tests.rigs.ray_nodes import RayNodes
+
+pytestmark = [pytest.mark.services, pytest.mark.usefixtures("needs_hosts")]
+
+ROOT = Path(__file__).parent.parent.parent
+SLEEP = ["sh", "-c", "setsid sleep 600 & exec sleep 600"]  # one process that its parent knows, and one that it does not
+
+# Runs tasks until a file appears, tells the address of each as the system of its node has it, and whether all ended.
+TASKS = """
+import itertools, os, sys, time
+import ray
+
+ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False)
+
+@ray.remote(num_cpus=1, max_retries=3)
+def where(number):
+    import psutil
+    time.sleep(0.1)
+    (address, *_) = [each.address for each in psutil.net_if_addrs()["eth0"]]
+    return number, address
+
+ended, running = [], []
+for number in itertools.count():
+    running.append(where.remote(number))
+    if os.path.exists(sys.argv[1]):
+        break
+    if len(running) == 6:
+        (done, *_), running = ray.wait(running)
+        result, address = ray.get(done)
+        ended.append(result)
+        print(address, flush=True)
+ended += [result for result, _ in ray.get(running)]
+print("complete" if sorted(ended) == list(range(number + 1)) else "incomplete")
+"""
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def runs(pid: int) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def remains(tag: str) -> list[str]:
+    """What is left of a network: namespaces, interfaces, files."""
+    listings = [
+        subprocess.run(["ip", *arguments], capture_output=True, text=True, check=True).stdout.splitlines()
+        for arguments in (["netns", "list"], ["-o", "link", "show"])
+    ]
+    files = [str(path) for folder in ("/tmp", "/run/igpt-hosts", "/run/netns") for path in Path(folder).iterdir()]
+    return [line for line in [*listings[0], *listings[1], *files] if tag in line]
+
+
+def test_hosts_reach_each_other_and_nothing_else() -> None:
+    with Network() as network:
+        one, other = network.add("one"), network.add("two")
+        assert len({network.address, one.address, other.address}) == 3
+        other.start([sys.executable, "-m", "http.server", "--bind", "127.0.0.1", "8001"], {}, other.folder / "log")
+        other.start([sys.executable, "-m", "http.server", "--bind", other.address, "8000"], {}, other.folder / "log")
+        ask = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=2)"
+
+        def reaches(address: str, port: int) -> bool:
+            return one.run([sys.executable, "-c", ask, address, str(port)], {}).returncode == 0
+
+        wait_for(lambda: reaches(other.address, 8000))
+        assert not reaches("127.0.0.1", 8001)  # each has a loopback of its own
+        assert not reaches("192.0.2.1", 80)
+        assert "unreachable" in one.run([sys.executable, "-c", ask, "192.0.2.1", "80"], {}).stderr
+        other.remove(kill=False)
+        assert len(other.processes()) == 2
+        assert not reaches(other.address, 8000)
+        other.plug()
+        wait_for(lambda: reaches(other.address, 8000))
+        other.remove(unplug=False)
+        assert other.processes() == []
+        assert not reaches(other.address, 8000)
+
+
+def test_a_process_sees_the_environment_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "somebody else's")
+    with Network() as network:
+        host = network.add("one")
+        seen = json.loads(
+            host.run(
+                [sys.executable, "-c", "import json, os; print(json.dumps(dict(os.environ)))"], {"GIVEN": "1"}
+            ).stdout
+        )
+    assert seen["GIVEN"] == "1"
+    assert "AWS_SECRET_ACCESS_KEY" not in seen
+
+
+def test_nothing_is_left_after_a_failure() -> None:
+    with pytest.raises(ZeroDivisionError), Network() as network:
+        host = network.add("one")
+        host.start(SLEEP, {}, host.folder / "log")
+        wait_for(lambda: len(host.processes()) == 2)
+        pids = host.processes()
+        assert remains(network.tag)
+        raise ZeroDivisionError
+    assert not any(runs(pid) for pid in pids)
+    assert remains(network.tag) == []
+
+
+def test_what_a_killed_session_left_is_swept_and_the_living_are_not() -> None:
+    code = f"""
+import sys, time
+from tests.rigs.hosts import Network
+with Network() as network:
+    host = network.add("one")
+    host.start({SLEEP!r}, {{}}, host.folder / "log")
+    while len(host.processes()) < 2:
+        time.sleep(0.01)
+    print(network.tag, *host.processes(), flush=True)
+    time.sleep(600)
+"""
+    with Network() as living:
+        host = living.add("one")
+        host.start(SLEEP, {}, host.folder / "log")
+        dead = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        assert dead.stdout is not None
+        tag, *pids = dead.stdout.readline().split()
+        assert len(pids) == 2 and tag != living.tag
+        hosts.sweep()
+        assert all(runs(int(pid)) for pid in pids)
+        os.kill(dead.pid, signal.SIGKILL)
+        dead.wait()
+        dead.stdout.close()
+        assert remains(tag)
+        hosts.sweep()
+        assert not any(runs(int(pid)) for pid in pids)
+        assert remains(tag) == []
+        wait_for(lambda: len(host.processes()) == 2)
+    assert remains(living.tag) == []
+
+
+def test_without_root_there_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert "root" in str(hosts.why_not.__wrapped__())
+
+
+def test_s3_is_reached_from_every_host_through_the_proxy(rig: Rig) -> None:
+    code = (
+        "import s3fs, sys; fs = s3fs.S3FileSystem(); fs.pipe_file(sys.argv[1], b'x'); print(fs.cat_file(sys.argv[1]))"
+    )
+    before = rig.proxy.requests.copy()
+    for host in rig.hosts:
+        done = host.run([sys.executable, "-c", code, f"raw/{host.address}"], rig.nodes.environment(host))
+        assert done.stdout == "b'x'\n", done.stderr
+        assert rig.proxy.requests[host.address, "PUT"] == before[host.address, "PUT"] + 1
+        assert (rig.s3.bucket("raw") / host.address).read_bytes() == b"x"
+
+
+def test_a_lost_node_is_noticed_and_the_tasks_go_on_without_it_and_with_it_again(rig: Rig, tmp_path: Path) -> None:
+    head, _, victim = rig.hosts
+    addresses = {host.address for host in rig.hosts}
+    enough, log = tmp_path / "enough", tmp_path / "log"
+    driver = head.start([sys.executable, "-c", TASKS, str(enough)], rig.nodes.environment(head), log)
+
+    def places() -> list[str]:
+        """Where the tasks have run so far, without what Ray has to say."""
+        assert driver.poll() is None, log.read_text()
+        return [line for line in log.read_text().splitlines() if line in addresses]
+
+    wait_for(lambda: addresses <= set(places()))
+    victim.remove()
+    assert victim.processes() == []
+    rig.nodes.wait_until_alive(rig.hosts[:2])
+    noticed = len(places())
+    wait_for(lambda: len(places()) > noticed + 20)
+    assert victim.address not in places()[noticed + 6 :]  # beside the six that had ended before they were looked at
+    rig.nodes.heal()
+    back = len(places())
+    wait_for(lambda: addresses <= set(places()[back:]))
+    enough.touch()
+    assert driver.wait(timeout=60) == 0
+    assert log.read_text().splitlines()[-1] == "complete"
+
+
+def test_who_has_not_the_token_is_refused(rig: Rig) -> None:
+    stranger = RayNodes(rig.hosts, {})
+    assert stranger.address == rig.nodes.address
+    with pytest.raises(RuntimeError, match="Unauthenticated"):
+        stranger.wait_until_alive(rig.hosts, seconds=1)
