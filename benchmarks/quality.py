@@ -72,10 +72,8 @@ def probe(folder: ModelFolder, data: Snapshot, cache: ShardCache, config: ProbeC
         features_of(folder, data, cache, split, most)
         for split, most in (("train", config.max_train_images), ("validation", 10**9), ("test", 10**9))
     ]
-    return [
-        fit_probe(SplitFeatures(train=train, validation=held_out, test=test), config.strengths, config.max_iterations).score
-        for train, held_out, test in zip(*splits, strict=True)
-    ]
+    kept = [SplitFeatures(train=train, validation=held, test=test) for train, held, test in zip(*splits, strict=True)]
+    return [fit_probe(each, config.strengths, config.max_iterations).score for each in kept]
 
 
 def main() -> None:

@@ -164,6 +164,8 @@ class _Cluster:
         gpus: int,
     ) -> list[Any]:
         """The results of function(*call, *shared), in the order of the calls."""
+        if not calls:
+            return []
         results: list[Any] = [None] * len(calls)
         self._progress(step, 0, len(calls), what)
         tasks = ray_cluster.map_tasks(function, calls, shared=shared, num_gpus=gpus)
