@@ -309,7 +309,8 @@ def _version(entity: ModelVersion, aliases: Mapping[str, int]) -> Version:
         name=entity.name,
         number=number,
         run_id=entity.run_id or "",
-        model_id=entity.model_id or "",
+        # MLflow's own databases do not keep model_id; the source says it too, as models:/m-...
+        model_id=entity.model_id or str(entity.source).removeprefix("models:/"),
         tags=dict(entity.tags),
         aliases=tuple(sorted(alias for alias, of in aliases.items() if of == number)),
         created=datetime.fromtimestamp(entity.creation_timestamp / 1000, UTC),

@@ -15,7 +15,7 @@ from igpt_model.model_config import ModelConfig
 from igpt_model.model_folder import ModelFolder
 from pipeline.errors import IgptError
 
-CONFIG = FineTuneConfig(steps=60, batch=32, learning_rate=0.005)
+CONFIG = FineTuneConfig(steps=40, batch=16, learning_rate=0.005)
 
 
 def folder(**fields: object) -> ModelFolder:
@@ -40,7 +40,7 @@ def halves(count: int, seed: int) -> LabelledTokens:
 def test_fine_tuning_learns_and_leaves_the_model_alone(fields: dict[str, object]) -> None:
     model = folder(**fields)
     before = network_digest(model)
-    splits = halves(400, 0), halves(100, 1), halves(200, 2)
+    splits = halves(300, 0), halves(60, 1), halves(100, 2)
     score = fine_tune(model, *splits, CONFIG)
     assert score.test_accuracy > 0.75
     assert network_digest(model) == before
@@ -48,7 +48,7 @@ def test_fine_tuning_learns_and_leaves_the_model_alone(fields: dict[str, object]
 
 
 def test_a_poisoned_test_split_changes_nothing_but_its_own_accuracy() -> None:
-    train, validation, test = halves(200, 0), halves(100, 1), halves(100, 2)
+    train, validation, test = halves(300, 0), halves(60, 1), halves(100, 2)
     honest = fine_tune(folder(), train, validation, test, CONFIG)
     led = fine_tune(folder(), train, validation, replace(test, labels_N=1 - test.labels_N), CONFIG)
     assert led == replace(honest, test_accuracy=led.test_accuracy)

@@ -20,16 +20,23 @@ from typing import Any
 import mlflow
 import numpy as np
 import pytest
+import torch
+from mlflow import MlflowClient
 from PIL import Image
 
 from flows.local_stack import Stack
 from flows.services import HOST, free_port
+from igpt_model.model import ImageGPT
+from igpt_model.model_config import ModelConfig
+from igpt_model.model_folder import ModelFolder
+from igpt_model.probe_head import ProbeHead
+from igpt_model.registry import Version, register
 from pipeline import storage
-from tests.integration.conftest import ROOT, Refreshed
+from tests.integration.conftest import ROOT
 
 pytestmark = pytest.mark.services
 
-URI = "models:/refreshed@candidate"
+URI = "models:/consumed@candidate"
 # All that the program has: the addresses and keys of the services.
 KNOWN = (
     *("MLFLOW_TRACKING_URI", "MLFLOW_S3_ENDPOINT_URL"),
@@ -48,8 +55,36 @@ def environment(home: Path) -> dict[str, str]:
     }
 
 
-@pytest.fixture(scope="session")
-def empty_environment(refreshed: Refreshed, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module")
+def registered(stack: Stack) -> Version:
+    """A small model of digits with a probe, registered as a refresh does it."""
+    torch.manual_seed(0)
+    model = ImageGPT(ModelConfig(layers=2, width=64, heads=4, resolution=8, colours=16)).eval()
+    torch.nn.init.normal_(model.head.weight, std=0.3)
+    colours = np.linspace(-1, 1, 16, dtype=np.float32)[:, None].repeat(3, 1)
+    random = np.random.default_rng(0)
+    head = ProbeHead(
+        mean_C=np.zeros(64, np.float32),
+        scale_C=np.ones(64, np.float32),
+        weight_KC=random.normal(size=(10, 64)).astype(np.float32),
+        bias_K=np.zeros(10, np.float32),
+        labels_K=np.arange(10),
+    )
+    client = MlflowClient(stack.mlflow_url)
+    run = client.create_run(client.create_experiment("consumed"))
+    return register(
+        ModelFolder(model=model, palette_K3=colours, classes=tuple(str(digit) for digit in range(10))),
+        name="consumed",
+        tracking_uri=stack.mlflow_url,
+        run_id=run.info.run_id,
+        tags={},
+        best_layer=1,
+        head=head,
+    )
+
+
+@pytest.fixture(scope="module")
+def empty_environment(registered: Version, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The programs of a virtual environment with the requirements of the registered version, and nothing else."""
     folder = tmp_path_factory.mktemp("consumer")
     requirements = mlflow.artifacts.download_artifacts(f"{URI}/requirements.txt", dst_path=str(folder))
@@ -109,8 +144,9 @@ def test_the_model_loads_where_nothing_of_ours_is_installed(empty_environment: P
     assert not {"flows", "ray", "prefect", "fsspec", "pyarrow", "sklearn"} & set(out["loaded"])
 
 
-def test_only_the_code_that_answers_travels(refreshed: Refreshed) -> None:
-    names = {file.url.rsplit("/code/", 1)[-1] for file in storage.list_files("s3://mlflow") if "/code/" in file.url}
+def test_only_the_code_that_answers_travels(registered: Version) -> None:
+    urls = [file.url for file in storage.list_files("s3://mlflow") if registered.model_id in file.url]
+    names = {url.rsplit("/code/", 1)[-1] for url in urls if "/code/" in url}
     assert {"igpt_model/registered.py", "igpt_model/model.py", "pipeline/images.py"} <= names
     assert not {"igpt_model/train.py", "igpt_model/registry.py", "pipeline/storage.py"} & names
 
@@ -223,9 +259,7 @@ def readme_example() -> str:
     return section.split("```python\n")[1].split("```")[0]
 
 
-def test_the_readme_example_runs_as_it_stands(
-    refreshed: Refreshed, stack: Stack, empty_environment: Path, tmp_path: Path
-) -> None:
+def test_the_readme_example_runs_as_it_stands(registered: Version, empty_environment: Path, tmp_path: Path) -> None:
     example = readme_example()
     name = "models:/igpt-digits@champion"
     assert name in example

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -12,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import pytest
 import torch
@@ -27,7 +27,7 @@ from igpt_model.promotion import ACCURACY, BITS, PALETTE, ROLLED_BACK, SPLITS, G
 from igpt_model.registry import CANDIDATE, CHAMPION, HUGGING_FACE, Registry, Version, register
 from pipeline import storage
 from pipeline.errors import IgptError
-from tests.integration.conftest import Refreshed, igpt
+from tests.integration.conftest import igpt
 from tests.rigs.http_recorder import HttpRecorder
 from tests.rigs.postgres import PostgresServer
 
@@ -70,6 +70,13 @@ def _wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
         except OSError:
             assert server.poll() is None and time.monotonic() < deadline, log.read_text()
             time.sleep(0.2)
+
+
+@pytest.fixture(autouse=True)
+def own_server(stack: Stack) -> Iterator[None]:
+    """MLflow keeps the server that was named last in this process's environment: put back what the others use."""
+    yield
+    mlflow.set_tracking_uri(stack.mlflow_url)
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -124,7 +131,7 @@ def test_promotion_rollback_and_what_the_tags_tell(tracking_uri: str) -> None:
     assert registry.champion("gated") is None
     assert registry.promote(first.uri, GateConfig(max_bits_per_pixel=3.5)).decision.passed
     refused = registry.promote(better.uri, GateConfig(min_bits_gain=1.0))
-    assert refused.version.tags["igpt.promotion"] == "" or not refused.decision.passed
+    assert not refused.decision.passed
     assert registry.find("gated@champion").number == first.number
     judged = registry.find(better.uri)
     assert judged.tags["igpt.promotion"].startswith("not promoted: its bits per pixel 2.50000 is not better")
@@ -176,15 +183,16 @@ def test_two_promotions_at_once_never_leave_the_registry_without_a_champion(trac
     assert registry.rollback("rivals").version.number in numbers - {champion.number}
 
 
-def test_wrong_names_get_one_line(stack: Stack, refreshed: Refreshed, tmp_path: Path) -> None:
+def test_wrong_names_get_one_line(stack: Stack) -> None:
     registry = Registry(stack.mlflow_url)
+    put(stack.mlflow_url, "named", 3.0)
     for reference, expected in (
-        ("refreshed@best", r"no such alias, the model has candidate \(version 1\)"),
-        ("refreshed/99", "no such version"),
+        ("named@best", r"no such alias, the model has candidate \(version 1\)"),
+        ("named/99", "no such version"),
         ("nothing@candidate", "nothing: no such model"),
-        ("refreshed", "name a version"),
-        ("models:/refreshed/one", "name a version"),
-        ("re'freshed@x", "is no name of a model"),
+        ("named", "name a version"),
+        ("models:/named/one", "name a version"),
+        ("na'med@x", "is no name of a model"),
     ):
         with pytest.raises(IgptError, match=expected):
             registry.find(reference)
@@ -217,7 +225,6 @@ def test_a_damaged_or_forged_version_is_refused(stack: Stack, tmp_path: Path) ->
     registry = Registry(stack.mlflow_url)
     version = put(stack.mlflow_url, "damaged", 3.0)
     assert registry.fetch(version, tmp_path / "good").model.config.layers == 2
-    palette = make_folder(1).palette_K3
     damage(version, "weights.safetensors", b"x" * 1000)
     with pytest.raises(IgptError, match=r"models:/damaged/\d+: weights.safetensors is damaged"):
         registry.fetch(version, tmp_path / "damaged")
@@ -231,7 +238,6 @@ def test_a_damaged_or_forged_version_is_refused(stack: Stack, tmp_path: Path) ->
         damage(version, name, (forged / name).read_bytes())
     with pytest.raises(IgptError, match="is not the one that was registered"):
         registry.fetch(version, tmp_path / "forged-fetched")
-    assert palette is not None
 
 
 def test_the_commands_list_compare_promote_and_roll_back(stack: Stack, tmp_path: Path) -> None:
@@ -264,4 +270,3 @@ def test_the_commands_list_compare_promote_and_roll_back(stack: Stack, tmp_path:
         command = igpt("models", *arguments)
         assert command.code == 2
         assert expected in command.err and len(command.err.splitlines()) == 1
-    shutil.rmtree(tmp_path, ignore_errors=True)
