@@ -243,7 +243,7 @@ def test_every_task_is_answered_over_http(served: str) -> None:
         ({"inputs": ["no image!"]}, "image 0 is a text that is not base64"),
         ({"inputs": [[[[0.5, 0.5, 0.5]]]]}, "image 0 has shape (1, 1, 3), float64: give uint8"),
         ({"inputs": [[[[0, 0, 0]]]], "params": {"task": "dream"}}, "task is 'dream': it must be one of"),
-        ({"inputs": [[[[0, 0, 0]]]], "params": {"layer": "first"}}, "Incompatible types for param 'layer'"),
+        ({"inputs": [[[[0, 0, 0]]]], "params": {"layer": "first"}}, "Can not safely convert"),
         ({"dataframe_split": {"columns": ["picture"], "data": [["x"]]}}, "the table has the columns ['picture']"),
     ],
 )
