@@ -26,7 +26,7 @@ from igpt_model.execution import Worker
 from igpt_model.features import image_features, untrained
 from igpt_model.model_folder import ModelFolder
 from igpt_model.model_source import load_run, on_device
-from igpt_model.probe import LabelledFeatures, ProbeScore, fit_probe
+from igpt_model.probe import LabelledFeatures, ProbeScore, SplitFeatures, fit_probe
 from igpt_model.standalone import Printer
 from igpt_model.train import train
 from pipeline import snapshot
@@ -72,7 +72,8 @@ def probe(folder: ModelFolder, data: Snapshot, cache: ShardCache, config: ProbeC
         features_of(folder, data, cache, split, most)
         for split, most in (("train", config.max_train_images), ("validation", 10**9), ("test", 10**9))
     ]
-    return [fit_probe(*parts, config) for parts in zip(*splits, strict=True)]
+    kept = [SplitFeatures(train=train, validation=held, test=test) for train, held, test in zip(*splits, strict=True)]
+    return [fit_probe(each, config.strengths, config.max_iterations).score for each in kept]
 
 
 def main() -> None:

@@ -7,11 +7,13 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from flows import configuration, dataset_commands, local_stack, model_commands, settings
+from flows import configuration, dataset_commands, local_stack, model_commands, registry_commands, settings
 from flows.command_options import ConfigFile, Home, Overrides, prepare, read_config
 from flows.console import console
 from flows.demo_config import demo_config
+from flows.tables import print_table
 from igpt_model.config import PretrainConfig, ProbeConfig
+from igpt_model.promotion import GateConfig
 from pipeline.config import DatasetConfig
 from pipeline.errors import IgptError
 
@@ -23,6 +25,7 @@ app = typer.Typer(
     help="Image GPT as a pipeline: raw images to a registered, probed model.",
 )
 app.add_typer(dataset_commands.app, name="dataset")
+app.add_typer(registry_commands.app, name="models")
 
 _INTERRUPTED = 130  # 128 and the number of SIGINT, as shells have it
 
@@ -100,13 +103,15 @@ def pretrain(config: ConfigFile = None, overrides: Overrides = None, home: Home 
 
 @app.command()
 def probe(config: ConfigFile = None, overrides: Overrides = None, home: Home = None) -> None:
-    """Judge a model's features by linear classifiers on every layer."""
+    """Judge a model's features by classifiers: linear on every layer, and at the best one what the config asks for."""
     checked = read_config(ProbeConfig, config, overrides, home)
     from flows.probe import probe as flow  # noqa: PLC0415
-    from flows.probe import table  # noqa: PLC0415
+    from flows.probe_report import layers_table, table  # noqa: PLC0415
 
-    for row in table(flow(checked).result):
-        console.print("  ".join(f"{name} {value}" for name, value in row.items()))
+    outcome = flow(checked)
+    print_table(layers_table(outcome.result))
+    console.print()
+    print_table(table(outcome.result, outcome.classes))
 
 
 @app.command()
@@ -120,7 +125,7 @@ def refresh(config: ConfigFile = None, overrides: Overrides = None, home: Home =
 
 @app.command("config")
 def print_config(
-    kind: Annotated[str, typer.Argument(help="refresh, dataset, pretrain or probe.")] = "refresh",
+    kind: Annotated[str, typer.Argument(help="refresh, dataset, pretrain, probe or promotion.")] = "refresh",
 ) -> None:
     """Print a config file with every field, its sentence and its default."""
     kinds: dict[str, type] = {
@@ -128,6 +133,7 @@ def print_config(
         "dataset": DatasetConfig,
         "pretrain": PretrainConfig,
         "probe": ProbeConfig,
+        "promotion": GateConfig,
     }
     if kind not in kinds:
         raise IgptError(f"{kind!r} has no config: choose one of {', '.join(kinds)}")

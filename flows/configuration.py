@@ -11,6 +11,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from igpt_model.config import PretrainConfig, ProbeConfig
+from igpt_model.promotion import GateConfig
 from pipeline.config import DatasetConfig
 from pipeline.errors import IgptError
 
@@ -29,6 +30,8 @@ class RefreshConfig:
     """The model to train on it."""
     probe: ProbeConfig = ProbeConfig()
     """How its features are judged."""
+    promotion: GateConfig | None = None
+    """What it must show to become the champion at once; none: that is left to `igpt models promote`."""
 
     def __post_init__(self) -> None:
         for name, value in (("pretrain.dataset", self.pretrain.dataset), ("probe.dataset", self.probe.dataset)):

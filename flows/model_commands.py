@@ -263,12 +263,14 @@ def _load(model: str, device: str | None) -> "ModelFolder":
 
     if not model.startswith("models:"):
         return model_source.on_device(model_source.load_model(model), device)
-    from igpt_model import registered, tracking  # noqa: PLC0415
+    from igpt_model import tracking  # noqa: PLC0415
+    from igpt_model.registry import Registry  # noqa: PLC0415
 
     uri = settings.tracking_uri()
     tracking.check_reachable(uri)
     with tempfile.TemporaryDirectory(prefix="igpt-model-") as temporary:
-        return model_source.on_device(registered.fetch(model, uri, Path(temporary)), device)
+        registry = Registry(uri)
+        return model_source.on_device(registry.fetch(registry.find(model), Path(temporary)), device)
 
 
 def _palette(url: str) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The flow that judges a model's features by linear classifiers on a labelled dataset."""
+"""The flow that judges a model's features by classifiers on a labelled dataset."""
 
 import tempfile
 from dataclasses import dataclass
@@ -10,15 +10,18 @@ from prefect.logging import get_run_logger
 
 from flows import settings
 from flows.console import Reporter
-from igpt_model import curves, registered, tracking
+from flows.probe_report import describe, metrics, table
+from igpt_model import curves, pictures, promotion, tracking
 from igpt_model.config import ProbeConfig
 from igpt_model.model_folder import ModelFolder
 from igpt_model.model_source import load_run
-from igpt_model.probe import ProbeResult
+from igpt_model.probe_result import ProbeResult
 from igpt_model.ray_probe import probe_on_cluster
+from igpt_model.registry import Registry, Version
 from igpt_model.tracking import RunLogger
 from pipeline import ray_cluster, snapshot, storage
 from pipeline.errors import IgptError
+from pipeline.snapshot import Snapshot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,70 +29,71 @@ class ProbeOutcome:
     """What the probes came to, and the curve over the layers as a PNG file."""
 
     result: ProbeResult
+    classes: tuple[str, ...]
+    """The names of the dataset's classes."""
     curve: bytes
 
 
 @flow(name="probe")
 def probe(config: ProbeConfig, mlflow_run: str | None = None) -> ProbeOutcome:
-    """Fit a linear classifier on the features of every layer; log to the given MLflow run, if there is one."""
+    """Judge a model on a labelled dataset by classifiers on the features of every layer.
+
+    The numbers of a registered version go to the version and to its run; of another model, to the given run if any.
+    """
     known = settings.load()
     for name in ("model", "dataset"):
         if not getattr(config, name):
             raise IgptError(f"{name} is empty: give it a value, as in `igpt probe {name}=...`")
     data = snapshot.read(config.dataset, config.snapshot)
-    folder = _load(config.model, known.mlflow_tracking_uri)
+    folder, version = _load(config.model, known.mlflow_tracking_uri)
     ray_cluster.connect(known.ray_address)
     reporter = Reporter("probe")
     result = probe_on_cluster(folder, data, config, progress=reporter)
     curve = curves.probe_curve(result)
-    if mlflow_run is not None:
-        _log(RunLogger(known.mlflow_tracking_uri, mlflow_run), result, curve)
-    create_table_artifact(key="probe", table=table(result), description=describe(result))
+    run = mlflow_run if version is None else version.run_id
+    if run:
+        _log(RunLogger(known.mlflow_tracking_uri, run), folder, result, curve, data)
+    if version is not None:
+        _log_version(Registry(known.mlflow_tracking_uri), version, result, data)
+    create_table_artifact(key="probe", table=table(result, data.classes), description=describe(result))
     get_run_logger().info(describe(result))
+    reporter.close()
+    reporter.say(f"features of {result.shards_computed} shards computed, of {result.shards_cached} found in the cache")
     reporter.say(describe(result))
-    return ProbeOutcome(result=result, curve=curve)
+    return ProbeOutcome(result=result, classes=data.classes, curve=curve)
 
 
-def _load(model: str, tracking_uri: str) -> ModelFolder:
+def _load(model: str, tracking_uri: str) -> tuple[ModelFolder, Version | None]:
     if not model.startswith("models:"):
-        return load_run(storage.absolute(model))
+        return load_run(storage.absolute(model)), None
     tracking.check_reachable(tracking_uri)
+    registry = Registry(tracking_uri)
+    version = registry.find(model)
     with tempfile.TemporaryDirectory(prefix="igpt-probe-") as temporary:
-        return registered.fetch(model, tracking_uri, Path(temporary))
+        return registry.fetch(version, Path(temporary)), version
 
 
-def _log(logger: RunLogger, result: ProbeResult, curve: bytes) -> None:
+def _log(logger: RunLogger, folder: ModelFolder, result: ProbeResult, curve: bytes, data: Snapshot) -> None:
+    """Leave curve, numbers and pictures with a run."""
     for layer, (trained, fresh) in enumerate(zip(result.layers, result.untrained_layers, strict=True)):
         values = {"probe_test_accuracy": trained.test_accuracy, "probe_untrained_test_accuracy": fresh.test_accuracy}
         logger.metrics(layer, values)  # the layer stands in the place of the step: MLflow draws the curve
-    logger.metrics(
-        0,
-        {
-            "probe_best_layer": result.best_layer,
-            "probe_best_test_accuracy": result.best.test_accuracy,
-            "probe_raw_pixels_test_accuracy": result.raw_pixels.test_accuracy,
-        },
-    )
+    logger.metrics(0, metrics(result))
     logger.file(curve, "probe.png")
+    if result.confusion_KK is not None:
+        logger.file(curves.confusion_matrix(result.confusion_KK, data.classes), "confusion.png")
+    if result.sheet is not None:
+        logger.picture(pictures.neighbour_sheet(folder, result.sheet), "neighbours.png")
 
 
-def describe(result: ProbeResult) -> str:
-    """One line on what the probes came to."""
-    return (
-        f"layer {result.best_layer} classifies {result.best.test_accuracy:.1%} of {result.test_images} test images "
-        f"(untrained network {result.untrained_best.test_accuracy:.1%}, raw pixels "
-        f"{result.raw_pixels.test_accuracy:.1%}, most frequent class {result.majority:.1%})"
-    )
-
-
-def table(result: ProbeResult) -> list[dict[str, object]]:
-    """The test accuracies of every layer, in percent."""
-    return [
-        {
-            "layer": layer,
-            "pretrained": round(100 * trained.test_accuracy, 1),
-            "untrained": round(100 * fresh.test_accuracy, 1),
-            "raw pixels": round(100 * result.raw_pixels.test_accuracy, 1),
-        }
-        for layer, (trained, fresh) in enumerate(zip(result.layers, result.untrained_layers, strict=True))
-    ]
+def _log_version(registry: Registry, version: Version, result: ProbeResult, data: Snapshot) -> None:
+    """Leave the numbers with a version: as metrics of its model, and as tags, named after the dataset."""
+    registry.measure(version, metrics(result), dataset=data.dataset, digest=data.digest)
+    name = data.dataset.rstrip("/").rsplit("/", 1)[-1]
+    tags = {f"igpt.probe.{name}.{key.removeprefix('probe_')}": f"{value:.5f}" for key, value in metrics(result).items()}
+    tags[f"igpt.probe.{name}.snapshot"] = f"{data.number} {data.digest}"
+    # The gate's number is of the dataset that the model was trained on; other datasets do not stand in its place.
+    if version.tags.get("igpt.manifest_digest") == data.digest:
+        tags[promotion.ACCURACY] = f"{result.best.validation_accuracy:.5f}"
+        tags["igpt.probe_test_accuracy"] = f"{result.best.test_accuracy:.5f}"
+    registry.tag(version, tags)

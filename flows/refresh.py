@@ -14,10 +14,13 @@ from flows.console import Reporter
 from flows.memory import StageMeter
 from flows.pretrain import PretrainOutcome, pretrain
 from flows.probe import ProbeOutcome, probe
-from igpt_model import registered, tracking
+from igpt_model import promotion, registry, tracking
 from igpt_model.model_source import load_run
+from igpt_model.promotion import GateConfig
+from igpt_model.registry import Version
 from pipeline import storage
 from pipeline.build import BuildResult
+from pipeline.config import digest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,28 +64,44 @@ def run_stages(config: RefreshConfig, meter: StageMeter) -> RefreshOutcome:
 def _register(config: RefreshConfig, known: settings.Settings, trained: PretrainOutcome, probed: ProbeOutcome) -> str:
     reporter = Reporter("register")
     reporter("upload", 0, 0, "the model")
+    result, data = probed.result, trained.snapshot
+    held_out = sorted(shard.sha256 for shard in data.shards if shard.split != "train")
     tags = {
-        **tracking.lineage_tags(trained.snapshot),
+        **tracking.lineage_tags(data),
         "igpt.run": trained.run,
-        "igpt.validation_bits_per_pixel": f"{trained.result.validation_loss / math.log(2):.5f}",
-        "igpt.probe_best_layer": str(probed.result.best_layer),
-        "igpt.probe_test_accuracy": f"{probed.result.best.test_accuracy:.5f}",
+        "igpt.probe_best_layer": str(result.best_layer),
+        "igpt.probe_test_accuracy": f"{result.best.test_accuracy:.5f}",
+        promotion.BITS: f"{trained.result.validation_loss / math.log(2):.5f}",
+        promotion.ACCURACY: f"{result.best.validation_accuracy:.5f}",
+        promotion.SPLITS: digest(held_out),
     }
-    uri = registered.register(
+    version = registry.register(
         load_run(trained.run),
         name=config.pretrain.model_name,
         tracking_uri=known.mlflow_tracking_uri,
         run_id=trained.mlflow_run,
         tags=tags,
-        best_layer=probed.result.best_layer,
+        best_layer=result.best_layer,
+        head=result.head,
     )
     reporter.close()
-    reporter.say(f"{uri}, alias {registered.CANDIDATE}")
-    name, version = uri.removeprefix("models:/").split("/")
+    reporter.say(f"{version.uri}, alias {registry.CANDIDATE}")
     create_link_artifact(
         key="registered-model",
-        link=f"{known.mlflow_tracking_uri.rstrip('/')}/#/models/{name}/versions/{version}",
-        link_text=uri,
+        link=f"{known.mlflow_tracking_uri.rstrip('/')}/#/models/{version.name}/versions/{version.number}",
+        link_text=version.uri,
     )
-    get_run_logger().info("registered %s", uri)
-    return uri
+    get_run_logger().info("registered %s", version.uri)
+    if config.promotion is not None:
+        _promote(version, known.mlflow_tracking_uri, config.promotion, reporter)
+    return version.uri
+
+
+def _promote(version: Version, tracking_uri: str, gate: GateConfig, reporter: Reporter) -> None:
+    """Make the version the champion if it passes the gate; a refusal is no failure of the refresh."""
+    if registry.CHAMPION in version.aliases:
+        reporter.say(f"{version.uri} is the {registry.CHAMPION} already")
+        return
+    decision = registry.Registry(tracking_uri).promote(version.uri, gate).decision
+    reporter.say(f"{version.uri}: " + (f"promoted to {registry.CHAMPION}" if decision.passed else decision.text))
+    get_run_logger().info("%s: %s", version.uri, decision.text)

@@ -158,6 +158,30 @@ class PretrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FineTuneConfig:
+    """How a model is fine-tuned to tell classes apart."""
+
+    __pydantic_config__ = {"use_attribute_docstrings": True, "extra": "forbid"}
+
+    steps: int = 200
+    """Number of optimizer steps."""
+    batch: int = 64
+    """Images a step."""
+    learning_rate: float = 0.0003
+    """Adam's, after a warm-up over a tenth of the steps; it falls to 0 as a cosine."""
+    generative_weight: float = 1.0
+    """Weight of the pixels' loss beside the classifier's; the paper found 1 to do better than 0."""
+    seed: int = 0
+    """Seed of the order of images and of the classifier's first weights."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch < 1 or self.learning_rate <= 0 or self.generative_weight < 0:
+            raise IgptError(
+                "fine_tune: steps, batch and learning_rate must be positive, generative_weight not negative"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ProbeConfig:
     """How the features of a model are judged by linear classifiers."""
 
@@ -169,17 +193,32 @@ class ProbeConfig:
     """URL or path of the labelled dataset, of the model's resolution and palette; in a refresh, empty: the new one."""
     snapshot: int | None = None
     """Number of the dataset snapshot; none: the newest."""
+    features: str = ""
+    """URL or path of the folder that keeps extracted features for the next time; empty: {dataset}-features."""
     strengths: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0)
     """Inverse L2 strengths tried for the classifier; the best on the validation split is taken."""
     max_train_images: int = 10_000
     """Largest number of training images that a classifier is fitted on."""
     max_iterations: int = 300
     """Largest number of L-BFGS iterations of a fit."""
+    labels_per_class: tuple[int, ...] = ()
+    """Low-data probes: numbers of labelled images of each class that a classifier is fitted on; empty: none."""
+    draws: int = 5
+    """How often those images are drawn."""
+    neighbours: tuple[int, ...] = ()
+    """Numbers of nearest training images tried for classifying by their vote; empty: not done."""
+    fine_tune: FineTuneConfig | None = None
+    """Full fine-tuning; none: not done, for it takes as long as training."""
     seed: int = 0
-    """Seed of the untrained network that the trained one is compared with."""
+    """Seed of the untrained network that the trained one is compared with, and of the labels that are drawn."""
 
     def __post_init__(self) -> None:
         if not self.strengths or min(self.strengths) <= 0:
             raise IgptError(f"strengths is {self.strengths}: give at least one positive number")
         if self.max_train_images < 2 or self.max_iterations < 1:
             raise IgptError("max_train_images must be at least 2 and max_iterations at least 1")
+        for name in ("labels_per_class", "neighbours"):
+            if any(value < 1 for value in getattr(self, name)):
+                raise IgptError(f"{name} is {getattr(self, name)}: give numbers of at least 1, or leave it out")
+        if self.draws < 1:
+            raise IgptError(f"draws is {self.draws}: it must be at least 1")

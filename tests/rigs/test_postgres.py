@@ -1,0 +1,57 @@
+"""The PostgreSQL server of the rigs: databases apart, strangers refused, and what is committed outlives a kill."""
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import psycopg2
+import pytest
+import sqlalchemy
+
+from flows.services import HOST, free_port
+from tests.rigs.postgres import PostgresData, PostgresServer
+from tests.rigs.s3_server import launch_here
+
+
+def count(server: PostgresServer, database: str) -> int:
+    """How many tables of the public schema a database has."""
+    engine = sqlalchemy.create_engine(server.url(database))
+    with engine.connect() as connection:
+        query = "SELECT count(*) FROM information_schema.tables WHERE table_schema = 'public'"
+        found = connection.execute(sqlalchemy.text(query)).scalar_one()
+    engine.dispose()
+    return int(found)
+
+
+def test_databases_are_apart_and_need_the_password(postgres: PostgresServer) -> None:
+    postgres.create_database("rig_first")
+    postgres.create_database("rig_second")
+    engine = sqlalchemy.create_engine(postgres.url("rig_first"))
+    with engine.begin() as connection:
+        connection.execute(sqlalchemy.text("CREATE TABLE t (x int)"))
+    engine.dispose()
+    assert (count(postgres, "rig_first"), count(postgres, "rig_second")) == (1, 0)
+    with pytest.raises(psycopg2.OperationalError, match="password authentication failed"):
+        psycopg2.connect(host=postgres.address, port=postgres.port, user="postgres", password="x", dbname="rig_first")
+
+
+def test_what_was_committed_outlives_a_kill_and_nothing_is_left() -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    def launch(command: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+        started.append(launch_here(command, environment, log))
+        return started[-1]
+
+    port = free_port()
+    with PostgresData() as data:
+        folder = data.log.parent
+        with data.serve(HOST, port, launch) as server:
+            server.create_database("kept")
+            os.kill(started[0].pid, signal.SIGKILL)
+            started[0].wait()
+            assert not server.answers()
+        with data.serve(HOST, port, launch) as server:
+            assert count(server, "kept") == 0
+    assert started[1].returncode == 0
+    assert not folder.exists()
