@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from flows import configuration, dataset_commands, local_stack, model_commands, settings
+from flows import configuration, dataset_commands, local_stack, model_commands, run_commands, settings
 from flows.command_options import ConfigFile, Home, Overrides, prepare, read_config
 from flows.console import console
 from flows.demo_config import demo_config
@@ -23,6 +23,7 @@ app = typer.Typer(
     help="Image GPT as a pipeline: raw images to a registered, probed model.",
 )
 app.add_typer(dataset_commands.app, name="dataset")
+app.add_typer(run_commands.app, name="runs")
 
 _INTERRUPTED = 130  # 128 and the number of SIGINT, as shells have it
 

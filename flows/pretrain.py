@@ -1,6 +1,6 @@
 """The flow that trains an Image GPT on a dataset snapshot, and shows what it learnt."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from prefect import flow
@@ -10,14 +10,15 @@ from prefect.runtime import flow_run
 
 from flows import settings
 from flows.console import Reporter
-from igpt_model import curves, pictures, tracking
+from igpt_model import curves, pictures, reports, run_record, tracking
 from igpt_model.config import PretrainConfig
 from igpt_model.data import ShardCache, ShardImages
 from igpt_model.model_folder import ModelFolder
 from igpt_model.model_source import load_run
 from igpt_model.objective import Baselines, TokenCounts
 from igpt_model.ray_train import TrainJob, train_on_cluster
-from igpt_model.tracking import RunLogger
+from igpt_model.run_record import RunRecord
+from igpt_model.tracking import CurveLogger, RunLogger
 from igpt_model.train_result import TrainResult, finished
 from pipeline import ray_cluster, snapshot, storage
 from pipeline.errors import IgptError
@@ -62,6 +63,10 @@ def pretrain(config: PretrainConfig) -> PretrainOutcome:
     if known.git_commit:
         tags["igpt.git_commit"] = known.git_commit
     logger = tracking.open_run(known.mlflow_tracking_uri, config, data, run, tags)
+    for abandoned in tracking.close_abandoned(known.mlflow_tracking_uri, config.experiment):
+        reporter.say(f"the MLflow run {abandoned} was abandoned: it counts as killed now")
+    pinned = replace(config, dataset=data.dataset, snapshot=data.number, runs=storage.absolute(config.runs))
+    run_record.write(run, RunRecord(config=pinned, mlflow_run=logger.run_id))
     status = "FAILED"
     try:
         outcome = _train_and_show(config, data, run, logger, reporter)
@@ -80,17 +85,20 @@ def pretrain(config: PretrainConfig) -> PretrainOutcome:
 class _Listener:
     """Tells MLflow the metrics of a training, and the terminal its warnings."""
 
-    def __init__(self, logger: RunLogger, reporter: Reporter) -> None:
-        self.metrics, self.warn = logger.metrics, reporter.say
+    def __init__(self, curve: CurveLogger, reporter: Reporter) -> None:
+        self.metrics, self.warn = curve.metrics, reporter.say
 
 
 def _train_and_show(
     config: PretrainConfig, data: Snapshot, run: str, logger: RunLogger, reporter: Reporter
 ) -> PretrainOutcome:
+    curve = CurveLogger(logger)
+    _log_what_was_missed(run, curve)
     result = finished(config, data, run)
     if result is None:
         job = TrainJob(config=config, snapshot=data, run=run, mlflow_run=logger.run_id)
-        result = train_on_cluster(job, _Listener(logger, reporter), progress=reporter)
+        result = train_on_cluster(job, _Listener(curve, reporter), progress=reporter)
+        _log_what_was_missed(run, curve)
     else:
         reporter.say(f"the run {run} is finished already, nothing to train")
     cache = ShardCache(data, config.cache)
@@ -107,9 +115,10 @@ def _train_and_show(
     for name, picture in sheets.items():
         logger.picture(picture, f"{name}.png")
     logger.file(loss_curve, "loss.png")
-    logger.metrics(
+    curve.metrics(
         result.steps, {f"baseline_{name.replace('-', '_').replace(' ', '_')}": v for name, v in levels.items()}
     )
+    curve.flush()
     return PretrainOutcome(
         run=run,
         snapshot=data,
@@ -120,6 +129,13 @@ def _train_and_show(
         sheets={name: pictures.to_png(picture) for name, picture in sheets.items()},
         loss_curve=loss_curve,
     )
+
+
+def _log_what_was_missed(run: str, curve: CurveLogger) -> None:
+    """Bring the MLflow run up to what the checkpoints know was reported: whoever died or did not answer meanwhile."""
+    for report in reports.read(run):
+        curve.metrics(report.step, report.values)
+    curve.flush()
 
 
 def _count(data: Snapshot, cache: ShardCache, split: str) -> TokenCounts:

@@ -1,8 +1,10 @@
 """How a model is executed: on which worker, in which number format, compiled, and side by side with other workers."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -12,6 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 from igpt_model.config import PretrainConfig
 from igpt_model.model import ImageGPT
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +32,29 @@ class Worker:
             dist.all_reduce(value)
             value = value / self.world_size
         return value
+
+    def from_first(self, make: Callable[[], Made]) -> Made:
+        """What the first worker makes, or the exception that it raises; all must ask for it."""
+        if self.world_size == 1:
+            return make()
+        box: list[Any] = [None, None]
+        if self.rank == 0:
+            try:
+                box[0] = make()
+            except Exception as error:  # noqa: BLE001 (raised on every worker)
+                box[1] = error
+        dist.broadcast_object_list(box, device=self.device)
+        if box[1] is not None:
+            raise box[1]
+        return box[0]
+
+    def first_error(self, error: Exception | None) -> Exception | None:
+        """The error of the first worker that has one, so that all do the same about it; all must ask for it."""
+        if self.world_size == 1:
+            return error
+        errors: list[Exception | None] = [None] * self.world_size
+        dist.all_gather_object(errors, error)
+        return next((each for each in errors if each is not None), None)
 
 
 def autocast(config: PretrainConfig, device: torch.device) -> AbstractContextManager[object]:

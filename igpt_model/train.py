@@ -5,9 +5,9 @@ several workers, and says which of them this is. `python -m igpt_model.train CON
 """
 
 import json
+import logging
 import math
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -18,7 +18,7 @@ from typing import Protocol
 import torch
 
 from igpt_model import checkpoint, standalone
-from igpt_model.checkpoint import TrainingState
+from igpt_model.checkpoint import Checkpoint, Fetch, TrainingState
 from igpt_model.config import PretrainConfig
 from igpt_model.data import ShardCache, batches, gather
 from igpt_model.execution import Worker, parallelize, prepare_blocks
@@ -26,16 +26,20 @@ from igpt_model.inputs import Inputs, Preparation
 from igpt_model.model import ImageGPT
 from igpt_model.model_folder import ModelFolder
 from igpt_model.optim import learning_rate, make_optimizer, update_average
-from igpt_model.order import SampleOrder, rank_range
-from igpt_model.step import StepOutcome, mean_loss, train_step
+from igpt_model.order import SampleOrder, micro_ranges
+from igpt_model.reports import Report
+from igpt_model.saver import Saver
+from igpt_model.step import mean_loss, train_step
 from igpt_model.train_result import TrainResult, check_same_data, finished
+from igpt_model.watchdog import Watchdog
 from pipeline import snapshot as snapshots
 from pipeline import storage
 from pipeline.errors import IgptError
 from pipeline.snapshot import Snapshot
 
+_log = logging.getLogger(__name__)
 _EVALUATION_BATCH = 64
-_REPORT_EVERY = 10  # steps
+_REPORT_EVERY = 10  # steps; the loss that is reported is their mean
 
 
 class Listener(Protocol):
@@ -55,17 +59,27 @@ def train(
     *,
     mlflow_run: str | None = None,
     heartbeat: Callable[[int], None] = lambda step: None,
+    leaving: Callable[[], bool] = lambda: False,
 ) -> TrainResult:
     """Train, or continue, the run in the folder `run` until its last step; every rank returns the same result.
 
-    `heartbeat` is called on every rank at every step. Raises IgptError when a checkpoint belongs to another dataset,
-    palette or shape, or when more steps in a row than `max_skipped_steps` have no finite loss and gradient.
+    `heartbeat` is called on every rank at every step. `leaving` is asked on every rank at the same steps, all must get
+    the same answer, and the first yes saves a checkpoint: some of the workers will soon be gone. Raises IgptError when
+    a checkpoint belongs to another dataset, palette or shape, when more steps in a row than `max_skipped_steps` have no
+    finite loss and gradient, or when no checkpoint can be written.
     """
-    return _Training(config, snapshot, run, worker, listener, mlflow_run).run_to_end(heartbeat)
+    training = _Training(config, snapshot, run, worker, listener, mlflow_run)
+    try:
+        with Watchdog(config.hang_seconds, training.tell_stacks) as training.watchdog:
+            return training.run_to_end(heartbeat, leaving)
+    finally:
+        training.saver.close()
 
 
 class _Training:
     """One worker's part of a run."""
+
+    watchdog: Watchdog
 
     def __init__(
         self,
@@ -108,6 +122,7 @@ class _Training:
             palette_sha256=snapshot.palette_sha256,
         )
         self._continue()
+        self.saver = Saver(run, config, worker, self._warn)
         prepare_blocks(self.model, config)
         if self.average is not None:
             prepare_blocks(self.average, config)
@@ -119,38 +134,54 @@ class _Training:
 
     def _continue(self) -> None:
         """Load the newest good checkpoint of the run, if there is one."""
-        with tempfile.TemporaryDirectory(prefix="igpt-checkpoint-") as temporary:
-            found = checkpoint.load_newest(self.run, Path(temporary), warn=self.listener.warn)
-            if found is None:
-                return
-            check_same_data(found.state, self.snapshot, self.run)
-            try:
-                found.restore(self.model, self.optimizer, self.average)
-            except RuntimeError as error:
-                raise IgptError(
-                    f"{self.run}: the checkpoint has another model shape ({str(error).splitlines()[0]}); "
-                    "use the preset, objective, resolution and colours it was trained with, or another runs folder"
-                ) from None
-            self.state = replace(found.state, restarts=found.state.restarts + 1)
 
-    def run_to_end(self, heartbeat: Callable[[int], None]) -> TrainResult:
+        def restore(found: Checkpoint, fetch: Fetch) -> TrainingState:
+            check_same_data(found.state, self.snapshot, self.run)
+            found.restore(self.model, self.optimizer, self.average, fetch)
+            return found.state
+
+        state = checkpoint.use_newest(self.run, restore, worker=self.worker, warn=self._warn)
+        if state is not None:
+            self.state = replace(state, restarts=state.restarts + 1)
+
+    def tell_stacks(self, text: str) -> None:
+        """Keep what this worker was doing when it made no step any more."""
+        name = f"{self.state.step:08d}-{self.worker.rank:05d}.txt"
+        url = storage.join(self.run, "stacks", name)
+        storage.write_bytes(url, text.encode(), seconds=10)
+        self.listener.warn(
+            f"worker {self.worker.rank} made no step for {self.config.hang_seconds:.0f} s after step "
+            f"{self.state.step}: it is ended, its stacks are in {url}"
+        )
+
+    def _warn(self, line: str) -> None:
+        if self.worker.rank == 0:
+            self.listener.warn(line)
+
+    def run_to_end(self, heartbeat: Callable[[int], None], leaving: Callable[[], bool]) -> TrainResult:
         config = self.config
+        saved_to_leave = False
         evaluated: dict[str, float] = {}
-        losses: list[float] = []  # of the steps since the last evaluation that were not left out
         while self.state.step < config.steps:
-            outcome = self._step()
-            losses += [outcome.loss] if outcome.finite else []
+            self._step()
             heartbeat(self.state.step)
+            self.watchdog.beat()
+            self.saver.check()
             step = self.state.step
             last = step == config.steps
             if last or step % config.evaluate_every == 0:
                 evaluated = self._evaluate()
-                self._report(losses, evaluated)
-                losses = losses[-1:] if last else []
+                self.state = replace(self.state, validation_loss=evaluated["validation_loss"])
+                self._report(evaluated)
             elif step % _REPORT_EVERY == 0:
-                self._report(losses[-_REPORT_EVERY:])
-            if last or step % config.checkpoint_every == 0:
+                self._report()
+            leave = step % _REPORT_EVERY == 0 and not saved_to_leave and leaving()
+            if last or leave or step % config.checkpoint_every == 0:
                 self._save()
+            if leave:
+                saved_to_leave = True
+                self.saver.wait()
+        self.saver.wait(needed=True)
         if not evaluated:
             evaluated = self._evaluate()
         result = TrainResult(
@@ -158,7 +189,7 @@ class _Training:
             images=self.state.cursor,
             validation_loss=evaluated["validation_loss"],
             validation_images=sum(len(view.tokens_NHW) for view in self.validation_views),
-            train_loss=losses[-1] if losses else float("nan"),
+            train_loss=_mean(self.state.losses) if self.state.losses else float("nan"),
             seconds=self.state.seconds,
             images_per_second=self.state.cursor / max(self.state.seconds, 1e-9),
             restarts=self.state.restarts,
@@ -171,13 +202,14 @@ class _Training:
             storage.write_bytes(storage.join(self.run, "result.json"), json.dumps(asdict(result)).encode())
         return result
 
-    def _step(self) -> StepOutcome:
+    def _step(self) -> None:
         """One step on the next global batch."""
         config, worker, state = self.config, self.worker, self.state
         rate = learning_rate(state.step, config)
-        start, stop = rank_range(state.cursor, config.global_batch, worker.rank, worker.world_size)
-        size = config.micro_batch or stop - start
-        parts = [partial(self._load, begin, min(begin + size, stop)) for begin in range(start, stop, size)]
+        ranges = micro_ranges(state.cursor, config.global_batch, worker.rank, worker.world_size, config.micro_batch)
+        # Which rank has trained on what, of `igpt_model.train` at level debug: what an audit of a run needs.
+        _log.debug("step %d: positions %d to %d", state.step + 1, ranges[0].start, ranges[-1].stop)
+        parts = [partial(self._load, part) for part in ranges]
         outcome = train_step(self.parallel, self.optimizer, parts, rate, config, worker)
         in_a_row = 0 if outcome.finite else state.skipped_in_a_row + 1
         if in_a_row > config.max_skipped_steps:
@@ -193,19 +225,21 @@ class _Training:
             seconds=time.monotonic() - self._began,
             skipped=state.skipped + (not outcome.finite),
             skipped_in_a_row=in_a_row,
+            workers=worker.world_size,
+            validation_loss=None,
+            losses=(*state.losses, *([outcome.loss] if outcome.finite else []))[-_REPORT_EVERY:],
         )
         if self.average is not None and config.ema_decay is not None and outcome.finite:
             weights = (list(model.parameters()) for model in (self.average, self.model))
             update_average(*weights, decay=config.ema_decay, step=self.state.step)
         self._last = {"learning_rate": rate, "gradient_norm": outcome.gradient_norm}
-        return outcome
 
-    def _load(self, start: int, stop: int) -> Inputs:
+    def _load(self, positions: range) -> Inputs:
         """The images at some positions of the endless order, as inputs."""
         began = time.monotonic()
-        images = gather(self.train_views, self.order.at(start, stop))
+        images = gather(self.train_views, self.order.at(positions.start, positions.stop))
         self._loading += time.monotonic() - began
-        return self.preparation.for_training(images, start)
+        return self.preparation.for_training(images, positions.start)
 
     def _evaluate(self) -> dict[str, float]:
         """The loss on the whole validation split, each worker on its part."""
@@ -219,28 +253,31 @@ class _Training:
         place = sum(len(view.tokens_NHW) for view in self.validation_views) * rank // world_size
         size = min(_EVALUATION_BATCH, self.config.micro_batch or _EVALUATION_BATCH)
         for images in batches(self.validation_views, size, part=rank, parts=world_size):
+            self.watchdog.beat()
             yield self.preparation.for_evaluation(images, place)
             place += len(images.labels_N)
 
-    def _report(self, losses: Sequence[float], evaluated: Mapping[str, float] | None = None) -> None:
+    def _report(self, evaluated: Mapping[str, float] | None = None) -> None:
         if self.worker.rank == 0:
             here = max(time.monotonic() - self._started, 1e-9)
             values = {
-                **({"train_loss": sum(losses) / len(losses)} if losses else {}),
+                **({"train_loss": _mean(self.state.losses)} if self.state.losses else {}),
                 **(evaluated or {}),
                 **self._last,
                 "images_per_second": self.state.cursor / max(self.state.seconds, 1e-9),
                 "loader_share": self._loading / here,
                 "skipped_steps": self.state.skipped,
             }
+            self.saver.report(Report(step=self.state.step, values=values))
             self.listener.metrics(self.state.step, values)
 
     def _save(self) -> None:
-        if self.worker.rank == 0:
-            training = self.model if self.average is not None else None
-            checkpoint.save(
-                self.run, self.state, self.folder, self.optimizer, training, keep=self.config.keep_checkpoints
-            )
+        tensors = checkpoint.tensors_of(self.model, self.optimizer, self.average)
+        self.saver.save(self.state, tensors, self.folder.described())
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 def main() -> None:
