@@ -92,7 +92,8 @@ def show(
     else:
         state = summary["state"]
         console.print(f"{url}: {state}, step {summary['step']:,} of {summary['of']:,}", markup=False)
-        console.print(f"MLflow run {record.mlflow_run}", markup=False)
+        if record.mlflow_run is not None:
+            console.print(f"MLflow run {record.mlflow_run}", markup=False)
         console.print("set: " + ", ".join(f"{name}={value}" for name, value in changed.items()), markup=False)
         print_table([{**row, "size": size_text(row["size"])} if row["size"] is not None else row for row in found])
         shown = ("train_loss", "validation_loss", "learning_rate", "images_per_second")

@@ -14,7 +14,8 @@ class RunRecord:
 
     config: PretrainConfig
     """With the dataset and the number of its snapshot, however they were given."""
-    mlflow_run: str
+    mlflow_run: str | None
+    """Id of its MLflow run, where it has one."""
 
 
 def write(run: str, record: RunRecord) -> None:

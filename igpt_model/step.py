@@ -36,6 +36,19 @@ def losses(model: nn.Module, inputs: Inputs) -> Tensor:
     return image_losses(logits_BTK, inputs.tokens_BT, inputs.masked_BT)
 
 
+def settle(parallel: nn.Module, inputs: Inputs, config: PretrainConfig, worker: Worker) -> None:
+    """Compute a gradient for nothing, before the first step.
+
+    After its first backward pass DDP lays out anew how it adds up gradients, and with three workers or more the sums
+    depend on that in their last bits: a run that was continued is to add up as one that never stopped.
+    """
+    if isinstance(parallel, DistributedDataParallel):
+        with autocast(config, worker.device):
+            loss = losses(parallel, inputs).sum()
+        loss.backward()
+        parallel.zero_grad(set_to_none=True)
+
+
 def train_step(
     parallel: nn.Module,
     optimizer: torch.optim.Optimizer,

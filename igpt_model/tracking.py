@@ -7,8 +7,8 @@ import time
 import urllib.error
 import urllib.request
 from collections import deque
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -89,6 +89,19 @@ class RunLogger:
     def end(self, status: str) -> None:
         """Close the run: FINISHED, FAILED or KILLED."""
         self._client.set_terminated(self.run_id, status)
+
+    @contextmanager
+    def closing(self) -> Iterator[None]:
+        """Close the run as its block ends: finished, failed, or killed by Ctrl-C."""
+        status = "FAILED"
+        try:
+            yield
+            status = "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        finally:
+            self.end(status)
 
     def metric_history(self, name: str) -> list[tuple[int, float]]:
         """The (step, value) pairs of a metric, by step."""

@@ -17,7 +17,7 @@ from typing import Protocol
 
 import torch
 
-from igpt_model import checkpoint, standalone
+from igpt_model import checkpoint, run_record, standalone
 from igpt_model.checkpoint import Checkpoint, Fetch, TrainingState
 from igpt_model.config import PretrainConfig
 from igpt_model.data import ShardCache, batches, gather
@@ -28,8 +28,9 @@ from igpt_model.model_folder import ModelFolder
 from igpt_model.optim import learning_rate, make_optimizer, update_average
 from igpt_model.order import SampleOrder, micro_ranges
 from igpt_model.reports import Report
+from igpt_model.run_record import RunRecord
 from igpt_model.saver import Saver
-from igpt_model.step import mean_loss, train_step
+from igpt_model.step import mean_loss, settle, train_step
 from igpt_model.train_result import TrainResult, check_same_data, finished
 from igpt_model.watchdog import Watchdog
 from pipeline import snapshot as snapshots
@@ -123,13 +124,17 @@ class _Training:
         )
         self._continue()
         self.saver = Saver(run, config, worker, self._warn)
+        if worker.rank == 0:
+            pinned = replace(config, dataset=snapshot.dataset, snapshot=snapshot.number)
+            run_record.write(run, RunRecord(config=pinned, mlflow_run=mlflow_run))
         prepare_blocks(self.model, config)
         if self.average is not None:
             prepare_blocks(self.average, config)
         self.parallel = parallelize(self.model, worker)
+        self._loading = 0.0  # seconds spent on getting images since the start
+        settle(self.parallel, self._load(self._micro_ranges()[-1]), config, worker)
         self._started = time.monotonic()
         self._began = self._started - self.state.seconds
-        self._loading = 0.0  # seconds spent on getting images since the start
         self._last: dict[str, float] = {}
 
     def _continue(self) -> None:
@@ -206,9 +211,12 @@ class _Training:
         """One step on the next global batch."""
         config, worker, state = self.config, self.worker, self.state
         rate = learning_rate(state.step, config)
-        ranges = micro_ranges(state.cursor, config.global_batch, worker.rank, worker.world_size, config.micro_batch)
+        ranges = self._micro_ranges()
         # Which rank has trained on what, of `igpt_model.train` at level debug: what an audit of a run needs.
-        _log.debug("step %d: positions %d to %d", state.step + 1, ranges[0].start, ranges[-1].stop)
+        _log.debug(
+            *("restart %d step %d: rank %d of %d has positions %d to %d", state.restarts, state.step + 1, worker.rank),
+            *(worker.world_size, ranges[0].start, ranges[-1].stop),
+        )
         parts = [partial(self._load, part) for part in ranges]
         outcome = train_step(self.parallel, self.optimizer, parts, rate, config, worker)
         in_a_row = 0 if outcome.finite else state.skipped_in_a_row + 1
@@ -233,6 +241,11 @@ class _Training:
             weights = (list(model.parameters()) for model in (self.average, self.model))
             update_average(*weights, decay=config.ema_decay, step=self.state.step)
         self._last = {"learning_rate": rate, "gradient_norm": outcome.gradient_norm}
+
+    def _micro_ranges(self) -> list[range]:
+        """The positions of this worker's parts of the next global batch."""
+        config, worker = self.config, self.worker
+        return micro_ranges(self.state.cursor, config.global_batch, worker.rank, worker.world_size, config.micro_batch)
 
     def _load(self, positions: range) -> Inputs:
         """The images at some positions of the endless order, as inputs."""
