@@ -66,6 +66,8 @@ class PretrainConfig:
     """Whether torch.compile makes kernels for the blocks: slower to start, faster on GPUs."""
     activation_checkpointing: bool = False
     """Whether activations inside the blocks are computed again in the backward pass instead of kept in memory."""
+    parallelism: Literal["ddp", "fsdp"] = "ddp"
+    """How workers share the model: each has all of it (ddp), or a part of weights, gradients and optimizer (fsdp)."""
     window_shards: int = 64
     """Shards that are shuffled into each other; a worker reads from this many at a time."""
     evaluate_every: int = 250

@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
@@ -77,9 +79,24 @@ def prepare_blocks(model: ImageGPT, config: PretrainConfig) -> None:
             block.compile()
 
 
-def parallelize(model: ImageGPT, worker: Worker) -> nn.Module:
-    """The model with its gradients averaged over the workers."""
+def parallelize(model: ImageGPT, worker: Worker, config: PretrainConfig) -> nn.Module:
+    """The model as the workers train it side by side: gradients averaged, and with fsdp each worker with its part.
+
+    With fsdp the given model itself becomes that: its weights are sharded tensors from now on.
+    """
     if worker.world_size == 1:
+        return model
+    if config.parallelism == "fsdp":
+        shard(model, worker)
         return model
     devices = [worker.device] if worker.device.type == "cuda" else None
     return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+
+
+def shard(model: ImageGPT, worker: Worker) -> None:
+    """Leave each worker its part of every weight; a block has all of its own while it is computed (FSDP2)."""
+    mesh = init_device_mesh(worker.device.type, (worker.world_size,))
+    for block in model.layers:
+        fully_shard(block, mesh=mesh)
+    # The outermost too, which would keep its weights whole after a forward pass that no backward pass follows.
+    fully_shard(model, mesh=mesh, reshard_after_forward=True)

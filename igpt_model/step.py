@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from igpt_model.config import PretrainConfig
@@ -69,6 +71,8 @@ def train_step(
     for number, make_inputs in enumerate(micro_batches, 1):
         inputs = make_inputs()
         alone = isinstance(parallel, DistributedDataParallel) and number < len(micro_batches)
+        if isinstance(parallel, FSDPModule):
+            parallel.set_requires_gradient_sync(number == len(micro_batches))
         with parallel.no_sync() if alone else nullcontext():  # type: ignore[operator]
             with autocast(config, worker.device):
                 loss = losses(parallel, inputs).sum()
@@ -77,6 +81,8 @@ def train_step(
             loss.backward()
         total += loss.detach()
     norm = nn.utils.clip_grad_norm_(parallel.parameters(), config.gradient_clip)
+    if isinstance(norm, DTensor):
+        norm = norm.full_tensor()
     outcome = StepOutcome(loss=float(worker.mean(total)), gradient_norm=float(norm))
     if outcome.finite:
         optimizer.step()

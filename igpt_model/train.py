@@ -4,6 +4,7 @@ Runs the same under Ray Train, torchrun and plain Python: whoever starts it sets
 several workers, and says which of them this is. `python -m igpt_model.train CONFIG.yaml` is the plain way.
 """
 
+import itertools
 import json
 import logging
 import math
@@ -15,22 +16,20 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-import torch
-
 from igpt_model import checkpoint, run_record, standalone
 from igpt_model.checkpoint import Checkpoint, Fetch, TrainingState
 from igpt_model.config import PretrainConfig
-from igpt_model.data import ShardCache, batches, gather
-from igpt_model.execution import Worker, parallelize, prepare_blocks
+from igpt_model.data import ShardCache, batches, count_batches, gather
+from igpt_model.execution import Worker
 from igpt_model.inputs import Inputs, Preparation
-from igpt_model.model import ImageGPT
+from igpt_model.learner import Learner
 from igpt_model.model_folder import ModelFolder
-from igpt_model.optim import learning_rate, make_optimizer, update_average
+from igpt_model.optim import learning_rate
 from igpt_model.order import SampleOrder, micro_ranges
 from igpt_model.reports import Report
 from igpt_model.run_record import RunRecord
 from igpt_model.saver import Saver
-from igpt_model.step import mean_loss, settle, train_step
+from igpt_model.step import mean_loss, train_step
 from igpt_model.train_result import TrainResult, check_same_data, finished
 from igpt_model.watchdog import Watchdog
 from pipeline import snapshot as snapshots
@@ -97,21 +96,13 @@ class _Training:
         self.validation_views = [cache.open(shard) for shard in snapshot.of_split("validation")]
         samples = [shard.samples for shard in snapshot.of_split("train")]
         self.order = SampleOrder(samples, seed=config.seed, window_shards=config.window_shards)
-        torch.manual_seed(config.seed)
         model_config = config.model_config(
             resolution=snapshot.resolution, colours=snapshot.colours, classes=len(snapshot.classes)
         )
-        self.model = ImageGPT(model_config).to(worker.device)
-        self.average: ImageGPT | None = None
-        if config.ema_decay is not None:
-            self.average = ImageGPT(model_config).to(worker.device).requires_grad_(False)
-            self.average.load_state_dict(self.model.state_dict())
         palette_K3 = snapshot.palette()
         self.preparation = Preparation(config, model_config, palette_K3, worker.device)
-        self.folder = ModelFolder(
-            model=self.average or self.model, palette_K3=palette_K3, classes=tuple(snapshot.classes)
-        )
-        self.optimizer = make_optimizer(self.model, config)
+        self.learner = Learner(model_config, config, worker)
+        self.folder = ModelFolder(model=self.learner.evaluated, palette_K3=palette_K3, classes=tuple(snapshot.classes))
         self.state = TrainingState(
             step=0,
             cursor=0,
@@ -127,12 +118,8 @@ class _Training:
         if worker.rank == 0:
             pinned = replace(config, dataset=snapshot.dataset, snapshot=snapshot.number)
             run_record.write(run, RunRecord(config=pinned, mlflow_run=mlflow_run))
-        prepare_blocks(self.model, config)
-        if self.average is not None:
-            prepare_blocks(self.average, config)
-        self.parallel = parallelize(self.model, worker)
         self._loading = 0.0  # seconds spent on getting images since the start
-        settle(self.parallel, self._load(self._micro_ranges()[-1]), config, worker)
+        self.learner.settle(self._load(self._micro_ranges()[-1]))
         self._started = time.monotonic()
         self._began = self._started - self.state.seconds
         self._last: dict[str, float] = {}
@@ -142,7 +129,7 @@ class _Training:
 
         def restore(found: Checkpoint, fetch: Fetch) -> TrainingState:
             check_same_data(found.state, self.snapshot, self.run)
-            found.restore(self.model, self.optimizer, self.average, fetch)
+            self.learner.restore(found, fetch)
             return found.state
 
         state = checkpoint.use_newest(self.run, restore, worker=self.worker, warn=self._warn)
@@ -198,7 +185,7 @@ class _Training:
             seconds=self.state.seconds,
             images_per_second=self.state.cursor / max(self.state.seconds, 1e-9),
             restarts=self.state.restarts,
-            parameters=self.model.config.parameters,
+            parameters=self.learner.model.config.parameters,
             manifest_digest=self.snapshot.digest,
             palette_sha256=self.snapshot.palette_sha256,
             skipped_steps=self.state.skipped,
@@ -218,7 +205,7 @@ class _Training:
             *(worker.world_size, ranges[0].start, ranges[-1].stop),
         )
         parts = [partial(self._load, part) for part in ranges]
-        outcome = train_step(self.parallel, self.optimizer, parts, rate, config, worker)
+        outcome = train_step(self.learner.parallel, self.learner.optimizer, parts, rate, config, worker)
         in_a_row = 0 if outcome.finite else state.skipped_in_a_row + 1
         if in_a_row > config.max_skipped_steps:
             raise IgptError(
@@ -237,9 +224,8 @@ class _Training:
             validation_loss=None,
             losses=(*state.losses, *([outcome.loss] if outcome.finite else []))[-_REPORT_EVERY:],
         )
-        if self.average is not None and config.ema_decay is not None and outcome.finite:
-            weights = (list(model.parameters()) for model in (self.average, self.model))
-            update_average(*weights, decay=config.ema_decay, step=self.state.step)
+        if outcome.finite:
+            self.learner.follow(self.state.step)
         self._last = {"learning_rate": rate, "gradient_norm": outcome.gradient_norm}
 
     def _micro_ranges(self) -> list[range]:
@@ -256,16 +242,18 @@ class _Training:
 
     def _evaluate(self) -> dict[str, float]:
         """The loss on the whole validation split, each worker on its part."""
-        model = self.average or self.model
-        loss = mean_loss(model, self._validation(), self.config, self.worker)
+        loss = mean_loss(self.learner.evaluated, self._validation(), self.config, self.worker)
         return {"validation_loss": loss, "validation_bits_per_pixel": loss / math.log(2)}
 
     def _validation(self) -> Iterator[Inputs]:
-        """This worker's part of the validation split."""
-        rank, world_size = self.worker.rank, self.worker.world_size
-        place = sum(len(view.tokens_NHW) for view in self.validation_views) * rank // world_size
+        """This worker's part of the validation split, in as many batches as every worker's; the last may be empty."""
+        rank, world_size, views = self.worker.rank, self.worker.world_size, self.validation_views
+        place = sum(len(view.tokens_NHW) for view in views) * rank // world_size
         size = min(_EVALUATION_BATCH, self.config.micro_batch or _EVALUATION_BATCH)
-        for images in batches(self.validation_views, size, part=rank, parts=world_size):
+        counts = [count_batches(views, size, part=part, parts=world_size) for part in range(world_size)]
+        nothing = gather(views, self.order.at(0, 0))
+        missing = [nothing] * (max(counts) - counts[rank])
+        for images in itertools.chain(batches(views, size, part=rank, parts=world_size), missing):
             self.watchdog.beat()
             yield self.preparation.for_evaluation(images, place)
             place += len(images.labels_N)
@@ -285,8 +273,7 @@ class _Training:
             self.listener.metrics(self.state.step, values)
 
     def _save(self) -> None:
-        tensors = checkpoint.tensors_of(self.model, self.optimizer, self.average)
-        self.saver.save(self.state, tensors, self.folder.described())
+        self.saver.save(self.state, self.learner.tensors(), self.folder.described())
 
 
 def _mean(values: Sequence[float]) -> float:
