@@ -7,7 +7,15 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from flows import configuration, dataset_commands, local_stack, model_commands, registry_commands, settings
+from flows import (
+    configuration,
+    dataset_commands,
+    local_stack,
+    model_commands,
+    registry_commands,
+    run_commands,
+    settings,
+)
 from flows.command_options import ConfigFile, Home, Overrides, prepare, read_config
 from flows.console import console
 from flows.demo_config import demo_config
@@ -26,6 +34,7 @@ app = typer.Typer(
 )
 app.add_typer(dataset_commands.app, name="dataset")
 app.add_typer(registry_commands.app, name="models")
+app.add_typer(run_commands.app, name="runs")
 
 _INTERRUPTED = 130  # 128 and the number of SIGINT, as shells have it
 

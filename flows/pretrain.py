@@ -1,5 +1,6 @@
 """The flow that trains an Image GPT on a dataset snapshot, and shows what it learnt."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,14 +11,14 @@ from prefect.runtime import flow_run
 
 from flows import settings
 from flows.console import Reporter
-from igpt_model import curves, pictures, tracking
+from igpt_model import curves, pictures, reports, tracking
 from igpt_model.config import PretrainConfig
 from igpt_model.data import ShardCache, ShardImages
 from igpt_model.model_folder import ModelFolder
 from igpt_model.model_source import load_run
 from igpt_model.objective import Baselines, TokenCounts
 from igpt_model.ray_train import TrainJob, train_on_cluster
-from igpt_model.tracking import RunLogger
+from igpt_model.tracking import CurveLogger, RunLogger
 from igpt_model.train_result import TrainResult, finished
 from pipeline import ray_cluster, snapshot, storage
 from pipeline.errors import IgptError
@@ -61,38 +62,53 @@ def pretrain(config: PretrainConfig) -> PretrainOutcome:
     }
     if known.git_commit:
         tags["igpt.git_commit"] = known.git_commit
-    logger = tracking.open_run(known.mlflow_tracking_uri, config, data, run, tags)
-    status = "FAILED"
-    try:
-        outcome = _train_and_show(config, data, run, logger, reporter)
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    finally:
-        logger.end(status)
+    logger = open_tracked(config, data, run, tags, known.mlflow_tracking_uri, reporter)
+    with logger.closing():
+        result = train_tracked(config, data, run, logger, reporter)
+        outcome = _show(config, data, run, result, logger, reporter)
     _leave_artifacts(outcome)
     get_run_logger().info(describe(outcome))
     reporter.say(describe(outcome))
     return outcome
 
 
+def open_tracked(
+    config: PretrainConfig, data: Snapshot, run: str, tags: Mapping[str, str], tracking_uri: str, reporter: Reporter
+) -> RunLogger:
+    """The MLflow run of a training run; those of others that died unheard are closed."""
+    logger = tracking.open_run(tracking_uri, config, data, run, tags)
+    for abandoned in tracking.close_abandoned(tracking_uri, config.experiment):
+        reporter.say(f"the MLflow run {abandoned} was abandoned: it counts as killed now")
+    return logger
+
+
 class _Listener:
     """Tells MLflow the metrics of a training, and the terminal its warnings."""
 
-    def __init__(self, logger: RunLogger, reporter: Reporter) -> None:
-        self.metrics, self.warn = logger.metrics, reporter.say
+    def __init__(self, curve: CurveLogger, reporter: Reporter) -> None:
+        self.metrics, self.warn = curve.metrics, reporter.say
 
 
-def _train_and_show(
+def train_tracked(
     config: PretrainConfig, data: Snapshot, run: str, logger: RunLogger, reporter: Reporter
-) -> PretrainOutcome:
+) -> TrainResult:
+    """Train on the cluster, or continue, or find the run finished; its MLflow run then has every value once."""
+    curve = CurveLogger(logger)
+    _log_what_was_missed(run, curve)
     result = finished(config, data, run)
-    if result is None:
-        job = TrainJob(config=config, snapshot=data, run=run, mlflow_run=logger.run_id)
-        result = train_on_cluster(job, _Listener(logger, reporter), progress=reporter)
-    else:
+    if result is not None:
         reporter.say(f"the run {run} is finished already, nothing to train")
+        return result
+    job = TrainJob(config=config, snapshot=data, run=run, mlflow_run=logger.run_id)
+    result = train_on_cluster(job, _Listener(curve, reporter), progress=reporter)
+    _log_what_was_missed(run, curve)
+    return result
+
+
+def _show(
+    config: PretrainConfig, data: Snapshot, run: str, result: TrainResult, logger: RunLogger, reporter: Reporter
+) -> PretrainOutcome:
+    """Judge a finished run by its baselines, and draw what it has learnt."""
     cache = ShardCache(data, config.cache)
     baselines = _count(data, cache, "train").baselines(_count(data, cache, "validation"))
     folder = load_run(run)
@@ -107,9 +123,11 @@ def _train_and_show(
     for name, picture in sheets.items():
         logger.picture(picture, f"{name}.png")
     logger.file(loss_curve, "loss.png")
-    logger.metrics(
+    curve = CurveLogger(logger)
+    curve.metrics(
         result.steps, {f"baseline_{name.replace('-', '_').replace(' ', '_')}": v for name, v in levels.items()}
     )
+    curve.flush()
     return PretrainOutcome(
         run=run,
         snapshot=data,
@@ -120,6 +138,13 @@ def _train_and_show(
         sheets={name: pictures.to_png(picture) for name, picture in sheets.items()},
         loss_curve=loss_curve,
     )
+
+
+def _log_what_was_missed(run: str, curve: CurveLogger) -> None:
+    """Bring the MLflow run up to what the checkpoints know was reported: whoever died or did not answer meanwhile."""
+    for report in reports.read(run):
+        curve.metrics(report.step, report.values)
+    curve.flush()
 
 
 def _count(data: Snapshot, cache: ShardCache, split: str) -> TokenCounts:

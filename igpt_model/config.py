@@ -66,24 +66,40 @@ class PretrainConfig:
     """Whether torch.compile makes kernels for the blocks: slower to start, faster on GPUs."""
     activation_checkpointing: bool = False
     """Whether activations inside the blocks are computed again in the backward pass instead of kept in memory."""
+    parallelism: Literal["ddp", "fsdp"] = "ddp"
+    """How workers share the model: each has all of it (ddp), or a part of weights, gradients and optimizer (fsdp)."""
     window_shards: int = 64
     """Shards that are shuffled into each other; a worker reads from this many at a time."""
     evaluate_every: int = 250
     """Steps between evaluations on the whole validation split."""
     checkpoint_every: int = 250
     """Steps between checkpoints."""
-    keep_checkpoints: int = 2
+    keep_last: int = 2
     """Number of newest checkpoints kept."""
+    keep_best: int = 1
+    """Number of checkpoints with the lowest validation loss kept beside them; of steps that are evaluated."""
+    upload_seconds: float = 300.0
+    """Seconds for which faults of the store are outlasted while a checkpoint is written; then it is given up, with a
+    warning, and training goes on as long as there is an older one."""
     seed: int = 0
     """Seed of the initial weights and of the sample order."""
     workers: int = 2
-    """Number of training workers (processes, one GPU each with use_gpu)."""
+    """Number of training workers (processes, one GPU each with use_gpu); with min_workers the largest number."""
+    min_workers: int | None = None
+    """Elastic training: smallest number of workers that goes on while nodes are away; none: it waits for them."""
+    resize_seconds: float = 60.0
+    """Elastic training: seconds between looks whether nodes have come back for more workers."""
+    placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
+    """How Ray places the workers: on few nodes, on many, or strictly on one, strictly on as many as there are."""
     cpus_per_worker: int = 1
     """CPU cores each worker reserves and uses."""
     use_gpu: bool = False
     """Whether each worker gets a GPU."""
     max_restarts: int = 3
     """How often the group of workers is restarted after one has died before the run fails."""
+    hang_seconds: float = 900.0
+    """Seconds without a step after which a worker writes its stacks to the run's folder and ends, so that the group is
+    restarted; 0: never."""
     cache: str | None = None
     """Folder on each node that keeps fetched shards; none: igpt-cache in the node's temporary folder."""
     experiment: str = "igpt"
@@ -93,17 +109,36 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         at_least_one = ("steps", "global_batch", "window_shards", "evaluate_every", "checkpoint_every")
-        optional = (name for name in ("micro_batch", "low_resolution") if getattr(self, name) is not None)
-        for name in (*at_least_one, "keep_checkpoints", "workers", "cpus_per_worker", *optional):
+        optional = (
+            name for name in ("micro_batch", "low_resolution", "min_workers") if getattr(self, name) is not None
+        )
+        for name in (*at_least_one, "keep_last", "workers", "cpus_per_worker", *optional):
             if getattr(self, name) < 1:
                 raise IgptError(f"{name} is {getattr(self, name)}: it must be at least 1")
         if self.global_batch < self.workers:
             raise IgptError(
                 f"global_batch {self.global_batch} is smaller than workers {self.workers}: every worker needs an image"
             )
-        for name in ("warmup_steps", "max_restarts", "weight_decay", "crop_padding", "max_skipped_steps"):
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise IgptError(
+                f"min_workers is {self.min_workers}: it must not be above workers {self.workers}, the largest number"
+            )
+        not_negative = (
+            "warmup_steps",
+            "max_restarts",
+            "weight_decay",
+            "crop_padding",
+            "max_skipped_steps",
+            "keep_best",
+        )
+        for name in (*not_negative, "upload_seconds", "resize_seconds", "hang_seconds"):
             if getattr(self, name) < 0:
                 raise IgptError(f"{name} is {getattr(self, name)}: it must not be negative")
+        if 0 < self.hang_seconds <= self.upload_seconds:
+            raise IgptError(
+                f"hang_seconds is {self.hang_seconds:g}: it must be above upload_seconds {self.upload_seconds:g}, for "
+                "so long a worker may wait for the store, or 0"
+            )
         if (self.learning_rate is not None and self.learning_rate <= 0) or self.gradient_clip <= 0:
             raise IgptError("learning_rate and gradient_clip must be positive")
         for name in ("mask_fraction", "ema_decay"):

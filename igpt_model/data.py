@@ -93,7 +93,19 @@ def gather(shards: Sequence[ShardImages], samples: Samples) -> Images:
         here = np.flatnonzero(samples.shards == number)
         rows, shard = samples.rows[here], shards[number]
         tokens_NHW[here], labels_N[here] = shard.tokens_NHW[rows], shard.labels_N[rows]
-    return Images(tokens_NT=tokens_NHW.reshape(len(tokens_NHW), -1), labels_N=labels_N)
+    return Images(tokens_NT=tokens_NHW.reshape(len(tokens_NHW), side * side), labels_N=labels_N)
+
+
+def count_batches(shards: Sequence[ShardImages], batch: int, *, part: int, parts: int) -> int:
+    """How many batches `batches` yields."""
+    total = sum(len(shard.tokens_NHW) for shard in shards)
+    begin, end = total * part // parts, total * (part + 1) // parts
+    count = first = 0
+    for shard in shards:
+        low, high = max(begin - first, 0), min(end - first, len(shard.tokens_NHW))
+        count += -(-max(high - low, 0) // batch)
+        first += len(shard.tokens_NHW)
+    return count
 
 
 def batches(shards: Sequence[ShardImages], batch: int, *, part: int = 0, parts: int = 1) -> Iterator[Images]:

@@ -70,7 +70,7 @@ class Preparation:
     def _inputs(self, tokens_BT: Tensor, images: Images, numbers_B: Tensor, purpose: str) -> Inputs:
         config, labels_B, masked_BT = self._config, None, None
         if self._model.classes is not None:
-            if images.labels_N.min() < 0:
+            if (images.labels_N < 0).any():
                 raise IgptError(
                     "class_conditional is set and some images of the dataset have no class: put the images of each "
                     "class in a folder of their own and build it again, or leave class_conditional out"

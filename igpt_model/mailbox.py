@@ -7,10 +7,12 @@ from pipeline.errors import IgptError
 
 @dataclass(frozen=True, kw_only=True)
 class News:
-    """What is new since the last reading, but for `step` and `failure`, which stay."""
+    """What is new since the last reading, but for `step`, `workers` and `failure`, which stay."""
 
     step: int | None
     """Steps done; None before the first."""
+    workers: int | None
+    """Number of workers that did the last of them."""
     metrics: list[tuple[int, dict[str, float]]]
     """Values by step, in the order in which they came."""
     warnings: list[str]
@@ -22,13 +24,14 @@ class Mailbox:
 
     def __init__(self) -> None:
         self._step: int | None = None
+        self._workers: int | None = None
         self._metrics: list[tuple[int, dict[str, float]]] = []
         self._warnings: list[str] = []
         self._failure: IgptError | None = None
 
-    def beat(self, step: int) -> None:
-        """A step is done."""
-        self._step = step
+    def beat(self, step: int, workers: int) -> None:
+        """A step is done by so many workers."""
+        self._step, self._workers = step, workers
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         """Values of some metrics at a step."""
@@ -44,6 +47,12 @@ class Mailbox:
 
     def read(self) -> News:
         """Take what is new."""
-        news = News(step=self._step, metrics=self._metrics, warnings=self._warnings, failure=self._failure)
+        news = News(
+            step=self._step,
+            workers=self._workers,
+            metrics=self._metrics,
+            warnings=self._warnings,
+            failure=self._failure,
+        )
         self._metrics, self._warnings = [], []
         return news

@@ -83,7 +83,7 @@ class Attention(nn.Module):
     def forward(self, x_BSC: Tensor, cache: LayerCache | None = None) -> Tensor:
         """Attend from each position to itself and those before it, the cached ones included."""
         B, S, C = x_BSC.shape
-        q_BHSD, k_BHSD, v_BHSD = self.qkv(x_BSC).view(B, S, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        q_BHSD, k_BHSD, v_BHSD = self.qkv(x_BSC).view(B, S, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
         if cache is not None:
             if S > 1 and cache.filled:
                 raise ValueError("a filled cache takes one position at a time")

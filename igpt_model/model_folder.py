@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import safetensors.torch
 import torch
 from PIL import Image
 from safetensors import SafetensorError
+from torch import Tensor
 
 from igpt_model.model import ImageGPT
 from igpt_model.model_config import ModelConfig
@@ -53,23 +55,39 @@ class ModelFolder:
         side = round(tokens_NT.shape[1] ** 0.5)
         return palettes.to_pixels(tokens_NT.reshape(-1, side, side), self.palette_K3)
 
-    def save(self, folder: Path) -> None:
-        """Write the three files into a folder."""
-        safetensors.torch.save_model(self.model, str(folder / "weights.safetensors"))
+    def described(self) -> dict[str, bytes]:
+        """The two files beside the weights: what model it is, and its palette."""
         palette = palettes.to_bytes(self.palette_K3)
-        (folder / "palette.npy").write_bytes(palette)
         description = {
             "model": asdict(self.model.config),
             "classes": self.classes,
             "palette_sha256": hashlib.sha256(palette).hexdigest(),
         }
-        (folder / "model.json").write_text(json.dumps(description, indent=1, sort_keys=True))
+        return {"model.json": json.dumps(description, indent=1, sort_keys=True).encode(), "palette.npy": palette}
+
+    def save(self, folder: Path) -> None:
+        """Write the three files into a folder."""
+        safetensors.torch.save_model(self.model, str(folder / "weights.safetensors"))
+        for name, data in self.described().items():
+            (folder / name).write_bytes(data)
 
     @classmethod
     def load(cls, folder: Path, *, origin: str | None = None) -> "ModelFolder":
         """Read a folder that came from `origin` (none: it lies where it always did).
 
         Raises IgptError when a file is missing, damaged or does not fit the others.
+        """
+        return cls.assemble(
+            folder, lambda model: safetensors.torch.load_file(folder / "weights.safetensors"), origin=origin
+        )
+
+    @classmethod
+    def assemble(
+        cls, folder: Path, weights: Callable[[ImageGPT], Mapping[str, Tensor]], *, origin: str | None = None
+    ) -> "ModelFolder":
+        """Read what is described in a folder; `weights` gives those of a model that has none yet.
+
+        Otherwise as `load`.
         """
         origin = origin or str(folder)
         try:
@@ -79,7 +97,7 @@ class ModelFolder:
                 raise IgptError(f"{origin}: the palette is not the model's (its checksum differs)")
             with torch.device("meta"):  # initial weights would take long to draw, and are not needed
                 model = ImageGPT(ModelConfig(**description["model"]))
-            model.load_state_dict(safetensors.torch.load_file(folder / "weights.safetensors"), assign=True)
+            model.load_state_dict(weights(model), assign=True)
         except FileNotFoundError as error:
             raise IgptError(f"{origin}: not a model folder, {Path(error.filename or '?').name} is missing") from None
         except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:

@@ -13,12 +13,14 @@ from pipeline.errors import IgptError
 
 
 def load_model(url: str) -> ModelFolder:
-    """The model of a model folder (a checkpoint is one), or of the newest good checkpoint of a run's folder.
+    """The model of a model folder, of a checkpoint's folder, or of the newest good checkpoint of a run's folder.
 
     Raises IgptError when there is neither.
     """
     url = storage.absolute(url)
     storage.check_reachable(url)
+    if checkpoint.is_checkpoint(url):
+        return checkpoint.load_model(url)
     if storage.exists(storage.join(url, "model.json")):
         return _load_folder(url)
     return load_run(url)
@@ -37,13 +39,12 @@ def on_device(folder: ModelFolder, device: str | None) -> ModelFolder:
 
 def load_run(run: str) -> ModelFolder:
     """The model of a run's newest good checkpoint. Raises IgptError when the run has none."""
-    with tempfile.TemporaryDirectory(prefix="igpt-run-") as temporary:
-        found = checkpoint.load_newest(run, Path(temporary))
-        if found is None:
-            raise IgptError(
-                f"{run}: no model there; give the folder of a training run, of one of its checkpoints or of a model"
-            )
-        return ModelFolder.load(found.folder, origin=run)
+    found = checkpoint.use_newest(run, checkpoint.Checkpoint.model)
+    if found is None:
+        raise IgptError(
+            f"{run}: no model there; give the folder of a training run, of one of its checkpoints or of a model"
+        )
+    return found
 
 
 def _load_folder(url: str) -> ModelFolder:

@@ -66,6 +66,21 @@ class SampleOrder:
         return Samples(shards=np.concatenate([empty, *shards]), rows=np.concatenate([empty, *rows]))
 
 
-def rank_range(cursor: int, global_batch: int, rank: int, world_size: int) -> tuple[int, int]:
+def rank_range(cursor: int, global_batch: int, rank: int, world_size: int) -> range:
     """The positions of one rank in the global batch that begins at `cursor`: contiguous, and equal to within one."""
-    return cursor + global_batch * rank // world_size, cursor + global_batch * (rank + 1) // world_size
+    return range(cursor + global_batch * rank // world_size, cursor + global_batch * (rank + 1) // world_size)
+
+
+def micro_ranges(cursor: int, global_batch: int, rank: int, world_size: int, micro_batch: int | None) -> list[range]:
+    """A rank's positions in the parts that it computes at a time: at most `micro_batch` each (None: one part).
+
+    Every rank has as many parts, so that ranks that share the layers of a model compute them equally often; where their
+    shares differ by one, the first part of some may be empty.
+    """
+    positions = rank_range(cursor, global_batch, rank, world_size)
+    largest = -(-global_batch // world_size)
+    count = 1 if micro_batch is None else -(-largest // micro_batch)
+    return [
+        range(positions.start + len(positions) * i // count, positions.start + len(positions) * (i + 1) // count)
+        for i in range(count)
+    ]

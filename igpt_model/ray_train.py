@@ -3,7 +3,7 @@
 import logging
 import threading
 import uuid
-from collections import deque
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +13,7 @@ import ray.train
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from igpt_model.config import PretrainConfig
 from igpt_model.execution import Worker
@@ -25,6 +26,7 @@ from pipeline.progress import Progress, silent
 from pipeline.snapshot import Snapshot
 
 _POLL_SECONDS = 0.5
+_NAMED_NODES = 8  # in an error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +65,18 @@ def _worker_loop(arguments: dict[str, Any]) -> None:
 
     def heartbeat(step: int) -> None:
         if rank == 0:
-            mailbox.beat.remote(step)
+            mailbox.beat.remote(step, worker.world_size)
+
+    def leaving() -> bool:
+        return ray.train.get_preemption_info() is not None
 
     try:
-        train(job.config, job.snapshot, job.run, worker, listener, mlflow_run=job.mlflow_run, heartbeat=heartbeat)
+        train(
+            *(job.config, job.snapshot, job.run, worker, listener),
+            mlflow_run=job.mlflow_run,
+            heartbeat=heartbeat,
+            leaving=leaving,
+        )
     except IgptError as error:
         # A fault of the input stays one however often it is tried: told to the driver, and the group ends in peace.
         ray.get(mailbox.fail.remote(error))
@@ -75,22 +85,25 @@ def _worker_loop(arguments: dict[str, Any]) -> None:
 def train_on_cluster(job: TrainJob, listener: Listener, *, progress: Progress = silent) -> TrainResult:
     """Run a training job to its end on the cluster this process is connected to, or continue it.
 
-    `listener` hears in this process; an IgptError that its `metrics` raises is tried again, and raised at the end.
-    Raises IgptError when the cluster is too small, when the input is at fault, or when workers died more often than
-    `max_restarts` allows; the checkpoints stay, and the same job continues from them.
+    `listener` hears in this process. Raises IgptError when the cluster is too small, when the input is at fault, or
+    when workers died more often than `max_restarts` allows; the checkpoints stay, and the same job continues from them.
     """
     config = job.config
-    _check_resources(config)
-    mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
+    check_resources(config, ray_cluster.node_resources())
+    # On this process's node: with any other one the news would be lost.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote()
     filesystem, path = storage.arrow_filesystem(storage.join(job.run, "ray"))
     trainer = TorchTrainer(
         _worker_loop,
         train_loop_config={"job": job, "mailbox": mailbox},
         torch_config=TorchConfig(backend="nccl" if config.use_gpu else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=config.workers,
+            num_workers=config.workers if config.min_workers is None else (config.min_workers, config.workers),
+            elastic_resize_monitor_interval_s=config.resize_seconds,
             use_gpu=config.use_gpu,
-            resources_per_worker={"CPU": config.cpus_per_worker, **({"GPU": 1} if config.use_gpu else {})},
+            resources_per_worker=_worker_resources(config),
+            placement_strategy=config.placement,
         ),
         run_config=RunConfig(
             # A name of its own: Ray would continue a run of the same name from its records; the checkpoints are ours.
@@ -121,15 +134,38 @@ def train_on_cluster(job: TrainJob, listener: Listener, *, progress: Progress = 
     return result
 
 
-def _check_resources(config: PretrainConfig) -> None:
-    """Refuse what the cluster will never have: Ray would wait for it for ever."""
-    have = ray_cluster.total_resources()
-    for name, need in (("CPU", config.workers * config.cpus_per_worker), ("GPU", config.workers * config.use_gpu)):
-        if need > have.get(name, 0):
-            raise IgptError(
-                f"workers {config.workers} need {need} {name}s and the Ray cluster has {have.get(name, 0):.0f}: "
-                "set workers or cpus_per_worker lower, or add nodes"
-            )
+def _worker_resources(config: PretrainConfig) -> dict[str, float]:
+    return {"CPU": config.cpus_per_worker, **({"GPU": 1} if config.use_gpu else {})}
+
+
+def check_resources(config: PretrainConfig, nodes: Mapping[str, Mapping[str, float]]) -> None:
+    """Refuse what the nodes, with what each has in all, cannot hold; the error names what is missing.
+
+    Ray would wait for it for ever. An elastic training needs room for its smallest number of workers.
+    """
+    need = _worker_resources(config)
+    rooms = {
+        node: int(min(have.get(name, 0) // amount for name, amount in need.items())) for node, have in nodes.items()
+    }
+    wanted = config.workers if config.min_workers is None else config.min_workers
+    room = sum(rooms.values())
+    if config.placement == "STRICT_PACK":
+        room = max(rooms.values(), default=0)
+    elif config.placement == "STRICT_SPREAD":
+        room = sum(has > 0 for has in rooms.values())
+    if room >= wanted:
+        return
+    each = " and ".join(f"{amount:.0f} {name}" for name, amount in need.items())
+    found = ", ".join(
+        f"{node}: " + " and ".join(f"{have.get(name, 0):.0f} {name}" for name in need)
+        for node, have in sorted(nodes.items())[:_NAMED_NODES]
+    )
+    more = f", and {len(nodes) - _NAMED_NODES} more" if len(nodes) > _NAMED_NODES else ""
+    field = "workers" if config.min_workers is None else "min_workers"
+    raise IgptError(
+        f"{field} {wanted} need {each} each, placed {config.placement}, and the Ray cluster has room for {room} "
+        f"({found}{more}): {wanted - room} missing; set {field}, cpus_per_worker or placement lower, or add nodes"
+    )
 
 
 def _root_cause(error: BaseException) -> str:
@@ -143,8 +179,8 @@ class _Watch:
     def __init__(self, mailbox: Any, config: PretrainConfig, listener: Listener, progress: Progress) -> None:
         self.failure: IgptError | None = None
         self._mailbox, self._config, self._listener, self._progress = mailbox, config, listener, progress
-        self._untold: deque[tuple[int, dict[str, float]]] = deque()
         self._newest: dict[str, float] = {}
+        self._workers: int | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._poll, daemon=True, name="training-progress")
 
@@ -163,7 +199,7 @@ class _Watch:
 
     def _poll(self) -> None:
         while not self._ended.wait(_POLL_SECONDS):
-            with suppress(ray.exceptions.RayError, IgptError):
+            with suppress(ray.exceptions.RayError):
                 self._pass_on()
 
     def _pass_on(self) -> None:
@@ -171,16 +207,17 @@ class _Watch:
         self.failure = news.failure
         for line in news.warnings:
             self._listener.warn(line)
-        for _, values in news.metrics:
+        if news.workers not in (None, self._workers):
+            if self._workers is not None:
+                self._listener.warn(f"training goes on with {news.workers} workers, it had {self._workers}")
+            self._workers = news.workers
+        for step, values in news.metrics:
             self._newest.update(values)
+            self._listener.metrics(step, values)
         if news.step is None:
             self._progress("start", 0, 0, f"{self._config.workers} workers")
         else:
             self._progress("train", news.step, self._config.steps, _describe(self._newest))
-        self._untold.extend(news.metrics)
-        while self._untold:
-            self._listener.metrics(*self._untold[0])
-            self._untold.popleft()
 
 
 def _describe(metrics: dict[str, float]) -> str:

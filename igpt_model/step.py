@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from igpt_model.config import PretrainConfig
@@ -36,6 +38,19 @@ def losses(model: nn.Module, inputs: Inputs) -> Tensor:
     return image_losses(logits_BTK, inputs.tokens_BT, inputs.masked_BT)
 
 
+def settle(parallel: nn.Module, inputs: Inputs, config: PretrainConfig, worker: Worker) -> None:
+    """Compute a gradient for nothing, before the first step.
+
+    After its first backward pass DDP lays out anew how it adds up gradients, and with three workers or more the sums
+    depend on that in their last bits: a run that was continued is to add up as one that never stopped.
+    """
+    if isinstance(parallel, DistributedDataParallel):
+        with autocast(config, worker.device):
+            loss = losses(parallel, inputs).sum()
+        loss.backward()
+        parallel.zero_grad(set_to_none=True)
+
+
 def train_step(
     parallel: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -56,6 +71,8 @@ def train_step(
     for number, make_inputs in enumerate(micro_batches, 1):
         inputs = make_inputs()
         alone = isinstance(parallel, DistributedDataParallel) and number < len(micro_batches)
+        if isinstance(parallel, FSDPModule):
+            parallel.set_requires_gradient_sync(number == len(micro_batches))
         with parallel.no_sync() if alone else nullcontext():  # type: ignore[operator]
             with autocast(config, worker.device):
                 loss = losses(parallel, inputs).sum()
@@ -64,6 +81,8 @@ def train_step(
             loss.backward()
         total += loss.detach()
     norm = nn.utils.clip_grad_norm_(parallel.parameters(), config.gradient_clip)
+    if isinstance(norm, DTensor):
+        norm = norm.full_tensor()
     outcome = StepOutcome(loss=float(worker.mean(total)), gradient_norm=float(norm))
     if outcome.finite:
         optimizer.step()

@@ -1,11 +1,14 @@
 """MLflow runs: one for each training run, found again after a restart, with config, lineage, curves and pictures."""
 
+import itertools
 import json
 import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,6 +22,11 @@ from pipeline.errors import IgptError
 from pipeline.snapshot import Snapshot
 
 _RUN_TAG = "igpt.run"
+_BEAT_TAG = "igpt.last_sign_of_life"
+_BEAT_SECONDS = 20.0
+_ABANDONED_SECONDS = 300.0
+_FLUSH_SECONDS = 120.0
+_METRICS_A_REQUEST = 500  # the server takes 1000
 
 
 def check_reachable(tracking_uri: str) -> None:
@@ -51,14 +59,17 @@ class RunLogger:
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Log values at a step. Raises IgptError when the server does not take them, after the client's own retries."""
         now = int(time.time() * 1000)
-        points = [Metric(name, float(value), now, step) for name, value in values.items()]
         try:
-            self._client.log_batch(self.run_id, metrics=points)
+            self.points([Metric(name, float(value), now, step) for name, value in values.items()])
         except MlflowException as error:
             raise IgptError(
-                f"MLflow at {self.tracking_uri} does not take the metrics of step {step} ({error.message}); "
+                f"MLflow at {self.tracking_uri} does not take the metrics of step {step} ({_first_line(error)}); "
                 "when it answers again, run the same command again"
             ) from None
+
+    def points(self, points: Sequence[Metric]) -> None:
+        """Log values with their steps and times. Raises MlflowException."""
+        self._client.log_batch(self.run_id, metrics=points)
 
     def tags(self, values: Mapping[str, str]) -> None:
         """Set tags."""
@@ -79,10 +90,87 @@ class RunLogger:
         """Close the run: FINISHED, FAILED or KILLED."""
         self._client.set_terminated(self.run_id, status)
 
+    @contextmanager
+    def closing(self) -> Iterator[None]:
+        """Close the run as its block ends: finished, failed, or killed by Ctrl-C."""
+        status = "FAILED"
+        try:
+            yield
+            status = "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        finally:
+            self.end(status)
+
     def metric_history(self, name: str) -> list[tuple[int, float]]:
         """The (step, value) pairs of a metric, by step."""
         history = self._client.get_metric_history(self.run_id, name)
         return sorted((metric.step, metric.value) for metric in history)
+
+
+def _first_line(error: MlflowException) -> str:
+    return (str(error.message).strip().splitlines() or ["no reason given"])[0]
+
+
+class CurveLogger:
+    """Writes the curves of a training to its MLflow run: of each metric one value a step, the first.
+
+    Steps are repeated after a restart, and come to the same values; what an earlier process has written counts too.
+    While the server does not answer, values wait.
+    """
+
+    def __init__(self, logger: RunLogger) -> None:
+        self._logger = logger
+        self._written: dict[str, set[int]] = {}
+        self._waiting: deque[Metric] = deque()
+        self._beaten = 0.0
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Log values at a step, now or when the server answers again."""
+        now = int(time.time() * 1000)
+        self._waiting.extend(Metric(name, float(value), now, step) for name, value in values.items())
+        with suppress(MlflowException):
+            self._send()
+            self._beat()
+
+    def flush(self, *, seconds: float = _FLUSH_SECONDS) -> None:
+        """Log what waits. Raises IgptError when the server does not take it for so long."""
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                return self._send()
+            except MlflowException as error:
+                if time.monotonic() > deadline:
+                    raise IgptError(
+                        f"MLflow at {self._logger.tracking_uri} does not take {len(self._waiting)} metrics "
+                        f"({_first_line(error)}); when it answers again, run the same command again"
+                    ) from None
+            time.sleep(1)
+
+    def _send(self) -> None:
+        """Send what waits, in order. Raises MlflowException; what was sent by then waits no more."""
+        while self._waiting:
+            batch = list(itertools.islice(self._waiting, _METRICS_A_REQUEST))
+            fresh: dict[tuple[str, int], Metric] = {}
+            for metric in batch:
+                if metric.key not in self._written:
+                    self._written[metric.key] = {step for step, _ in self._logger.metric_history(metric.key)}
+                if metric.step not in self._written[metric.key]:
+                    fresh.setdefault((metric.key, metric.step), metric)
+            # It keeps its time, by which the server knows it when it comes twice because the first answer was lost.
+            if fresh:
+                self._logger.points(list(fresh.values()))
+            for name, step in fresh:
+                self._written[name].add(step)
+            for _ in batch:
+                self._waiting.popleft()
+
+    def _beat(self) -> None:
+        """Say now and then that somebody is at work on the run: see `close_abandoned`."""
+        if time.time() - self._beaten > _BEAT_SECONDS:
+            self._beaten = time.time()
+            self._logger.tags({_BEAT_TAG: f"{self._beaten:.0f}"})
 
 
 def open_run(
@@ -126,6 +214,25 @@ def open_run(
     context = [InputTag("mlflow.data.context", "training")]
     client.log_inputs(logger.run_id, datasets=[DatasetInput(dataset, tags=context)])
     return logger
+
+
+def close_abandoned(tracking_uri: str, experiment: str) -> list[str]:
+    """Give training runs whose process died without a word their true end: KILLED, when it was last heard of.
+
+    Returns their ids. A run is abandoned when it counts as running and nobody was at work on it for five minutes.
+    """
+    client = MlflowClient(tracking_uri)
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        return []
+    running = client.search_runs([found.experiment_id], f"attributes.status = 'RUNNING' and tags.`{_BEAT_TAG}` != ''")
+    closed = []
+    for run in running:
+        last = float(run.data.tags[_BEAT_TAG])
+        if time.time() - last > _ABANDONED_SECONDS:
+            client.set_terminated(run.info.run_id, "KILLED", end_time=int(last * 1000))
+            closed.append(run.info.run_id)
+    return closed
 
 
 def lineage_tags(snapshot: Snapshot) -> dict[str, str]:

@@ -4,10 +4,11 @@ Runs the same under Ray Train, torchrun and plain Python: whoever starts it sets
 several workers, and says which of them this is. `python -m igpt_model.train CONFIG.yaml` is the plain way.
 """
 
+import itertools
 import json
+import logging
 import math
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -15,27 +16,30 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-import torch
-
-from igpt_model import checkpoint, standalone
-from igpt_model.checkpoint import TrainingState
+from igpt_model import checkpoint, run_record, standalone
+from igpt_model.checkpoint import Checkpoint, Fetch, TrainingState
 from igpt_model.config import PretrainConfig
-from igpt_model.data import ShardCache, batches, gather
-from igpt_model.execution import Worker, parallelize, prepare_blocks
+from igpt_model.data import ShardCache, batches, count_batches, gather
+from igpt_model.execution import Worker
 from igpt_model.inputs import Inputs, Preparation
-from igpt_model.model import ImageGPT
+from igpt_model.learner import Learner
 from igpt_model.model_folder import ModelFolder
-from igpt_model.optim import learning_rate, make_optimizer, update_average
-from igpt_model.order import SampleOrder, rank_range
-from igpt_model.step import StepOutcome, mean_loss, train_step
+from igpt_model.optim import learning_rate
+from igpt_model.order import SampleOrder, micro_ranges
+from igpt_model.reports import Report
+from igpt_model.run_record import RunRecord
+from igpt_model.saver import Saver
+from igpt_model.step import mean_loss, train_step
 from igpt_model.train_result import TrainResult, check_same_data, finished
+from igpt_model.watchdog import Watchdog
 from pipeline import snapshot as snapshots
 from pipeline import storage
 from pipeline.errors import IgptError
 from pipeline.snapshot import Snapshot
 
+_log = logging.getLogger(__name__)
 _EVALUATION_BATCH = 64
-_REPORT_EVERY = 10  # steps
+_REPORT_EVERY = 10  # steps; the loss that is reported is their mean
 
 
 class Listener(Protocol):
@@ -55,17 +59,27 @@ def train(
     *,
     mlflow_run: str | None = None,
     heartbeat: Callable[[int], None] = lambda step: None,
+    leaving: Callable[[], bool] = lambda: False,
 ) -> TrainResult:
     """Train, or continue, the run in the folder `run` until its last step; every rank returns the same result.
 
-    `heartbeat` is called on every rank at every step. Raises IgptError when a checkpoint belongs to another dataset,
-    palette or shape, or when more steps in a row than `max_skipped_steps` have no finite loss and gradient.
+    `heartbeat` is called on every rank at every step. `leaving` is asked on every rank at the same steps, all must get
+    the same answer, and the first yes saves a checkpoint: some of the workers will soon be gone. Raises IgptError when
+    a checkpoint belongs to another dataset, palette or shape, when more steps in a row than `max_skipped_steps` have no
+    finite loss and gradient, or when no checkpoint can be written.
     """
-    return _Training(config, snapshot, run, worker, listener, mlflow_run).run_to_end(heartbeat)
+    training = _Training(config, snapshot, run, worker, listener, mlflow_run)
+    try:
+        with Watchdog(config.hang_seconds, training.tell_stacks) as training.watchdog:
+            return training.run_to_end(heartbeat, leaving)
+    finally:
+        training.saver.close()
 
 
 class _Training:
     """One worker's part of a run."""
+
+    watchdog: Watchdog
 
     def __init__(
         self,
@@ -82,21 +96,13 @@ class _Training:
         self.validation_views = [cache.open(shard) for shard in snapshot.of_split("validation")]
         samples = [shard.samples for shard in snapshot.of_split("train")]
         self.order = SampleOrder(samples, seed=config.seed, window_shards=config.window_shards)
-        torch.manual_seed(config.seed)
         model_config = config.model_config(
             resolution=snapshot.resolution, colours=snapshot.colours, classes=len(snapshot.classes)
         )
-        self.model = ImageGPT(model_config).to(worker.device)
-        self.average: ImageGPT | None = None
-        if config.ema_decay is not None:
-            self.average = ImageGPT(model_config).to(worker.device).requires_grad_(False)
-            self.average.load_state_dict(self.model.state_dict())
         palette_K3 = snapshot.palette()
         self.preparation = Preparation(config, model_config, palette_K3, worker.device)
-        self.folder = ModelFolder(
-            model=self.average or self.model, palette_K3=palette_K3, classes=tuple(snapshot.classes)
-        )
-        self.optimizer = make_optimizer(self.model, config)
+        self.learner = Learner(model_config, config, worker)
+        self.folder = ModelFolder(model=self.learner.evaluated, palette_K3=palette_K3, classes=tuple(snapshot.classes))
         self.state = TrainingState(
             step=0,
             cursor=0,
@@ -108,49 +114,66 @@ class _Training:
             palette_sha256=snapshot.palette_sha256,
         )
         self._continue()
-        prepare_blocks(self.model, config)
-        if self.average is not None:
-            prepare_blocks(self.average, config)
-        self.parallel = parallelize(self.model, worker)
+        self.saver = Saver(run, config, worker, self._warn)
+        if worker.rank == 0:
+            pinned = replace(config, dataset=snapshot.dataset, snapshot=snapshot.number)
+            run_record.write(run, RunRecord(config=pinned, mlflow_run=mlflow_run))
+        self._loading = 0.0  # seconds spent on getting images since the start
+        self.learner.settle(self._load(self._micro_ranges()[-1]))
         self._started = time.monotonic()
         self._began = self._started - self.state.seconds
-        self._loading = 0.0  # seconds spent on getting images since the start
         self._last: dict[str, float] = {}
 
     def _continue(self) -> None:
         """Load the newest good checkpoint of the run, if there is one."""
-        with tempfile.TemporaryDirectory(prefix="igpt-checkpoint-") as temporary:
-            found = checkpoint.load_newest(self.run, Path(temporary), warn=self.listener.warn)
-            if found is None:
-                return
-            check_same_data(found.state, self.snapshot, self.run)
-            try:
-                found.restore(self.model, self.optimizer, self.average)
-            except RuntimeError as error:
-                raise IgptError(
-                    f"{self.run}: the checkpoint has another model shape ({str(error).splitlines()[0]}); "
-                    "use the preset, objective, resolution and colours it was trained with, or another runs folder"
-                ) from None
-            self.state = replace(found.state, restarts=found.state.restarts + 1)
 
-    def run_to_end(self, heartbeat: Callable[[int], None]) -> TrainResult:
+        def restore(found: Checkpoint, fetch: Fetch) -> TrainingState:
+            check_same_data(found.state, self.snapshot, self.run)
+            self.learner.restore(found, fetch)
+            return found.state
+
+        state = checkpoint.use_newest(self.run, restore, worker=self.worker, warn=self._warn)
+        if state is not None:
+            self.state = replace(state, restarts=state.restarts + 1)
+
+    def tell_stacks(self, text: str) -> None:
+        """Keep what this worker was doing when it made no step any more."""
+        name = f"{self.state.step:08d}-{self.worker.rank:05d}.txt"
+        url = storage.join(self.run, "stacks", name)
+        storage.write_bytes(url, text.encode(), seconds=10)
+        self.listener.warn(
+            f"worker {self.worker.rank} made no step for {self.config.hang_seconds:.0f} s after step "
+            f"{self.state.step}: it is ended, its stacks are in {url}"
+        )
+
+    def _warn(self, line: str) -> None:
+        if self.worker.rank == 0:
+            self.listener.warn(line)
+
+    def run_to_end(self, heartbeat: Callable[[int], None], leaving: Callable[[], bool]) -> TrainResult:
         config = self.config
+        saved_to_leave = False
         evaluated: dict[str, float] = {}
-        losses: list[float] = []  # of the steps since the last evaluation that were not left out
         while self.state.step < config.steps:
-            outcome = self._step()
-            losses += [outcome.loss] if outcome.finite else []
+            self._step()
             heartbeat(self.state.step)
+            self.watchdog.beat()
+            self.saver.check()
             step = self.state.step
             last = step == config.steps
             if last or step % config.evaluate_every == 0:
                 evaluated = self._evaluate()
-                self._report(losses, evaluated)
-                losses = losses[-1:] if last else []
+                self.state = replace(self.state, validation_loss=evaluated["validation_loss"])
+                self._report(evaluated)
             elif step % _REPORT_EVERY == 0:
-                self._report(losses[-_REPORT_EVERY:])
-            if last or step % config.checkpoint_every == 0:
+                self._report()
+            leave = step % _REPORT_EVERY == 0 and not saved_to_leave and leaving()
+            if last or leave or step % config.checkpoint_every == 0:
                 self._save()
+            if leave:
+                saved_to_leave = True
+                self.saver.wait()
+        self.saver.wait(needed=True)
         if not evaluated:
             evaluated = self._evaluate()
         result = TrainResult(
@@ -158,11 +181,11 @@ class _Training:
             images=self.state.cursor,
             validation_loss=evaluated["validation_loss"],
             validation_images=sum(len(view.tokens_NHW) for view in self.validation_views),
-            train_loss=losses[-1] if losses else float("nan"),
+            train_loss=_mean(self.state.losses) if self.state.losses else float("nan"),
             seconds=self.state.seconds,
             images_per_second=self.state.cursor / max(self.state.seconds, 1e-9),
             restarts=self.state.restarts,
-            parameters=self.model.config.parameters,
+            parameters=self.learner.model.config.parameters,
             manifest_digest=self.snapshot.digest,
             palette_sha256=self.snapshot.palette_sha256,
             skipped_steps=self.state.skipped,
@@ -171,14 +194,18 @@ class _Training:
             storage.write_bytes(storage.join(self.run, "result.json"), json.dumps(asdict(result)).encode())
         return result
 
-    def _step(self) -> StepOutcome:
+    def _step(self) -> None:
         """One step on the next global batch."""
         config, worker, state = self.config, self.worker, self.state
         rate = learning_rate(state.step, config)
-        start, stop = rank_range(state.cursor, config.global_batch, worker.rank, worker.world_size)
-        size = config.micro_batch or stop - start
-        parts = [partial(self._load, begin, min(begin + size, stop)) for begin in range(start, stop, size)]
-        outcome = train_step(self.parallel, self.optimizer, parts, rate, config, worker)
+        ranges = self._micro_ranges()
+        # Which rank has trained on what, of `igpt_model.train` at level debug: what an audit of a run needs.
+        _log.debug(
+            *("restart %d step %d: rank %d of %d has positions %d to %d", state.restarts, state.step + 1, worker.rank),
+            *(worker.world_size, ranges[0].start, ranges[-1].stop),
+        )
+        parts = [partial(self._load, part) for part in ranges]
+        outcome = train_step(self.learner.parallel, self.learner.optimizer, parts, rate, config, worker)
         in_a_row = 0 if outcome.finite else state.skipped_in_a_row + 1
         if in_a_row > config.max_skipped_steps:
             raise IgptError(
@@ -193,54 +220,64 @@ class _Training:
             seconds=time.monotonic() - self._began,
             skipped=state.skipped + (not outcome.finite),
             skipped_in_a_row=in_a_row,
+            workers=worker.world_size,
+            validation_loss=None,
+            losses=(*state.losses, *([outcome.loss] if outcome.finite else []))[-_REPORT_EVERY:],
         )
-        if self.average is not None and config.ema_decay is not None and outcome.finite:
-            weights = (list(model.parameters()) for model in (self.average, self.model))
-            update_average(*weights, decay=config.ema_decay, step=self.state.step)
+        if outcome.finite:
+            self.learner.follow(self.state.step)
         self._last = {"learning_rate": rate, "gradient_norm": outcome.gradient_norm}
-        return outcome
 
-    def _load(self, start: int, stop: int) -> Inputs:
+    def _micro_ranges(self) -> list[range]:
+        """The positions of this worker's parts of the next global batch."""
+        config, worker = self.config, self.worker
+        return micro_ranges(self.state.cursor, config.global_batch, worker.rank, worker.world_size, config.micro_batch)
+
+    def _load(self, positions: range) -> Inputs:
         """The images at some positions of the endless order, as inputs."""
         began = time.monotonic()
-        images = gather(self.train_views, self.order.at(start, stop))
+        images = gather(self.train_views, self.order.at(positions.start, positions.stop))
         self._loading += time.monotonic() - began
-        return self.preparation.for_training(images, start)
+        return self.preparation.for_training(images, positions.start)
 
     def _evaluate(self) -> dict[str, float]:
         """The loss on the whole validation split, each worker on its part."""
-        model = self.average or self.model
-        loss = mean_loss(model, self._validation(), self.config, self.worker)
+        loss = mean_loss(self.learner.evaluated, self._validation(), self.config, self.worker)
         return {"validation_loss": loss, "validation_bits_per_pixel": loss / math.log(2)}
 
     def _validation(self) -> Iterator[Inputs]:
-        """This worker's part of the validation split."""
-        rank, world_size = self.worker.rank, self.worker.world_size
-        place = sum(len(view.tokens_NHW) for view in self.validation_views) * rank // world_size
+        """This worker's part of the validation split, in as many batches as every worker's; the last may be empty."""
+        rank, world_size, views = self.worker.rank, self.worker.world_size, self.validation_views
+        place = sum(len(view.tokens_NHW) for view in views) * rank // world_size
         size = min(_EVALUATION_BATCH, self.config.micro_batch or _EVALUATION_BATCH)
-        for images in batches(self.validation_views, size, part=rank, parts=world_size):
+        counts = [count_batches(views, size, part=part, parts=world_size) for part in range(world_size)]
+        nothing = gather(views, self.order.at(0, 0))
+        missing = [nothing] * (max(counts) - counts[rank])
+        for images in itertools.chain(batches(views, size, part=rank, parts=world_size), missing):
+            self.watchdog.beat()
             yield self.preparation.for_evaluation(images, place)
             place += len(images.labels_N)
 
-    def _report(self, losses: Sequence[float], evaluated: Mapping[str, float] | None = None) -> None:
+    def _report(self, evaluated: Mapping[str, float] | None = None) -> None:
         if self.worker.rank == 0:
             here = max(time.monotonic() - self._started, 1e-9)
             values = {
-                **({"train_loss": sum(losses) / len(losses)} if losses else {}),
+                **({"train_loss": _mean(self.state.losses)} if self.state.losses else {}),
                 **(evaluated or {}),
                 **self._last,
                 "images_per_second": self.state.cursor / max(self.state.seconds, 1e-9),
                 "loader_share": self._loading / here,
                 "skipped_steps": self.state.skipped,
             }
+            self.saver.report(Report(step=self.state.step, values=values))
             self.listener.metrics(self.state.step, values)
 
     def _save(self) -> None:
-        if self.worker.rank == 0:
-            training = self.model if self.average is not None else None
-            checkpoint.save(
-                self.run, self.state, self.folder, self.optimizer, training, keep=self.config.keep_checkpoints
-            )
+        self.saver.save(self.state, self.learner.tensors(), self.folder.described())
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 def main() -> None:

@@ -69,6 +69,15 @@ def total_resources() -> dict[str, float]:
     return {name: float(value) for name, value in ray.cluster_resources().items()}
 
 
+def node_resources() -> dict[str, dict[str, float]]:
+    """What each living node has in all, by its address."""
+    return {
+        node["NodeManagerAddress"]: {name: float(value) for name, value in node["Resources"].items()}
+        for node in ray.nodes()
+        if node["Alive"]
+    }
+
+
 def map_tasks(
     function: Callable[..., Any],
     calls: Iterable[tuple[Any, ...]],

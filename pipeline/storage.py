@@ -18,7 +18,7 @@ import fsspec
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 
 from pipeline.errors import IgptError
-from pipeline.store_errors import one_line_errors, patiently
+from pipeline.store_errors import PATIENCE_SECONDS, one_line_errors, patiently
 
 Answer = TypeVar("Answer")
 
@@ -88,10 +88,10 @@ def absolute(url: str) -> str:
     return str(Path(url.removeprefix("file://")).expanduser().resolve()) if protocol(url) == "file" else url
 
 
-def ask(url: str, request: Callable[[], Answer]) -> Answer:
+def ask(url: str, request: Callable[[], Answer], *, seconds: float = PATIENCE_SECONDS) -> Answer:
     """Make an idempotent request to the store of a URL: transient faults tried again, the rest in one line."""
     with one_line_errors(url):
-        return request() if protocol(url) == "file" else patiently(request)
+        return request() if protocol(url) == "file" else patiently(request, seconds=seconds)
 
 
 def check_reachable(url: str) -> None:
@@ -150,13 +150,13 @@ def read_bytes(url: str) -> bytes:
     return ask(url, lambda: filesystem(url).cat_file(url))
 
 
-def write_bytes(url: str, data: bytes) -> None:
+def write_bytes(url: str, data: bytes, *, seconds: float = PATIENCE_SECONDS) -> None:
     """Put a whole object; readers see all of it or nothing."""
     if protocol(url) == "file":
         with one_line_errors(url):
             _write_local(filesystem(url)._strip_protocol(url), data, exclusive=False)
     else:
-        ask(url, lambda: filesystem(url).pipe_file(url, data))
+        ask(url, lambda: filesystem(url).pipe_file(url, data), seconds=seconds)
 
 
 def write_many(contents: Mapping[str, bytes]) -> None:
@@ -233,12 +233,12 @@ def arrow_filesystem(url: str) -> tuple[Any, str]:
     return PyFileSystem(FSSpecHandler(fs)), fs._strip_protocol(url)
 
 
-def upload(local: Path, url: str) -> None:
+def upload(local: Path, url: str, *, seconds: float = PATIENCE_SECONDS) -> None:
     """Put a local file, in parts when it is large; the object appears whole or not at all."""
     fs = filesystem(url)
     if protocol(url) == "file":
         fs.makedirs(fs._parent(url), exist_ok=True)
-    ask(url, lambda: fs.put_file(str(local), url))
+    ask(url, lambda: fs.put_file(str(local), url), seconds=seconds)
 
 
 def download(url: str, local: Path) -> None:

@@ -79,7 +79,7 @@ def test_every_field_has_its_sentence() -> None:
 
 def test_the_name_of_a_run_depends_on_what_decides_its_weights_alone() -> None:
     base = PretrainConfig(runs="r")
-    assert base.run_name("a") == PretrainConfig(runs="elsewhere", workers=1, keep_checkpoints=9).run_name("a")
+    assert base.run_name("a") == PretrainConfig(runs="elsewhere", workers=1, keep_last=9).run_name("a")
     others = [
         PretrainConfig(runs="r", seed=1),
         PretrainConfig(runs="r", steps=2),

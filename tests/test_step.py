@@ -17,7 +17,7 @@ from igpt_model.config import PretrainConfig
 from igpt_model.execution import Worker, autocast, prepare_blocks
 from igpt_model.inputs import Inputs
 from igpt_model.model import UNCONDITIONAL, ImageGPT
-from igpt_model.model_folder import ModelFolder
+from igpt_model.model_source import load_run
 from igpt_model.optim import make_optimizer, update_average
 from igpt_model.step import StepOutcome, losses, train_step
 from igpt_model.train import train
@@ -136,11 +136,9 @@ def test_a_step_that_is_not_finite_is_left_out_and_counted(
     assert (result.steps, result.images, result.skipped_steps) == (10, 160, 3)
     assert heard.values[10]["skipped_steps"] == 3
     assert 0 < heard.values[10]["train_loss"] < 3
-    found = checkpoint.load_newest(run, tmp_path / "local")
-    assert found is not None
-    assert (found.state.skipped, found.state.skipped_in_a_row) == (3, 0)
-    model = ModelFolder.load(found.folder).model
-    assert all(torch.isfinite(weight).all() for weight in model.state_dict().values())
+    state = checkpoint.read_mark(checkpoint.folder_of(run, 10)).state
+    assert (state.skipped, state.skipped_in_a_row) == (3, 0)
+    assert all(torch.isfinite(weight).all() for weight in load_run(run).model.state_dict().values())
 
 
 def test_too_many_in_a_row_end_the_run_and_it_can_go_on(
@@ -168,17 +166,16 @@ def test_the_average_follows_the_weights_and_is_what_is_saved(
         expected += (1 - min(0.9, (1 + step) / (10 + step))) * (1 - expected)
         assert average[0].tolist() == pytest.approx([expected] * 3, abs=1e-5)
     assert expected == pytest.approx(1)
-    folders = {}
+    weights_of = {}
     for name, decay in (("plain", None), ("averaged", 0.8)):
         run = str(tmp_path / name)
         train(replace(config, ema_decay=decay), data, run, Worker(), Recorder())
-        found = checkpoint.load_newest(run, tmp_path / f"local-{name}")
-        assert found is not None
-        folders[name] = found.folder
-    plain, averaged = (load_file(folders[name] / "weights.safetensors") for name in ("plain", "averaged"))
-    assert not torch.equal(plain["head.weight"], averaged["head.weight"])
+        weights_of[name] = load_file(Path(checkpoint.folder_of(run, 30)) / "weights-00000.safetensors")
+    plain, averaged = weights_of["plain"], weights_of["averaged"]
+    assert not torch.equal(plain["weights.head.weight"], averaged["weights.head.weight"])
     # The average is beside the training: it does not change it.
-    trained = load_file(folders["averaged"] / "trained.safetensors")
+    trained = {name.replace("trained.", "weights."): weight for name, weight in averaged.items() if "trained" in name}
+    assert trained.keys() == plain.keys()
     assert all(torch.equal(trained[name], weight) for name, weight in plain.items())
     with pytest.raises(IgptError, match="keeps an average"):
         train(replace(config, steps=40), data, str(tmp_path / "averaged"), Worker(), Recorder())

@@ -16,7 +16,7 @@ from igpt_model import checkpoint
 from igpt_model.config import PretrainConfig
 from igpt_model.data import ShardCache, batches
 from igpt_model.execution import Worker
-from igpt_model.model_folder import ModelFolder
+from igpt_model.model_source import load_run
 from igpt_model.optim import learning_rate
 from igpt_model.train import train
 from igpt_model.train_result import finished, read_result
@@ -94,10 +94,8 @@ def config(data: Snapshot, tmp_path: Path) -> PretrainConfig:
     return short_training(data, tmp_path)
 
 
-def final_weights(run: str, local: Path) -> dict[str, torch.Tensor]:
-    found = checkpoint.load_newest(run, local)
-    assert found is not None
-    return ModelFolder.load(found.folder).model.state_dict()
+def final_weights(run: str) -> dict[str, torch.Tensor]:
+    return load_run(run).model.state_dict()
 
 
 class KilledError(Exception):
@@ -136,7 +134,7 @@ def test_a_run_that_was_cut_off_ends_with_the_same_bits(
     assert min(heard.values) > 10
     assert result.restarts == 1
     assert (result.validation_loss, result.images) == (expected.validation_loss, 30 * 16)
-    ours, theirs = final_weights(cut, tmp_path / "a"), final_weights(calm, tmp_path / "b")
+    ours, theirs = final_weights(cut), final_weights(calm)
     assert len(theirs) > 10
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
@@ -183,9 +181,7 @@ def test_the_reported_validation_loss_is_that_of_the_saved_weights(
 
     run = str(tmp_path / "run")
     result = train(config, data, run, Worker(), Recorder())
-    found = checkpoint.load_newest(run, tmp_path / "local")
-    assert found is not None
-    model = ModelFolder.load(found.folder).model
+    model = load_run(run).model
     cache = ShardCache(data, config.cache)
     views = [cache.open(shard) for shard in data.of_split("validation")]
     with torch.inference_mode():
@@ -193,25 +189,6 @@ def test_the_reported_validation_loss_is_that_of_the_saved_weights(
         losses = torch.cat([image_losses(model(part), part) for part in parts])
     assert len(losses) == data.samples("validation") == result.validation_images
     assert float(losses.mean()) == pytest.approx(result.validation_loss, abs=1e-5)
-
-
-def test_only_the_newest_checkpoints_are_kept(data: Snapshot, config: PretrainConfig, tmp_path: Path) -> None:
-    run = str(tmp_path / "run")
-    train(replace(config, steps=50, keep_checkpoints=2), data, run, Worker(), Recorder())
-    assert checkpoint.marked_steps(run) == [40, 50]
-    assert not [file.url for file in storage.list_files(run) if "/00000010" in file.url]
-
-
-def test_every_file_damaged_is_an_error_and_not_a_fresh_start(
-    data: Snapshot, config: PretrainConfig, tmp_path: Path
-) -> None:
-    run = str(tmp_path / "run")
-    train(config, data, run, Worker(), Recorder())
-    for file in list(storage.list_files(run)):
-        if file.url.endswith("optimizer.safetensors"):
-            storage.write_bytes(file.url, b"damaged")
-    with pytest.raises(IgptError, match="every checkpoint is damaged"):
-        checkpoint.load_newest(run, tmp_path / "local")
 
 
 def test_another_shape_is_refused(data: Snapshot, config: PretrainConfig, tmp_path: Path) -> None:

@@ -122,10 +122,10 @@ ray_cluster.map_tasks = counted
     "while it creates the manifest": """
 from pipeline import storage
 ask = storage.ask
-def ask_or_die(url, request):
+def ask_or_die(url, request, **options):
     if url.endswith("000001.json") and "create" in request.__code__.co_consts:
         die()
-    return ask(url, request)
+    return ask(url, request, **options)
 storage.ask = ask_or_die
 """,
     "before LATEST": "import pipeline.commit\npipeline.commit._point_latest = die\n",

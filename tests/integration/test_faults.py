@@ -53,7 +53,7 @@ def files_of(folder: str) -> dict[str, bytes]:
 
 
 def has_checkpoint(folder: str, step: int) -> Callable[[], bool]:
-    return lambda: any(file.url.endswith(f"{step:08d}.json") for file in storage.list_files(folder))
+    return lambda: any(file.url.endswith(f"{step:08d}/index.json") for file in storage.list_files(folder))
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +104,9 @@ def test_the_same_command_continues_and_a_killed_worker_costs_nothing_but_time(
     assert [result["restarts"] for result in results] == [2, 0]
     for name in ("images", "validation_loss", "steps"):
         assert results[0][name] == results[1][name]
-    weights = f"checkpoints/{results[0]['steps']:08d}/weights.safetensors"
-    assert disturbed[weights] == calm[weights]
+    for rank in range(2):
+        weights = f"checkpoints/{results[0]['steps']:08d}/weights-{rank:05d}.safetensors"
+        assert disturbed[weights] == calm[weights]
     assert mlflow_status(stack) == "FINISHED"
 
 
@@ -126,7 +127,7 @@ def test_ctrl_c_in_the_build_publishes_nothing_and_a_rerun_completes_it(digits: 
     assert storage.read_bytes("s3://datasets/stopped/LATEST") == b"1\n"
 
 
-def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(refreshed: Refreshed, tmp_path: Path) -> None:
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(refreshed: Refreshed) -> None:
     copy = "s3://runs/damaged"
     storage.write_many(
         {
@@ -135,10 +136,10 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(refreshed: Ref
         }
     )
     *_, before, last = checkpoint.marked_steps(copy)
-    newest = f"{copy}/checkpoints/{last:08d}/weights.safetensors"
+    newest = f"{copy}/checkpoints/{last:08d}/weights-00001.safetensors"
     storage.write_bytes(newest, storage.read_bytes(newest)[:-100])
     lines: list[str] = []
-    found = checkpoint.load_newest(copy, tmp_path, warn=lines.append)
+    found = checkpoint.use_newest(copy, lambda found, fetch: (found.state.step, found.model(fetch)), warn=lines.append)
     assert found is not None
-    assert found.state.step == before
+    assert found[0] == before
     assert len(lines) == 1 and f"step {last} is damaged" in lines[0]

@@ -1,0 +1,57 @@
+"""What a worker trains: the model, its parallel form, its optimizer, and the average of its weights."""
+
+import torch
+from torch import Tensor
+
+from igpt_model import checkpoint
+from igpt_model.checkpoint import Checkpoint, Fetch
+from igpt_model.config import PretrainConfig
+from igpt_model.execution import Worker, parallelize, prepare_blocks, shard
+from igpt_model.inputs import Inputs
+from igpt_model.model import ImageGPT
+from igpt_model.model_config import ModelConfig
+from igpt_model.optim import make_optimizer, update_average
+from igpt_model.step import settle
+
+
+class Learner:
+    """Made alike on every worker: the initial weights are a function of the seed."""
+
+    def __init__(self, model_config: ModelConfig, config: PretrainConfig, worker: Worker) -> None:
+        self._config, self._worker = config, worker
+        torch.manual_seed(config.seed)
+        self.model = ImageGPT(model_config).to(worker.device)
+        self.average: ImageGPT | None = None
+        if config.ema_decay is not None:
+            self.average = ImageGPT(model_config).to(worker.device).requires_grad_(False)
+            self.average.load_state_dict(self.model.state_dict())
+            prepare_blocks(self.average, config)
+            if worker.world_size > 1 and config.parallelism == "fsdp":
+                shard(self.average, worker)
+        prepare_blocks(self.model, config)
+        self.parallel = parallelize(self.model, worker, config)
+        # Only now: sharding gives the model other parameters.
+        self.optimizer = make_optimizer(self.model, config)
+
+    @property
+    def evaluated(self) -> ImageGPT:
+        """The model that is judged and kept: the average of the weights, where there is one."""
+        return self.average or self.model
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that a checkpoint keeps of it, by name."""
+        return checkpoint.tensors_of(self.model, self.optimizer, self.average)
+
+    def restore(self, found: Checkpoint, fetch: Fetch) -> None:
+        """Become what it was at a checkpoint; raises as Checkpoint.restore does."""
+        found.restore(self.model, self.optimizer, self.average, fetch)
+
+    def settle(self, inputs: Inputs) -> None:
+        """Add up gradients from the first step on as in all later ones."""
+        settle(self.parallel, inputs, self._config, self._worker)
+
+    def follow(self, step: int) -> None:
+        """Move the average of the weights after a step (from 1)."""
+        if self.average is not None and self._config.ema_decay is not None:
+            weights = (list(model.parameters()) for model in (self.average, self.model))
+            update_average(*weights, decay=self._config.ema_decay, step=step)

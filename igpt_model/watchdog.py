@@ -1,0 +1,59 @@
+"""Ends a worker that makes no step: what its threads are doing is told first, and who started it starts it anew.
+
+A collective whose partner is gone or stuck would wait for ever; each worker of the group finds so by itself.
+"""
+
+import faulthandler
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Self
+
+_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: to be tried again
+
+
+class Watchdog:
+    """In its context, `seconds` without a beat end the process, after `tell` has got its stacks; 0: never."""
+
+    def __init__(self, seconds: float, tell: Callable[[str], None]) -> None:
+        self._seconds, self._tell = seconds, tell
+        self._last = time.monotonic()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True, name="watchdog")
+
+    def __enter__(self) -> Self:
+        self.beat()
+        if self._seconds:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+
+    def beat(self) -> None:
+        """Something was done."""
+        self._last = time.monotonic()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(min(1.0, self._seconds / 4)):
+            if time.monotonic() - self._last > self._seconds:
+                # Whatever becomes of the telling, which may hang as well, the process ends.
+                teller = threading.Thread(target=self._tell_stacks, daemon=True)
+                teller.start()
+                teller.join(timeout=20)
+                os._exit(_EXIT_CODE)
+
+    def _tell_stacks(self) -> None:
+        with suppress(Exception):
+            self._tell(stacks())
+
+
+def stacks() -> str:
+    """What each thread of this process is doing, innermost call first."""
+    with tempfile.TemporaryFile("w+") as file:
+        faulthandler.dump_traceback(file, all_threads=True)
+        file.seek(0)
+        return file.read()

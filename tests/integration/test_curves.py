@@ -1,0 +1,77 @@
+"""The curves of a training in MLflow: one value a step, whatever was repeated, and none lost while it is away."""
+
+import time
+from collections.abc import Iterator
+
+import pytest
+from mlflow import MlflowClient
+
+from igpt_model import tracking
+from igpt_model.tracking import CurveLogger, RunLogger
+from pipeline.errors import IgptError
+from tests.rigs.mlflow_server import MlflowServer, mlflow_server
+
+pytestmark = pytest.mark.services
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    with mlflow_server(tmp_path_factory.mktemp("mlflow"), "127.0.0.1", 20_123) as started:
+        yield started
+
+
+@pytest.fixture
+def logger(server: MlflowServer, monkeypatch: pytest.MonkeyPatch) -> RunLogger:
+    """A logger of a new run; its client gives up quickly."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    return RunLogger(server.url, MlflowClient(server.url).create_run("0").info.run_id)
+
+
+def test_a_step_that_is_repeated_has_its_first_value(logger: RunLogger) -> None:
+    curve = CurveLogger(logger)
+    for step in (10, 20, 30, 20, 30, 40):
+        curve.metrics(step, {"train_loss": step / 10, "images_per_second": time.time()})
+    # A new process repeats what it finds, and more.
+    another = CurveLogger(logger)
+    for step in (30, 40, 50):
+        another.metrics(step, {"train_loss": 100 + step})
+    another.flush()
+    history = logger.metric_history("train_loss")
+    assert history == [(10, 1.0), (20, 2.0), (30, 3.0), (40, 4.0), (50, 150.0)]
+    assert [step for step, _ in logger.metric_history("images_per_second")] == [10, 20, 30, 40]
+
+
+def test_what_is_told_while_the_server_is_away_comes_when_it_is_back(server: MlflowServer, logger: RunLogger) -> None:
+    curve = CurveLogger(logger)
+    curve.metrics(10, {"train_loss": 1.0})
+    server.stop()
+    try:
+        for step in (20, 30):
+            curve.metrics(step, {"train_loss": 2.0})
+        with pytest.raises(IgptError, match="does not take 2 metrics"):
+            curve.flush(seconds=0)
+    finally:
+        server.start()
+    curve.metrics(40, {"train_loss": 3.0})
+    curve.flush()
+    assert logger.metric_history("train_loss") == [(10, 1.0), (20, 2.0), (30, 2.0), (40, 3.0)]
+
+
+def test_a_run_that_died_unheard_is_killed_when_it_was_last_heard_of(server: MlflowServer) -> None:
+    client = MlflowClient(server.url)
+    experiment = client.create_experiment("abandoned")
+    runs = {
+        name: client.create_run(experiment, tags=tags).info.run_id
+        for name, tags in {
+            "dead": {"igpt.last_sign_of_life": "1000000"},
+            "alive": {"igpt.last_sign_of_life": f"{time.time():.0f}"},
+            "foreign": {},
+        }.items()
+    }
+    assert tracking.close_abandoned(server.url, "abandoned") == [runs["dead"]]
+    assert {name: client.get_run(run).info.status for name, run in runs.items()} == {
+        **{"dead": "KILLED", "alive": "RUNNING"},
+        "foreign": "RUNNING",
+    }
+    assert client.get_run(runs["dead"]).info.end_time == 1_000_000_000
+    assert tracking.close_abandoned(server.url, "no such experiment") == []
