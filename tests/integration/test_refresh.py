@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import json
 import math
 import urllib.request
 from pathlib import Path
