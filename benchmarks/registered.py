@@ -35,7 +35,7 @@ from igpt_model.image_inputs import to_pictures
 from igpt_model.model import ImageGPT
 from igpt_model.model_config import ModelConfig
 from igpt_model.model_folder import ModelFolder
-from igpt_model.registry import register
+from igpt_model.registration import register
 
 _COLOURS = 512
 _REQUESTS = 40

@@ -43,9 +43,7 @@ def table(result: ProbeResult, classes: tuple[str, ...]) -> list[dict[str, objec
             f"{100 * result.low_data[source][place].mean:.1f} ± {100 * result.low_data[source][place].deviation:.1f}"
             for source in SOURCES
         ]
-        known = paper.LOW_DATA.get(benchmark, {}).get(count)
-        theirs = _NO_VALUE if known is None else f"iGPT-L {known[0]} ± {known[1]}"
-        rows.append(_row(f"{count} labels a class", cells, theirs))
+        rows.append(_row(f"{count} labels a class", cells, _NO_VALUE))
     if result.neighbours:
         cells = [f"{100 * result.neighbours[source].test_accuracy:.1f}" for source in SOURCES]
         rows.append(_row("nearest neighbours", cells, _NO_VALUE))

@@ -14,7 +14,7 @@ from flows.console import Reporter
 from flows.memory import StageMeter
 from flows.pretrain import PretrainOutcome, pretrain
 from flows.probe import ProbeOutcome, probe
-from igpt_model import promotion, registry, tracking
+from igpt_model import promotion, registration, registry, tracking
 from igpt_model.model_source import load_run
 from igpt_model.promotion import GateConfig
 from igpt_model.registry import Version
@@ -75,7 +75,7 @@ def _register(config: RefreshConfig, known: settings.Settings, trained: Pretrain
         promotion.ACCURACY: f"{result.best.validation_accuracy:.5f}",
         promotion.SPLITS: digest(held_out),
     }
-    version = registry.register(
+    version = registration.register(
         load_run(trained.run),
         name=config.pretrain.model_name,
         tracking_uri=known.mlflow_tracking_uri,

@@ -56,7 +56,7 @@ class _Data:
 def _rows(snapshot: Snapshot, shard: ShardEntry, rows: int) -> LabelledTokens:
     view = ShardCache(snapshot).open(shard)
     labelled = np.flatnonzero(view.labels_N >= 0)[:rows]
-    tokens_NT = view.tokens_NHW[labelled].reshape(len(labelled), -1).astype(np.int64)
+    tokens_NT = view.tokens_NHW[labelled].reshape(len(labelled), snapshot.resolution**2).astype(np.int64)
     return LabelledTokens(tokens_NT=tokens_NT, labels_N=view.labels_N[labelled])
 
 

@@ -1,44 +1,34 @@
-"""The MLflow model registry: how a model gets in and out, and which version is the champion.
+"""The MLflow model registry: finding versions and getting them out, and which of them is the champion.
 
-What a version answers when it is loaded is in registered.py.
+How one gets in is in registration.py, what it answers when it is loaded in registered.py.
 """
 
 import json
-import logging
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version as installed
 from pathlib import Path
 
 import mlflow
-import numpy as np
 from mlflow import MlflowClient
 from mlflow.entities import Metric
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from igpt_model import checksums, promotion, registered
-from igpt_model.convert_hugging_face import to_hugging_face
+from igpt_model import checksums, promotion
 from igpt_model.model_folder import ModelFolder
-from igpt_model.probe_head import ProbeHead
 from igpt_model.promotion import Decision, GateConfig
-from igpt_model.travelling_code import copy_code
 from pipeline import palette as palettes
-from pipeline.config import digest
 from pipeline.errors import IgptError
 
 CANDIDATE, CHAMPION = "candidate", "champion"
-HUGGING_FACE = "hugging_face"
-_FILES = "image_gpt"
-_IDENTITY = "igpt.files_sha256"
+IDENTITY = "igpt.files_sha256"
+"""Tag: the identity of the version's files (checksums.py)."""
 _DECISION = "igpt.promotion"
 _PREVIOUS = "igpt.previous_champion"
-# mlflow-skinny is MLflow without server and database; pandas is what its pyfunc flavor needs; boto3 fetches from S3.
-_REQUIREMENTS = ("mlflow-skinny", "torch", "numpy", "pandas", "pillow", "safetensors", "boto3")
 _TRIES = 5
 
 
@@ -83,7 +73,7 @@ class Registry:
         """The names of all registered models."""
         found, token = [], None
         while True:
-            with _one_line(self.tracking_uri):
+            with one_line(self.tracking_uri):
                 page = self._client.search_registered_models(page_token=token)
             found += [model.name for model in page]
             token = page.token
@@ -92,10 +82,10 @@ class Registry:
 
     def versions(self, name: str) -> list[Version]:
         """The versions of a model, the newest first. Raises IgptError when there is no such model."""
-        aliases = self._aliases(name)
+        aliases = self.aliases_of(name)
         found, token = [], None
         while True:
-            with _one_line(self.tracking_uri):
+            with one_line(self.tracking_uri):
                 page = self._client.search_model_versions(f"name = '{name}'", page_token=token)
             found += [_version(entity, aliases) for entity in page]
             token = page.token
@@ -110,7 +100,7 @@ class Registry:
             name, slash, alias = plain.rpartition("/")
             if not slash or not alias.isdigit():
                 raise IgptError(f"{reference}: name a version, as in NAME@{CANDIDATE}, NAME@{CHAMPION} or NAME/3")
-        aliases = self._aliases(name)
+        aliases = self.aliases_of(name)
         if at and alias not in aliases:
             known = ", ".join(f"{known} (version {number})" for known, number in sorted(aliases.items())) or "none"
             raise IgptError(f"{reference}: no such alias, the model has {known}; `igpt models ls {name}` lists it")
@@ -120,7 +110,8 @@ class Registry:
         except MlflowException:
             raise IgptError(f"{reference}: no such version; `igpt models ls {name}` lists what there is") from None
 
-    def _aliases(self, name: str) -> dict[str, int]:
+    def aliases_of(self, name: str) -> dict[str, int]:
+        """The numbers of a model's aliases. Raises IgptError when there is no such model."""
         if not name or any(letter in name for letter in "/:'\"`"):
             raise IgptError(f"{name!r} is no name of a model: it has no slash, colon or quote")
         try:
@@ -133,7 +124,7 @@ class Registry:
 
     def tag(self, version: Version, tags: Mapping[str, str]) -> None:
         """Write tags on a version."""
-        with _one_line(self.tracking_uri):
+        with one_line(self.tracking_uri):
             for key, value in tags.items():
                 self._client.set_model_version_tag(version.name, str(version.number), key, value)
 
@@ -144,12 +135,12 @@ class Registry:
             Metric(key, value, now, 0, model_id=version.model_id, dataset_name=name, dataset_digest=digest[:12])
             for key, value in values.items()
         ]
-        with _one_line(self.tracking_uri):
+        with one_line(self.tracking_uri):
             self._client.log_batch(version.run_id, metrics=points)
 
     def champion(self, name: str) -> Version | None:
         """The champion of a model; none: there is none yet."""
-        number = self._aliases(name).get(CHAMPION)
+        number = self.aliases_of(name).get(CHAMPION)
         return None if number is None else self.find(f"{name}/{number}")
 
     def promote(self, reference: str, gate: GateConfig) -> Promotion:
@@ -168,13 +159,13 @@ class Registry:
             if not decision.passed:
                 self.tag(candidate, _decision_tags(decision, champion))
                 return Promotion(version=candidate, previous=previous, decision=decision)
-            now = self._aliases(candidate.name).get(CHAMPION)
+            now = self.aliases_of(candidate.name).get(CHAMPION)
             if now != previous:
                 continue
             # Before the alias: a champion of whom nobody knows how it became one could not be rolled back.
             tags = {_PREVIOUS: "" if previous is None else str(previous)}
             self.tag(candidate, {**_decision_tags(decision, champion), **tags})
-            with _one_line(self.tracking_uri):
+            with one_line(self.tracking_uri):
                 self._client.set_registered_model_alias(candidate.name, CHAMPION, str(candidate.number))
             return Promotion(version=self.find(candidate.uri), previous=previous, decision=decision)
         raise IgptError(f"{candidate.uri}: others promote {candidate.name} all the time; run the same command again")
@@ -188,7 +179,7 @@ class Registry:
         if not number:
             raise IgptError(f"{champion.uri} is the first champion: there is none before it; promote another version")
         before = self.find(f"{name}/{number}")
-        with _one_line(self.tracking_uri):
+        with one_line(self.tracking_uri):
             self._client.set_registered_model_alias(name, CHAMPION, number)
         self.tag(champion, {promotion.ROLLED_BACK: f"to version {number}, {_now()}", _DECISION: "rolled back"})
         return Promotion(
@@ -203,104 +194,14 @@ class Registry:
     def fetch(self, version: Version, local: Path) -> ModelFolder:
         """Download and open a version's model. Raises IgptError when it is damaged or not what was registered."""
         mlflow.set_tracking_uri(self.tracking_uri)
-        with _one_line(version.uri):
+        with one_line(version.uri):
             path = Path(mlflow.artifacts.download_artifacts(artifact_uri=version.uri, dst_path=str(local)))
         found = sorted(path.rglob("model.json"))
         if not found:
             raise IgptError(f"{version.uri}: not a model of igpt-pipeline, it holds no model.json")
-        if _IDENTITY in version.tags:
-            checksums.verify(found[0].parent, version.uri, version.tags[_IDENTITY])
+        if IDENTITY in version.tags:
+            checksums.verify(found[0].parent, version.uri, version.tags[IDENTITY])
         return ModelFolder.load(found[0].parent, origin=version.uri)
-
-
-def register(
-    folder: ModelFolder,
-    *,
-    name: str,
-    tracking_uri: str,
-    run_id: str,
-    tags: Mapping[str, str],
-    best_layer: int,
-    head: ProbeHead | None = None,
-) -> Version:
-    """Register a model under a name as the candidate. With a `head`, a fitted probe of that layer, it classifies.
-
-    A run registers once: its version is found and returned when it is there already. The files go from here to the
-    object store, not through the tracking server.
-    """
-    client = MlflowClient(tracking_uri)
-    registry = Registry(tracking_uri)
-    with _one_line(tracking_uri):
-        _ensure_registered_model(client, name)
-    number = _of_run(client, name, run_id)
-    if number is None:
-        logged, identity = _log(folder, tracking_uri, run_id, best_layer, head)
-        with _one_line(tracking_uri):
-            created = client.create_model_version(
-                name,
-                logged.model_uri,
-                run_id=run_id,
-                tags={**_lineage(client, run_id), **tags, _IDENTITY: identity},
-                model_id=logged.model_id,
-            )
-            number = _of_run(client, name, run_id)
-            if number != int(created.version):  # somebody registered the same run at the same time, and was first
-                client.delete_model_version(name, created.version)
-    assert number is not None
-    candidate = registry._aliases(name).get(CANDIDATE)
-    if candidate is None or candidate < number:
-        with _one_line(tracking_uri):
-            client.set_registered_model_alias(name, CANDIDATE, str(number))
-    return registry.find(f"{name}/{number}")
-
-
-def _lineage(client: MlflowClient, run_id: str) -> dict[str, str]:
-    """Where a model comes from, as its run tells: the code, the config, the flow run, the model that was continued."""
-    run = client.get_run(run_id)
-    names = ("igpt.git_commit", "igpt.prefect_run", "igpt.prefect_url", "igpt.parent_model")
-    tags = {name: run.data.tags[name] for name in names if run.data.tags.get(name)}
-    return {**tags, "igpt.config_digest": digest(dict(run.data.params)), "igpt.mlflow_run": run_id}
-
-
-def _of_run(client: MlflowClient, name: str, run_id: str) -> int | None:
-    found = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
-    return min((int(version.version) for version in found), default=None)
-
-
-def _log(
-    folder: ModelFolder, tracking_uri: str, run_id: str, best_layer: int, head: ProbeHead | None
-) -> tuple[mlflow.models.model.ModelInfo, str]:
-    """Upload a model as a pyfunc model of its run, and beside it as a Hugging Face folder where it can be one."""
-    mlflow.set_tracking_uri(tracking_uri)
-    logging.getLogger("mlflow").setLevel(logging.ERROR)  # it tells of each of its steps
-    config = folder.model.config
-    example = folder.pictures(np.zeros((1, config.positions), np.int64))
-    with tempfile.TemporaryDirectory(prefix="igpt-register-") as temporary, _one_line(tracking_uri):
-        files, theirs = Path(temporary) / _FILES, Path(temporary) / HUGGING_FACE
-        files.mkdir()
-        identity = registered.write_files(files, folder, best_layer, head)
-        with mlflow.start_run(run_id=run_id):
-            if config.objective == "autoregressive" and config.classes is None and config.low_resolution is None:
-                to_hugging_face(folder, theirs)
-                mlflow.log_artifacts(str(theirs), HUGGING_FACE)
-            logged = mlflow.pyfunc.log_model(
-                name="model",
-                loader_module=registered.__name__,
-                data_path=str(files),
-                code_paths=[str(path) for path in copy_code(registered.__name__, Path(temporary) / "code")],
-                pip_requirements=[f"{package}=={installed(package).split('+')[0]}" for package in _REQUIREMENTS],
-                signature=registered.signature(),
-                input_example=example,
-            )
-    return logged, identity
-
-
-def _ensure_registered_model(client: MlflowClient, name: str) -> None:
-    try:
-        client.create_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
 
 
 def _version(entity: ModelVersion, aliases: Mapping[str, int]) -> Version:
@@ -331,7 +232,7 @@ def _now() -> str:
 
 
 @contextmanager
-def _one_line(place: str) -> Iterator[None]:
+def one_line(place: str) -> Iterator[None]:
     """Give MLflow's errors as one line of ours."""
     try:
         yield

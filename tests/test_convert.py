@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from igpt_model.convert_hugging_face import from_hugging_face, to_hugging_face
 from igpt_model.convert_openai import from_openai
+from igpt_model.features import image_features
 from igpt_model.model import ImageGPT
 from igpt_model.model_config import ModelConfig
 from igpt_model.model_folder import ModelFolder
@@ -99,6 +100,22 @@ def test_logits_losses_and_gradients_equal_hugging_faces(size: str, tmp_path: Pa
     for our_gradient, their_gradient in pairs:
         assert our_gradient.abs().max() > 0
         torch.testing.assert_close(our_gradient, their_gradient, atol=1e-4, rtol=1e-4)
+
+
+def test_pooled_features_are_those_of_their_hidden_states(tmp_path: Path) -> None:
+    """They give the residual stream before each block, which the block normalizes, and the final normalized one."""
+    from transformers import ImageGPTModel
+
+    config = SIZES["512 colours, 16x16"]
+    ours = random_folder(config)
+    to_hugging_face(ours, tmp_path)
+    theirs = ImageGPTModel.from_pretrained(tmp_path).eval()
+    tokens = some_tokens(config, 4)
+    with torch.inference_mode():
+        *states, last = theirs(their_inputs(tokens, config.colours), output_hidden_states=True).hidden_states
+        expected = [block.ln_1(state).mean(1) for block, state in zip(theirs.h, states, strict=True)]
+    features = image_features(ours, tokens)
+    torch.testing.assert_close(features, torch.stack([*expected, last.mean(1)]), atol=1e-4, rtol=1e-4)
 
 
 def test_a_model_that_went_to_hugging_face_and_back_is_the_same(tmp_path: Path) -> None:

@@ -111,6 +111,7 @@ def refresh_config(digits: str, name: str) -> dict:
             "model_name": name,
         },
         "probe": {"strengths": [0.01, 0.1]},
+        "promotion": {"max_bits_per_pixel": 4.0},
     }
 
 

@@ -30,7 +30,8 @@ from igpt_model.model import ImageGPT
 from igpt_model.model_config import ModelConfig
 from igpt_model.model_folder import ModelFolder
 from igpt_model.probe_head import ProbeHead
-from igpt_model.registry import Version, register
+from igpt_model.registration import register
+from igpt_model.registry import Version
 from pipeline import storage
 from tests.integration.conftest import ROOT
 

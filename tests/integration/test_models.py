@@ -57,7 +57,7 @@ def test_commands_take_a_run_in_the_store_and_a_registry_uri(refreshed: Refreshe
     assert drawn.code == 0, drawn.err
     assert Image.open(samples).format == "PNG"
     for model, expected in (
-        ("models:/refreshed@champion", "models:/refreshed@champion:"),
+        ("models:/refreshed@best", "models:/refreshed@best: no such alias"),
         ("s3://runs/nothing", "no model there"),
         ("s3://no-such-bucket/run", "the bucket does not exist"),
     ):

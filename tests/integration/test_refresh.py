@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import json
 import math
 import urllib.request
 from pathlib import Path
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 
 from flows.local_stack import Stack
+from igpt_model.promotion import ACCURACY, BITS, SPLITS
+from igpt_model.registry import Registry
 from pipeline import snapshot, storage
 from tests.integration.conftest import Refreshed, igpt
 
@@ -115,6 +118,23 @@ def test_the_prefect_page_shows_the_stages_and_what_they_left(refreshed: Refresh
         assert answer.read(8) == b"\x89PNG\r\n\x1a\n"
     link = by_key["mlflow-run"].data
     assert stack.mlflow_url in link
+
+
+def test_a_registered_version_tells_where_it_comes_from_and_is_the_champion(refreshed: Refreshed, stack: Stack) -> None:
+    version = Registry(stack.mlflow_url).find("refreshed@champion")
+    assert (version.number, version.aliases) == (1, ("candidate", "champion"))
+    data = snapshot.read("s3://datasets/refreshed")
+    tags = version.tags
+    assert tags["igpt.manifest_digest"] == data.digest
+    assert (tags["igpt.snapshot"], tags["igpt.palette_sha256"]) == (str(data.number), data.palette_sha256)
+    assert (tags["igpt.mlflow_run"], tags["igpt.run"]) == (version.run_id, refreshed.run)
+    assert tags["igpt.promotion"] == "promoted"
+    assert json.loads(tags["igpt.promotion_numbers"]) == {BITS: float(tags[BITS])}
+    assert float(tags[BITS]) == pytest.approx(refreshed.result["validation_loss"] / math.log(2), abs=1e-4)
+    assert 0.5 < float(tags[ACCURACY]) <= 1
+    for name in (SPLITS, "igpt.config_digest", "igpt.files_sha256"):
+        assert len(tags[name]) == 64
+    assert tags["igpt.prefect_run"]
 
 
 def test_a_registered_version_holds_no_pickle(refreshed: Refreshed) -> None:

@@ -24,7 +24,8 @@ from igpt_model.model import ImageGPT
 from igpt_model.model_config import ModelConfig
 from igpt_model.model_folder import ModelFolder
 from igpt_model.promotion import ACCURACY, BITS, PALETTE, ROLLED_BACK, SPLITS, GateConfig
-from igpt_model.registry import CANDIDATE, CHAMPION, HUGGING_FACE, Registry, Version, register
+from igpt_model.registration import HUGGING_FACE, register
+from igpt_model.registry import CANDIDATE, CHAMPION, Registry, Version
 from pipeline import storage
 from pipeline.errors import IgptError
 from tests.integration.conftest import igpt
