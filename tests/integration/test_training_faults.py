@@ -18,6 +18,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 from mlflow import MlflowClient
 
 from igpt_model.config import PretrainConfig
@@ -89,6 +90,7 @@ class Place:
 
 @pytest.fixture(scope="module")
 def place(whole_rig: Rig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("faults")
     data = digits_snapshot(folder / "digits")
     shutil.copytree(folder / "digits" / "dataset", whole_rig.s3.bucket("datasets") / "digits")
@@ -181,8 +183,11 @@ class Training:
         """Every sample once an epoch, one value a step in one MLflow run, and that run finished."""
         order = SampleOrder([shard.samples for shard in self.place.data.of_split("train")], seed=0, window_shards=64)
         seen, crews = [], set()
+        of_steps: dict[int, list[Line]] = {}
+        for line in self.lines():
+            of_steps.setdefault(line.step, []).append(line)
         for step in range(1, self.steps + 1):
-            lines = [line for line in self.lines() if line.step == step]
+            lines = of_steps[step]
             last = [line for line in lines if line.attempt == lines[-1].attempt]  # what came before was lost
             ranges = sorted({(line.start, line.stop) for line in last})
             assert ranges[0][0] == BATCH * (step - 1) and ranges[-1][1] == BATCH * step
