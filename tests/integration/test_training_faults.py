@@ -130,13 +130,13 @@ class Training:
         self.driver = head.start(command, environment, self.log)
         return self
 
-    def finish(self, seconds: float = 240) -> str:
+    def finish(self, seconds: float = 300) -> str:
         """Wait for its end, fail with what it said unless it finished, and return that."""
         assert self.driver.wait(timeout=seconds) == 0, self.log.read_text()
         assert self.log.read_text().endswith("finished\n")
         return self.log.read_text()
 
-    def wait_until(self, condition: Callable[[], bool], seconds: float = 120) -> None:
+    def wait_until(self, condition: Callable[[], bool], seconds: float = 300) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             assert self.driver.poll() is None, f"it ended before it was disturbed: {self.log.read_text()}"
@@ -326,15 +326,15 @@ def test_three_nodes_to_two_and_back_to_three(rig: Rig, place: Place, tmp_path: 
 
 def test_a_loss_that_is_not_finite_ends_the_run_in_a_line_and_it_can_go_on(rig: Rig, place: Place) -> None:
     training = Training(place, "nan", learning_rate=1e30, max_skipped_steps=3, workers=2).start()
-    assert training.driver.wait(timeout=120) == 2
+    assert training.driver.wait(timeout=300) == 2
     (line,) = [line for line in training.log.read_text().splitlines() if line.startswith("igpt:")]
-    assert "the loss is nan" in line and "lower learning_rate and run again" in line
+    assert "the loss is" in line and "as in the 3 steps before; lower learning_rate and run again" in line
     assert training.mlflow_status() == "FAILED"
 
 
 def test_what_the_cluster_lacks_is_named_before_anything_starts(rig: Rig, place: Place) -> None:
     training = Training(place, "large", workers=5).start()
-    assert training.driver.wait(timeout=60) == 2
+    assert training.driver.wait(timeout=120) == 2
     (line,) = [line for line in training.log.read_text().splitlines() if line.startswith("igpt:")]
     assert "workers 5 need 1 CPU each, placed PACK, and the Ray cluster has room for 3" in line
     assert all(f"{host.address}: 1 CPU" in line for host in rig.hosts) and "2 missing" in line
