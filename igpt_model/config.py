@@ -102,6 +102,8 @@ class PretrainConfig:
     restarted; 0: never."""
     cache: str | None = None
     """Folder on each node that keeps fetched shards; none: igpt-cache in the node's temporary folder."""
+    cache_bytes: int = 100 * 2**30
+    """Largest size of that folder in bytes; shards used longest ago are removed, those in use never."""
     experiment: str = "igpt"
     """MLflow experiment of the run."""
     model_name: str = "igpt"
@@ -112,7 +114,7 @@ class PretrainConfig:
         optional = (
             name for name in ("micro_batch", "low_resolution", "min_workers") if getattr(self, name) is not None
         )
-        for name in (*at_least_one, "keep_last", "workers", "cpus_per_worker", *optional):
+        for name in (*at_least_one, "keep_last", "workers", "cpus_per_worker", "cache_bytes", *optional):
             if getattr(self, name) < 1:
                 raise IgptError(f"{name} is {getattr(self, name)}: it must be at least 1")
         if self.global_batch < self.workers:

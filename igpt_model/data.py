@@ -5,8 +5,10 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -34,54 +36,94 @@ class ShardImages:
 
 
 class ShardCache:
-    """Shards fetched from a dataset into a folder of this node, shared by its processes.
+    """Shards fetched from a dataset into a folder of this node, shared by its processes and kept below a size.
 
-    A shard is verified against the snapshot's checksum when this process first opens it; a damaged file is fetched
-    again once.
+    A shard is verified against the snapshot's checksum when this process opens it; a damaged file is fetched again
+    once. A process that has a shard open holds a shared lock on it, which ends with the process: no other removes it.
     """
 
-    def __init__(self, snapshot: Snapshot, folder: str | None = None) -> None:
+    def __init__(self, snapshot: Snapshot, folder: str | None = None, limit_bytes: int | None = None) -> None:
         root = Path(folder) if folder else Path(tempfile.gettempdir()) / f"igpt-cache-{os.getuid()}"
+        self._root, self._limit_bytes = root, limit_bytes
         self._folder = root / hashlib.sha256(snapshot.dataset.encode()).hexdigest()[:16]
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._snapshot = snapshot
-        self._opened: dict[str, ShardImages] = {}
+        self._opened: dict[str, tuple[ShardImages, IO[bytes]]] = {}
 
     def open(self, shard: ShardEntry) -> ShardImages:
         """The shard's images. Raises IgptError when its bytes differ from the snapshot's."""
         if shard.name not in self._opened:
-            view = ShardView.open(self._fetch(shard), samples=shard.samples, side=self._snapshot.resolution)
+            lock = (self._folder / f"{shard.name}.lock").open("ab")
+            path = self._fetch(shard, lock)
+            os.utime(path)  # when it was last used
+            view = ShardView.open(path, samples=shard.samples, side=self._snapshot.resolution)
             # As plain arrays over the same memory: indexing a numpy.memmap takes five times as long.
             tokens_NHW, labels_N = np.asarray(view.tokens_NHW), np.asarray(view.labels_N)
-            self._opened[shard.name] = ShardImages(tokens_NHW=tokens_NHW, labels_N=labels_N)
-        return self._opened[shard.name]
+            self._opened[shard.name] = ShardImages(tokens_NHW=tokens_NHW, labels_N=labels_N), lock
+        return self._opened[shard.name][0]
 
-    def _fetch(self, shard: ShardEntry) -> Path:
+    def close(self, shard: ShardEntry) -> None:
+        """Let go of a shard, which may now be removed when room is needed; images that were got of it stay good."""
+        if shard.name in self._opened:
+            _, lock = self._opened.pop(shard.name)
+            lock.close()
+
+    def fetch(self, shard: ShardEntry) -> None:
+        """Have a shard in the folder for whoever opens it next; any process may do so, and it may be removed again."""
+        with (self._folder / f"{shard.name}.lock").open("ab") as lock:
+            self._fetch(shard, lock)
+
+    def _fetch(self, shard: ShardEntry, lock: IO[bytes]) -> Path:
+        """The verified file of a shard, on which `lock` is held from now on together with other readers."""
         path = self._folder / f"{shard.name}.tar"
-        with (self._folder / f"{shard.name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # one process of the node downloads, the others wait
-            if _matches(path, shard):
-                return path
-            partial = path.with_suffix(".partial")
-            url = storage.join(self._snapshot.dataset, shard.path)
-            try:
-                storage.download(url, partial)
-            except FileNotFoundError:
-                raise IgptError(
-                    f"{url}: the shard is gone, though snapshot {self._snapshot.number} names it; rebuild the dataset"
-                ) from None
-            if not _matches(partial, shard):
-                partial.unlink()
-                raise IgptError(f"{url}: the shard's checksum differs from the snapshot's; rebuild the dataset")
-            partial.replace(path)
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        if not _matches(path, shard):
+            with (self._folder / f"{shard.name}.fetching").open("ab") as fetching:
+                fcntl.flock(fetching, fcntl.LOCK_EX)  # one process of the node downloads, the others wait
+                if not _matches(path, shard):
+                    self._make_room(shard.bytes)
+                    self._download(shard, path)
         return path
+
+    def _download(self, shard: ShardEntry, path: Path) -> None:
+        partial = path.with_suffix(".partial")
+        url = storage.join(self._snapshot.dataset, shard.path)
+        try:
+            storage.download(url, partial)
+        except FileNotFoundError:
+            raise IgptError(
+                f"{url}: the shard is gone, though snapshot {self._snapshot.number} names it; rebuild the dataset"
+            ) from None
+        if not _matches(partial, shard):
+            partial.unlink()
+            raise IgptError(f"{url}: the shard's checksum differs from the snapshot's; rebuild the dataset")
+        partial.replace(path)
+
+    def _make_room(self, needed: int) -> None:
+        """Remove shards of any dataset that nobody has open, those first that were used longest ago."""
+        if self._limit_bytes is None:
+            return
+        with (self._root / "room.lock").open("ab") as room:
+            fcntl.flock(room, fcntl.LOCK_EX)
+            files = sorted((path.stat().st_mtime, path.stat().st_size, path) for path in self._root.glob("*/*.tar"))
+            held = sum(size for _, size, _ in files)
+            for _, size, path in files:
+                if held + needed <= self._limit_bytes:
+                    break
+                with path.with_suffix(".lock").open("ab") as lock, suppress(BlockingIOError):
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    path.unlink()
+                    held -= size
 
 
 def _matches(path: Path, shard: ShardEntry) -> bool:
-    if not path.exists() or path.stat().st_size != shard.bytes:
+    try:
+        if path.stat().st_size != shard.bytes:
+            return False
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == shard.sha256
+    except FileNotFoundError:
         return False
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == shard.sha256
 
 
 def gather(shards: Sequence[ShardImages], samples: Samples) -> Images:
@@ -94,6 +136,12 @@ def gather(shards: Sequence[ShardImages], samples: Samples) -> Images:
         rows, shard = samples.rows[here], shards[number]
         tokens_NHW[here], labels_N[here] = shard.tokens_NHW[rows], shard.labels_N[rows]
     return Images(tokens_NT=tokens_NHW.reshape(len(tokens_NHW), side * side), labels_N=labels_N)
+
+
+def no_images(shards: Sequence[ShardImages]) -> Images:
+    """None of the images of some shards."""
+    side = shards[0].tokens_NHW.shape[1]
+    return Images(tokens_NT=np.empty((0, side * side), np.uint16), labels_N=np.empty(0, np.int64))
 
 
 def count_batches(shards: Sequence[ShardImages], batch: int, *, part: int, parts: int) -> int:

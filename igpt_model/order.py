@@ -48,13 +48,27 @@ class SampleOrder:
         place = np.searchsorted(starts + counts, order, side="right")
         return Samples(shards=chosen[place], rows=order - starts[place])
 
+    def window_of(self, position: int) -> tuple[int, int]:
+        """The epoch and the window in it of a position."""
+        epoch, within = divmod(position, self.samples)
+        return epoch, int(np.searchsorted(self._epoch(epoch)[1], within, side="right"))
+
+    def window_shards(self, epoch: int, window: int) -> list[int]:
+        """The numbers of the shards of a window."""
+        first = window * self._window_shards
+        return self._epoch(epoch)[0][first : first + self._window_shards].tolist()
+
+    def next_window(self, epoch: int, window: int) -> tuple[int, int]:
+        """The window after another one, the first of the next epoch after the last."""
+        return (epoch, window + 1) if window + 1 < len(self._epoch(epoch)[1]) else (epoch + 1, 0)
+
     def at(self, start: int, stop: int) -> Samples:
         """The samples at positions start to stop (without it) of the endless order."""
         shards, rows = [], []
         while start < stop:
-            epoch, position = divmod(start, self.samples)
+            epoch, window = self.window_of(start)
             _, window_ends = self._epoch(epoch)
-            window = int(np.searchsorted(window_ends, position, side="right"))
+            position = start - epoch * self.samples
             window_start = int(window_ends[window - 1]) if window else 0
             take = min(stop - start, int(window_ends[window]) - position)
             shuffled = self._window(epoch, window)

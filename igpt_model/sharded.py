@@ -35,7 +35,8 @@ from torch.futures import Future
 
 from pipeline import storage
 
-_WEIGHTS = ("weights.", "trained.")  # by whom a reader of the model alone finds them in few files
+_WEIGHTS = ("weights.", "trained.")  # in files of their own, for who reads the model alone
+_MOST_WRITERS = 16  # of what all ranks have alike: a thousand small files would each be read by a thousand ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +116,7 @@ class Staged(DefaultSavePlanner):
     def __init__(self, tensors: Mapping[str, Tensor], rank: int, world_size: int) -> None:
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
         whole = {name: tensor.nbytes for name, tensor in tensors.items() if not isinstance(tensor, DTensor)}
-        owners = shares(whole, world_size)
+        owners = shares(whole, min(world_size, _MOST_WRITERS))
         ours = {name: tensor for name, tensor in tensors.items() if owners.get(name, rank) == rank}
         self._plan = create_default_local_save_plan(ours, is_coordinator=rank == 0)
         self._copies = {item.index: _local(ours[item.index.fqn]) for item in self._plan.items}

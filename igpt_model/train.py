@@ -19,7 +19,7 @@ from typing import Protocol
 from igpt_model import checkpoint, run_record, standalone
 from igpt_model.checkpoint import Checkpoint, Fetch, TrainingState
 from igpt_model.config import PretrainConfig
-from igpt_model.data import ShardCache, batches, count_batches, gather
+from igpt_model.data import ShardCache, batches, count_batches, no_images
 from igpt_model.execution import Worker
 from igpt_model.inputs import Inputs, Preparation
 from igpt_model.learner import Learner
@@ -32,6 +32,7 @@ from igpt_model.saver import Saver
 from igpt_model.step import mean_loss, train_step
 from igpt_model.train_result import TrainResult, check_same_data, finished
 from igpt_model.watchdog import Watchdog
+from igpt_model.window_reader import WindowReader, check_room
 from pipeline import snapshot as snapshots
 from pipeline import storage
 from pipeline.errors import IgptError
@@ -74,6 +75,7 @@ def train(
             return training.run_to_end(heartbeat, leaving)
     finally:
         training.saver.close()
+        training.reader.close()
 
 
 class _Training:
@@ -91,11 +93,13 @@ class _Training:
         mlflow_run: str | None,
     ) -> None:
         self.config, self.snapshot, self.run, self.worker, self.listener = config, snapshot, run, worker, listener
-        cache = ShardCache(snapshot, config.cache)
-        self.train_views = [cache.open(shard) for shard in snapshot.of_split("train")]
-        self.validation_views = [cache.open(shard) for shard in snapshot.of_split("validation")]
-        samples = [shard.samples for shard in snapshot.of_split("train")]
-        self.order = SampleOrder(samples, seed=config.seed, window_shards=config.window_shards)
+        shards, held_out = snapshot.of_split("train"), snapshot.of_split("validation")
+        check_room(shards, held_out, config.window_shards, config.cache_bytes)
+        cache = ShardCache(snapshot, config.cache, config.cache_bytes)
+        self.validation_views = [cache.open(shard) for shard in held_out]
+        samples = [shard.samples for shard in shards]
+        order = SampleOrder(samples, seed=config.seed, window_shards=config.window_shards)
+        self.reader = WindowReader(shards, order, cache)
         model_config = config.model_config(
             resolution=snapshot.resolution, colours=snapshot.colours, classes=len(snapshot.classes)
         )
@@ -236,7 +240,7 @@ class _Training:
     def _load(self, positions: range) -> Inputs:
         """The images at some positions of the endless order, as inputs."""
         began = time.monotonic()
-        images = gather(self.train_views, self.order.at(positions.start, positions.stop))
+        images = self.reader.read(positions)
         self._loading += time.monotonic() - began
         return self.preparation.for_training(images, positions.start)
 
@@ -251,8 +255,7 @@ class _Training:
         place = sum(len(view.tokens_NHW) for view in views) * rank // world_size
         size = min(_EVALUATION_BATCH, self.config.micro_batch or _EVALUATION_BATCH)
         counts = [count_batches(views, size, part=part, parts=world_size) for part in range(world_size)]
-        nothing = gather(views, self.order.at(0, 0))
-        missing = [nothing] * (max(counts) - counts[rank])
+        missing = [no_images(views)] * (max(counts) - counts[rank])
         for images in itertools.chain(batches(views, size, part=rank, parts=world_size), missing):
             self.watchdog.beat()
             yield self.preparation.for_evaluation(images, place)

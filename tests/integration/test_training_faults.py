@@ -18,6 +18,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 from mlflow import MlflowClient
 
 from igpt_model.config import PretrainConfig
@@ -89,6 +90,7 @@ class Place:
 
 @pytest.fixture(scope="module")
 def place(whole_rig: Rig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("faults")
     data = digits_snapshot(folder / "digits")
     shutil.copytree(folder / "digits" / "dataset", whole_rig.s3.bucket("datasets") / "digits")
@@ -128,13 +130,13 @@ class Training:
         self.driver = head.start(command, environment, self.log)
         return self
 
-    def finish(self, seconds: float = 240) -> str:
+    def finish(self, seconds: float = 300) -> str:
         """Wait for its end, fail with what it said unless it finished, and return that."""
         assert self.driver.wait(timeout=seconds) == 0, self.log.read_text()
         assert self.log.read_text().endswith("finished\n")
         return self.log.read_text()
 
-    def wait_until(self, condition: Callable[[], bool], seconds: float = 120) -> None:
+    def wait_until(self, condition: Callable[[], bool], seconds: float = 300) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             assert self.driver.poll() is None, f"it ended before it was disturbed: {self.log.read_text()}"
@@ -181,8 +183,11 @@ class Training:
         """Every sample once an epoch, one value a step in one MLflow run, and that run finished."""
         order = SampleOrder([shard.samples for shard in self.place.data.of_split("train")], seed=0, window_shards=64)
         seen, crews = [], set()
+        of_steps: dict[int, list[Line]] = {}
+        for line in self.lines():
+            of_steps.setdefault(line.step, []).append(line)
         for step in range(1, self.steps + 1):
-            lines = [line for line in self.lines() if line.step == step]
+            lines = of_steps[step]
             last = [line for line in lines if line.attempt == lines[-1].attempt]  # what came before was lost
             ranges = sorted({(line.start, line.stop) for line in last})
             assert ranges[0][0] == BATCH * (step - 1) and ranges[-1][1] == BATCH * step
@@ -321,15 +326,15 @@ def test_three_nodes_to_two_and_back_to_three(rig: Rig, place: Place, tmp_path: 
 
 def test_a_loss_that_is_not_finite_ends_the_run_in_a_line_and_it_can_go_on(rig: Rig, place: Place) -> None:
     training = Training(place, "nan", learning_rate=1e30, max_skipped_steps=3, workers=2).start()
-    assert training.driver.wait(timeout=120) == 2
+    assert training.driver.wait(timeout=300) == 2
     (line,) = [line for line in training.log.read_text().splitlines() if line.startswith("igpt:")]
-    assert "the loss is nan" in line and "lower learning_rate and run again" in line
+    assert "the loss is" in line and "as in the 3 steps before; lower learning_rate and run again" in line
     assert training.mlflow_status() == "FAILED"
 
 
 def test_what_the_cluster_lacks_is_named_before_anything_starts(rig: Rig, place: Place) -> None:
     training = Training(place, "large", workers=5).start()
-    assert training.driver.wait(timeout=60) == 2
+    assert training.driver.wait(timeout=120) == 2
     (line,) = [line for line in training.log.read_text().splitlines() if line.startswith("igpt:")]
     assert "workers 5 need 1 CPU each, placed PACK, and the Ray cluster has room for 3" in line
     assert all(f"{host.address}: 1 CPU" in line for host in rig.hosts) and "2 missing" in line

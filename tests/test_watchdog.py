@@ -1,0 +1,80 @@
+"""A worker that makes no step tells what it was doing and ends, and the run goes on from its last checkpoint."""
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+import yaml
+
+from igpt_model import reports
+from igpt_model.execution import Worker
+from igpt_model.train import train
+from tests.test_train import Recorder, digits_snapshot, short_training
+
+ROOT = Path(__file__).parent.parent
+HANG = """
+import sys, threading, time
+from igpt_model.watchdog import Watchdog
+def wait_for_ever(): threading.Event().wait()
+def tell(text):
+    print(text, flush=True)
+    if sys.argv[1] == "stuck": time.sleep(600)
+with Watchdog(1.0, tell) as watchdog:
+    for _ in range(6):
+        time.sleep(0.4)
+        watchdog.beat()
+    if sys.argv[1] != "well": wait_for_ever()
+print("ended")
+"""
+
+
+def test_who_makes_no_step_tells_its_stacks_and_ends() -> None:
+    done = subprocess.run([sys.executable, "-c", HANG, "hung"], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 75, done.stderr
+    assert "wait_for_ever" in done.stdout
+    well = subprocess.run([sys.executable, "-c", HANG, "well"], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (well.returncode, well.stdout) == (0, "ended\n")
+
+
+def test_a_collective_whose_partner_is_stuck_ends_and_the_run_goes_on(tmp_path: Path) -> None:
+    data = digits_snapshot(tmp_path)
+    config = replace(short_training(data, tmp_path), steps=60, upload_seconds=4, hang_seconds=6, name="hung")
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(asdict(config)))
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+        *("-m", "igpt_model.train", str(path)),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = tmp_path / "runs" / "hung"
+    launched = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    while not (run / "checkpoints" / "00000010" / "index.json").exists():
+        assert launched.poll() is None, launched.communicate()
+        time.sleep(0.005)
+    (victim,) = [child for child in psutil.Process(launched.pid).children() if child.environ()["RANK"] == "1"]
+    victim.suspend()
+    assert not (run / "result.json").exists(), "it was stopped too late"
+    try:
+        deadline = time.monotonic() + 60
+        while not (stacks := sorted((run / "stacks").glob("*-00000.txt"))):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    finally:
+        victim.resume()
+    out, _ = launched.communicate(timeout=60)
+    assert launched.returncode != 0
+    assert "worker 0 made no step for 6 s" in out.decode()
+    assert "in all_reduce" in stacks[0].read_text() or "backward" in stacks[0].read_text()
+    again = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    heard = Recorder()
+    torch.set_num_threads(1)
+    train(config, data, str(tmp_path / "calm"), Worker(), heard)
+    curve = {report.step: report.values["train_loss"] for report in reports.read(str(run))}
+    assert curve == pytest.approx({step: values["train_loss"] for step, values in heard.values.items()}, abs=1e-4)
