@@ -64,6 +64,11 @@ def disconnect() -> None:
     ray.shutdown()
 
 
+def job_id() -> str:
+    """The cluster's name for this process's work; the files that its tasks log to carry it."""
+    return str(ray.get_runtime_context().get_job_id())
+
+
 def total_resources() -> dict[str, float]:
     """What the cluster has in all: CPU, GPU, memory in bytes, ..."""
     return {name: float(value) for name, value in ray.cluster_resources().items()}
