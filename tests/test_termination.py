@@ -6,14 +6,16 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-# A cluster of its own, started by the process; Ray has put its handler in the place of the one before.
+# A cluster of its own, started by the process, and a handler such as Prefect's.
 CODE = """
 import os, signal, threading, time
 import ray
 from prefect.exceptions import TerminationSignal
 from flows.termination import terminable
 ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-before = signal.getsignal(signal.SIGTERM)
+def terminate(number, frame):
+    raise TerminationSignal(number)
+signal.signal(signal.SIGTERM, terminate)
 sleeping = ray.remote(lambda: time.sleep(60)).remote()
 threading.Timer(1, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
 began = time.monotonic()
@@ -21,7 +23,7 @@ try:
     with terminable():
         ray.wait([sleeping])
 except TerminationSignal as error:
-    print(error.signal == signal.SIGTERM, signal.getsignal(signal.SIGTERM) is before, time.monotonic() - began < 10)
+    print(error.signal == signal.SIGTERM, signal.getsignal(signal.SIGTERM) is terminate, time.monotonic() - began < 10)
 """
 
 
