@@ -10,6 +10,7 @@ from typer.exceptions import TyperException
 from flows import (
     configuration,
     dataset_commands,
+    deploy_command,
     local_stack,
     model_commands,
     registry_commands,
@@ -150,6 +151,7 @@ def print_config(
 
 
 model_commands.register(app)
+deploy_command.register(app)
 
 
 def _say(line: str) -> None:

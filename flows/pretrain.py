@@ -11,6 +11,7 @@ from prefect.runtime import flow_run
 
 from flows import settings
 from flows.console import Reporter
+from flows.exclusive import exclusively
 from igpt_model import curves, pictures, reports, tracking
 from igpt_model.config import PretrainConfig
 from igpt_model.data import ShardCache, ShardImages
@@ -22,6 +23,7 @@ from igpt_model.tracking import CurveLogger, RunLogger
 from igpt_model.train_result import TrainResult, finished
 from pipeline import ray_cluster, snapshot, storage
 from pipeline.errors import IgptError
+from pipeline.lease import Fence
 from pipeline.snapshot import Snapshot
 
 _SHOWN_IMAGES = 6
@@ -55,6 +57,7 @@ def pretrain(config: PretrainConfig) -> PretrainOutcome:
     storage.check_reachable(storage.absolute(config.runs))
     run = storage.join(storage.absolute(config.runs), config.run_name(data.digest))
     ray_cluster.connect(known.ray_address)
+    get_run_logger().info("this run is job %s of Ray", ray_cluster.job_id())
     reporter = Reporter("pretrain")
     tags = {
         "igpt.prefect_run": str(flow_run.id or ""),
@@ -62,10 +65,11 @@ def pretrain(config: PretrainConfig) -> PretrainOutcome:
     }
     if known.git_commit:
         tags["igpt.git_commit"] = known.git_commit
-    logger = open_tracked(config, data, run, tags, known.mlflow_tracking_uri, reporter)
-    with logger.closing():
-        result = train_tracked(config, data, run, logger, reporter)
-        outcome = _show(config, data, run, result, logger, reporter)
+    with exclusively(run, reporter.say) as fence:
+        logger = open_tracked(config, data, run, tags, known.mlflow_tracking_uri, reporter)
+        with logger.closing():
+            result = train_tracked(config, data, run, logger, reporter, fence)
+            outcome = _show(config, data, run, result, logger, reporter)
     _leave_artifacts(outcome)
     get_run_logger().info(describe(outcome))
     reporter.say(describe(outcome))
@@ -90,7 +94,12 @@ class _Listener:
 
 
 def train_tracked(
-    config: PretrainConfig, data: Snapshot, run: str, logger: RunLogger, reporter: Reporter
+    config: PretrainConfig,
+    data: Snapshot,
+    run: str,
+    logger: RunLogger,
+    reporter: Reporter,
+    fence: Fence | None = None,
 ) -> TrainResult:
     """Train on the cluster, or continue, or find the run finished; its MLflow run then has every value once."""
     curve = CurveLogger(logger)
@@ -99,7 +108,7 @@ def train_tracked(
     if result is not None:
         reporter.say(f"the run {run} is finished already, nothing to train")
         return result
-    job = TrainJob(config=config, snapshot=data, run=run, mlflow_run=logger.run_id)
+    job = TrainJob(config=config, snapshot=data, run=run, mlflow_run=logger.run_id, fence=fence)
     result = train_on_cluster(job, _Listener(curve, reporter), progress=reporter)
     _log_what_was_missed(run, curve)
     return result

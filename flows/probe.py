@@ -11,6 +11,7 @@ from prefect.logging import get_run_logger
 from flows import settings
 from flows.console import Reporter
 from flows.probe_report import describe, metrics, table
+from flows.termination import terminable
 from igpt_model import curves, pictures, promotion, tracking
 from igpt_model.config import ProbeConfig
 from igpt_model.model_folder import ModelFolder
@@ -48,7 +49,8 @@ def probe(config: ProbeConfig, mlflow_run: str | None = None) -> ProbeOutcome:
     folder, version = _load(config.model, known.mlflow_tracking_uri)
     ray_cluster.connect(known.ray_address)
     reporter = Reporter("probe")
-    result = probe_on_cluster(folder, data, config, progress=reporter)
+    with terminable():
+        result = probe_on_cluster(folder, data, config, progress=reporter)
     curve = curves.probe_curve(result)
     run = mlflow_run if version is None else version.run_id
     if run:

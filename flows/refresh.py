@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from prefect import flow
 from prefect.artifacts import create_link_artifact
+from prefect.events import emit_event
 from prefect.logging import get_run_logger
 
 from flows import settings
@@ -92,6 +93,9 @@ def _register(config: RefreshConfig, known: settings.Settings, trained: Pretrain
         link_text=version.uri,
     )
     get_run_logger().info("registered %s", version.uri)
+    # A deployment may wait for it, as the probe in infra/prefect.yaml does.
+    resource = {"prefect.resource.id": f"igpt.model.{version.name}"}
+    emit_event("igpt.model.registered", resource=resource, payload={"uri": version.uri})
     if config.promotion is not None:
         _promote(version, known.mlflow_tracking_uri, config.promotion, reporter)
     return version.uri

@@ -132,7 +132,7 @@ def _short(value: float | None) -> str:
 def resume(run: Run, home: Home = None) -> None:
     """Go on with a run as it was started last, from its newest good checkpoint; a finished one is left as it is."""
     prepare(home)
-    preflight.check_prefect(settings.load())
+    preflight.check_prefect(settings.load().prefect_api_url)
     from igpt_model import run_record  # noqa: PLC0415
 
     url = storage.absolute(run).rstrip("/")

