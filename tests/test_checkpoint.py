@@ -227,3 +227,16 @@ assert "torch" not in sys.modules
 """
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     assert float(printed) == pytest.approx(load_model(step).model.head.weight.sum().item(), abs=1e-4)
+
+
+def test_a_notice_that_workers_leave_saves_once_at_once(data: Snapshot, config: PretrainConfig, tmp_path: Path) -> None:
+    run = str(tmp_path / "run")
+    config = replace(config, checkpoint_every=30, keep_last=3)
+    seen: list[list[int]] = []
+    train(
+        *(config, data, run, Worker(), Recorder()),
+        heartbeat=lambda step: seen.append(checkpoint.marked_steps(run)),
+        leaving=lambda: True,
+    )
+    assert seen[9] == [] and seen[10] == seen[28] == [10]  # written before the next step, and not again
+    assert checkpoint.marked_steps(run) == [10, 30]

@@ -29,7 +29,7 @@ from pipeline.snapshot import Snapshot
 from tests.rigs.fixtures import Rig
 from tests.rigs.mlflow_server import MlflowServer, mlflow_server
 from tests.rigs.s3_faults import Fault, Faults
-from tests.test_train import Recorder, digits_snapshot
+from tests.test_train import KilledError, Recorder, digits_snapshot
 
 pytestmark = pytest.mark.services
 
@@ -317,10 +317,19 @@ def test_three_nodes_to_two_and_back_to_three(rig: Rig, place: Place, tmp_path: 
     said = training.finish()
     assert "training goes on with 2 workers, it had 3" in said and "training goes on with 3 workers, it had 2" in said
     training.check(workers={2, 3})
+    # One worker alone, as far as three, two and some of three again have come.
     alone = {**training.config, "runs": str(tmp_path), "dataset": place.data.dataset, "cache": str(tmp_path / "cache")}
+    config = PretrainConfig(**{**alone, "workers": 1, "min_workers": None})
     heard = Recorder()
-    train(PretrainConfig(**{**alone, "workers": 1, "min_workers": None}), place.data, str(tmp_path), Worker(), heard)
-    ours = {step: loss for step, (loss, _) in training.curve().items()}
+
+    def stop(step: int) -> None:
+        if step == 200:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        train(config, place.data, str(tmp_path), Worker(), heard, heartbeat=stop)
+    ours = {step: training.curve()[step][0] for step in heard.values}
+    assert len(ours) == 19
     assert ours == pytest.approx({step: values["train_loss"] for step, values in heard.values.items()}, abs=5e-3)
 
 
