@@ -7,7 +7,8 @@ from prefect.logging import get_run_logger
 from flows import settings
 from flows.console import Reporter
 from flows.exclusive import exclusively
-from pipeline import build, ray_cluster, storage
+from flows.termination import terminable
+from pipeline import build, ray_cluster
 from pipeline.build import BuildResult, PlannedBuild
 from pipeline.config import DatasetConfig
 from pipeline.snapshot import SPLITS
@@ -19,13 +20,13 @@ def build_dataset(config: DatasetConfig, refit_palette: bool = False) -> BuildRe
     ray_cluster.connect(settings.load().ray_address)
     get_run_logger().info("this run is job %s of Ray", ray_cluster.job_id())
     reporter = Reporter("dataset")
-    with exclusively(storage.absolute(config.dataset), reporter.say) as fence:
+    with terminable():
         result = build.build(
             config,
             refit_palette=refit_palette,
             progress=reporter,
             announce=lambda planned: reporter.say(describe_plan(planned)),
-            fence=fence,
+            exclusively=lambda dataset: exclusively(dataset, reporter.say),
         )
     reporter.say(describe(result))
     get_run_logger().info(describe(result))

@@ -23,7 +23,8 @@ def terminable() -> Iterator[None]:
     Prefect takes a SIGTERM for a cancellation only while its own handler is in place, which raises that exception. But
     Ray lets KeyboardInterrupt alone out of its waits: any other stays until the wait is over, twenty seconds for a task
     of twenty seconds, and is then a SystemError (measured with 2.60). So a thread hears of the signal, too, and sends
-    the SIGINT that Ray understands.
+    another that raises KeyboardInterrupt: not SIGINT, for which Ray Train has a handler written in Python, which does
+    not get to run while the first exception waits.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -31,6 +32,7 @@ def terminable() -> Iterator[None]:
     told, ended = threading.Event(), threading.Event()
     ear, mouth = socket.socketpair()
     mouth.setblocking(False)
+    interrupt = signal.signal(signal.SIGUSR1, signal.default_int_handler)
     before = signal.set_wakeup_fd(mouth.fileno(), warn_on_full_buffer=False)  # written to when a signal arrives
     thread = threading.Thread(target=_listen, args=(ear, told, ended), daemon=True, name="termination")
     thread.start()
@@ -46,6 +48,7 @@ def terminable() -> Iterator[None]:
         mouth.close()
         thread.join()
         ear.close()
+        signal.signal(signal.SIGUSR1, interrupt)
 
 
 def _listen(ear: socket.socket, told: threading.Event, ended: threading.Event) -> None:
@@ -56,7 +59,7 @@ def _listen(ear: socket.socket, told: threading.Event, ended: threading.Event) -
     wait = _PATIENCE_SECONDS
     while signals and not ended.wait(wait):
         if _is_waiting_for_ray():
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGUSR1)
             wait = _AGAIN_SECONDS
 
 

@@ -1,5 +1,6 @@
 """What a process publishes after another has taken its lease over: nothing, and it says why in a line."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,9 +33,9 @@ def test_a_build_publishes_nothing_and_the_next_one_uses_its_shards(image_folder
             taken_over(config.dataset)  # in the middle of the work
 
     with pytest.raises(LeaseLostError, match="another process took over"):
-        build(config, progress=progress, fence=fence)
+        build(config, progress=progress, exclusively=lambda dataset: nullcontext(fence))
     assert snapshot.latest_number(config.dataset) is None and not snapshot.numbers(config.dataset)
-    heir = build(config, fence=replace(fence, term=2))
+    heir = build(config, exclusively=lambda dataset: nullcontext(replace(fence, term=2)))
     assert heir.snapshot.number == 1 and heir.shards_reused == len(heir.snapshot.shards)
 
 
