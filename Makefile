@@ -4,13 +4,23 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint lock setup clean
+.PHONY: demo test test-services test-rig test-alone lint lock setup clean
 
 demo: $(READY)
 	$(BIN)/igpt demo
 
+# Three parts, two at a time: a test with servers waits for them most of the time. `.venv/bin/pytest` runs them all in one.
 test: $(READY)
-	$(BIN)/pytest
+	@$(MAKE) --no-print-directory --keep-going -j2 --output-sync=target test-services test-rig test-alone
+
+test-services: $(READY)
+	$(BIN)/pytest -m "services and not rig"
+
+test-rig: $(READY)
+	$(BIN)/pytest -m rig
+
+test-alone: $(READY)
+	$(BIN)/pytest -m "not services and not rig"
 
 lint: $(READY)
 	$(BIN)/ruff check .

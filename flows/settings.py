@@ -25,12 +25,6 @@ _QUIET = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "TOKENIZERS_PARALLELISM": "false",
 }
-# A node that loses its power says no word: with Ray's defaults a driver waits seven minutes for the tasks that ran
-# there (measured), with these a quarter of one. The nodes of a cluster need the same.
-_NOTICE_LOST_NODES = {
-    "RAY_grpc_client_keepalive_time_ms": "10000",
-    "RAY_grpc_client_keepalive_timeout_ms": "5000",
-}
 _NEEDED = {
     "PREFECT_API_URL": "a Prefect server",
     "MLFLOW_TRACKING_URI": "an MLflow server",
@@ -61,7 +55,7 @@ def default_home() -> Path:
 
 def activate(home: Path) -> None:
     """Prepare this process's environment for the libraries. To be called before Prefect, Ray or MLflow is imported."""
-    for name, value in {**_QUIET, **_NOTICE_LOST_NODES}.items():
+    for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     if any(name not in os.environ for name in _NEEDED):
         stack = local_stack.load(home)

@@ -5,6 +5,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import ray
@@ -16,6 +17,10 @@ from pipeline.errors import IgptError
 # on which every worker dies at once (a full disk) is always free and takes many of them.
 _TASK_RETRIES = 12
 _LONGEST_WAIT_SECONDS = 2.0
+# Nobody hears a machine lose its power. Ray gives its node up after a minute (63 s measured), but waits seven (420 s)
+# for the answers of its tasks, and pinging more often is refused (gRPC's "Too many pings" ends the connection).
+_LOOK_SECONDS = 5.0
+_GRACE_SECONDS = 10.0
 
 
 def connect(address: str) -> None:
@@ -78,38 +83,52 @@ def map_tasks(
     What is `shared` is put once into the object store of each node and read there without a copy. As many tasks are in
     flight as the cluster runs at a time and as many again, so that memory does not grow with the number of calls. A
     task lost with its worker or node is run again, as what `after_crash` makes of its call, and after some tries gives
-    an IgptError; what the function itself raises is raised here, once. The tasks that are in flight then run on until
-    this process disconnects or ends: ray.cancel is no choice, Ray 2.60 aborts the process when a task ends while it is
-    being cancelled.
+    an IgptError; what the function itself raises is raised here, once. When a node is lost without a word, the tasks
+    that may have been there are run a second time, and the first answer counts: functions must bear that. The tasks
+    that are in flight at an error run on until this process disconnects or ends: ray.cancel is no choice, Ray 2.60
+    aborts the process when a task ends while it is being cancelled.
     """
     remote = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=0)(function)
     references = tuple(ray.put(value) for value in shared)
     limit = max(2, 2 * int(total_resources().get("CPU", 1) / max(num_cpus, 0.01)))
-    waiting = enumerate(calls)
+    waiting = iter(enumerate(calls))
     in_flight: dict[Any, _Attempt] = {}
+    nodes = _NodeWatch()
+
+    def begin(number: int, call: tuple[Any, ...], tries: int) -> None:
+        in_flight[remote.remote(*call, *references)] = _Attempt(number, call, tries, time.monotonic())
+
     while True:
-        for number, call in waiting:
-            in_flight[remote.remote(*call, *references)] = _Attempt(number, call, 1)
-            if len(in_flight) >= limit:
-                break
+        for number, call in islice(waiting, max(0, limit - len(in_flight))):
+            begin(number, call, 1)
         if not in_flight:
             return
-        (done, *_), _ = ray.wait(list(in_flight), num_returns=1)
-        attempt = in_flight.pop(done)
+        lost = nodes.silent_since()
+        if lost is not None:
+            for attempt in [each for each in in_flight.values() if each.begun < lost]:
+                begin(attempt.number, attempt.call, attempt.tries)
+        done, _ = ray.wait(list(in_flight), num_returns=1, timeout=_LOOK_SECONDS)
+        if not done:
+            continue
+        attempt = in_flight.pop(done[0])
+        twins = [reference for reference, each in in_flight.items() if each.number == attempt.number]
         try:
-            result = ray.get(done)
+            result = ray.get(done[0])
         except RayError as error:
             if not _is_loss(error):
                 raise _cause(error) from None
+            if twins:
+                continue
             if attempt.tries > _TASK_RETRIES:
                 raise IgptError(
                     f"a task was lost {attempt.tries} times ({_loss(error)}); look into the logs of the Ray nodes, "
                     "then run the same command again: what was finished is kept"
                 ) from None
             time.sleep(min(_LONGEST_WAIT_SECONDS, 0.05 * 2**attempt.tries))
-            call = after_crash(attempt.call)
-            in_flight[remote.remote(*call, *references)] = _Attempt(attempt.number, call, attempt.tries + 1)
+            begin(attempt.number, after_crash(attempt.call), attempt.tries + 1)
             continue
+        for twin in twins:
+            del in_flight[twin]
         yield attempt.number, result
 
 
@@ -118,6 +137,33 @@ class _Attempt:
     number: int
     call: tuple[Any, ...]
     tries: int
+    begun: float
+
+
+class _NodeWatch:
+    """Looks at the nodes now and then, and tells when one was lost whose tasks have not been given back since."""
+
+    def __init__(self) -> None:
+        self._alive = _alive_nodes()
+        self._looked = time.monotonic()
+        self._losses: list[float] = []
+
+    def silent_since(self) -> float | None:
+        """The time of a loss, told once, when Ray has had time enough to report the tasks that were lost with it."""
+        now = time.monotonic()
+        if now - self._looked < _LOOK_SECONDS:
+            return None
+        alive = _alive_nodes()
+        if self._alive - alive:
+            self._losses.append(now)
+        self._alive, self._looked = alive, now
+        if self._losses and now - self._losses[0] >= _GRACE_SECONDS:
+            return self._losses.pop(0)
+        return None
+
+
+def _alive_nodes() -> set[str]:
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
 
 def _is_loss(error: RayError) -> bool:

@@ -15,6 +15,12 @@ from sklearn.datasets import load_digits, load_sample_images
 pytest_plugins = ["tests.rigs.fixtures"]
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark the tests on hosts of their own, so that they can be run beside the others."""
+    if "needs_hosts" in getattr(item, "fixturenames", ()):
+        item.add_marker(pytest.mark.rig)
+
+
 @pytest.fixture(scope="session")
 def photos() -> np.ndarray:
     """Square cuttings of two real photographs, uint8 [120, 64, 64, 3]: 60 of a temple, then 60 of a flower."""

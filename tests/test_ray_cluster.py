@@ -122,3 +122,25 @@ def test_a_task_that_always_loses_its_worker_gives_up_in_one_line(monkeypatch: p
     with pytest.raises(IgptError, match=r"a task was lost 6 times \(WorkerCrashed\)") as raised:
         list(ray_cluster.map_tasks(lambda: os._exit(1), [()]))
     assert "\n" not in str(raised.value)
+
+
+def test_a_task_on_a_node_that_fell_silent_is_run_a_second_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = iter([{"one", "two"}])
+    monkeypatch.setattr(ray_cluster, "_alive_nodes", lambda: next(looks, {"one"}))
+    monkeypatch.setattr(ray_cluster, "_LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(ray_cluster, "_GRACE_SECONDS", 0.5)
+
+    def silent_once(number: int) -> int:
+        marker = tmp_path / str(number)
+        if number == 2 and not marker.exists():
+            marker.touch()
+            time.sleep(120)
+        time.sleep(0.1)
+        return number
+
+    began = time.monotonic()
+    results = list(ray_cluster.map_tasks(silent_once, [(number,) for number in range(30)]))
+    assert sorted(results) == [(n, n) for n in range(30)]
+    assert time.monotonic() - began < 60

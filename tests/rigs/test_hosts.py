@@ -26,29 +26,21 @@ SLEEP = ["sh", "-c", "setsid sleep 600 & exec sleep 600"]  # one process that it
 # Runs tasks until a file appears, tells the address of each as the system of its node has it, and whether all ended.
 TASKS = """
 import itertools, os, sys, time
-import ray
+from pipeline import ray_cluster
 
-ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False)
-
-@ray.remote(num_cpus=1, max_retries=3)
 def where(number):
     import psutil
     time.sleep(0.1)
     (address, *_) = [each.address for each in psutil.net_if_addrs()["eth0"]]
-    return number, address
+    return address
 
-ended, running = [], []
-for number in itertools.count():
-    running.append(where.remote(number))
-    if os.path.exists(sys.argv[1]):
-        break
-    if len(running) == 6:
-        (done, *_), running = ray.wait(running)
-        result, address = ray.get(done)
-        ended.append(result)
-        print(address, flush=True)
-ended += [result for result, _ in ray.get(running)]
-print("complete" if sorted(ended) == list(range(number + 1)) else "incomplete")
+ray_cluster.connect(os.environ["RAY_ADDRESS"])
+calls = ((number,) for number in itertools.takewhile(lambda _: not os.path.exists(sys.argv[1]), itertools.count()))
+ended = []
+for number, address in ray_cluster.map_tasks(where, calls):
+    ended.append(number)
+    print(address, flush=True)
+print("complete" if sorted(ended) == list(range(len(ended))) else "incomplete")
 """
 
 
