@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from igpt_model.model_folder import ModelFolder
 from pipeline import storage
 from pipeline.errors import IgptError
+from pipeline.lease import Fence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,10 +80,12 @@ def save(
     trained: nn.Module | None = None,
     *,
     keep: int,
+    fence: Fence | None = None,
 ) -> None:
     """Write a checkpoint, verify its size in the store, mark it, then prune all but the newest `keep` marked ones.
 
-    `trained` is the model that training goes on with, where the folder has an average of its weights.
+    `trained` is the model that training goes on with, where the folder has an average of its weights. Raises
+    LeaseLostError, and marks and prunes nothing, where the `fence` lets nothing pass any more.
     """
     url = storage.join(run, "checkpoints", f"{state.step:08d}")
     with tempfile.TemporaryDirectory(prefix="igpt-checkpoint-") as temporary:
@@ -104,6 +107,8 @@ def save(
             if arrived != path.stat().st_size:
                 raise OSError(f"{url}/{path.name}: {arrived} bytes arrived of {path.stat().st_size}")
     mark = {"state": asdict(state), "files": files}
+    if fence is not None:
+        fence.check()
     storage.write_bytes(f"{url}.json", json.dumps(mark, indent=1, sort_keys=True).encode())
     for step in marked_steps(run)[:-keep]:
         old = storage.join(run, "checkpoints", f"{step:08d}")

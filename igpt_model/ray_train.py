@@ -21,6 +21,7 @@ from igpt_model.train import Listener, train
 from igpt_model.train_result import TrainResult, read_result
 from pipeline import ray_cluster, storage
 from pipeline.errors import IgptError
+from pipeline.lease import Fence
 from pipeline.progress import Progress, silent
 from pipeline.snapshot import Snapshot
 
@@ -36,6 +37,8 @@ class TrainJob:
     run: str
     mlflow_run: str
     """Id of its MLflow run, which its checkpoints keep."""
+    fence: Fence | None = None
+    """Lets its checkpoints pass as long as the run's lease is held."""
 
 
 class _Listener:
@@ -66,7 +69,18 @@ def _worker_loop(arguments: dict[str, Any]) -> None:
             mailbox.beat.remote(step)
 
     try:
-        train(job.config, job.snapshot, job.run, worker, listener, mlflow_run=job.mlflow_run, heartbeat=heartbeat)
+        if job.fence is not None:
+            job.fence.check()  # on every rank, so that a group that is started again after one ends in peace
+        train(
+            job.config,
+            job.snapshot,
+            job.run,
+            worker,
+            listener,
+            mlflow_run=job.mlflow_run,
+            heartbeat=heartbeat,
+            fence=job.fence,
+        )
     except IgptError as error:
         # A fault of the input stays one however often it is tried: told to the driver, and the group ends in peace.
         ray.get(mailbox.fail.remote(error))

@@ -32,6 +32,7 @@ from igpt_model.train_result import TrainResult, check_same_data, finished
 from pipeline import snapshot as snapshots
 from pipeline import storage
 from pipeline.errors import IgptError
+from pipeline.lease import Fence
 from pipeline.snapshot import Snapshot
 
 _EVALUATION_BATCH = 64
@@ -55,13 +56,17 @@ def train(
     *,
     mlflow_run: str | None = None,
     heartbeat: Callable[[int], None] = lambda step: None,
+    fence: Fence | None = None,
 ) -> TrainResult:
     """Train, or continue, the run in the folder `run` until its last step; every rank returns the same result.
 
     `heartbeat` is called on every rank at every step. Raises IgptError when a checkpoint belongs to another dataset,
-    palette or shape, or when more steps in a row than `max_skipped_steps` have no finite loss and gradient.
+    palette or shape, when more steps in a row than `max_skipped_steps` have no finite loss and gradient, or when the
+    `fence` lets no checkpoint pass any more.
     """
-    return _Training(config, snapshot, run, worker, listener, mlflow_run).run_to_end(heartbeat)
+    training = _Training(config, snapshot, run, worker, listener, mlflow_run)
+    training.fence = fence
+    return training.run_to_end(heartbeat)
 
 
 class _Training:
@@ -77,6 +82,7 @@ class _Training:
         mlflow_run: str | None,
     ) -> None:
         self.config, self.snapshot, self.run, self.worker, self.listener = config, snapshot, run, worker, listener
+        self.fence: Fence | None = None
         cache = ShardCache(snapshot, config.cache)
         self.train_views = [cache.open(shard) for shard in snapshot.of_split("train")]
         self.validation_views = [cache.open(shard) for shard in snapshot.of_split("validation")]
@@ -168,6 +174,8 @@ class _Training:
             skipped_steps=self.state.skipped,
         )
         if self.worker.rank == 0:
+            if self.fence is not None:
+                self.fence.check()
             storage.write_bytes(storage.join(self.run, "result.json"), json.dumps(asdict(result)).encode())
         return result
 
@@ -238,9 +246,8 @@ class _Training:
     def _save(self) -> None:
         if self.worker.rank == 0:
             training = self.model if self.average is not None else None
-            checkpoint.save(
-                self.run, self.state, self.folder, self.optimizer, training, keep=self.config.keep_checkpoints
-            )
+            keep = self.config.keep_checkpoints
+            checkpoint.save(self.run, self.state, self.folder, self.optimizer, training, keep=keep, fence=self.fence)
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,6 +13,7 @@ from pipeline.carry_out import check_counts, in_order, make_shards
 from pipeline.commit import commit
 from pipeline.config import DatasetConfig
 from pipeline.errors import IgptError
+from pipeline.lease import Fence
 from pipeline.plan import Plan, Planner
 from pipeline.progress import Progress, silent
 from pipeline.raw_reads import SourceChangedError
@@ -68,6 +70,12 @@ class BuildResult:
 
 
 Announce = Callable[[PlannedBuild], None]
+# Given a dataset, has it for oneself for the length of a block.
+Exclusively = Callable[[str], AbstractContextManager[Fence | None]]
+
+
+def _not_exclusively(dataset: str) -> AbstractContextManager[None]:
+    return nullcontext()
 
 
 def plan_build(config: DatasetConfig, *, refit_palette: bool = False, progress: Progress = silent) -> PlannedBuild:
@@ -82,12 +90,14 @@ def build(
     refit_palette: bool = False,
     progress: Progress = silent,
     announce: Announce = lambda planned: None,
+    exclusively: Exclusively = _not_exclusively,
 ) -> BuildResult:
     """Bring the dataset that the config describes up to its source, on the cluster this process is connected to.
 
-    `announce` hears what is to be done before it is. The palette stays with the dataset unless `refit_palette`. Raises
-    IgptError for a source, a store or a config that cannot be used, when too many images are rejected, or when the
-    counts do not add up; nothing is published then.
+    `announce` hears what is to be done before it is, and what is written to the dataset is written inside of
+    `exclusively`. The palette stays with the dataset unless `refit_palette`. Raises IgptError for a source, a store or
+    a config that cannot be used, when too many images are rejected, when the counts do not add up, or when the fence
+    lets nothing pass any more; nothing is published then.
     """
     for last in (False,) * (_TRIES - 1) + (True,):
         began = time.perf_counter()
@@ -95,7 +105,7 @@ def build(
             with survey(config, keep_scans=True, progress=progress) as found:
                 running = _Build(config, found, refit_palette, tolerant=last, progress=progress)
                 running.seconds["list"] = time.perf_counter() - began
-                return running.run(announce)
+                return running.run(announce, exclusively)
         except SourceChangedError:
             if last:
                 raise
@@ -125,7 +135,7 @@ class _Build:
         sha256 = palette.sha256(ready)
         return self._planned(None if self._is_unchanged(sha256) else self._plan(sha256))
 
-    def run(self, announce: Announce) -> BuildResult:
+    def run(self, announce: Announce, exclusively: Exclusively) -> BuildResult:
         found = self._found
         ready = self._ready_palette()
         if ready is not None and found.parent is not None and self._is_unchanged(palette.sha256(ready)):
@@ -143,7 +153,7 @@ class _Build:
         self._lap("palette")
         announce(planned := self._planned(self._plan(sha256)))
         assert planned.plan is not None
-        with activity.building(found.dataset):
+        with exclusively(found.dataset) as fence, activity.building(found.dataset):
             storage.write_bytes(
                 storage.join(found.dataset, snapshot.palette_path(sha256)), palette.to_bytes(palette_K3)
             )
@@ -151,7 +161,7 @@ class _Build:
             self._lap("shards")
             new = self._snapshot(planned.plan, results, sha256, len(palette_K3))
             check_counts(new, len(found.rows), self._config)
-            commit(new)
+            commit(new, fence)
             self._lap("commit")
         return BuildResult(
             snapshot=new,

@@ -2,15 +2,19 @@
 
 from pipeline import bulk, storage
 from pipeline.errors import IgptError
+from pipeline.lease import Fence
 from pipeline.snapshot import Snapshot, latest_number, read, snapshot_path
 
 
-def commit(snapshot: Snapshot) -> None:
+def commit(snapshot: Snapshot, fence: Fence | None = None) -> None:
     """Publish a snapshot: verify that everything it names is in place, create the manifest, then point LATEST at it.
 
-    Raises IgptError when another builder has published the same number first; nothing of its work is touched.
+    Raises IgptError when another builder has published the same number first, or has taken over the lease of this one;
+    nothing of its work is touched.
     """
     _check_in_place(snapshot)
+    if fence is not None:
+        fence.check()
     try:
         storage.create_bytes(storage.join(snapshot.dataset, snapshot_path(snapshot.number)), snapshot.to_bytes())
     except storage.AlreadyExistsError:

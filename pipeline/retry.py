@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 
-from pipeline import activity, index, plan, ray_cluster, storage
+from pipeline import activity, index, lease, plan, ray_cluster, storage
 from pipeline.carry_out import check_counts, in_order, make_shards
 from pipeline.commit import commit
 from pipeline.config import DatasetConfig
@@ -38,8 +38,8 @@ class RetryResult:
 def retry_failed(config: DatasetConfig, *, progress: Progress = silent) -> RetryResult:
     """Decode again what the newest snapshot has in quarantine, duplicates apart, and publish what is mended.
 
-    Other changes of the source are left to the next build. Raises IgptError when there is no snapshot, or when the
-    config is not the snapshot's.
+    Other changes of the source are left to the next build. Raises IgptError when there is no snapshot, when the config
+    is not the snapshot's, or when a build is at work.
     """
     with survey(config, keep_scans=True, progress=progress) as found:
         parent = found.parent
@@ -59,8 +59,9 @@ def retry_failed(config: DatasetConfig, *, progress: Progress = silent) -> Retry
         result = RetryResult(snapshot=parent, tried=len(there), mended=len(mended), gone=len(rows) - len(there))
         if not len(mended):
             return result
-        with activity.building(found.dataset):
-            new = _publish(found, parent, rows[mended], quarantined.take(mended), shard_of[mended], config, progress)
+        with lease.hold(found.dataset) as held, activity.building(found.dataset):
+            new = _mend(found, parent, rows[mended], quarantined.take(mended), shard_of[mended], config, progress)
+            commit(new, held.fence)
         return replace(result, snapshot=new)
 
 
@@ -100,7 +101,7 @@ def _decodable(listing: pa.Table, config: DatasetConfig) -> list[int]:
     return [decoded.row for decoded in outcomes if isinstance(decoded.outcome, Pictures)]
 
 
-def _publish(
+def _mend(
     found: Survey,
     parent: Snapshot,
     rows: np.ndarray,
@@ -109,7 +110,7 @@ def _publish(
     config: DatasetConfig,
     progress: Progress,
 ) -> Snapshot:
-    """Commit the parent with the mended rows in new shards and out of their quarantines."""
+    """The parent with the mended rows in new shards and out of their quarantines, all but committed."""
     planner = Planner(found.rows, found.splits, config, config.recipe_digest(parent.palette_sha256))
     before = index.parent_rows(parent)
     plans = planner.append(rows, parent.shards)
@@ -128,7 +129,6 @@ def _publish(
         scans=tuple(sorted({*parent.scans, *found.scans})),
     )
     check_counts(new, len(before), config)
-    commit(new)
     return new
 
 

@@ -90,4 +90,4 @@ def test_bad_input_gives_one_clear_line(name: str, outcomes: dict[str, Command])
 
 def test_bad_input_publishes_nothing(outcomes: dict[str, Command]) -> None:
     assert not any(file.url.endswith(("LATEST", ".json")) for file in storage.list_files("s3://datasets/never"))
-    assert not list(storage.list_files("s3://runs/never"))
+    assert not [file for file in storage.list_files("s3://runs/never") if "/lease/" not in file.url]

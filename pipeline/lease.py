@@ -1,0 +1,221 @@
+"""Who may work on a dataset or a training run: a lease in the object store, with fencing. The decisions are pure.
+
+{folder}/lease/{term:08d}.json     who has the lease, created only where it is not there; the term is the fencing token
+{folder}/lease/{term:08d}.renewed  written anew while the holder lives
+{folder}/lease/{term:08d}.ended    the holder is done
+A term never comes back, so whoever finds a newer one than his own knows that he was given up for dead.
+"""
+
+import enum
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+from pipeline import storage
+from pipeline.errors import IgptError
+from pipeline.storage import StoredFile
+
+_RENEW_SECONDS = 5.0
+# A holder that has not renewed its lease for so long is dead, or as good as dead: fencing keeps it from publishing.
+DEAD_SECONDS = 30.0
+_LOOK_SECONDS = 1.0
+
+
+class LeaseHeldError(IgptError):
+    """Another process has the lease and is alive."""
+
+
+class LeaseLostError(IgptError):
+    """Another process took the lease over; what this one made must not be published."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sight:
+    """What one look at a lease shows of its newest term."""
+
+    term: int
+    """0: nobody has ever had it."""
+    renewal: str
+    """Changes whenever the holder renews."""
+    age: float
+    """Seconds since it was renewed, by the store's clock; 0 where the store does not tell."""
+    ended: bool
+
+
+class Step(enum.Enum):
+    """What to do about a lease that one wants."""
+
+    TAKE = "take the next term"
+    WAIT = "look again: its holder may be alive"
+    REFUSE = "its holder is alive"
+
+
+def sight(files: Iterable[StoredFile], clock: str) -> Sight:
+    """What a listing of a lease's folder shows; `clock` is the URL of an object that was written just now."""
+    found = {file.url.rsplit("/", 1)[-1]: file for file in files}
+    now = max((file.modified for file in found.values() if file.url == clock), default=0.0)
+    term = newest_term(found)
+    created, renewed = found.get(f"{term:08d}.json"), found.get(f"{term:08d}.renewed")
+    last = max((file.modified for file in (created, renewed) if file is not None), default=0.0)
+    return Sight(
+        term=term,
+        renewal="" if renewed is None else renewed.etag,
+        age=max(0.0, now - last) if now and last else 0.0,
+        ended=f"{term:08d}.ended" in found,
+    )
+
+
+def newest_term(names: Iterable[str]) -> int:
+    """The highest term among the names in a lease's folder; 0 without one."""
+    return max((int(name[:8]) for name in names if name[:8].isdigit() and name.endswith(".json")), default=0)
+
+
+def next_step(first: Sight, now: Sight, waited: float, dead_seconds: float = DEAD_SECONDS) -> Step:
+    """Decide from the first and the last look, `waited` seconds apart.
+
+    Who renews while one looks is alive; who does not for `dead_seconds`, by the store's clock or ours, is dead.
+    """
+    if not now.term or now.ended or now.age > dead_seconds:
+        return Step.TAKE
+    if (now.term, now.renewal) != (first.term, first.renewal):
+        return Step.REFUSE
+    return Step.TAKE if waited > dead_seconds else Step.WAIT
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fence:
+    """A fencing token: lets a holder's results pass as long as nobody has taken its lease over. Travels to workers."""
+
+    folder: str
+    """What is leased: a dataset, or the folder of a run."""
+    term: int
+
+    def check(self) -> None:
+        """Raise LeaseLostError when a newer term exists. To be called right before a result is published.
+
+        Between this look and the publication time may pass; so what is published must be harmless even then: a
+        snapshot is created only where none is, and a checkpoint is known by the checksums of its files.
+        """
+        names = (file.url.rsplit("/", 1)[-1] for file in storage.list_files(_room(self.folder)))
+        if newest_term(names) > self.term:
+            raise LeaseLostError(
+                f"{self.folder}: another process took over while this one did not answer for {DEAD_SECONDS:.0f} s; "
+                "nothing more is published here, the other one goes on"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """A lease that this process has."""
+
+    fence: Fence
+    taken_over_from: Mapping[str, str] | None
+    """What the holder of the term before had said about itself, if it died with the lease."""
+
+
+def process_name() -> str:
+    """This process, for people."""
+    return f"process {os.getpid()} on {socket.gethostname()}"
+
+
+@contextmanager
+def hold(
+    folder: str,
+    about: Mapping[str, str] | None = None,
+    *,
+    dead_seconds: float = DEAD_SECONDS,
+    say: Callable[[str], None] = lambda line: None,
+) -> Iterator[Held]:
+    """Have the lease of a folder for the length of the block; it is renewed meanwhile and ended afterwards.
+
+    `about` is kept with it, for whoever finds it abandoned. A holder that died is waited for until that is certain.
+    Raises LeaseHeldError when the holder is alive.
+    """
+    details = {"who": process_name(), **(about or {})}
+    term, before = _acquire(folder, details, dead_seconds, say)
+    ended = threading.Event()
+    place = storage.join(_room(folder), f"{term:08d}")
+
+    def renew() -> None:
+        count = 0
+        while not ended.wait(min(_RENEW_SECONDS, dead_seconds / 4)):
+            count += 1
+            with suppress(IgptError):  # the store is away; the next time
+                storage.write_bytes(f"{place}.renewed", str(count).encode())
+
+    thread = threading.Thread(target=renew, daemon=True, name=f"lease of {folder}")
+    thread.start()
+    try:
+        yield Held(fence=Fence(folder=folder, term=term), taken_over_from=before)
+    finally:
+        ended.set()
+        thread.join()
+        with suppress(IgptError):  # without it the next one waits until this one is certainly dead
+            storage.write_bytes(f"{place}.ended", b"")
+
+
+def _acquire(
+    folder: str, details: Mapping[str, str], dead_seconds: float, say: Callable[[str], None]
+) -> tuple[int, Mapping[str, str] | None]:
+    """Take the next term; returns it, and what a dead holder had said about itself."""
+    first = now = _look(folder)
+    began = time.monotonic()
+    while True:
+        step = next_step(first, now, time.monotonic() - began, dead_seconds)
+        if step is Step.REFUSE:
+            raise LeaseHeldError(
+                f"{folder}: {_describe(_details(folder, now.term))} is at work on it; wait until it ends, or cancel it"
+            )
+        if step is Step.TAKE:
+            before = None if now.ended or not now.term else _details(folder, now.term)
+            if before is not None:
+                say(f"{_describe(before)} died at work on {folder}; its work is taken over")
+            term = now.term + 1
+            with suppress(storage.AlreadyExistsError):
+                data = json.dumps({**details, "id": uuid.uuid4().hex}, sort_keys=True).encode()
+                storage.create_bytes(storage.join(_room(folder), f"{term:08d}.json"), data)
+                _forget(folder, term)
+                return term, before
+        elif now is first:
+            say(f"looking whether {_describe(_details(folder, now.term))}, which has the lease of {folder}, is alive")
+        time.sleep(min(_LOOK_SECONDS, dead_seconds / 10))
+        now = _look(folder)
+
+
+def _look(folder: str) -> Sight:
+    clock = storage.join(_room(folder), f"look-{uuid.uuid4().hex}")
+    storage.write_bytes(clock, b"")
+    try:
+        return sight(list(storage.list_files(_room(folder))), clock)
+    finally:
+        storage.delete(clock)
+
+
+def _forget(folder: str, term: int) -> None:
+    """Remove what is left of terms before one."""
+    for file in storage.list_files(_room(folder)):
+        name = file.url.rsplit("/", 1)[-1]
+        if name[:8].isdigit() and int(name[:8]) < term and ".claims/" not in file.url:
+            storage.delete(file.url)
+
+
+def _details(folder: str, term: int) -> Mapping[str, str]:
+    try:
+        return dict(json.loads(storage.read_bytes(storage.join(_room(folder), f"{term:08d}.json"))))
+    except (FileNotFoundError, ValueError):  # a newer term has come meanwhile
+        return {}
+
+
+def _describe(details: Mapping[str, str]) -> str:
+    who = details.get("who", "another process")
+    return f"{who} (flow run {details['flow_run']})" if details.get("flow_run") else who
+
+
+def _room(folder: str) -> str:
+    return storage.join(folder, "lease")

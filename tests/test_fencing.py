@@ -1,0 +1,56 @@
+"""What a process publishes after another has taken its lease over: nothing, and it says why in a line."""
+
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from igpt_model import checkpoint
+from igpt_model.execution import Worker
+from igpt_model.train import train
+from pipeline import snapshot, storage
+from pipeline.build import build
+from pipeline.config import DatasetConfig
+from pipeline.lease import Fence, LeaseLostError
+from tests.test_train import Recorder, digits_snapshot, short_training
+
+pytestmark = pytest.mark.usefixtures("without_cluster")
+
+
+def taken_over(folder: str) -> None:
+    """What the lease's folder looks like after another process took the second term."""
+    storage.write_bytes(storage.join(folder, "lease", "00000002.json"), b"{}")
+
+
+def test_a_build_publishes_nothing_and_the_next_one_uses_its_shards(image_folder: Path, tmp_path: Path) -> None:
+    config = DatasetConfig(raw=str(image_folder), dataset=str(tmp_path / "built"), resolution=16, colours=24)
+    fence = Fence(folder=config.dataset, term=1)
+
+    def progress(step: str, done: int, total: int, detail: str = "") -> None:
+        if step == "shards":
+            taken_over(config.dataset)  # in the middle of the work
+
+    with pytest.raises(LeaseLostError, match="another process took over"):
+        build(config, progress=progress, exclusively=lambda dataset: nullcontext(fence))
+    assert snapshot.latest_number(config.dataset) is None and not snapshot.numbers(config.dataset)
+    heir = build(config, exclusively=lambda dataset: nullcontext(replace(fence, term=2)))
+    assert heir.snapshot.number == 1 and heir.shards_reused == len(heir.snapshot.shards)
+
+
+def test_a_training_marks_and_prunes_no_checkpoint(tmp_path: Path) -> None:
+    data = digits_snapshot(tmp_path)
+    config = replace(short_training(data, tmp_path), checkpoint_every=10, keep_checkpoints=1)
+    run = str(tmp_path / "runs" / "fenced")
+
+    def heartbeat(step: int) -> None:
+        if step == 15:
+            taken_over(run)
+
+    worker = Worker(rank=0, world_size=1, device=torch.device("cpu"))
+    with pytest.raises(LeaseLostError, match="another process took over"):
+        train(config, data, run, worker, Recorder(), heartbeat=heartbeat, fence=Fence(folder=run, term=1))
+    assert checkpoint.marked_steps(run) == [10]
+    result = train(config, data, run, worker, Recorder(), fence=Fence(folder=run, term=2))
+    assert result.restarts == 1 and checkpoint.marked_steps(run) == [30]
