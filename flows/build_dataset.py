@@ -6,6 +6,8 @@ from prefect.logging import get_run_logger
 
 from flows import settings
 from flows.console import Reporter
+from flows.exclusive import exclusively
+from flows.termination import terminable
 from pipeline import build, ray_cluster
 from pipeline.build import BuildResult, PlannedBuild
 from pipeline.config import DatasetConfig
@@ -16,13 +18,16 @@ from pipeline.snapshot import SPLITS
 def build_dataset(config: DatasetConfig, refit_palette: bool = False) -> BuildResult:
     """Raw images to a committed snapshot of palette-token shards; a rerun does only what changed."""
     ray_cluster.connect(settings.load().ray_address)
+    get_run_logger().info("this run is job %s of Ray", ray_cluster.job_id())
     reporter = Reporter("dataset")
-    result = build.build(
-        config,
-        refit_palette=refit_palette,
-        progress=reporter,
-        announce=lambda planned: reporter.say(describe_plan(planned)),
-    )
+    with terminable():
+        result = build.build(
+            config,
+            refit_palette=refit_palette,
+            progress=reporter,
+            announce=lambda planned: reporter.say(describe_plan(planned)),
+            exclusively=lambda dataset: exclusively(dataset, reporter.say),
+        )
     reporter.say(describe(result))
     get_run_logger().info(describe(result))
     create_table_artifact(

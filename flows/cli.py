@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from flows import configuration, dataset_commands, local_stack, model_commands, settings
+from flows import configuration, dataset_commands, deploy_command, local_stack, model_commands, settings
 from flows.command_options import ConfigFile, Home, Overrides, prepare, read_config
 from flows.console import console
 from flows.demo_config import demo_config
@@ -135,6 +135,7 @@ def print_config(
 
 
 model_commands.register(app)
+deploy_command.register(app)
 
 
 def _say(line: str) -> None:

@@ -31,5 +31,5 @@ def read_config(kind: type[Any], path: Path | None, overrides: list[str] | None,
     """The config of a flow, and a Prefect server that answers: what can be told before seconds of imports."""
     prepare(home)
     config = configuration.load(kind, path, overrides or [])
-    preflight.check_prefect(settings.load())
+    preflight.check_prefect(settings.load().prefect_api_url)
     return config

@@ -54,7 +54,7 @@ def build(
     if dry_run:
         _dry_run(checked, refit_palette, as_json)
         return
-    preflight.check_prefect(settings.load())
+    preflight.check_prefect(settings.load().prefect_api_url)
     from flows.build_dataset import build_dataset  # noqa: PLC0415
 
     result = build_dataset(checked, refit_palette=refit_palette)

@@ -5,11 +5,13 @@ from dataclasses import dataclass
 import numpy as np
 from prefect import flow
 from prefect.artifacts import create_image_artifact, create_link_artifact
+from prefect.exceptions import TerminationSignal
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
 from flows import settings
 from flows.console import Reporter
+from flows.exclusive import exclusively
 from igpt_model import curves, pictures, tracking
 from igpt_model.config import PretrainConfig
 from igpt_model.data import ShardCache, ShardImages
@@ -21,6 +23,7 @@ from igpt_model.tracking import RunLogger
 from igpt_model.train_result import TrainResult, finished
 from pipeline import ray_cluster, snapshot, storage
 from pipeline.errors import IgptError
+from pipeline.lease import Fence
 from pipeline.snapshot import Snapshot
 
 _SHOWN_IMAGES = 6
@@ -54,6 +57,7 @@ def pretrain(config: PretrainConfig) -> PretrainOutcome:
     storage.check_reachable(storage.absolute(config.runs))
     run = storage.join(storage.absolute(config.runs), config.run_name(data.digest))
     ray_cluster.connect(known.ray_address)
+    get_run_logger().info("this run is job %s of Ray", ray_cluster.job_id())
     reporter = Reporter("pretrain")
     tags = {
         "igpt.prefect_run": str(flow_run.id or ""),
@@ -61,16 +65,17 @@ def pretrain(config: PretrainConfig) -> PretrainOutcome:
     }
     if known.git_commit:
         tags["igpt.git_commit"] = known.git_commit
-    logger = tracking.open_run(known.mlflow_tracking_uri, config, data, run, tags)
-    status = "FAILED"
-    try:
-        outcome = _train_and_show(config, data, run, logger, reporter)
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    finally:
-        logger.end(status)
+    with exclusively(run, reporter.say) as fence:
+        logger = tracking.open_run(known.mlflow_tracking_uri, config, data, run, tags)
+        status = "FAILED"
+        try:
+            outcome = _train_and_show(config, data, run, logger, reporter, fence)
+            status = "FINISHED"
+        except (KeyboardInterrupt, TerminationSignal):
+            status = "KILLED"
+            raise
+        finally:
+            logger.end(status)
     _leave_artifacts(outcome)
     get_run_logger().info(describe(outcome))
     reporter.say(describe(outcome))
@@ -85,11 +90,11 @@ class _Listener:
 
 
 def _train_and_show(
-    config: PretrainConfig, data: Snapshot, run: str, logger: RunLogger, reporter: Reporter
+    config: PretrainConfig, data: Snapshot, run: str, logger: RunLogger, reporter: Reporter, fence: Fence
 ) -> PretrainOutcome:
     result = finished(config, data, run)
     if result is None:
-        job = TrainJob(config=config, snapshot=data, run=run, mlflow_run=logger.run_id)
+        job = TrainJob(config=config, snapshot=data, run=run, mlflow_run=logger.run_id, fence=fence)
         result = train_on_cluster(job, _Listener(logger, reporter), progress=reporter)
     else:
         reporter.say(f"the run {run} is finished already, nothing to train")

@@ -10,6 +10,7 @@ from prefect.logging import get_run_logger
 
 from flows import settings
 from flows.console import Reporter
+from flows.termination import terminable
 from igpt_model import curves, registered, tracking
 from igpt_model.config import ProbeConfig
 from igpt_model.model_folder import ModelFolder
@@ -40,7 +41,8 @@ def probe(config: ProbeConfig, mlflow_run: str | None = None) -> ProbeOutcome:
     folder = _load(config.model, known.mlflow_tracking_uri)
     ray_cluster.connect(known.ray_address)
     reporter = Reporter("probe")
-    result = probe_on_cluster(folder, data, config, progress=reporter)
+    with terminable():
+        result = probe_on_cluster(folder, data, config, progress=reporter)
     curve = curves.probe_curve(result)
     if mlflow_run is not None:
         _log(RunLogger(known.mlflow_tracking_uri, mlflow_run), result, curve)

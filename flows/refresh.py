@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from prefect import flow
 from prefect.artifacts import create_link_artifact
+from prefect.events import emit_event
 from prefect.logging import get_run_logger
 
 from flows import settings
@@ -85,4 +86,6 @@ def _register(config: RefreshConfig, known: settings.Settings, trained: Pretrain
         link_text=uri,
     )
     get_run_logger().info("registered %s", uri)
+    # A deployment may wait for it, as the probe in infra/prefect.yaml does.
+    emit_event("igpt.model.registered", resource={"prefect.resource.id": f"igpt.model.{name}"}, payload={"uri": uri})
     return uri

@@ -30,6 +30,11 @@ _NEEDED = {
     "MLFLOW_TRACKING_URI": "an MLflow server",
     "RAY_ADDRESS": "a Ray cluster",
 }
+_CREDENTIALS = {
+    "PREFECT_API_URL": "PREFECT_API_AUTH_STRING",
+    "MLFLOW_TRACKING_URI": "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
+    "RAY_ADDRESS": "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,20 +76,30 @@ def use(stack: local_stack.Stack) -> None:
 
 def tracking_uri() -> str:
     """The address of the MLflow server alone. Raises IgptError when it is missing."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI")
-    if not uri:
-        raise IgptError("no MLflow server is known: start the services with `igpt up`, or set MLFLOW_TRACKING_URI")
-    return uri
+    return _address("MLFLOW_TRACKING_URI")
+
+
+def prefect_api_url() -> str:
+    """The address of the Prefect server alone. Raises IgptError when it is missing."""
+    return _address("PREFECT_API_URL")
+
+
+def _address(name: str) -> str:
+    address = os.environ.get(name)
+    if not address:
+        raise IgptError(
+            f"no {_NEEDED[name].split(' ', 1)[1]} is known: start the services with `igpt up`, or set {name}"
+        )
+    if "@" in address:  # it would stand in logs, tags and links
+        raise IgptError(f"{name} carries a password: leave it out there and set {_CREDENTIALS[name]} instead")
+    return address
 
 
 def load() -> Settings:
-    """The addresses. Raises IgptError when one is missing."""
-    for name, what in _NEEDED.items():
-        if not os.environ.get(name):
-            raise IgptError(f"no {what.split(' ', 1)[1]} is known: start the services with `igpt up`, or set {name}")
+    """The addresses. Raises IgptError when one is missing or carries a password."""
     return Settings(
-        prefect_api_url=os.environ["PREFECT_API_URL"],
-        mlflow_tracking_uri=os.environ["MLFLOW_TRACKING_URI"],
-        ray_address=os.environ["RAY_ADDRESS"],
+        prefect_api_url=_address("PREFECT_API_URL"),
+        mlflow_tracking_uri=_address("MLFLOW_TRACKING_URI"),
+        ray_address=_address("RAY_ADDRESS"),
         git_commit=os.environ.get("IGPT_GIT_COMMIT"),
     )

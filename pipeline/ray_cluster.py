@@ -1,7 +1,9 @@
 """The Ray cluster: connecting to it, what it has, and running many tasks with few in flight."""
 
 import logging
+import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -28,6 +30,7 @@ def connect(address: str) -> None:
     if ray.is_initialized():
         return
     _check_listening(address)
+    terminate = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
     except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
@@ -40,6 +43,9 @@ def connect(address: str) -> None:
                 f"Ray at {address} refused the token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN as on the cluster"
             ) from None
         raise
+    # Ray has put its own handler there, which ends the process; whoever set the one before wants to hear of it.
+    if callable(terminate) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, terminate)
 
 
 def _check_listening(address: str) -> None:
@@ -62,6 +68,11 @@ def _first_line(error: BaseException) -> str:
 def disconnect() -> None:
     """Leave the cluster; its tasks of this process end."""
     ray.shutdown()
+
+
+def job_id() -> str:
+    """The cluster's name for this process's work; the files that its tasks log to carry it."""
+    return str(ray.get_runtime_context().get_job_id())
 
 
 def total_resources() -> dict[str, float]:

@@ -17,11 +17,17 @@ ALLOWED_PACKAGES = {
     "flows": {"flows", "igpt_model", "pipeline"},
 }
 # Of the data side, the model side may use only what needs no cluster; its Ray modules may use the cluster's.
-PURE_PIPELINE = {"config", "errors", "images", "palette", "progress", "shards", "snapshot", "storage"}
+PURE_PIPELINE = {"config", "errors", "images", "lease", "palette", "progress", "shards", "snapshot", "storage"}
 DOORS = {
     "ray": {"pipeline/ray_cluster.py", "igpt_model/ray_train.py"},
     "mlflow": {"igpt_model/tracking.py", "igpt_model/registered.py"},
-    "prefect": {f"flows/{name}.py" for name in ("build_dataset", "pretrain", "probe", "refresh", "demo")},
+    "prefect": {
+        f"flows/{name}.py"
+        for name in (
+            *("build_dataset", "pretrain", "probe", "refresh", "demo"),
+            *("scheduled", "exclusive", "flow_runs", "deployments", "termination"),
+        )
+    },
     "fsspec": {"pipeline/storage.py", "pipeline/bulk.py"},
     "s3fs": {"pipeline/storage.py"},
     "obstore": {"pipeline/bulk.py"},

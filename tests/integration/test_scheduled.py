@@ -1,0 +1,433 @@
+"""Deployments on a Prefect server with PostgreSQL and a password, run by process workers that die at every stage.
+
+The runs are those of `igpt deploy`, in seconds instead of days; S3, MLflow and Ray are the session's.
+"""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import psutil
+import pytest
+import yaml
+from mlflow import MlflowClient
+
+from flows.local_stack import Stack
+from flows.services import free_port
+from pipeline import lease, snapshot, storage
+from tests.integration.conftest import ROOT, Command, igpt, refresh_config
+from tests.rigs.postgres import PostgresServer
+from tests.rigs.prefect_services import PrefectServer, Worker
+
+pytestmark = pytest.mark.services
+
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "infra" / "compose.yaml").read_text())
+POOL = "tried"
+AUTH = "someone:not-to-be-seen-4711"
+FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+
+
+@dataclass(kw_only=True)
+class Production:
+    """What is deployed to, and the workers."""
+
+    server: PrefectServer
+    stack: Stack
+    folder: Path
+    workers: list[Worker] = field(default_factory=list)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a worker or the command line is told."""
+        return {
+            **self.stack.environment(),
+            "PREFECT_API_URL": self.server.api_url,
+            "PREFECT_API_AUTH_STRING": AUTH,
+            "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+            **COMPOSE["x-logs"],
+        }
+
+    def worker(self, pool: str = POOL) -> Worker:
+        """Start one more worker."""
+        name = f"worker{len(self.workers)}"
+        worker = Worker(pool=pool, environment=self.environment, folder=self.folder, name=name)
+        self.workers.append(worker)
+        worker.start()
+        return worker
+
+    def deploy(self, *deployments: dict[str, Any], arguments: tuple[str, ...] = ()) -> Command:
+        """Run `igpt deploy` on a file with these deployments."""
+        path = self.folder / f"prefect-{deployments[0]['name']}.yaml"
+        path.write_text(yaml.safe_dump({"name": "tried", "deployments": list(deployments)}))
+        return igpt("deploy", "--file", str(path), *arguments, environment=self.environment)
+
+    def client(self) -> Any:
+        """A client of the server, to be used as a context."""
+        from prefect.client.orchestration import get_client
+        from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+
+        stack = ExitStack()
+        stack.enter_context(temporary_settings({PREFECT_API_URL: self.server.api_url, PREFECT_API_AUTH_STRING: AUTH}))
+        client = get_client(sync_client=True)
+
+        class Both:
+            def __enter__(self) -> Any:
+                return stack.enter_context(client)
+
+            def __exit__(self, *_: object) -> None:
+                stack.close()
+
+        return Both()
+
+    def order(self, full_name: str, due: datetime | None = None) -> UUID:
+        """Let a deployment run, now or when it was due; as a schedule does."""
+        from prefect.states import Scheduled
+
+        with self.client() as client:
+            deployment = client.read_deployment_by_name(full_name)
+            state = Scheduled(scheduled_time=due or datetime.now(UTC))
+            return client.create_flow_run_from_deployment(deployment.id, state=state).id
+
+    def state(self, run: UUID) -> tuple[str, str]:
+        """The type of a run's state, and its message."""
+        with self.client() as client:
+            found = client.read_flow_run(run).state
+            return found.type.value, found.message or ""
+
+    def wait(self, run: UUID, *states: str, seconds: float = 240) -> str:
+        """Wait until a run is in one of some states, the final ones without; returns its message."""
+        deadline = time.monotonic() + seconds
+        while True:
+            state, message = self.state(run)
+            if state in (states or FINAL):
+                return message
+            assert state not in FINAL, f"{state}: {message}\n{self.said()}"
+            assert time.monotonic() < deadline, f"{state} after {seconds} s\n{self.said()}"
+            time.sleep(0.2)
+
+    def said(self) -> str:
+        """What the newest worker printed."""
+        return self.workers[-1].said()[-4000:] if self.workers else ""
+
+    def end_workers(self) -> None:
+        """End all of them."""
+        for worker in self.workers:
+            worker.terminate()
+
+    def runs_below(self, run: UUID) -> dict[str, str]:
+        """The states of the runs that a run has called, and those below, by their flow's name."""
+        from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId
+
+        found: dict[str, str] = {}
+        with self.client() as client:
+            wanted = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[run]))
+            below = client.read_flow_runs(flow_run_filter=wanted)
+            for each in below:
+                found[client.read_flow(each.flow_id).name] = each.state.type.value
+        for each in below:
+            found.update(self.runs_below(each.id))
+        return found
+
+
+@pytest.fixture(scope="module")
+def production(
+    stack: Stack, postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Production]:
+    postgres.create_database("prefect_scheduled")
+    folder = tmp_path_factory.mktemp("production")
+    server = PrefectServer(
+        port=free_port(), database_url=postgres.url("prefect_scheduled", "asyncpg"), folder=folder, auth=AUTH
+    )
+    server.start()
+    production = Production(server=server, stack=stack, folder=folder)
+    yield production
+    production.end_workers()
+    server.kill()
+
+
+@pytest.fixture(scope="module")
+def deployed(production: Production, digits: str) -> Production:
+    """With a deployment for each of the tests that kill something."""
+    builds = ("late", "two-workers", "killed-build", "cancelled-build", "restarted")
+    refreshes = ("killed-training", "cancelled-training")
+    done = production.deploy(
+        *(build_entry(digits, name) for name in builds), *(refresh_entry(digits, name) for name in refreshes)
+    )
+    assert done.code == 0, done.err
+    return production
+
+
+@pytest.fixture
+def workers(deployed: Production) -> Iterator[Production]:
+    """The same, with no worker left over from the test before."""
+    yield deployed
+    deployed.end_workers()
+
+
+def build_entry(digits: str, name: str, **more: Any) -> dict[str, Any]:
+    config = {**refresh_config(digits, name)["dataset"], "samples_per_shard": 4}
+    return {
+        "name": name,
+        "entrypoint": "flows.scheduled.scheduled_build",
+        "parameters": {"config": config},
+        "work_pool": {"name": POOL},
+        **more,
+    }
+
+
+def refresh_entry(digits: str, name: str) -> dict[str, Any]:
+    config = refresh_config(digits, name)
+    config["pretrain"]["steps"] = 400
+    return {
+        "name": name,
+        "entrypoint": "flows.scheduled.scheduled_refresh",
+        "parameters": {"config": config},
+        "work_pool": {"name": POOL},
+    }
+
+
+def ray_processes(stack: Stack, *titles: str) -> list[psutil.Process]:
+    """Ray's workers of the session's cluster that are at work on something with such a title."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            title = (process.cmdline() or [""])[0]
+            if title.startswith(titles) and process.environ().get("RAY_AUTH_TOKEN") == stack.ray_token:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def until(condition: Callable[[], object], seconds: float = 200, said: Callable[[], str] = str) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, said()
+        time.sleep(0.1)
+
+
+def has_files(folder: str, count: int) -> Callable[[], bool]:
+    return lambda: sum(1 for _ in storage.list_files(folder)) >= count
+
+
+def test_deploy_refuses_what_no_flow_takes_in_a_line(production: Production, digits: str) -> None:
+    entry = build_entry(digits, "wrong")
+    entry["parameters"]["config"]["resolution"] = "large"
+    refused = production.deploy(entry)
+    assert refused.code == 2
+    assert "scheduled-build does not take its parameters" in refused.err and "resolution" in refused.err
+    assert "Traceback" not in refused.err and len(refused.err.strip().splitlines()) == 1
+    misspelt = production.deploy(build_entry(digits, "wrong", schedulse=[]))
+    assert misspelt.code == 2 and "unknown field schedulse" in misspelt.err
+
+
+def test_a_schedule_fires_and_deploying_again_changes_it(workers: Production, digits: str) -> None:
+    pool = "scheduled"  # of its own: runs that are due when the test is over are nobody else's
+    schedule = {"slug": "often", "interval": 3600.0}
+
+    def deploy(**changes: Any) -> Command:
+        entry = build_entry(digits, "by-schedule", schedules=[{**schedule, **changes}])
+        return workers.deploy({**entry, "work_pool": {"name": pool}})
+
+    first = deploy()
+    assert first.code == 0, first.out + first.err
+    assert "scheduled-build/by-schedule (every 3600 s)" in first.out
+    again = deploy(interval=10.0)
+    assert again.code == 0, again.err
+    with workers.client() as client:
+        deployment = client.read_deployment_by_name("scheduled-build/by-schedule")
+        assert [each.schedule.interval for each in deployment.schedules] == [timedelta(seconds=10)]
+    workers.worker(pool)
+    until(lambda: storage.exists("s3://datasets/by-schedule/LATEST"), said=workers.said)
+    assert snapshot.read("s3://datasets/by-schedule").number == 1
+
+
+def test_of_twenty_late_runs_one_works_and_it_is_the_newest(workers: Production) -> None:
+    now = datetime.now(UTC)
+    runs = [workers.order("scheduled-build/late", now - timedelta(minutes=20 - number)) for number in range(20)]
+    workers.worker()
+    workers.wait(runs[-1], "COMPLETED")
+    states = [workers.state(run) for run in runs]
+    assert [state for state, _ in states] == ["CANCELLED"] * 19 + ["COMPLETED"]
+    assert all("does the same work" in message for _, message in states[:-1])
+    assert snapshot.read("s3://datasets/late").number == 1
+
+
+def test_two_workers_at_once_do_the_work_once(workers: Production) -> None:
+    workers.worker()
+    workers.worker()
+    runs = [workers.order("scheduled-build/two-workers") for _ in range(2)]
+    messages = [workers.wait(run, "COMPLETED", "CANCELLED") for run in runs]
+    states = [workers.state(run)[0] for run in runs]
+    assert "COMPLETED" in states  # the other found it at work, or, if it began later, nothing to do
+    assert all("is at work on it" in text for text, state in zip(messages, states, strict=True) if state == "CANCELLED")
+    assert snapshot.read("s3://datasets/two-workers").number == 1
+
+
+def test_a_run_that_finds_another_alive_ends_as_cancelled_and_says_which(workers: Production) -> None:
+    with lease.hold("s3://datasets/two-workers/turn", {"flow_run": "of-elsewhere"}):
+        workers.worker()
+        run = workers.order("scheduled-build/two-workers")
+        assert "(flow run of-elsewhere) is at work on it" in workers.wait(run, "CANCELLED")
+
+
+def test_a_worker_killed_in_the_build_is_found_and_its_work_goes_on(workers: Production) -> None:
+    doomed = workers.worker()
+    dead = workers.order("scheduled-build/killed-build")
+    until(has_files("s3://datasets/killed-build/shards", 5), said=workers.said)
+    doomed.kill()
+    there = {file.url: file.modified for file in storage.list_files("s3://datasets/killed-build/shards")}
+    assert workers.state(dead)[0] == "RUNNING"
+    workers.worker()
+    heir = workers.order("scheduled-build/killed-build")
+    workers.wait(heir, "COMPLETED")
+    state, message = workers.state(dead)
+    assert state == "CRASHED" and "its process died" in message
+    assert workers.runs_below(dead) == {"build-dataset": "CRASHED"}
+    published = snapshot.read("s3://datasets/killed-build")
+    kept = {file.url: file.modified for file in storage.list_files("s3://datasets/killed-build/shards")}
+    assert published.number == 1 and all(kept[url] == there[url] for url in there), "what was finished is not redone"
+
+
+def test_a_worker_killed_in_the_training_continues_the_same_run(workers: Production) -> None:
+    doomed = workers.worker()
+    dead = workers.order("scheduled-refresh/killed-training")
+    runs = "s3://runs/killed-training"
+    until(lambda: any(file.url.endswith("00000040.json") for file in storage.list_files(runs)), 150, workers.said)
+    doomed.kill()
+    workers.worker()
+    heir = workers.order("scheduled-refresh/killed-training")
+    workers.wait(heir, "COMPLETED", seconds=240)
+    assert workers.state(dead)[0] == "CRASHED"
+    assert workers.runs_below(dead) == {
+        "refresh": "CRASHED",
+        "build-dataset": "COMPLETED",
+        "pretrain": "CRASHED",
+    }
+    (result,) = [file.url for file in storage.list_files(runs) if file.url.endswith("result.json")]
+    found = json.loads(storage.read_bytes(result))
+    assert found["restarts"] >= 1 and found["steps"] == 400
+    client = MlflowClient(workers.stack.mlflow_url)
+    experiment = client.get_experiment_by_name("killed-training")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED"
+    assert [each.version for each in client.search_model_versions("name = 'killed-training'")] == ["1"]
+
+
+@pytest.mark.parametrize("stage", ["build", "training"])
+def test_cancelling_a_run_ends_its_work_on_ray(stage: str, workers: Production) -> None:
+    from prefect.states import Cancelling
+
+    name = f"cancelled-{stage}"
+    building = stage == "build"
+    workers.worker()
+    run = workers.order(f"scheduled-{'build' if building else 'refresh'}/{name}")
+    titles = ("ray::make_shard",) if building else ("ray::RayTrainWorker",)
+    until(lambda: ray_processes(workers.stack, *titles), 120, workers.said)
+    with workers.client() as client:
+        client.set_flow_run_state(run, Cancelling())
+    workers.wait(run, "CANCELLED", seconds=60)
+    until(lambda: not ray_processes(workers.stack, "ray::make_shard", "ray::RayTrain", "ray::TrainController"), 30)
+    folder = f"s3://{'datasets' if building else 'runs'}/{name}"
+    ended = [file.url for file in storage.list_files(folder) if file.url.endswith(".ended")]
+    assert len(ended) == 2, "the next run need not wait until the leases have run out"
+    assert set(workers.runs_below(run).values()) <= {"CANCELLED", "COMPLETED", "CRASHED"}
+
+
+def test_a_server_restarted_under_a_running_flow_does_not_end_it(workers: Production) -> None:
+    workers.worker()
+    run = workers.order("scheduled-build/restarted")
+    until(has_files("s3://datasets/restarted/shards", 3), said=workers.said)
+    workers.server.kill()
+    time.sleep(3)
+    workers.server.start()
+    workers.wait(run, "COMPLETED")
+    assert snapshot.read("s3://datasets/restarted").number == 1
+
+
+class _Hook(BaseHTTPRequestHandler):
+    heard: list[dict[str, str]] = []
+
+    def do_POST(self) -> None:
+        self.heard.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hook() -> Iterator[str]:
+    server = HTTPServer(("127.0.0.1", 0), _Hook)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+
+
+def test_a_failed_run_tells_the_line_that_a_person_needs_once(workers: Production, hook: str) -> None:
+    from prefect.blocks.notifications import CustomWebhookNotificationBlock
+
+    message = {"subject": "{{subject}}", "body": "{{body}}"}
+    with workers.client() as _:
+        CustomWebhookNotificationBlock(name="tests", url=hook, json_data=message).save("tests", overwrite=True)
+    entry = build_entry("s3://raw/nothing-there", "failing")
+    unknown = workers.deploy(entry, arguments=("--notify", "custom-webhook/nobody"))
+    assert unknown.code == 2 and "has no block custom-webhook/nobody" in unknown.err
+    deployed = workers.deploy(entry, arguments=("--notify", "custom-webhook/tests"))
+    assert deployed.code == 0, deployed.err
+    workers.worker()
+    run = workers.order("scheduled-build/failing")
+    assert "IgptError" in workers.wait(run, "FAILED")
+    until(lambda: _Hook.heard, 60)
+    time.sleep(3)
+    (told,) = _Hook.heard
+    assert told["subject"] == "scheduled-build Failed"
+    assert "s3://raw/nothing-there" in told["body"], told
+
+
+def test_logs_are_json_and_carry_the_run(workers: Production) -> None:
+    """After the tests above."""
+    lines = [line for worker in workers.workers for line in worker.said().splitlines() if line.startswith("{")]
+    entries = [json.loads(line) for line in lines]
+    of_runs = [entry for entry in entries if entry["logger"] == "prefect.flow_runs" and "flow_run_id" in entry]
+    told = [entry for entry in of_runs if "dataset: keep 0 shards" in entry["message"]]
+    assert told and all(entry["flow_name"] == "build-dataset" for entry in told), "progress, in the log of its run"
+    assert any("is job" in entry["message"] for entry in of_runs)
+
+
+def test_no_secret_is_in_any_log_or_parameter(workers: Production, home: Path) -> None:
+    """After the tests above: workers were killed, runs have failed, and all of it was written to logs."""
+    secrets = {workers.stack.s3_secret_key, workers.stack.ray_token, AUTH.partition(":")[2]}
+    ray_folder = Path(json.loads((home / "services.json").read_text())["ray_folder"])
+    logs = {
+        path
+        for folder in (workers.folder, home / "logs", ray_folder)
+        for path in folder.rglob("*")
+        if path.is_file() and (path.suffix in {".log", ".out", ".err"})
+    }
+    assert len([path for path in logs if ray_folder in path.parents]) > 5 and len(logs) > 10
+    for path in logs:
+        text = path.read_text(errors="replace")
+        assert not [secret for secret in secrets if secret in text], path
+    client = MlflowClient(workers.stack.mlflow_url)
+    tracked = client.search_runs([each.experiment_id for each in client.search_experiments()])
+    assert tracked
+    assert not [run for run in tracked for secret in secrets if secret in str(run.to_dictionary())]
+    from prefect.client.schemas.filters import LogFilter
+
+    with workers.client() as client:
+        said = "\n".join(entry.message for entry in client.read_logs(LogFilter(), limit=200))
+        runs = client.read_flow_runs(limit=200)
+    assert len(runs) > 20
+    everything = said + "".join(run.model_dump_json() for run in runs)
+    assert not [secret for secret in secrets if secret in everything]
