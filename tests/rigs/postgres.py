@@ -12,10 +12,11 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 import psycopg2
 
 from tests.rigs.s3_server import Launch
@@ -137,6 +138,7 @@ class PostgresData:
             *("-c", f"listen_addresses={address}", "-c", f"port={port}", "-c", "unix_socket_directories="),
             *("-c", "fsync=off", "-c", "max_connections=100", "-c", "shared_buffers=32MB"),
         ]
+        self._wait_for_orphans()
         process = launch(command, {}, self.log)
         try:
             server = PostgresServer(address=address, port=port, password=self.password)
@@ -145,12 +147,26 @@ class PostgresData:
         finally:
             _end(process)
 
+    def _wait_for_orphans(self) -> None:
+        """Wait for the processes of a server that was killed: they end by themselves, and bar a new one until then."""
+        deadline = time.monotonic() + _END_SECONDS
+        while any(_works_in(process, self._folder / "data") for process in psutil.process_iter()):
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"processes of a killed PostgreSQL still work in {self._folder}/data")
+            time.sleep(0.05)
+
     def _wait(self, server: PostgresServer, process: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + _START_SECONDS
         while not server.answers():
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"PostgreSQL does not start: {self.log.read_text(errors='replace')}")
             time.sleep(0.05)
+
+
+def _works_in(process: psutil.Process, folder: Path) -> bool:
+    with suppress(psutil.Error):
+        return Path(process.cwd()) == folder
+    return False
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
