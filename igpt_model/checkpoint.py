@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from igpt_model import sharded
 from igpt_model.execution import Worker
-from igpt_model.model import ImageGPT
 from igpt_model.model_folder import ModelFolder
 from igpt_model.sharded import FileMark, Index
 from pipeline import storage
@@ -83,13 +82,14 @@ class Checkpoint:
         """The model alone. Raises one of the errors of damaged files."""
         folder = fetch("model.json").parent
         fetch("palette.npy")
-
-        def weights(model: ImageGPT) -> Mapping[str, Tensor]:
-            tensors = {name: torch.empty(like.shape) for name, like in model.state_dict().items()}
-            sharded.read({f"weights.{name}": tensor for name, tensor in tensors.items()}, self.index, fetch)
-            return tensors
-
-        return ModelFolder.assemble(folder, weights, origin=self.url)
+        tensors = {
+            name: torch.empty(stored.shape)
+            for name, stored in self.index.tensors.items()
+            if name.startswith("weights.")
+        }
+        sharded.read(tensors, self.index, fetch)
+        weights = {name.removeprefix("weights."): tensor for name, tensor in tensors.items()}
+        return ModelFolder.assemble(folder, lambda model: weights, origin=self.url)
 
     def restore(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None, fetch: Fetch
