@@ -1,6 +1,7 @@
 """The flow that trains an Image GPT on a dataset snapshot, and shows what it learnt."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,7 +66,9 @@ def pretrain(config: PretrainConfig) -> PretrainOutcome:
     }
     if known.git_commit:
         tags["igpt.git_commit"] = known.git_commit
-    with exclusively(run, reporter.say) as fence:
+    # A finished run is only looked at: nothing is left with it, a lease neither.
+    alone = exclusively(run, reporter.say) if finished(config, data, run) is None else nullcontext()
+    with alone as fence:
         logger = open_tracked(config, data, run, tags, known.mlflow_tracking_uri, reporter)
         with logger.closing():
             result = train_tracked(config, data, run, logger, reporter, fence)

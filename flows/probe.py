@@ -1,6 +1,7 @@
 """The flow that judges a model's features by classifiers on a labelled dataset."""
 
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,7 +55,12 @@ def probe(config: ProbeConfig, mlflow_run: str | None = None) -> ProbeOutcome:
     curve = curves.probe_curve(result)
     run = mlflow_run if version is None else version.run_id
     if run:
-        _log(RunLogger(known.mlflow_tracking_uri, run), folder, result, curve, data)
+        own = version is None or version.tags.get("igpt.manifest_digest") == data.digest
+        prefix = "" if own else f"{_name(data)}."
+        logger = RunLogger(known.mlflow_tracking_uri, run)
+        _log(logger, folder, result, curve, data, prefix)
+        if version is None:
+            _log_new(logger, {name: [value] for name, value in metrics(result).items()})
     if version is not None:
         _log_version(Registry(known.mlflow_tracking_uri), version, result, data)
     create_table_artifact(key="probe", table=table(result, data.classes), description=describe(result))
@@ -75,23 +81,40 @@ def _load(model: str, tracking_uri: str) -> tuple[ModelFolder, Version | None]:
         return registry.fetch(version, Path(temporary)), version
 
 
-def _log(logger: RunLogger, folder: ModelFolder, result: ProbeResult, curve: bytes, data: Snapshot) -> None:
-    """Leave curve, numbers and pictures with a run."""
-    for layer, (trained, fresh) in enumerate(zip(result.layers, result.untrained_layers, strict=True)):
-        values = {"probe_test_accuracy": trained.test_accuracy, "probe_untrained_test_accuracy": fresh.test_accuracy}
-        logger.metrics(layer, values)  # the layer stands in the place of the step: MLflow draws the curve
-    logger.metrics(0, metrics(result))
-    logger.file(curve, "probe.png")
+def _name(data: Snapshot) -> str:
+    """The last part of a dataset's URL: what it is called in metrics and tags."""
+    return data.dataset.rstrip("/").rsplit("/", 1)[-1]
+
+
+def _log(
+    logger: RunLogger, folder: ModelFolder, result: ProbeResult, curve: bytes, data: Snapshot, prefix: str
+) -> None:
+    """Leave the curve over layers and pictures with a run; `prefix` names a dataset that it was not trained on."""
+    by_layer = {
+        f"{prefix}probe_test_accuracy": [score.test_accuracy for score in result.layers],
+        f"{prefix}probe_untrained_test_accuracy": [score.test_accuracy for score in result.untrained_layers],
+    }
+    _log_new(logger, by_layer)  # the layer stands in the place of the step: MLflow draws the curve
+    logger.file(curve, f"{prefix}probe.png")
     if result.confusion_KK is not None:
-        logger.file(curves.confusion_matrix(result.confusion_KK, data.classes), "confusion.png")
+        logger.file(curves.confusion_matrix(result.confusion_KK, data.classes), f"{prefix}confusion.png")
     if result.sheet is not None:
-        logger.picture(pictures.neighbour_sheet(folder, result.sheet), "neighbours.png")
+        logger.picture(pictures.neighbour_sheet(folder, result.sheet), f"{prefix}neighbours.png")
+
+
+def _log_new(logger: RunLogger, values: Mapping[str, Sequence[float]]) -> None:
+    """Log metrics by step from 0 on; a probe that came to the same before leaves no value twice."""
+    for name, steps in values.items():
+        known = dict(logger.metric_history(name))
+        for step, value in enumerate(steps):
+            if known.get(step) != value:
+                logger.metrics(step, {name: value})
 
 
 def _log_version(registry: Registry, version: Version, result: ProbeResult, data: Snapshot) -> None:
     """Leave the numbers with a version: as metrics of its model, and as tags, named after the dataset."""
     registry.measure(version, metrics(result), dataset=data.dataset, digest=data.digest)
-    name = data.dataset.rstrip("/").rsplit("/", 1)[-1]
+    name = _name(data)
     tags = {f"igpt.probe.{name}.{key.removeprefix('probe_')}": f"{value:.5f}" for key, value in metrics(result).items()}
     tags[f"igpt.probe.{name}.snapshot"] = f"{data.number} {data.digest}"
     # The gate's number is of the dataset that the model was trained on; other datasets do not stand in its place.
