@@ -170,7 +170,7 @@ def test_what_an_object_store_answers_becomes_one_line(
             raise error
 
     monkeypatch.setattr(storage, "filesystem", lambda url: Store())
-    monkeypatch.setattr(storage, "patiently", lambda request: request())
+    monkeypatch.setattr(storage, "patiently", lambda request, **_: request())
     with pytest.raises(IgptError, match=rf"^s3://b/key: .*{words}") as raised:
         storage.read_bytes("s3://b/key")
     assert "\n" not in str(raised.value)
