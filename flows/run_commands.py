@@ -112,7 +112,9 @@ def _checkpoint_row(run: str, step: int, *, verify: bool) -> dict[str, Any]:
     row: dict[str, Any] = {"checkpoint": step, "validation loss": None, "workers": None, "size": None}
     try:
         found: Checkpoint = checkpoint.read_mark(checkpoint.folder_of(run, step))
-        row |= {"workers": found.state.workers, "size": found.bytes, "validation loss": found.state.validation_loss}
+        loss = found.state.validation_loss
+        row |= {"workers": found.state.workers, "size": found.bytes}
+        row["validation loss"] = None if loss is None else round(loss, 4)
         return row | {"files": ("good" if checkpoint.is_good(found) else "damaged") if verify else "not read"}
     except checkpoint.DAMAGE:
         return row | {"files": "damaged"}
