@@ -9,9 +9,9 @@ READY := $(VENV)/.ready
 demo: $(READY)
 	$(BIN)/igpt demo
 
-# Three parts, two at a time: a test with servers waits for them most of the time. `.venv/bin/pytest` runs them all in one.
+# Three parts, one after the other: two at a time take as long on two cores, and disturb each other's tests of faults.
 test: $(READY)
-	@$(MAKE) --no-print-directory --keep-going -j2 --output-sync=target test-services test-rig test-alone
+	@$(MAKE) --no-print-directory --keep-going test-alone test-rig test-services
 
 test-services: $(READY)
 	$(BIN)/pytest -m "services and not rig"

@@ -174,9 +174,11 @@ def start_elsewhere(home: Path) -> subprocess.Popen:
 
 def test_an_interrupted_start_leaves_nothing_behind(other_home: Path) -> None:
     process = start_elsewhere(other_home)
+    process.send_signal(signal.SIGSTOP)  # on a busy machine the services would answer while they are looked at
     begun = family(other_home)
     assert len(begun) >= 4
     process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGCONT)
     assert b"KeyboardInterrupt" in process.communicate(timeout=60)[1]
     assert not alive(begun | naming(other_home))
     assert local_stack.load(other_home) is None

@@ -113,7 +113,8 @@ def test_the_same_command_continues_and_a_killed_worker_costs_nothing_but_time(
 def test_ctrl_c_in_the_build_publishes_nothing_and_a_rerun_completes_it(digits: str, stack: Stack) -> None:
     arguments = (
         *("dataset", "build", f"raw={digits}", "dataset=s3://datasets/stopped", "resolution=8", "colours=16"),
-        *("samples_per_shard=20", "validation_fraction=0.1", "test_fraction=0.1"),
+        # So many shards that the signal cannot come too late.
+        *("samples_per_shard=2", "validation_fraction=0.1", "test_fraction=0.1"),
     )
     process = start(*arguments)
     wait_for(lambda: any("/shards/" in f.url for f in storage.list_files("s3://datasets/stopped")), process)
