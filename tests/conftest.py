@@ -1,8 +1,10 @@
 """Fixtures that need no service: real photographs, an image folder made of them, and builds without a cluster."""
 
 import io
+import sys
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -47,6 +49,33 @@ def image_folder(photos: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -
         Image.fromarray(photos[number]).save(root / "temple" / f"{number:02d}.png")
         Image.fromarray(photos[60 + number]).save(root / "flower" / f"{number:02d}.jpg", quality=90)
     return root
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def igpt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Command]:
+    """Runs the command line in this process, in an empty folder."""
+    from flows import cli
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("IGPT_HOME", str(tmp_path / "home"))
+
+    def run(*arguments: object) -> Command:
+        monkeypatch.setattr(sys, "argv", ["igpt", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        said = capsys.readouterr()
+        return Command(code=int(ended.value.code or 0), out=said.out, err=said.err)
+
+    return run
 
 
 def write_tar(path: Path, members: dict[str, bytes], tar_format: int = tarfile.PAX_FORMAT) -> Path:

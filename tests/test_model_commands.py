@@ -1,7 +1,5 @@
 """The commands that use a model: what they write, and the one line for what they cannot use."""
 
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +8,6 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from flows import cli
 from igpt_model.execution import Worker
 from igpt_model.model import ImageGPT
 from igpt_model.model_config import ModelConfig
@@ -21,31 +18,6 @@ from tests.test_convert import openai_variables
 from tests.test_train import Recorder, digits_snapshot, short_training
 
 KINDS = {"masked": {"objective": "masked"}, "by_class": {"classes": 3}, "upscaling": {"low_resolution": 4}}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ended:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def igpt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):
-    """Runs the command line in this process, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("IGPT_HOME", str(tmp_path / "home"))
-
-    def run(*arguments: object) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["igpt", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        said = capsys.readouterr()
-        return Ended(code=int(ended.value.code or 0), out=said.out, err=said.err)
-
-    return run
 
 
 @pytest.fixture(scope="module")

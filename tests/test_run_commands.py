@@ -1,43 +1,18 @@
 """`igpt runs`: what it tells of finished, cut off and damaged runs."""
 
 import json
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from flows import cli
 from igpt_model import checkpoint, run_record
 from igpt_model.execution import Worker
 from igpt_model.train import train
+from tests.conftest import Command
 from tests.test_train import KilledError, Recorder, digits_snapshot, short_training
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ended:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def igpt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Ended]:
-    """Runs the command line in this process."""
-    monkeypatch.setenv("IGPT_HOME", str(tmp_path / "home"))
-
-    def run(*arguments: object) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["igpt", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        said = capsys.readouterr()
-        return Ended(code=int(ended.value.code or 0), out=said.out, err=said.err)
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +33,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "runs"
 
 
-def test_ls_tells_how_far_each_run_is(igpt: Callable[..., Ended], runs: Path) -> None:
+def test_ls_tells_how_far_each_run_is(igpt: Callable[..., Command], runs: Path) -> None:
     ended = igpt("runs", "ls", runs, "--json")
     assert ended.code == 0, ended.err
     cut, done = json.loads(ended.out)
@@ -74,7 +49,7 @@ def test_ls_tells_how_far_each_run_is(igpt: Callable[..., Ended], runs: Path) ->
     assert igpt("runs", "ls", runs.parent / "raw").out.startswith("no training run in ")
 
 
-def test_show_tells_checkpoints_curve_and_what_was_set(igpt: Callable[..., Ended], runs: Path) -> None:
+def test_show_tells_checkpoints_curve_and_what_was_set(igpt: Callable[..., Command], runs: Path) -> None:
     shown = json.loads(igpt("runs", "show", runs / "done", "--json").out)
     assert (shown["mlflow_run"], shown["config"]["seed"], shown["config"]["steps"]) == ("abc", 7, 30)
     assert "max_restarts" not in shown["config"]
@@ -84,7 +59,7 @@ def test_show_tells_checkpoints_curve_and_what_was_set(igpt: Callable[..., Ended
     assert "unfinished, step 10 of 30" in text and "`igpt runs resume" in text and "seed=7" in text
 
 
-def test_verify_finds_what_is_damaged(igpt: Callable[..., Ended], runs: Path) -> None:
+def test_verify_finds_what_is_damaged(igpt: Callable[..., Command], runs: Path) -> None:
     assert igpt("runs", "show", runs / "cut", "--verify").code == 0
     file = runs / "cut" / "checkpoints" / "00000010" / "optimizer-00000.safetensors"
     whole = file.read_bytes()
@@ -97,7 +72,7 @@ def test_verify_finds_what_is_damaged(igpt: Callable[..., Ended], runs: Path) ->
         file.write_bytes(whole)
 
 
-def test_what_is_no_run_is_one_line(igpt: Callable[..., Ended], runs: Path) -> None:
+def test_what_is_no_run_is_one_line(igpt: Callable[..., Command], runs: Path) -> None:
     for arguments in (("show", runs), ("show", runs / "nothing")):
         ended = igpt("runs", *arguments)
         assert ended.code == 2

@@ -17,18 +17,10 @@ from sklearn.datasets import load_digits
 from flows import local_stack, settings
 from flows.local_stack import Stack
 from pipeline import storage
+from tests.conftest import Command
 
 IGPT = [sys.executable, "-m", "flows.cli"]
 ROOT = Path(__file__).parent.parent.parent
-
-
-@dataclass(frozen=True, kw_only=True)
-class Command:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
 
 
 def igpt(*arguments: str, environment: dict[str, str] | None = None, seconds: int = 240) -> Command:
