@@ -4,8 +4,9 @@ import fcntl
 import hashlib
 import os
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -17,6 +18,9 @@ from pipeline import storage
 from pipeline.errors import IgptError
 from pipeline.shards import ShardView
 from pipeline.snapshot import ShardEntry, Snapshot
+
+# So long a fetch waits for room. A shard that is needed at once is then fetched all the same.
+_ROOM_SECONDS = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +44,9 @@ class ShardCache:
 
     A shard is verified against the snapshot's checksum when this process opens it; a damaged file is fetched again
     once. A process that has a shard open holds a shared lock on it, which ends with the process: no other removes it.
+
+    {name}.lock is held by those who use a shard, {name}.fetching by the one who downloads it and has written into it
+    for how many bytes it needs room; what a dead process has reserved is not counted, for its lock is gone.
     """
 
     def __init__(self, snapshot: Snapshot, folder: str | None = None, limit_bytes: int | None = None) -> None:
@@ -55,7 +62,7 @@ class ShardCache:
         if shard.name not in self._opened:
             lock = (self._folder / f"{shard.name}.lock").open("ab")
             path = self._fetch(shard, lock)
-            os.utime(path)  # when it was last used
+            assert path is not None
             view = ShardView.open(path, samples=shard.samples, side=self._snapshot.resolution)
             # As plain arrays over the same memory: indexing a numpy.memmap takes five times as long.
             tokens_NHW, labels_N = np.asarray(view.tokens_NHW), np.asarray(view.labels_N)
@@ -69,23 +76,31 @@ class ShardCache:
             lock.close()
 
     def fetch(self, shard: ShardEntry) -> None:
-        """Have a shard in the folder for whoever opens it next; any process may do so, and it may be removed again."""
-        with (self._folder / f"{shard.name}.lock").open("ab") as lock:
-            self._fetch(shard, lock)
+        """Have a shard in the folder for whoever opens it next; any process may do so, and it may be removed again.
 
-    def _fetch(self, shard: ShardEntry, lock: IO[bytes]) -> Path:
-        """The verified file of a shard, on which `lock` is held from now on together with other readers."""
+        Nothing is fetched where there is no room for it beside what is in use.
+        """
+        with (self._folder / f"{shard.name}.lock").open("ab") as lock:
+            self._fetch(shard, lock, needed=False)
+
+    def _fetch(self, shard: ShardEntry, lock: IO[bytes], *, needed: bool = True) -> Path | None:
+        """The verified file of a shard, on which `lock` is held from now on together with other readers.
+
+        None: it is not `needed` at once, and there is no room for it.
+        """
         path = self._folder / f"{shard.name}.tar"
         fcntl.flock(lock, fcntl.LOCK_SH)
         if not _matches(path, shard):
-            with (self._folder / f"{shard.name}.fetching").open("ab") as fetching:
+            with (self._folder / f"{shard.name}.fetching").open("a+b") as fetching:
                 fcntl.flock(fetching, fcntl.LOCK_EX)  # one process of the node downloads, the others wait
                 if not _matches(path, shard):
-                    self._make_room(shard.bytes)
-                    self._download(shard, path)
+                    if not self._reserve(shard.bytes, fetching) and not needed:
+                        return None
+                    self._download(shard, path, fetching)
+        os.utime(path)  # when it was last wanted
         return path
 
-    def _download(self, shard: ShardEntry, path: Path) -> None:
+    def _download(self, shard: ShardEntry, path: Path, fetching: IO[bytes]) -> None:
         partial = path.with_suffix(".partial")
         url = storage.join(self._snapshot.dataset, shard.path)
         try:
@@ -97,23 +112,57 @@ class ShardCache:
         if not _matches(partial, shard):
             partial.unlink()
             raise IgptError(f"{url}: the shard's checksum differs from the snapshot's; rebuild the dataset")
-        partial.replace(path)
+        with self._room():
+            partial.replace(path)
+            fetching.truncate(0)  # it is counted as a file from now on
 
-    def _make_room(self, needed: int) -> None:
-        """Remove shards of any dataset that nobody has open, those first that were used longest ago."""
-        if self._limit_bytes is None:
-            return
+    @contextmanager
+    def _room(self) -> Iterator[None]:
+        """Have the say over what is in the cache."""
         with (self._root / "room.lock").open("ab") as room:
             fcntl.flock(room, fcntl.LOCK_EX)
-            files = sorted((path.stat().st_mtime, path.stat().st_size, path) for path in self._root.glob("*/*.tar"))
-            held = sum(size for _, size, _ in files)
-            for _, size, path in files:
-                if held + needed <= self._limit_bytes:
-                    break
-                with path.with_suffix(".lock").open("ab") as lock, suppress(BlockingIOError):
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    path.unlink()
-                    held -= size
+            yield
+
+    def _reserve(self, size: int, fetching: IO[bytes]) -> bool:
+        """Make room for a file, waiting a while for others to let go, and reserve it; False: there is none."""
+        if self._limit_bytes is None:
+            return True
+        fetching.truncate(0)  # a dead process may have left its reservation
+        deadline = time.monotonic() + _ROOM_SECONDS
+        while True:
+            with self._room():
+                fits = self._make_room(self._limit_bytes - size)
+                if fits or time.monotonic() > deadline:
+                    fetching.write(str(size if fits else 0).encode())
+                    fetching.flush()
+                    return fits
+            time.sleep(0.05)
+
+    def _make_room(self, most: int) -> bool:
+        """Remove shards of any dataset that nobody has open, those first that were wanted longest ago.
+
+        Until they and what is reserved have `most` bytes; False where they have more.
+        """
+        files = sorted((path.stat().st_mtime, path.stat().st_size, path) for path in self._root.glob("*/*.tar"))
+        held = sum(size for _, size, _ in files) + sum(map(_reserved, self._root.glob("*/*.fetching")))
+        for _, size, path in files:
+            if held <= most:
+                break
+            with path.with_suffix(".lock").open("ab") as lock, suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+                held -= size
+        return held <= most
+
+
+def _reserved(path: Path) -> int:
+    """For how many bytes a living process has reserved room by its file."""
+    with path.open("rb") as fetching:
+        try:
+            fcntl.flock(fetching, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return int(fetching.read() or 0)
+    return 0
 
 
 def _matches(path: Path, shard: ShardEntry) -> bool:

@@ -4,6 +4,8 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -123,11 +125,40 @@ def test_the_next_window_is_there_before_it_is_asked_for(
     assert np.array_equal(np.sort(epochs[0]), np.sort(epochs[1])) and not np.array_equal(*epochs)
     # Wait for the fetches of the next window, then take away the dataset: it is read all the same.
     reader.read(range(0, 10))
+    following = order.window_shards(*order.next_window(*order.window_of(0)))
+    deadline = time.monotonic() + 30
+    while not {shards[number].name for number in following} <= {path.stem for path in tmp_path.rglob("*.tar")}:
+        assert time.monotonic() < deadline, "the next window was not fetched ahead"
+        time.sleep(0.01)
     reader.close()
     monkeypatch.setattr(storage, "download", lambda url, local: pytest.fail(f"{url} was not fetched ahead"))
-    epoch, window = order.next_window(*order.window_of(0))
-    for number in order.window_shards(epoch, window):
+    for number in following:
         ShardCache(data, str(tmp_path)).open(shards[number])
+
+
+def test_fetches_at_the_same_moment_keep_below_its_size(
+    data: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = data.of_split("train")
+    limit = 4 * max(shard.bytes for shard in shards)
+    download, most = storage.download, 0
+
+    def slow(url: str, local: Path) -> None:
+        nonlocal most
+        time.sleep(0.05)
+        download(url, local)
+        here = 0
+        for path in [*tmp_path.rglob("*.tar"), *tmp_path.rglob("*.partial")]:
+            with suppress(FileNotFoundError):  # removed or moved meanwhile
+                here += path.stat().st_size
+        most = max(most, here)
+
+    monkeypatch.setattr(storage, "download", slow)
+    caches = [ShardCache(data, str(tmp_path), limit_bytes=limit) for _ in range(2)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: caches[number % 2].fetch(shards[number]), range(len(shards))))
+    assert limit / 2 < most <= limit
+    assert held(tmp_path) <= limit
 
 
 def test_a_small_cache_changes_nothing(data: Snapshot, config: PretrainConfig, tmp_path: Path) -> None:
