@@ -76,6 +76,9 @@ class _Quiet:
     def warn(self, line: str) -> None:
         print(line)
 
+    def saved(self, step: int) -> None:
+        """Nothing is made of checkpoints here."""
+
 
 def share_of_a_step(data: Snapshot, config: PretrainConfig, device: torch.device) -> dict[str, object]:
     """The share of loading in a short training."""
@@ -89,7 +92,7 @@ def share_of_a_step(data: Snapshot, config: PretrainConfig, device: torch.device
         f"{config.global_batch}, {device.type}",
         "images/s": "",
         "microseconds a batch": "",
-        "times longer than ours": f"{heard.last['loader_share']:.3%} of the step",
+        "times longer than ours": f"{heard.last['data_wait_share']:.3%} of the step",
     }
 
 

@@ -42,16 +42,6 @@ class Setting:
     """Whether the optimizer's step belongs to what is timed."""
 
 
-def flops_per_image(config: ModelConfig) -> int:
-    """Operations of the matrix products of a forward and backward pass; of attention only the causal half counts.
-
-    A product of [m, k] and [k, n] takes 2 m k n operations, and the backward pass two such products.
-    """
-    positions, width = config.positions, config.width
-    blocks = config.layers * (24 * width**2 * positions + 2 * width * positions**2)
-    return 3 * (blocks + 2 * config.colours * width * positions)
-
-
 def contenders(setting: Setting, names: list[str]) -> dict[str, Callable[[], float]]:
     """A function for each contender that does a step and returns the loss."""
     config, device = setting.model, setting.device
@@ -108,7 +98,7 @@ def measure(setting: Setting, names: list[str], rounds: int, peak: float) -> lis
     rows: list[dict[str, object]] = []
     for name, measured in seconds.items():
         rate = setting.batch / min(measured)
-        achieved = rate * flops_per_image(setting.model)
+        achieved = rate * setting.model.flops_per_image
         rows.append(
             {
                 "layers, width, side": f"{setting.model.layers}, {setting.model.width}, {setting.model.resolution}",

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 
-import numpy as np
 from prefect import flow
 from prefect.artifacts import create_image_artifact, create_link_artifact
 from prefect.logging import get_run_logger
@@ -13,10 +12,10 @@ from prefect.runtime import flow_run
 from flows import settings
 from flows.console import Reporter
 from flows.exclusive import exclusively
+from flows.gallery import Gallery, draw_all
 from igpt_model import curves, pictures, reports, tracking
 from igpt_model.config import PretrainConfig
-from igpt_model.data import ShardCache, ShardImages
-from igpt_model.model_folder import ModelFolder
+from igpt_model.data import ShardCache
 from igpt_model.model_source import load_run
 from igpt_model.objective import Baselines, TokenCounts
 from igpt_model.ray_train import TrainJob, train_on_cluster
@@ -26,8 +25,6 @@ from pipeline import ray_cluster, snapshot, storage
 from pipeline.errors import IgptError
 from pipeline.lease import Fence
 from pipeline.snapshot import Snapshot
-
-_SHOWN_IMAGES = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,10 +87,10 @@ def open_tracked(
 
 
 class _Listener:
-    """Tells MLflow the metrics of a training, and the terminal its warnings."""
+    """Tells MLflow the metrics of a training, the terminal its warnings, and the gallery its checkpoints."""
 
-    def __init__(self, curve: CurveLogger, reporter: Reporter) -> None:
-        self.metrics, self.warn = curve.metrics, reporter.say
+    def __init__(self, curve: CurveLogger, reporter: Reporter, gallery: Gallery) -> None:
+        self.metrics, self.warn, self.saved = curve.metrics, reporter.say, gallery.saved
 
 
 def train_tracked(
@@ -112,7 +109,8 @@ def train_tracked(
         reporter.say(f"the run {run} is finished already, nothing to train")
         return result
     job = TrainJob(config=config, snapshot=data, run=run, mlflow_run=logger.run_id, fence=fence)
-    result = train_on_cluster(job, _Listener(curve, reporter), progress=reporter)
+    with Gallery(config, data, run, logger, reporter) as gallery:
+        result = train_on_cluster(job, _Listener(curve, reporter, gallery), progress=reporter)
     _log_what_was_missed(run, curve)
     return result
 
@@ -123,8 +121,7 @@ def _show(
     """Judge a finished run by its baselines, and draw what it has learnt."""
     cache = ShardCache(data, config.cache)
     baselines = _count(data, cache, "train").baselines(_count(data, cache, "validation"))
-    folder = load_run(run)
-    sheets = _draw(folder, cache.open(data.of_split("validation")[0]), config.seed, reporter)
+    sheets = draw_all(config, data, load_run(run), reporter)
     levels = {
         "uniform": baselines.uniform,
         "unigram": baselines.unigram,
@@ -164,20 +161,6 @@ def _count(data: Snapshot, cache: ShardCache, split: str) -> TokenCounts:
     for shard in data.of_split(split):
         counts.add(cache.open(shard).tokens_NHW.reshape(shard.samples, -1))
     return counts
-
-
-def _draw(folder: ModelFolder, held_out: ShardImages, seed: int, reporter: Reporter) -> dict[str, np.ndarray]:
-    """The sheets that show a model, each drawn by a task of its own."""
-    tokens_NHW, labels_N = held_out.tokens_NHW[:_SHOWN_IMAGES], held_out.labels_N[:_SHOWN_IMAGES]
-    tokens_NT = tokens_NHW.reshape(len(tokens_NHW), -1)
-    names = pictures.sheet_names(folder)
-    sheets: dict[str, np.ndarray] = {}
-    reporter("draw", 0, len(names), "pictures")
-    calls = ((folder, name, tokens_NT, labels_N, seed) for name in names)
-    for done, (number, sheet) in enumerate(ray_cluster.map_tasks(pictures.draw_sheet, calls), 1):
-        sheets[names[number]] = sheet
-        reporter("draw", done, len(names), "pictures")
-    return {name: sheets[name] for name in names}
 
 
 def describe(outcome: PretrainOutcome) -> str:

@@ -74,6 +74,8 @@ class PretrainConfig:
     """Steps between evaluations on the whole validation split."""
     checkpoint_every: int = 250
     """Steps between checkpoints."""
+    sample_every: int = 1000
+    """Steps between pictures that the model draws while it is trained, from a checkpoint; 0: only at the end."""
     keep_last: int = 2
     """Number of newest checkpoints kept."""
     keep_best: int = 1
@@ -132,6 +134,7 @@ class PretrainConfig:
             "crop_padding",
             "max_skipped_steps",
             "keep_best",
+            "sample_every",
         )
         for name in (*not_negative, "upload_seconds", "resize_seconds", "hang_seconds"):
             if getattr(self, name) < 0:

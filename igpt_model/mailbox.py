@@ -16,17 +16,23 @@ class News:
     metrics: list[tuple[int, dict[str, float]]]
     """Values by step, in the order in which they came."""
     warnings: list[str]
+    saved: list[int]
+    """Steps whose checkpoints were written."""
+    hosts: dict[str, dict[str, float]]
+    """How busy the machines were when they last told, by their addresses."""
     failure: IgptError | None
 
 
 class Mailbox:
-    """An actor in which rank 0 leaves its news, and any worker an error that is the user's to mend."""
+    """An actor in which rank 0 leaves its news, a worker of each machine how busy that is, and any a user's error."""
 
     def __init__(self) -> None:
         self._step: int | None = None
         self._workers: int | None = None
         self._metrics: list[tuple[int, dict[str, float]]] = []
         self._warnings: list[str] = []
+        self._saved: list[int] = []
+        self._hosts: dict[str, dict[str, float]] = {}
         self._failure: IgptError | None = None
 
     def beat(self, step: int, workers: int) -> None:
@@ -41,6 +47,14 @@ class Mailbox:
         """A line for the user."""
         self._warnings.append(line)
 
+    def saved(self, step: int) -> None:
+        """The checkpoint of a step is written."""
+        self._saved.append(step)
+
+    def host(self, address: str, values: dict[str, float]) -> None:
+        """How busy a machine is."""
+        self._hosts[address] = values
+
     def fail(self, error: IgptError) -> None:
         """What ended the training; the first is kept."""
         self._failure = self._failure or error
@@ -52,7 +66,9 @@ class Mailbox:
             workers=self._workers,
             metrics=self._metrics,
             warnings=self._warnings,
+            saved=self._saved,
+            hosts=self._hosts,
             failure=self._failure,
         )
-        self._metrics, self._warnings = [], []
+        self._metrics, self._warnings, self._saved, self._hosts = [], [], [], {}
         return news

@@ -69,6 +69,16 @@ class ModelConfig:
         starts = 0 if self.objective == "masked" else 1 if self.classes is None else self.classes
         return self.layers * block + self.width * (2 * self.colours + self.sequence + starts + 1)
 
+    @property
+    def flops_per_image(self) -> int:
+        """Operations of the matrix products of a forward and backward pass; of causal attention half counts.
+
+        A product of [m, k] and [k, n] takes 2 m k n operations, and the backward pass two such products.
+        """
+        attention = (2 if self.objective == "autoregressive" else 4) * self.width * self.sequence**2
+        blocks = self.layers * (24 * self.width**2 * self.sequence + attention)
+        return 3 * (blocks + 2 * self.colours * self.width * self.positions)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from igpt_model import model_source
 from igpt_model.model import Condition
 from igpt_model.model_folder import ModelFolder
 from igpt_model.objective import draw_masks
@@ -156,8 +157,18 @@ def sheet_names(folder: ModelFolder) -> tuple[str, ...]:
     return "samples", "completions"
 
 
-def draw_sheet(folder: ModelFolder, name: str, tokens_NT: np.ndarray, labels_N: np.ndarray, seed: int) -> np.ndarray:
+def draw_checkpoint(url: str, tokens_NT: np.ndarray, labels_N: np.ndarray, seed: int) -> tuple[str, np.ndarray]:
+    """The first of the sheets that show a model, with its name, from a checkpoint's folder; drawn on the CPU."""
+    folder = model_source.load_model(url)
+    name = sheet_names(folder)[0]
+    return name, draw_sheet(folder, name, tokens_NT, labels_N, seed)
+
+
+def draw_sheet(
+    folder: ModelFolder, name: str, tokens_NT: np.ndarray, labels_N: np.ndarray, seed: int, device: str = "cpu"
+) -> np.ndarray:
     """One of the sheets that show a model, on some held-out images: what one task draws."""
+    folder = model_source.on_device(folder, device)
     config, drawing = folder.model.config, Drawing(seed=seed)
     labels = None if config.classes is None else labels_N
     if name == "reconstructions":

@@ -4,7 +4,7 @@ import logging
 import threading
 import uuid
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from igpt_model.config import PretrainConfig
 from igpt_model.execution import Worker
+from igpt_model.host_metrics import HostMonitor
+from igpt_model.listener import Listener
 from igpt_model.mailbox import Mailbox, News
-from igpt_model.train import Listener, train
+from igpt_model.train import train
 from igpt_model.train_result import TrainResult, read_result
 from pipeline import ray_cluster, storage
 from pipeline.errors import IgptError
@@ -55,6 +57,9 @@ class _Listener:
     def warn(self, line: str) -> None:
         self._mailbox.warn.remote(line)
 
+    def saved(self, step: int) -> None:
+        self._mailbox.saved.remote(step)
+
 
 def _worker_loop(arguments: dict[str, Any]) -> None:
     """What each training worker runs."""
@@ -73,16 +78,20 @@ def _worker_loop(arguments: dict[str, Any]) -> None:
     def leaving() -> bool:
         return ray.train.get_preemption_info() is not None
 
+    address = ray.util.get_node_ip_address()
+    alone = context.get_local_rank() == 0  # the one of its machine that measures it
+    monitor = HostMonitor(lambda values: mailbox.host.remote(address, values)) if alone else nullcontext()
     try:
         if job.fence is not None:
             job.fence.check()  # on every rank, so that a group that is started again after one ends in peace
-        train(
-            *(job.config, job.snapshot, job.run, worker, listener),
-            mlflow_run=job.mlflow_run,
-            heartbeat=heartbeat,
-            leaving=leaving,
-            fence=job.fence,
-        )
+        with monitor:
+            train(
+                *(job.config, job.snapshot, job.run, worker, listener),
+                mlflow_run=job.mlflow_run,
+                heartbeat=heartbeat,
+                leaving=leaving,
+                fence=job.fence,
+            )
     except IgptError as error:
         # A fault of the input stays one however often it is tried: told to the driver, and the group ends in peace.
         ray.get(mailbox.fail.remote(error))
@@ -220,6 +229,10 @@ class _Watch:
         for step, values in news.metrics:
             self._newest.update(values)
             self._listener.metrics(step, values)
+        for address, values in news.hosts.items():
+            self._listener.metrics(news.step or 0, {f"system/{address}/{name}": v for name, v in values.items()})
+        for step in news.saved:
+            self._listener.saved(step)
         if news.step is None:
             self._progress("start", 0, 0, f"{self._config.workers} workers")
         else:

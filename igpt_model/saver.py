@@ -1,6 +1,6 @@
 """Writes a run's checkpoints while training goes on: the steps wait only for the copy to CPU memory."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch.distributed as dist
@@ -10,6 +10,7 @@ from igpt_model import checkpoint, reports, sharded
 from igpt_model.checkpoint import TrainingState
 from igpt_model.config import PretrainConfig
 from igpt_model.execution import Worker
+from igpt_model.listener import Listener
 from igpt_model.reports import Report
 from igpt_model.sharded import Staged
 from pipeline.errors import IgptError
@@ -28,10 +29,11 @@ class Saver:
         run: str,
         config: PretrainConfig,
         worker: Worker,
-        warn: Callable[[str], None],
+        listener: Listener,
         fence: Fence | None = None,
     ) -> None:
-        self._run, self._config, self._worker, self._warn, self._fence = run, config, worker, warn, fence
+        self._run, self._config, self._worker, self._fence = run, config, worker, fence
+        self._listener = listener
         # A group of its own: collectives of two threads on one group would meet each other's.
         self._group = dist.new_group(backend="gloo") if worker.world_size > 1 else None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -66,7 +68,7 @@ class Saver:
                 raise error
             if error is not None and self._told != step and self._worker.rank == 0:
                 self._told = step
-                self._warn(
+                self._listener.warn(
                     f"checkpoint of step {step} could not be written ({error}); training goes on, and the next one is "
                     f"due within {self._config.checkpoint_every} steps"
                 )
@@ -108,6 +110,8 @@ class Saver:
             checkpoint.mark(url, state, index, files)
 
         sharded.write(url, staged, self._worker.rank, self._group, seconds=self._config.upload_seconds, commit=commit)
+        if self._worker.rank == 0:
+            self._listener.saved(state.step)
         del self._reports[: len(reported)]
         self._losses[state.step] = state.validation_loss
         for step in checkpoint.to_prune(
@@ -121,4 +125,4 @@ class Saver:
         try:
             checkpoint.remove(self._run, step)
         except (IgptError, OSError) as error:
-            self._warn(f"the old checkpoint of step {step} could not be removed ({error})")
+            self._listener.warn(f"the old checkpoint of step {step} could not be removed ({error})")

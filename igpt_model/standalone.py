@@ -104,6 +104,9 @@ class Printer:
     def warn(self, line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
+    def saved(self, step: int) -> None:
+        """Say nothing: checkpoints are written in silence."""
+
 
 @contextmanager
 def worker(config: PretrainConfig) -> Iterator[Worker]:

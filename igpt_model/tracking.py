@@ -79,6 +79,12 @@ class RunLogger:
         """Keep a picture, uint8 [H, W, 3], as an artifact; `name` ends in .png."""
         self._client.log_image(self.run_id, image, artifact_file=name)
 
+    def picture_at(self, step: int, image: np.ndarray, name: str) -> None:
+        """Keep a picture of a step, uint8 [H, W, 3], where MLflow shows those of a name by step; once a step."""
+        there = self._client.list_artifacts(self.run_id, "images")
+        if not any(file.path.startswith(f"images/{name}+step+{step}+") for file in there):
+            self._client.log_image(self.run_id, image, key=name, step=step)
+
     def file(self, data: bytes, name: str) -> None:
         """Keep a file as an artifact."""
         with tempfile.TemporaryDirectory(prefix="igpt-artifact-") as folder:

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 from igpt_model import checkpoint, run_record, standalone
 from igpt_model.checkpoint import Checkpoint, Fetch, TrainingState
@@ -23,6 +22,7 @@ from igpt_model.data import ShardCache, batches, count_batches, no_images
 from igpt_model.execution import Worker
 from igpt_model.inputs import Inputs, Preparation
 from igpt_model.learner import Learner
+from igpt_model.listener import Listener
 from igpt_model.model_folder import ModelFolder
 from igpt_model.optim import learning_rate
 from igpt_model.order import SampleOrder, micro_ranges
@@ -30,6 +30,7 @@ from igpt_model.reports import Report
 from igpt_model.run_record import RunRecord
 from igpt_model.saver import Saver
 from igpt_model.step import mean_loss, train_step
+from igpt_model.throughput import Throughput
 from igpt_model.train_result import TrainResult, check_same_data, finished
 from igpt_model.watchdog import Watchdog
 from igpt_model.window_reader import WindowReader, check_room
@@ -42,14 +43,6 @@ from pipeline.snapshot import Snapshot
 _log = logging.getLogger(__name__)
 _EVALUATION_BATCH = 64
 _REPORT_EVERY = 10  # steps; the loss that is reported is their mean
-
-
-class Listener(Protocol):
-    """Hears on rank 0 how training goes. Metrics are named as in MLflow."""
-
-    def metrics(self, step: int, values: dict[str, float]) -> None: ...
-
-    def warn(self, line: str) -> None: ...
 
 
 def train(
@@ -122,14 +115,13 @@ class _Training:
             palette_sha256=snapshot.palette_sha256,
         )
         self._continue()
-        self.saver = Saver(run, config, worker, self._warn, fence)
+        self.saver = Saver(run, config, worker, listener, fence)
         if worker.rank == 0:
             pinned = replace(config, dataset=snapshot.dataset, snapshot=snapshot.number)
             run_record.write(run, RunRecord(config=pinned, mlflow_run=mlflow_run))
-        self._loading = 0.0  # seconds spent on getting images since the start
+        self.throughput = Throughput(model_config, config, worker)
         self.learner.settle(self._load(self._micro_ranges()[-1]))
-        self._started = time.monotonic()
-        self._began = self._started - self.state.seconds
+        self._began = time.monotonic() - self.state.seconds
         self._last: dict[str, float] = {}
 
     def _continue(self) -> None:
@@ -163,7 +155,8 @@ class _Training:
         saved_to_leave = False
         evaluated: dict[str, float] = {}
         while self.state.step < config.steps:
-            self._step()
+            with self.throughput.step():
+                self._step()
             heartbeat(self.state.step)
             self.watchdog.beat()
             self.saver.check()
@@ -176,7 +169,7 @@ class _Training:
             elif step % _REPORT_EVERY == 0:
                 self._report()
             leave = step % _REPORT_EVERY == 0 and not saved_to_leave and leaving()
-            if last or leave or step % config.checkpoint_every == 0:
+            if last or leave or _is_due(step, config.checkpoint_every) or _is_due(step, config.sample_every):
                 self._save()
             if leave:
                 saved_to_leave = True
@@ -245,9 +238,8 @@ class _Training:
 
     def _load(self, positions: range) -> Inputs:
         """The images at some positions of the endless order, as inputs."""
-        began = time.monotonic()
-        images = self.reader.read(positions)
-        self._loading += time.monotonic() - began
+        with self.throughput.waiting():
+            images = self.reader.read(positions)
         return self.preparation.for_training(images, positions.start)
 
     def _evaluate(self) -> dict[str, float]:
@@ -269,13 +261,11 @@ class _Training:
 
     def _report(self, evaluated: Mapping[str, float] | None = None) -> None:
         if self.worker.rank == 0:
-            here = max(time.monotonic() - self._started, 1e-9)
             values = {
                 **({"train_loss": _mean(self.state.losses)} if self.state.losses else {}),
                 **(evaluated or {}),
                 **self._last,
-                "images_per_second": self.state.cursor / max(self.state.seconds, 1e-9),
-                "loader_share": self._loading / here,
+                **self.throughput.values(),
                 "skipped_steps": self.state.skipped,
             }
             self.saver.report(Report(step=self.state.step, values=values))
@@ -283,6 +273,10 @@ class _Training:
 
     def _save(self) -> None:
         self.saver.save(self.state, self.learner.tensors(), self.folder.described())
+
+
+def _is_due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -34,12 +34,16 @@ class Recorder:
     def __init__(self) -> None:
         self.values: dict[int, dict[str, float]] = {}
         self.lines: list[str] = []
+        self.checkpoints: list[int] = []
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         self.values[step] = values
 
     def warn(self, line: str) -> None:
         self.lines.append(line)
+
+    def saved(self, step: int) -> None:
+        self.checkpoints.append(step)
 
 
 def build_here(raw: Path, dataset: Path, **fields: object) -> Snapshot:
@@ -118,7 +122,9 @@ def test_a_run_that_was_cut_off_ends_with_the_same_bits(
 ) -> None:
     config = replace(config, **KINDS[kind])
     calm = str(tmp_path / "calm")
-    expected = train(config, data, calm, Worker(), Recorder())
+    undisturbed = Recorder()
+    expected = train(replace(config, sample_every=15), data, calm, Worker(), undisturbed)
+    assert undisturbed.checkpoints == [10, 15, 20, 30]
 
     def die(step: int) -> None:
         if step == 17:

@@ -1,6 +1,7 @@
 """Models of every kind through the flow, and the commands that use one where production keeps it."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ def test_a_model_of_another_kind_is_trained_and_shown(
     command = igpt(
         *("pretrain", "dataset=s3://datasets/refreshed", "runs=s3://runs/kinds", f"name={name}", "preset=tiny"),
         *("layers=2", "steps=20", "global_batch=32", "warmup_steps=5", f"experiment=kind-{name}", *fields.split()),
+        "sample_every=10",
     )
     assert command.code == 0, command.out + command.err
     assert command.err == ""
@@ -37,9 +39,16 @@ def test_a_model_of_another_kind_is_trained_and_shown(
     experiment = client.get_experiment_by_name(f"kind-{name}")
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id])
-    assert {file.path for file in client.list_artifacts(run.info.run_id)} == {*pictures, "loss.png"}
+    assert {file.path for file in client.list_artifacts(run.info.run_id)} == {*pictures, "loss.png", "images"}
+    drawn = [file.path for file in client.list_artifacts(run.info.run_id, "images") if file.path.endswith(".png")]
+    assert [path.split("+")[:3] for path in drawn] == [[f"images/{min(pictures)[:-4]}", "step", "10"]]
     assert run.data.metrics["skipped_steps"] == 0
-    assert 0 < run.data.metrics["loader_share"] < 1
+    metrics = run.data.metrics
+    assert 0 < metrics["data_wait_share"] < 1
+    assert 0 < metrics["flop_utilization"] < 1
+    assert metrics["tokens_per_second"] == pytest.approx(64 * metrics["images_per_second"])
+    busy = [name for name in metrics if re.fullmatch(r"system/[\d.]+/cpu_utilization_percentage", name)]
+    assert len(busy) == 1 and 0 < metrics[busy[0]] <= 100
 
 
 def test_commands_take_a_run_in_the_store_and_a_registry_uri(refreshed: Refreshed, tmp_path: Path) -> None:

@@ -1,0 +1,84 @@
+"""How busy a machine is that trains, under the names that MLflow shows as system metrics."""
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+import psutil
+import torch
+
+_MEBIBYTE = 2**20
+_PERIOD_SECONDS = 10.0
+
+
+class HostMeter:
+    """Measures this machine from call to call."""
+
+    def __init__(self) -> None:
+        psutil.cpu_percent()  # the first answer is of no time at all
+        self._seen = _traffic()
+        self._at = time.monotonic()
+
+    def values(self) -> dict[str, float]:
+        """Processor and memory, disk and network since the last call, and the GPUs if there are any."""
+        memory = psutil.virtual_memory()
+        before, self._seen = self._seen, _traffic()
+        began, self._at = self._at, time.monotonic()
+        seconds = max(self._at - began, 1e-9)
+        return {
+            "cpu_utilization_percentage": psutil.cpu_percent(),
+            "system_memory_usage_megabytes": (memory.total - memory.available) / _MEBIBYTE,
+            "system_memory_usage_percentage": memory.percent,
+            **{
+                f"{name}_megabytes_per_second": (self._seen[name] - before.get(name, 0)) / _MEBIBYTE / seconds
+                for name in self._seen
+            },
+            **_gpus(),
+        }
+
+
+def _traffic() -> dict[str, float]:
+    """Bytes since the machine's start."""
+    found: dict[str, float] = {}
+    with suppress(RuntimeError, OSError):  # a container may not see its disks
+        disk = psutil.disk_io_counters()
+        if disk is not None:
+            found |= {"disk_read": disk.read_bytes, "disk_write": disk.write_bytes}
+    network = psutil.net_io_counters()
+    return found | {"network_receive": network.bytes_recv, "network_transmit": network.bytes_sent}
+
+
+def _gpus() -> dict[str, float]:
+    """Of each GPU that this process sees; utilization only with the driver's library (nvidia-ml-py)."""
+    values: dict[str, float] = {}
+    for number in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(number)
+        values[f"gpu_{number}_memory_usage_megabytes"] = (total - free) / _MEBIBYTE
+        values[f"gpu_{number}_memory_usage_percentage"] = 100 * (total - free) / total
+        with suppress(ModuleNotFoundError, RuntimeError):
+            values[f"gpu_{number}_utilization_percentage"] = torch.cuda.utilization(number)
+    return values
+
+
+class HostMonitor:
+    """Tells how busy the machine is, in a thread of its own: now and then, and when the context ends."""
+
+    def __init__(self, tell: Callable[[dict[str, float]], None], period: float = _PERIOD_SECONDS) -> None:
+        self._tell, self._period = tell, period
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True, name="host-metrics")
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        meter = HostMeter()
+        ended = False
+        while not ended:
+            ended = self._ended.wait(self._period)
+            self._tell(meter.values())
