@@ -81,12 +81,14 @@ def total_resources() -> dict[str, float]:
 
 
 def node_resources() -> dict[str, dict[str, float]]:
-    """What each living node has in all, by its address."""
-    return {
-        node["NodeManagerAddress"]: {name: float(value) for name, value in node["Resources"].items()}
-        for node in ray.nodes()
-        if node["Alive"]
-    }
+    """What each living node has in all, by its address; where several share one, with Ray's number of the node."""
+    found: dict[str, dict[str, float]] = {}
+    for node in ray.nodes():
+        if node["Alive"]:
+            address = node["NodeManagerAddress"]
+            name = f"{address} {node['NodeID'][:6]}" if address in found else address
+            found[name] = {resource: float(value) for resource, value in node["Resources"].items()}
+    return found
 
 
 def map_tasks(
@@ -116,7 +118,10 @@ def map_tasks(
     nodes = _NodeWatch()
 
     def begin(number: int, call: tuple[Any, ...], tries: int) -> None:
-        in_flight[remote.remote(*call, *references)] = _Attempt(number, call, tries, time.monotonic())
+        # Ray asks for no new worker as long as it has asked for enough ones for tasks of the same needs, and goes on
+        # waiting for those that it has asked a lost node for. So after each loss tasks need another byte of memory.
+        task = remote.options(memory=nodes.told) if nodes.told else remote
+        in_flight[task.remote(*call, *references)] = _Attempt(number, call, tries, time.monotonic())
 
     while True:
         for number, call in islice(waiting, max(0, limit - len(in_flight))):
@@ -167,6 +172,8 @@ class _NodeWatch:
         self._alive = _alive_nodes()
         self._looked = time.monotonic()
         self._losses: list[float] = []
+        self.told = 0
+        """How many losses were told."""
 
     def silent_since(self) -> float | None:
         """The time of a loss, told once, when Ray has had time enough to report the tasks that were lost with it."""
@@ -178,6 +185,7 @@ class _NodeWatch:
             self._losses.append(now)
         self._alive, self._looked = alive, now
         if self._losses and now - self._losses[0] >= _GRACE_SECONDS:
+            self.told += 1
             return self._losses.pop(0)
         return None
 
