@@ -4,10 +4,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-services test-rig test-alone lint lock setup clean
+.PHONY: rehearsal demo test test-services test-rig test-alone lint lock setup clean
 
 demo: $(READY)
 	$(BIN)/igpt demo
+
+# Every service of infra/compose.yaml on a host of its own, for a night in which two Ray nodes are lost.
+rehearsal: $(READY)
+	$(BIN)/python -m tests.rehearsal
 
 # Three parts, one after the other: two at a time take as long on two cores, and disturb each other's tests of faults.
 test: $(READY)

@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 from tests.command_lines import PROGRAMS, calls_in_script, parse
+from tests.rigs.compose import VARIABLE
 
 ROOT = Path(__file__).parents[1]
 INFRA = ROOT / "infra"
@@ -28,8 +29,6 @@ PREFECT: dict[str, Any] = yaml.safe_load((INFRA / "prefect.yaml").read_text())
 DEPLOYMENTS: dict[str, dict[str, Any]] = {each["name"]: each for each in PREFECT["deployments"]}
 NIGHTLY: dict[str, Any] = DEPLOYMENTS["nightly"]
 REFRESH: dict[str, Any] = yaml.safe_load((INFRA / "refresh.yaml").read_text())
-# ${NAME}, ${NAME:-default} or ${NAME:?message}, unless the dollar sign is doubled
-VARIABLE = re.compile(r"(?<!\$)\$\{(?P<name>\w+)(?::(?P<kind>[-?])(?P<text>[^}]*))?\}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -103,6 +103,9 @@ def place(whole_rig: Rig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 class Training:
     """A training of the digits by three workers, whose driver is a process on the first host."""
 
+    is_watched = False
+    """Whether Ray tells it of nodes that will be taken away."""
+
     def __init__(self, place: Place, name: str, **fields: Any) -> None:
         self.place, self.name = place, name
         self.config = {
@@ -125,6 +128,7 @@ class Training:
             "MLFLOW_TRACKING_URI": self.place.mlflow.url,
             "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
             "POSITIONS_CODE": str(self.place.folder / "code"),
+            "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1" if self.is_watched else "0",
         }
         command = [sys.executable, "-c", TRAIN, json.dumps(self.config), str(self.positions)]
         self.driver = head.start(command, environment, self.log)
@@ -283,6 +287,36 @@ def test_a_killed_driver_and_a_cut_checkpoint_and_the_same_command_again(
     file.write_bytes(file.read_bytes()[:-50])
     said = training.start().finish()
     assert f"checkpoint of step {int(newest.name)} is damaged" in said
+    training.check(workers={3})
+    assert_same_bits(training, calm)
+
+
+def test_a_node_that_is_to_be_taken_away_and_is(rig: Rig, place: Place, calm: Training) -> None:
+    training = Training(place, "leaving", checkpoint_every=1000)  # so that only the notice makes it save
+    training.is_watched = True
+    training.start()
+    training.wait_until(lambda: training.has_done(5))
+    rig.nodes.drain(rig.hosts[2], seconds=30)
+    training.wait_until(lambda: any(training.folder.glob("checkpoints/*/index.json")))
+    (saved,) = [int(path.parent.name) for path in training.folder.glob("checkpoints/*/index.json")]
+    rig.hosts[2].remove()
+    assert not training.has_done(STEPS - 5), "it was taken away too late"
+    rig.nodes.heal()
+    training.finish()
+    training.check(workers={3})
+    assert_same_bits(training, calm)
+    assert min(line.step for line in training.lines() if line.numbers[0] == 1) == saved + 1  # nothing before was lost
+
+
+def test_a_worker_that_hangs_is_ended_with_its_stacks_told(rig: Rig, place: Place, calm: Training) -> None:
+    training = Training(place, "hung", upload_seconds=8, hang_seconds=12).start()
+    training.wait_until(lambda: training.has_checkpoint(EVERY))
+    psutil.Process(training.worker(1)).suspend()  # Ray ends it with the group, by SIGKILL
+    assert not training.has_done(STEPS - 5), "it was stopped too late"
+    said = training.finish()
+    assert "worker 0 made no step for 12 s after step" in said and f"{training.name}/stacks/" in said
+    stacks = "".join(path.read_text() for path in (training.folder / "stacks").iterdir())
+    assert "train_step" in stacks
     training.check(workers={3})
     assert_same_bits(training, calm)
 

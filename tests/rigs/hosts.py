@@ -14,6 +14,7 @@ import re
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -27,6 +28,7 @@ _PREFIX = "igpt"
 _TAG = re.compile(rf"\b{_PREFIX}[0-9a-f]{{6}}\b")
 # Root's own folder. A session holds the lock of its file here as long as it lives; the kernel frees it in any case.
 _SESSIONS = Path("/run/igpt-hosts")
+_HOSTS_FILES = Path("/etc/netns")  # `ip netns exec` lays the files in a namespace's folder here over those of /etc
 _SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _SWITCH = "sw"
 _KILL_SECONDS = 10
@@ -150,6 +152,21 @@ class Network:
         _ip("-n", host.namespace, "link", "set", "lo", "up")
         return host
 
+    def name(self, names: Mapping[str, Host]) -> None:
+        """Let the hosts be found by names, as the containers of a network are; to be called before anything runs.
+
+        Each host also gets a way out through this machine, which leads nowhere: programs that look which address a
+        connection to the internet would come from find the host's own.
+        """
+        lines = ["127.0.0.1 localhost", *(f"{host.address} {name}" for name, host in names.items())]
+        for host in self.hosts:
+            folder = _HOSTS_FILES / host.namespace
+            folder.mkdir(parents=True, exist_ok=True)
+            own = f"{host.address} {socket.gethostname()}"  # the machine's name, by which a program finds itself
+            (folder / "hosts").write_text("\n".join([*lines, own, ""]))
+            (folder / "resolv.conf").write_text("nameserver 127.0.0.1\n")  # nobody is there, and that is known at once
+            _ip("-n", host.namespace, "route", "add", "default", "via", self.address)
+
     def _make_switch(self) -> None:
         self.folder = _folder(self.tag)
         self.folder.mkdir(mode=0o700)
@@ -232,6 +249,7 @@ def _remove(tag: str) -> None:
         _ip("link", "delete", tag)
     for name in namespaces:
         _ip("netns", "delete", name)
+        shutil.rmtree(_HOSTS_FILES / name, ignore_errors=True)
     shutil.rmtree(_folder(tag), ignore_errors=True)
     (_SESSIONS / tag).unlink(missing_ok=True)
 

@@ -31,6 +31,21 @@ while True:
     time.sleep(0.1)
 print(*sorted(alive))
 """
+# Tells that the node with an address is preempted so many seconds from now.
+_DRAIN = """
+import sys, time
+from ray._raylet import GcsClient
+from ray.core.generated import autoscaler_pb2
+client, address, seconds = GcsClient(address=sys.argv[1]), sys.argv[2], float(sys.argv[3])
+(node,) = [
+    node.node_id
+    for node in client.get_all_node_info(timeout=10).values()
+    if node.state == 0 and node.node_manager_address == address
+]
+reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+accepted, why = client.drain_node(node.hex(), reason, "a rehearsal", int(1000 * (time.time() + seconds)))
+sys.exit(0 if accepted else why)
+"""
 
 
 class RayNodes:
@@ -84,6 +99,12 @@ class RayNodes:
         started = host.run(command, self._variables, seconds=_START_SECONDS)
         if started.returncode != 0:
             raise RuntimeError(f"Ray does not start on {host.namespace}: {started.stdout}{started.stderr}")
+
+    def drain(self, host: Host, *, seconds: int) -> None:
+        """Give notice that a host will be taken away, as a cloud does. Raises RuntimeError with what Ray says."""
+        given = host.run([sys.executable, "-c", _DRAIN, self.address, host.address, str(seconds)], self._variables)
+        if given.returncode != 0:
+            raise RuntimeError(f"Ray does not drain {host.namespace}: {given.stdout}{given.stderr}")
 
     def restore(self, host: Host) -> None:
         """Bring a lost host back, as a machine that was switched off and on: cabled, with a new node."""

