@@ -129,6 +129,7 @@ class Training:
             "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
             "POSITIONS_CODE": str(self.place.folder / "code"),
             "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1" if self.is_watched else "0",
+            "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.2",  # 5 without it, in which half of this training is done
         }
         command = [sys.executable, "-c", TRAIN, json.dumps(self.config), str(self.positions)]
         self.driver = head.start(command, environment, self.log)
@@ -137,7 +138,7 @@ class Training:
     def finish(self, seconds: float = 300) -> str:
         """Wait for its end, fail with what it said unless it finished, and return that."""
         assert self.driver.wait(timeout=seconds) == 0, self.log.read_text()
-        assert self.log.read_text().endswith("finished\n")
+        assert "\nfinished\n" in self.log.read_text()  # Ray may tell of a killed worker after it
         return self.log.read_text()
 
     def wait_until(self, condition: Callable[[], bool], seconds: float = 300) -> None:
@@ -314,7 +315,8 @@ def test_a_worker_that_hangs_is_ended_with_its_stacks_told(rig: Rig, place: Plac
     psutil.Process(training.worker(1)).suspend()  # Ray ends it with the group, by SIGKILL
     assert not training.has_done(STEPS - 5), "it was stopped too late"
     said = training.finish()
-    assert "worker 0 made no step for 12 s after step" in said and f"{training.name}/stacks/" in said
+    # Those who wait for it end by themselves, in whichever order.
+    assert re.search(rf"worker [02] made no step for 12 s after step \d+: .*/{training.name}/stacks/", said)
     stacks = "".join(path.read_text() for path in (training.folder / "stacks").iterdir())
     assert "train_step" in stacks
     training.check(workers={3})
