@@ -34,7 +34,7 @@ from PIL import Image
 
 from benchmarks.measure import interleave, machine, ratio, save
 from flows import local_stack, settings
-from flows.services import free_port
+from flows.ports import free_port
 from pipeline import palette, storage
 from pipeline.config import DatasetConfig
 

@@ -29,7 +29,7 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from benchmarks.measure import Series, interleave, machine, ratio, save
-from flows.services import HOST, free_port
+from flows.ports import HOST, free_port
 from igpt_model.features import image_features
 from igpt_model.image_inputs import to_pictures
 from igpt_model.model import ImageGPT

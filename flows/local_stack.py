@@ -1,7 +1,7 @@
 """The services of the production layout on one machine, without containers: S3, Prefect, MLflow and Ray on loopback.
 
 All of it lies in one folder, `home`: data, logs, and services.json with credentials, ports and process ids. How a
-single service is started, asked and ended is in services.py.
+single service is started and asked is in services.py, its processes in service_process.py.
 """
 
 import fcntl
@@ -18,23 +18,9 @@ from pathlib import Path
 import psutil
 from pydantic import TypeAdapter, ValidationError
 
-from flows.services import (
-    BUCKETS,
-    HOST,
-    Service,
-    Stack,
-    complaint,
-    end,
-    family,
-    free_port,
-    is_alive,
-    is_free,
-    last_line,
-    services,
-    short_folder,
-    start,
-    strays,
-)
+from flows.ports import HOST, free_port, is_free
+from flows.service_process import Service, complaint, end, family, is_alive, last_line, start, strays
+from flows.services import BUCKETS, Stack, services, short_folder
 from pipeline.errors import IgptError
 
 __all__ = ["ServiceStatus", "Stack", "down", "load", "process_ids", "status", "up"]

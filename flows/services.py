@@ -1,19 +1,17 @@
-"""One local service: its command, environment, readiness probe and process. What a user asks for is in local_stack."""
+"""The local services: the command, the environment and the readiness probe of each.
+
+Their processes are in service_process.py, what a user asks for in local_stack.py.
+"""
 
 import hashlib
 import http.client
 import importlib.util
 import os
-import random
-import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Collection, Iterable
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,20 +21,14 @@ from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
+from flows.ports import HOST, free_port, is_free
+from flows.service_process import Service, inherited_environment, mark, shortened
 from pipeline.errors import IgptError
 
-HOST = "127.0.0.1"
 BUCKETS = ("raw", "datasets", "runs", "mlflow")
 _REGION = "us-east-1"
 _OBJECT_STORE_BYTES = 10**9
 _PROBE_SECONDS = 10
-# Below the range that Linux and macOS give to outgoing connections, so that a stopped service's port stays free.
-_PORTS = range(20_000, 32_000)
-# What would point a service at somebody else's, when the caller's shell has it set.
-_MISLEADING = ("PREFECT_", "MLFLOW_", "_MLFLOW_", "RAY_", "AWS_", "RCLONE_")
-# Every process of a service inherits it, so that those whose parent is gone are still found, and nothing else is.
-_MARK = "IGPT_SERVICE"
-_ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # colours of a terminal
 # On Linux, Ray replaces 127.0.0.1 by an outward address and listens on every interface unless this says 0.
 _RAY_ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 # Asks for the nodes, so that both the head's address table and the node's own process have to be there.
@@ -78,24 +70,6 @@ class Stack:
             "RAY_AUTH_TOKEN": self.ray_token,
             **_RAY_ON_LOOPBACK,
         }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Service:
-    """How one service is started, and how it is asked whether it works."""
-
-    name: str
-    port: int
-    url: str
-    command: tuple[str, ...]
-    environment: dict[str, str] = field(repr=False)
-    folder: Path
-    """Its working directory."""
-    log: Path
-    ask: Callable[[], str | None] = field(repr=False)
-    """Makes a real request; returns why the service cannot be used, or None when it can."""
-    told: frozenset[str] = frozenset()
-    """The services whose addresses it was told when it was started."""
 
 
 def services(home: Path, stack: Stack, ray_folder: Path) -> list[Service]:
@@ -199,7 +173,7 @@ def _ray(home: Path, stack: Stack, ray_folder: Path) -> Service:
         if is_free(int(address.rpartition(":")[2])):  # Ray's client would wait half a minute
             return "nothing listens on its port"
         # In a process of its own: Ray reads its variables when it is imported, and writes to the terminal.
-        variables = {**_inherited_environment(), **stack.environment()}
+        variables = {**inherited_environment(), **stack.environment()}
         try:
             asked = subprocess.run(
                 [sys.executable, "-c", _ASK_RAY, address],
@@ -214,7 +188,7 @@ def _ray(home: Path, stack: Stack, ray_folder: Path) -> Service:
             complaint = f"it does not answer {(error.stderr or b'').decode(errors='replace')}"
         if "Unauthenticated" in complaint:
             return "it refuses the recorded token"
-        return _shortened(complaint) or None
+        return shortened(complaint) or None
 
     return _service(home, "ray", address, tuple(command), environment, ask, told=frozenset({"s3", "prefect", "mlflow"}))
 
@@ -232,14 +206,14 @@ def _service(
         try:
             return ask()
         except (OSError, http.client.HTTPException) as error:
-            return f"it does not answer ({_shortened(str(error) or type(error).__name__)})"
+            return f"it does not answer ({shortened(str(error) or type(error).__name__)})"
 
     return Service(
         name=name,
         port=_port(url),
         url=url,
         command=command,
-        environment={**environment, "DO_NOT_TRACK": "true", _MARK: _mark(home, name)},
+        environment={**environment, "DO_NOT_TRACK": "true", **mark(home, name)},
         folder=home / name,
         log=home / "logs" / f"{name}.log",
         ask=ask_safely,
@@ -275,123 +249,8 @@ def _program(name: str) -> str:
     return found
 
 
-def _mark(home: Path, name: str) -> str:
-    return f"{name} of {home}"
-
-
-def is_free(port: int) -> bool:
-    """Tell whether a server could listen on a loopback port."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: closed connections do not count
-        try:
-            probe.bind((HOST, port))
-        except OSError:
-            return False
-    return True
-
-
-def free_port(chosen: Collection[int] = ()) -> int:
-    """A loopback port on which nothing listens, other than those already chosen."""
-    return next(port for port in random.sample(_PORTS, len(_PORTS)) if port not in chosen and is_free(port))
-
-
 def short_folder(home: Path) -> Path:
     """A folder outside `home` for Ray's sockets: a socket's path must stay under 104 bytes, and Ray's adds 70."""
     name = f"igpt-{hashlib.sha256(bytes(home)).hexdigest()[:10]}"
     folder = Path(tempfile.gettempdir()) / name
     return folder if len(bytes(folder)) <= 33 else Path("/tmp") / name
-
-
-def _inherited_environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith(_MISLEADING)}
-
-
-def start(service: Service) -> psutil.Process:
-    """Start a service in a session of its own, so that Ctrl-C in the caller's terminal does not reach it.
-
-    What the service prints goes to its log; the log of its previous process is kept beside it.
-    """
-    if service.log.exists():
-        service.log.replace(service.log.with_suffix(".previous.log"))
-    with service.log.open("wb") as log:
-        child = subprocess.Popen(
-            service.command,
-            cwd=service.folder,
-            env={**_inherited_environment(), **service.environment},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    child.returncode = 0  # it shall outlive this program, of which Popen would complain
-    return psutil.Process(child.pid)
-
-
-def is_alive(process: psutil.Process) -> bool:
-    """Tell whether a process runs. One that has ended does not, even if nobody has asked for its exit status."""
-    with suppress(psutil.TimeoutExpired):
-        process.wait(timeout=0)  # asks for it, if the process is our child
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def complaint(service: Service, process: psutil.Process) -> str | None:
-    """Why a service that runs as `process` cannot be used, or None when it can."""
-    if (reason := service.ask()) is not None:
-        return reason
-    for each in family(process):
-        with suppress(psutil.Error):
-            listening = [other.laddr.port for other in each.net_connections() if other.status == psutil.CONN_LISTEN]
-            if service.port in listening:
-                return None
-    return f"another program answers on its port {service.port}"
-
-
-def family(process: psutil.Process) -> list[psutil.Process]:
-    """A process and all below it; empty when it has ended."""
-    with suppress(psutil.Error):
-        return [process, *process.children(recursive=True)]
-    return []
-
-
-def strays(home: Path, names: Collection[str], ray_folder: Path) -> list[psutil.Process]:
-    """Every process that was started by one of these services of this home, also when its parent is gone."""
-    marks = {_mark(home, name) for name in names}
-    found = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            mark = process.environ().get(_MARK)
-            if mark is None and "ray" in names and process.name().startswith("ray::"):
-                # Ray's agents write their title over their environment; their logs are open below the folder.
-                mine = any(Path(file.path).is_relative_to(ray_folder) for file in process.open_files())
-            else:
-                mine = mark in marks
-            if mine and process.pid != os.getpid():
-                found.append(process)
-    return found
-
-
-def end(processes: Iterable[psutil.Process], *, patience_seconds: float) -> None:
-    """Ask processes to end; kill those that do not."""
-    alive = list(processes)
-    for send in (psutil.Process.terminate, psutil.Process.kill):
-        for process in alive:
-            with suppress(psutil.Error):
-                send(process)
-        deadline = time.monotonic() + patience_seconds
-        while (alive := [process for process in alive if is_alive(process)]) and time.monotonic() < deadline:
-            time.sleep(0.05)
-
-
-def last_line(log: Path) -> str:
-    """The line of a log that tells most likely why its service ended."""
-    text = _ESCAPES.sub("", log.read_text(errors="replace")) if log.exists() else ""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    telling = [line for line in lines if re.search(r"(Error|Exception):|ERROR|CRITICAL|FATAL|[Ff]atal|[Ff]ailed", line)]
-    return _shortened((telling or lines or ["it is empty"])[-1])
-
-
-def _shortened(text: str) -> str:
-    return " ".join(text.split())[:300]

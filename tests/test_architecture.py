@@ -71,8 +71,8 @@ def test_environment_variables_are_read_only_in_settings() -> None:
         for path in MODULES
         if any(word in path.read_text() for word in ("os.environ", "getenv"))
     }
-    # services.py hands the environment to the processes that it starts.
-    assert readers <= {"flows/settings.py", "flows/services.py"}
+    # service_process.py hands the environment to the processes that it starts.
+    assert readers <= {"flows/settings.py", "flows/service_process.py"}
 
 
 def run_python(code: str) -> str:

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from flows import settings
-from flows.services import HOST, free_port
+from flows.ports import HOST, free_port
 from igpt_model import tracking
 from pipeline.errors import IgptError
 from tests.rigs.s3_server import launch_here

@@ -25,7 +25,7 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from flows.local_stack import Stack
-from flows.services import HOST, free_port
+from flows.ports import HOST, free_port
 from igpt_model.model import ImageGPT
 from igpt_model.model_config import ModelConfig
 from igpt_model.model_folder import ModelFolder

@@ -18,7 +18,7 @@ import torch
 from mlflow import MlflowClient
 
 from flows.local_stack import Stack
-from flows.services import HOST, free_port
+from flows.ports import HOST, free_port
 from igpt_model import checksums
 from igpt_model.model import ImageGPT
 from igpt_model.model_config import ModelConfig

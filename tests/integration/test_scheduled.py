@@ -21,7 +21,7 @@ import yaml
 from mlflow import MlflowClient
 
 from flows.local_stack import Stack
-from flows.services import free_port
+from flows.ports import free_port
 from pipeline import lease, snapshot, storage
 from tests.integration.conftest import ROOT, Command, igpt, refresh_config
 from tests.rigs.postgres import PostgresServer
