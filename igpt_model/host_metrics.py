@@ -1,4 +1,4 @@
-"""How busy a machine is that trains, under the names that MLflow shows as system metrics."""
+"""How busy a machine is that trains, named as MLflow names its system metrics; traffic is a rate here, there a sum."""
 
 import threading
 import time

@@ -34,6 +34,7 @@ from sklearn.datasets import load_digits
 from tests.rigs.compose import Compose
 from tests.rigs.hosts import Host, Network, why_not
 from tests.rigs.postgres import PostgresData, PostgresServer
+from tests.rigs.ray_nodes import QUICK_TO_GIVE_UP
 from tests.rigs.s3_server import S3Server, serve
 
 ROOT = Path(__file__).parents[1]
@@ -44,13 +45,6 @@ _PATIENCE = 240.0
 LABELS = {
     **{"s3": "s3", "postgres": "db", "mlflow": "mlf", "prefect-server": "prf", "ray-head": "head"},
     **{"ray-worker-1": "ray1", "ray-worker-2": "ray2", "prefect-worker": "work"},
-}
-# A lost node is noticed after three seconds instead of Ray's minute.
-_QUICK_TO_GIVE_UP = {
-    "RAY_health_check_initial_delay_ms": "1000",
-    "RAY_health_check_period_ms": "1000",
-    "RAY_health_check_timeout_ms": "2000",
-    "RAY_health_check_failure_threshold": "3",
 }
 
 
@@ -144,7 +138,7 @@ class Production:
             "RAY_USAGE_STATS_ENABLED": "0",
             **{"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"},
             **{"PREFECT_WORKER_QUERY_SECONDS": "2", "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2"},
-            **{"PREFECT_WORKER_PREFETCH_SECONDS": "1", **_QUICK_TO_GIVE_UP},
+            **{"PREFECT_WORKER_PREFETCH_SECONDS": "1", **QUICK_TO_GIVE_UP},
             "GRPC_DNS_RESOLVER": "native",  # which knows /etc/hosts; its own asks a server, and here is none
         }
 
