@@ -1,4 +1,4 @@
-"""Listing and reading many objects at once: S3 by the clients that cost least, everything else by fsspec.
+"""Listing and reading many objects at once: S3 by the clients that cost least, other stores by fsspec.
 
 Whole S3 objects come through obstore, whose GET costs a tenth of s3fs's; ranges through boto3, since obstore refuses a
 range that the server answers with status 200 instead of 206, as `rclone serve s3` does. Read through s3fs, the bytes of
@@ -25,7 +25,7 @@ from fsspec.utils import merge_offset_ranges
 from obstore.exceptions import BaseError, InvalidPathError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import S3Store
 
-from pipeline import storage
+from pipeline import local_files, storage
 from pipeline.errors import IgptError
 from pipeline.storage import StoredFile
 from pipeline.store_errors import (
@@ -56,43 +56,18 @@ class ReadObject:
 
 
 def list_files(url: str) -> Iterator[StoredFile]:
-    """List every object below a URL, or the one object it names, without holding the listing; in no certain order."""
+    """List every object below a URL, or the one object it names, without holding the listing; in no certain order.
+
+    Links to folders are followed, unlike by storage.list_files: images may lie on several disks.
+    """
     with one_line_errors(url):
         match storage.protocol(url):
             case "s3":
                 yield from _list_s3(url)
             case "file":
-                yield from _list_local(Path(storage.absolute(url)))
+                yield from storage.list_local(storage.absolute(url), follow_links=True)
             case _:
                 yield from storage.list_files(url)
-
-
-def _list_local(root: Path) -> Iterator[StoredFile]:
-    if root.is_file():
-        yield _local_file(root, root.stat())
-        return
-    waiting = [root] if root.is_dir() else []
-    entered: set[tuple[int, int]] = set()  # a link may lead back to a folder above it
-    while waiting:
-        folder = waiting.pop()
-        found = folder.stat()
-        if (found.st_dev, found.st_ino) in entered:
-            continue
-        entered.add((found.st_dev, found.st_ino))
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.is_dir():
-                    waiting.append(Path(entry.path))
-                elif entry.is_file():
-                    yield _local_file(entry.path, entry.stat())
-
-
-def _local_file(path: str | Path, found: os.stat_result) -> StoredFile:
-    return StoredFile(url=str(path), size=found.st_size, etag=_local_etag(found), modified=found.st_mtime)
-
-
-def _local_etag(found: os.stat_result) -> str:
-    return f"{found.st_size}-{found.st_mtime_ns}"
 
 
 def _list_s3(url: str) -> Iterator[StoredFile]:
@@ -201,7 +176,7 @@ def read_objects(urls: Sequence[str], sizes: Sequence[int]) -> list[ReadObject |
 def _local(url: str) -> ReadObject:
     with Path(url).open("rb") as file:
         data = file.read()
-        return ReadObject(data=data, etag=_local_etag(os.fstat(file.fileno())))
+        return ReadObject(data=data, etag=local_files.tag(os.fstat(file.fileno())))
 
 
 def _whole(url: str, size: int) -> ReadObject:

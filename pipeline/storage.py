@@ -1,4 +1,4 @@
-"""Open, list, put and conditionally create objects by URL: with bulk.py the only module that knows object stores.
+"""Read, list, put and conditionally create objects by URL; bulk.py does so for many at once, s3_filesystem.py is S3.
 
 Credentials and the endpoint come from where botocore looks for them (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, a profile,
 an instance role), so that no secret passes through a function of this project.
@@ -9,19 +9,23 @@ import random
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 import fsspec
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 
+from pipeline import local_files
 from pipeline.errors import IgptError
 from pipeline.store_errors import PATIENCE_SECONDS, one_line_errors, patiently
 
 Answer = TypeVar("Answer")
 
+_IMPATIENCE_SECONDS = 5.0
 # A claim to create an object holds this long; who made it has created the object by then, or has died.
 _CLAIM_SECONDS = 15.0
 
@@ -54,33 +58,20 @@ def protocol(url: str) -> str:
 def filesystem(url: str, *, patient: bool = True) -> Any:
     """Return the fsspec filesystem of a URL.
 
-    A patient one tries a failing request a few times before this module does; the other gives up at once, to tell a
-    user quickly that the store does not answer.
+    A patient one tries a failing request a few times before this module does, the other once and for some seconds;
+    of other stores than S3 there is one kind.
     """
-    options: dict[str, Any] = {}
-    if protocol(url) == "s3":
-        options = {
-            "use_listings_cache": False,  # other processes write too
-            "config_kwargs": {
-                "retries": {"mode": "standard", "max_attempts": 4 if patient else 1},
-                "connect_timeout": 10 if patient else 3,
-                "read_timeout": 30 if patient else 10,
-                "max_pool_connections": 32,
-                # Some servers answer a range with the checksum of the whole object; what must be right is verified
-                # against the snapshot's own checksums.
-                "response_checksum_validation": "when_required",
-            },
-        }
     try:
-        fs = fsspec.filesystem(protocol(url), **options)
+        if protocol(url) == "s3":
+            from pipeline.s3_filesystem import BoundedS3FileSystem  # noqa: PLC0415 (not on every machine that trains)
+
+            return BoundedS3FileSystem(patient=patient)
+        return fsspec.filesystem(protocol(url))
     except (ValueError, ImportError) as error:
         raise IgptError(
             f"{url}: no way to read {protocol(url)}:// URLs ({error}); use s3://, a local path or install its fsspec "
             "driver"
         ) from None
-    if protocol(url) == "s3" and not patient:
-        fs.retries = 1
-    return fs
 
 
 def absolute(url: str) -> str:
@@ -94,6 +85,10 @@ def ask(url: str, request: Callable[[], Answer], *, seconds: float = PATIENCE_SE
         return request() if protocol(url) == "file" else patiently(request, seconds=seconds)
 
 
+def _patience(patient: bool) -> float:
+    return PATIENCE_SECONDS if patient else _IMPATIENCE_SECONDS
+
+
 def check_reachable(url: str) -> None:
     """Raise IgptError at once when the store of a URL does not answer, refuses the keys or has no such bucket."""
     if protocol(url) != "s3":
@@ -101,17 +96,33 @@ def check_reachable(url: str) -> None:
     bucket = url.removeprefix("s3://").split("/", 1)[0]
     with one_line_errors(url):
         try:
-            patiently(lambda: filesystem(url, patient=False).call_s3("head_bucket", Bucket=bucket), seconds=5)
+            patiently(
+                lambda: filesystem(url, patient=False).call_s3("head_bucket", Bucket=bucket),
+                seconds=_IMPATIENCE_SECONDS,
+            )
         except FileNotFoundError:
             raise FileNotFoundError("the specified bucket does not exist") from None
 
 
 def list_files(url: str) -> Iterator[StoredFile]:
-    """List every object below a URL, or the one object it names, in the order of their names."""
+    """List every object below a URL, or the one object it names, in the order of their names.
+
+    On a disk, links to folders are not entered.
+    """
     fs = filesystem(url)
+    if protocol(url) == "file":
+        files = ask(url, lambda: list(list_local(fs._strip_protocol(url), follow_links=False)))
+        yield from sorted(files, key=lambda file: file.url)
+        return
     found = ask(url, lambda: fs.find(fs._strip_protocol(url), detail=True))
     for path in sorted(found):
         yield stored_file(url, path, found[path])
+
+
+def list_local(folder: str, *, follow_links: bool) -> Iterator[StoredFile]:
+    """List the files below a path as local_files.walk finds them, without holding the listing. Raises OSError."""
+    for file in local_files.walk(folder, follow_links=follow_links):
+        yield StoredFile(url=file.path, size=file.size, etag=file.tag, modified=file.modified)
 
 
 def stored_file(like: str, path: str, info: Mapping[str, Any]) -> StoredFile:
@@ -140,23 +151,21 @@ def size(url: str) -> int | None:
         return None
 
 
-def open_read(url: str, *, block_bytes: int = 8 * 1024 * 1024) -> IO[bytes]:
-    """Open an object for reading with read-ahead."""
-    return ask(url, lambda: filesystem(url).open(url, "rb", block_size=block_bytes, cache_type="readahead"))
-
-
 def read_bytes(url: str) -> bytes:
     """Read a whole object. Raises FileNotFoundError when it is not there."""
     return ask(url, lambda: filesystem(url).cat_file(url))
 
 
-def write_bytes(url: str, data: bytes, *, seconds: float = PATIENCE_SECONDS) -> None:
-    """Put a whole object; readers see all of it or nothing."""
+def write_bytes(url: str, data: bytes, *, patient: bool = True) -> None:
+    """Put a whole object; readers see all of it or nothing.
+
+    An impatient one gives up after some seconds: for what is tried again anyway, or is not worth waiting for.
+    """
     if protocol(url) == "file":
         with one_line_errors(url):
             _write_local(filesystem(url)._strip_protocol(url), data, exclusive=False)
     else:
-        ask(url, lambda: filesystem(url).pipe_file(url, data), seconds=seconds)
+        ask(url, lambda: filesystem(url, patient=patient).pipe_file(url, data), seconds=_patience(patient))
 
 
 def write_many(contents: Mapping[str, bytes]) -> None:
@@ -174,7 +183,7 @@ def create_bytes(url: str, data: bytes) -> None:
 
     Of two creators at once one wins: by the store's condition where it has conditional writes (AWS S3 and most others),
     and by a claim beside the object on one that ignores the condition (`rclone serve s3`). Who sees no claim but his
-    own after writing it may create; the other, whose claim came later, sees the first.
+    own after writing it may create as long as others heed it; the other, whose claim came later, sees the first.
     """
     if exists(url):
         raise AlreadyExistsError(url)
@@ -184,27 +193,41 @@ def create_bytes(url: str, data: bytes) -> None:
         return
     claims = f"{url}.claims"
     mine = join(claims, uuid.uuid4().hex)
+    tried = False
     try:
         while True:
+            heeded_until = time.monotonic() + 2 / 3 * _CLAIM_SECONDS
             write_bytes(mine, b"")
             seen = {file.url: file.modified for file in list_files(claims)}
             held = [at for claim, at in seen.items() if claim != mine and at > seen.get(mine, at) - _CLAIM_SECONDS]
             if exists(url):
-                raise AlreadyExistsError(url)
-            if mine in seen and not held:
                 break
+            if mine in seen and not held:
+                tried = True
+                with suppress(_ClaimExpiredError):
+                    ask(url, partial(_create_while_claimed, url, data, heeded_until))
+                    break
             delete(mine)
             time.sleep(random.uniform(0.2, 2.0))
-        try:
-            ask(url, lambda: filesystem(url).pipe_file(url, data, mode="create"))
-        except FileExistsError:
-            # Ours, where the answer to a first try was lost.
-            if read_bytes(url) != data:
-                raise AlreadyExistsError(url) from None
-        if read_bytes(url) != data:
-            raise AlreadyExistsError(url)
+        # Ours even if it was there already, where the answer to a try was lost.
+        with suppress(FileNotFoundError):
+            if tried and read_bytes(url) == data:
+                return
+        raise AlreadyExistsError(url)
     finally:
         delete(mine)
+
+
+class _ClaimExpiredError(Exception):
+    """Others no longer heed the claim."""
+
+
+def _create_while_claimed(url: str, data: bytes, heeded_until: float) -> None:
+    """One try to create an object; not when it comes late. The answer is no proof: see who reads it."""
+    if time.monotonic() > heeded_until:
+        raise _ClaimExpiredError
+    with suppress(FileExistsError):
+        filesystem(url, patient=False).pipe_file(url, data, mode="create")
 
 
 def _write_local(path: str, data: bytes, *, exclusive: bool) -> None:
@@ -238,7 +261,17 @@ def upload(local: Path, url: str, *, seconds: float = PATIENCE_SECONDS) -> None:
     fs = filesystem(url)
     if protocol(url) == "file":
         fs.makedirs(fs._parent(url), exist_ok=True)
-    ask(url, lambda: fs.put_file(str(local), url), seconds=seconds)
+
+    def put() -> None:
+        try:
+            fs.put_file(str(local), url)
+        except FileNotFoundError as error:
+            if "upload does not exist" not in str(error):
+                raise
+            # The answer to the end of a multipart upload was late, and botocore has asked once more.
+            raise ConnectionError(f"the end of the upload was not confirmed: {error}") from None
+
+    ask(url, put, seconds=seconds)
 
 
 def download(url: str, local: Path) -> None:
@@ -246,10 +279,10 @@ def download(url: str, local: Path) -> None:
     ask(url, lambda: filesystem(url).get_file(url, str(local)))
 
 
-def delete(url: str) -> None:
-    """Remove an object; nothing there is no error."""
+def delete(url: str, *, patient: bool = True) -> None:
+    """Remove an object; nothing there is no error. An impatient one gives up after some seconds."""
     try:
-        ask(url, lambda: filesystem(url).rm_file(url))
+        ask(url, lambda: filesystem(url, patient=patient).rm_file(url), seconds=_patience(patient))
     except FileNotFoundError:
         return
 

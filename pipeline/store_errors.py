@@ -83,7 +83,7 @@ def one_line_errors(url: str) -> Iterator[None]:
         raise
     except PermissionError as error:
         if not url.startswith("s3://"):
-            raise IgptError(f"{url}: permission denied; check the owner and mode of the path") from None
+            raise IgptError(f"{error.filename or url}: permission denied; check its owner and mode") from None
         raise IgptError(
             f"{url}: the object store refused the credentials ({first_line(error)}); "
             "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY and the bucket's policy"

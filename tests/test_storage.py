@@ -1,13 +1,17 @@
 """Storage on a local disk: whole objects or none, conditional creation, and errors in one line."""
 
+import errno
 import os
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pipeline import storage
+from pipeline import bulk, storage
 from pipeline.errors import IgptError
+from pipeline.storage import StoredFile
 
 CONTENT = bytes(os.urandom(300_000))
 
@@ -21,8 +25,6 @@ def test_an_object_is_read_as_it_was_put(tmp_path: Path) -> None:
         assert storage.read_bytes(url) == content
         assert storage.size(url) == len(content)
         assert storage.exists(url)
-    with storage.open_read(url) as stream:
-        assert stream.read() == b"the second is longer"
     assert [file.name for file in Path(url).parent.iterdir()] == ["object"]
 
 
@@ -90,6 +92,50 @@ def test_a_listing_is_sorted_and_complete(tmp_path: Path) -> None:
     assert [file.size for file in files] == [len(name) for name in sorted(names)]
     assert [file.url for file in storage.list_files(str(tmp_path / "a"))] == [str(tmp_path / "a")]
     assert list(storage.list_files(str(tmp_path / "missing"))) == []
+
+
+@pytest.mark.parametrize("listing", [storage.list_files, bulk.list_files])
+def test_a_folder_that_cannot_be_read_is_an_error_and_not_empty(
+    listing: Callable[[str], Iterator[StoredFile]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a/1", "b/2"):
+        storage.write_bytes(storage.join(str(tmp_path), name), b"")
+    scandir = os.scandir
+
+    def refuse(path: Path) -> Any:
+        if Path(path).name == "b":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(IgptError, match="/b: permission denied; check its owner and mode"):
+        list(listing(str(tmp_path)))
+
+
+def test_what_is_removed_while_it_is_listed_is_left_out(tmp_path: Path) -> None:
+    names = [f"{number:02d}" for number in range(20)]
+    for name in names:
+        storage.write_bytes(storage.join(str(tmp_path), name), b"")
+    listing = storage.list_local(str(tmp_path), follow_links=True)
+    first = next(listing)
+    for name in names:
+        (tmp_path / name).unlink()
+    assert [first, *listing] == [first]
+
+
+def test_links_that_lead_nowhere_are_no_files_and_one_to_a_file_is_as_new_as_itself(tmp_path: Path) -> None:
+    old = tmp_path / "elsewhere" / "old"
+    storage.write_bytes(str(old), b"old")
+    os.utime(old, (1000, 1000))
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "loop").symlink_to("loop")
+    (folder / "broken").symlink_to("missing")
+    (folder / "new").symlink_to(old)
+    (folder / "deep").symlink_to(tmp_path / "elsewhere")
+    (file,) = storage.list_files(str(folder))
+    assert (file.url, file.size) == (str(folder / "new"), 3) and file.modified > 1000
+    assert [file.url for file in bulk.list_files(str(folder))] == [str(folder / "new"), str(folder / "deep" / "old")]
 
 
 def test_the_tag_of_a_file_changes_with_its_content(tmp_path: Path) -> None:
@@ -169,8 +215,24 @@ def test_what_an_object_store_answers_becomes_one_line(
         def cat_file(self, url: str) -> bytes:
             raise error
 
-    monkeypatch.setattr(storage, "filesystem", lambda url: Store())
+    monkeypatch.setattr(storage, "filesystem", lambda url, **_: Store())
     monkeypatch.setattr(storage, "patiently", lambda request, **_: request())
     with pytest.raises(IgptError, match=rf"^s3://b/key: .*{words}") as raised:
         storage.read_bytes("s3://b/key")
     assert "\n" not in str(raised.value)
+
+
+def test_an_upload_whose_end_was_not_confirmed_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(CONTENT)
+    tries = []
+
+    class Store:
+        def put_file(self, local: str, url: str) -> None:
+            tries.append(Path(local).read_bytes())
+            if len(tries) == 1:
+                raise FileNotFoundError("The specified upload does not exist.")
+
+    monkeypatch.setattr(storage, "filesystem", lambda url, **_: Store())
+    storage.upload(source, "s3://b/key")
+    assert tries == [CONTENT, CONTENT]

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import psutil
 import pytest
@@ -14,8 +13,9 @@ import yaml
 from mlflow import MlflowClient
 
 from flows.local_stack import Stack
-from igpt_model import checkpoint
+from igpt_model import checkpoint, run_record
 from pipeline import storage
+from tests.conftest import Command
 from tests.integration.conftest import IGPT, ROOT, Refreshed, igpt
 
 pytestmark = pytest.mark.services
@@ -57,8 +57,8 @@ def has_checkpoint(folder: str, step: int) -> Callable[[], bool]:
 
 
 @pytest.fixture(scope="module")
-def stopped(refreshed: Refreshed, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str, int]:
-    """The training of the refreshed run once more in another folder, stopped by Ctrl-C: config, what it said, code."""
+def stopped(refreshed: Refreshed, tmp_path_factory: pytest.TempPathFactory) -> Command:
+    """The training of the refreshed run once more in another folder, stopped by Ctrl-C."""
     config = {**refreshed.config["pretrain"], "dataset": "s3://datasets/refreshed", "runs": "s3://runs/stopped"}
     path = tmp_path_factory.mktemp("stopped") / "pretrain.yaml"
     path.write_text(yaml.safe_dump({**config, "experiment": "stopped"}))
@@ -66,7 +66,7 @@ def stopped(refreshed: Refreshed, tmp_path_factory: pytest.TempPathFactory) -> t
     wait_for(has_checkpoint("s3://runs/stopped", 40), process)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=90)
-    return path, out, err, process.returncode
+    return Command(code=process.returncode, out=out, err=err)
 
 
 def mlflow_status(stack: Stack) -> str:
@@ -78,20 +78,19 @@ def mlflow_status(stack: Stack) -> str:
     return run.info.status
 
 
-def test_ctrl_c_in_the_training_is_one_line_and_closes_its_run(stopped: tuple, stack: Stack) -> None:
-    _, out, err, code = stopped
-    assert code == 130, out + err
-    assert err.strip().splitlines()[-1].startswith("igpt: interrupted")
-    assert "Traceback" not in out + err
+def test_ctrl_c_in_the_training_is_one_line_and_closes_its_run(stopped: Command, stack: Stack) -> None:
+    assert stopped.code == 130, stopped.out + stopped.err
+    assert stopped.err.strip().splitlines()[-1].startswith("igpt: interrupted")
+    assert "Traceback" not in stopped.out + stopped.err
     assert "result.json" not in files_of("s3://runs/stopped")
     assert mlflow_status(stack) == "KILLED"
 
 
-def test_the_same_command_continues_and_a_killed_worker_costs_nothing_but_time(
-    stopped: tuple, refreshed: Refreshed, stack: Stack
-) -> None:
-    path, *_ = stopped
-    process = start("pretrain", "--config", str(path))
+@pytest.mark.usefixtures("stopped")
+def test_runs_resume_goes_on_and_a_killed_worker_costs_nothing_but_time(refreshed: Refreshed, stack: Stack) -> None:
+    """That the same command goes on too is tested on nodes of their own, in test_training_faults.py."""
+    (run,) = run_record.find("s3://runs/stopped")
+    process = start("runs", "resume", run)
     # Found while they start: the steps that are left when the checkpoint appears take a second, and so may looking.
     wait_for(lambda: len(train_workers(stack)) == 2, process)
     victims = train_workers(stack)

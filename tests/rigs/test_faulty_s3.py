@@ -214,7 +214,7 @@ def test_a_stall_holds_the_request_and_ends_without_an_answer(proxy: FaultyS3, r
         since = time.monotonic()
         with pytest.raises(http.client.RemoteDisconnected):
             raw.request("GET", "slow")
-        assert 0.4 < time.monotonic() - since < 3
+        assert 0.4 < time.monotonic() - since < 20
         assert raw.request("GET", "slow").read() == b"slow"  # there are no more stalls than the most
     assert injection.counts == {Fault.STALL: 1}
 
@@ -279,7 +279,7 @@ def test_a_stopped_one_refuses_connections_until_its_time_is_over(proxy: FaultyS
     open_connection.request("GET", raw.target("GET", "outage"))
     assert open_connection.getresponse().read() == b"there"
     since = time.monotonic()
-    proxy.stop_for(0.5)
+    proxy.stop_for(2)
     with reset_by_peer():
         open_connection.request("GET", raw.target("GET", "outage"))
         open_connection.getresponse()
@@ -290,8 +290,8 @@ def test_a_stopped_one_refuses_connections_until_its_time_is_over(proxy: FaultyS
             assert raw.request("GET", "outage").read() == b"there"
             break
         except ConnectionRefusedError:
-            assert time.monotonic() - since < 5
-    assert time.monotonic() - since > 0.4
+            assert time.monotonic() - since < 30
+    assert time.monotonic() - since > 1.9
 
 
 def test_an_outage_that_was_ended_early_does_not_end_the_next_one(proxy: FaultyS3, raw: RawClient) -> None:

@@ -1,0 +1,84 @@
+"""A store that falls silent, or goes away, while somebody is at work: what failed ends soon, with what it failed of."""
+
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from flows.ports import free_port
+from pipeline import activity, lease, s3_filesystem, storage
+from pipeline.errors import IgptError
+from pipeline.s3_filesystem import BoundedS3FileSystem
+from tests.rigs.s3_server import launch_here, serve
+
+pytestmark = pytest.mark.services
+
+
+@dataclass(frozen=True)
+class Store:
+    """An S3 server that can be frozen: it takes connections then, and does not answer."""
+
+    process: subprocess.Popen[bytes]
+
+    def freeze(self) -> None:
+        self.process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    started: list[subprocess.Popen[bytes]] = []
+
+    def launch(command: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+        started.append(launch_here(command, environment, log))
+        return started[0]
+
+    with serve(tmp_path / "data", "127.0.0.1", free_port(), launch) as server:
+        for name, value in server.environment().items():
+            monkeypatch.setenv(name, value)
+        BoundedS3FileSystem.clear_instance_cache()  # of another test's server
+        found = Store(started[0])
+        try:
+            yield found
+        finally:
+            found.thaw()
+            BoundedS3FileSystem.clear_instance_cache()
+
+
+@pytest.mark.parametrize("size", [10, 14_000_000], ids=["small", "large"])
+def test_no_answer_to_a_put_is_an_error_and_a_late_one_is_none(
+    store: Store, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3_filesystem, "_SLOWEST_BYTES_PER_SECOND", 4_000_000)
+    storage.write_bytes("s3://raw/object", b"before", patient=False)
+    store.freeze()
+    with pytest.raises(IgptError, match=r"^s3://raw/object: the object store does not answer \(no answer to put_"):
+        storage.write_bytes("s3://raw/object", bytes(size), patient=False)
+    store.thaw()
+    storage.write_bytes("s3://raw/object", b"after")
+    assert storage.read_bytes("s3://raw/object") == b"after"
+
+
+@pytest.mark.parametrize("leave", [Store.freeze, Store.kill], ids=["silent", "gone"])
+def test_work_that_failed_ends_soon_and_says_why(store: Store, leave: Callable[[Store], None]) -> None:
+    began = time.monotonic()
+    with (
+        pytest.raises(ZeroDivisionError),
+        lease.hold("s3://datasets/digits", dead_seconds=2),
+        activity.building("s3://datasets/digits"),
+    ):
+        leave(store)
+        time.sleep(1)  # a renewal is under way
+        _ = 1 / 0
+    # Each request of a build is given two minutes; these are worth some seconds.
+    assert time.monotonic() - began < 60
