@@ -7,14 +7,13 @@ mark is renewed while its process lives; one that is not is of a process that di
 import json
 import os
 import socket
-import threading
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from pipeline import storage
+from pipeline import heartbeat, storage
 from pipeline.errors import IgptError
 
 _RENEW_SECONDS = 20.0
@@ -75,18 +74,9 @@ def _marked(dataset: str, kind: str) -> Iterator[str]:
     url = storage.join(dataset, "active", f"{kind}-{uuid.uuid4().hex}.json")
     content = json.dumps({"kind": kind, "who": f"process {os.getpid()} on {socket.gethostname()}"}).encode()
     storage.write_bytes(url, content)
-    ended = threading.Event()
-
-    def renew() -> None:
-        while not ended.wait(_RENEW_SECONDS):
-            with suppress(IgptError):  # the store is away; the next time
-                storage.write_bytes(url, content)
-
-    thread = threading.Thread(target=renew, daemon=True, name=f"mark of {kind}")
-    thread.start()
     try:
-        yield url
+        with heartbeat.beating(url, lambda count: content, _RENEW_SECONDS):
+            yield url
     finally:
-        ended.set()
-        thread.join()
-        storage.delete(url)
+        with suppress(IgptError, OSError):  # then it is one of the dead before long
+            storage.delete(url, patient=False)

@@ -3,21 +3,23 @@
 {folder}/lease/{term:08d}.json     who has the lease, created only where it is not there; the term is the fencing token
 {folder}/lease/{term:08d}.renewed  written anew while the holder lives
 {folder}/lease/{term:08d}.ended    the holder is done
-A term never comes back, so whoever finds a newer one than his own knows that he was given up for dead.
+A term is held once, so whoever finds another than his own to be the newest knows that he was given up for dead.
+A listing of a folder is no snapshot of it: what is created or replaced meanwhile may be missing. So the term before the
+newest is kept, and whoever has created a term looks whether a newer one exists. Nobody is dead who had no time to
+renew while he was watched: after an outage or a standstill all leases look old.
 """
 
 import enum
 import json
 import os
 import socket
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from pipeline import storage
+from pipeline import heartbeat, storage
 from pipeline.errors import IgptError
 from pipeline.storage import StoredFile
 
@@ -79,13 +81,14 @@ def newest_term(names: Iterable[str]) -> int:
 def next_step(first: Sight, now: Sight, waited: float, dead_seconds: float = DEAD_SECONDS) -> Step:
     """Decide from the first and the last look, `waited` seconds apart.
 
-    Who renews while one looks is alive; who does not for `dead_seconds`, by the store's clock or ours, is dead.
+    Who renews while one looks is alive; who does not for `dead_seconds`, by the store's clock or ours, is dead, and has
+    been watched for at least half of them.
     """
-    if not now.term or now.ended or now.age > dead_seconds:
+    if not now.term or now.ended:
         return Step.TAKE
     if (now.term, now.renewal) != (first.term, first.renewal):
         return Step.REFUSE
-    return Step.TAKE if waited > dead_seconds else Step.WAIT
+    return Step.TAKE if waited > dead_seconds / 2 and max(waited, now.age) > dead_seconds else Step.WAIT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,18 +98,20 @@ class Fence:
     folder: str
     """What is leased: a dataset, or the folder of a run."""
     term: int
+    holder: str
+    """Id of who has it: on a store without conditional writes a late creator may have overwritten the term."""
 
     def check(self) -> None:
-        """Raise LeaseLostError when a newer term exists. To be called right before a result is published.
+        """Raise LeaseLostError when the newest term is another's. To be called right before a result is published.
 
         Between this look and the publication time may pass; so what is published must be harmless even then: a
         snapshot is created only where none is, and a checkpoint is known by the checksums of its files.
         """
         names = (file.url.rsplit("/", 1)[-1] for file in storage.list_files(_room(self.folder)))
-        if newest_term(names) > self.term:
+        if newest_term(names) != self.term or _details(self.folder, self.term).get("id") != self.holder:
             raise LeaseLostError(
-                f"{self.folder}: another process took over while this one did not answer for {DEAD_SECONDS:.0f} s; "
-                "nothing more is published here, the other one goes on"
+                f"{self.folder}: another process took over while this one did not answer; nothing more is published "
+                "here, the other one goes on"
             )
 
 
@@ -138,54 +143,40 @@ def hold(
     Raises LeaseHeldError when the holder is alive.
     """
     details = {"who": process_name(), **(about or {})}
-    term, before = _acquire(folder, details, dead_seconds, say)
-    ended = threading.Event()
-    place = storage.join(_room(folder), f"{term:08d}")
-
-    def renew() -> None:
-        count = 0
-        while not ended.wait(min(_RENEW_SECONDS, dead_seconds / 4)):
-            count += 1
-            with suppress(IgptError):  # the store is away; the next time
-                storage.write_bytes(f"{place}.renewed", str(count).encode())
-
-    thread = threading.Thread(target=renew, daemon=True, name=f"lease of {folder}")
-    thread.start()
+    held = _acquire(folder, details, dead_seconds, say)
+    place = storage.join(_room(folder), f"{held.fence.term:08d}")
+    every = min(_RENEW_SECONDS, dead_seconds / 4)
     try:
-        yield Held(fence=Fence(folder=folder, term=term), taken_over_from=before)
+        with heartbeat.beating(f"{place}.renewed", lambda count: str(count).encode(), every):
+            yield held
     finally:
-        ended.set()
-        thread.join()
-        with suppress(IgptError):  # without it the next one waits until this one is certainly dead
-            storage.write_bytes(f"{place}.ended", b"")
+        with suppress(IgptError, OSError):  # without it the next one waits until this one is certainly dead
+            storage.write_bytes(f"{place}.ended", b"", patient=False)
 
 
-def _acquire(
-    folder: str, details: Mapping[str, str], dead_seconds: float, say: Callable[[str], None]
-) -> tuple[int, Mapping[str, str] | None]:
-    """Take the next term; returns it, and what a dead holder had said about itself."""
+def _acquire(folder: str, details: Mapping[str, str], dead_seconds: float, say: Callable[[str], None]) -> Held:
+    """Take the next term, as soon as the holder of the newest is done or certainly dead."""
     first = now = _look(folder)
-    began = time.monotonic()
+    began = looked = time.monotonic()
     while True:
-        step = next_step(first, now, time.monotonic() - began, dead_seconds)
+        step = next_step(first, now, looked - began, dead_seconds)
         if step is Step.REFUSE:
             raise LeaseHeldError(
                 f"{folder}: {_describe(_details(folder, now.term))} is at work on it; wait until it ends, or cancel it"
             )
         if step is Step.TAKE:
             before = None if now.ended or not now.term else _details(folder, now.term)
-            if before is not None:
-                say(f"{_describe(before)} died at work on {folder}; its work is taken over")
-            term = now.term + 1
-            with suppress(storage.AlreadyExistsError):
-                data = json.dumps({**details, "id": uuid.uuid4().hex}, sort_keys=True).encode()
-                storage.create_bytes(storage.join(_room(folder), f"{term:08d}.json"), data)
-                _forget(folder, term)
-                return term, before
+            if (fence := _create(folder, now.term + 1, details)) is not None:
+                if before is not None:
+                    say(f"{_describe(before)} died at work on {folder}; its work is taken over")
+                return Held(fence=fence, taken_over_from=before)
         elif now is first:
             say(f"looking whether {_describe(_details(folder, now.term))}, which has the lease of {folder}, is alive")
         time.sleep(min(_LOOK_SECONDS, dead_seconds / 10))
-        now = _look(folder)
+        before_look = looked
+        now, looked = _look(folder), time.monotonic()
+        if looked - before_look > dead_seconds / 2:  # the store was away, or this machine stood still: nobody renewed
+            first, began = now, looked
 
 
 def _look(folder: str) -> Sight:
@@ -197,12 +188,23 @@ def _look(folder: str) -> Sight:
         storage.delete(clock)
 
 
-def _forget(folder: str, term: int) -> None:
-    """Remove what is left of terms before one."""
-    for file in storage.list_files(_room(folder)):
-        name = file.url.rsplit("/", 1)[-1]
-        if name[:8].isdigit() and int(name[:8]) < term and ".claims/" not in file.url:
-            storage.delete(file.url)
+def _create(folder: str, term: int, details: Mapping[str, str]) -> Fence | None:
+    """Create a term and forget those before the last; None when it is another's, or not the newest."""
+    mine = storage.join(_room(folder), f"{term:08d}.json")
+    fence = Fence(folder=folder, term=term, holder=uuid.uuid4().hex)
+    try:
+        storage.create_bytes(mine, json.dumps({**details, "id": fence.holder}, sort_keys=True).encode())
+    except storage.AlreadyExistsError:
+        return None
+    files = {file.url: file.url.rsplit("/", 1)[-1] for file in storage.list_files(_room(folder))}
+    if newest_term(files.values()) > term:  # between our look and our step terms have come, and maybe gone
+        storage.delete(mine)
+        return None
+    with suppress(IgptError, OSError):  # they only take up room
+        for url, name in files.items():
+            if name[:8].isdigit() and int(name[:8]) < term - 1 and ".claims/" not in url:
+                storage.delete(url, patient=False)
+    return fence
 
 
 def _details(folder: str, term: int) -> Mapping[str, str]:
