@@ -4,27 +4,28 @@ from prefect import flow
 from prefect.artifacts import create_table_artifact
 from prefect.logging import get_run_logger
 
-from flows import settings
+from flows import ray_job, settings
 from flows.console import Reporter
 from flows.exclusive import exclusively
 from flows.termination import terminable
-from pipeline import build, ray_cluster
+from pipeline import build
 from pipeline.build import BuildResult, PlannedBuild
 from pipeline.config import DatasetConfig
+from pipeline.progress import together
+from pipeline.ray_metrics import Meter
 from pipeline.snapshot import SPLITS
 
 
 @flow(name="build-dataset")
 def build_dataset(config: DatasetConfig, refit_palette: bool = False) -> BuildResult:
     """Raw images to a committed snapshot of palette-token shards; a rerun does only what changed."""
-    ray_cluster.connect(settings.load().ray_address)
-    get_run_logger().info("this run is job %s of Ray", ray_cluster.job_id())
+    ray_job.begin(settings.load().ray_address)
     reporter = Reporter("dataset")
-    with terminable():
+    with terminable(), Meter("build", config.dataset) as meter:
         result = build.build(
             config,
             refit_palette=refit_palette,
-            progress=reporter,
+            progress=together(reporter, meter.progress),
             announce=lambda planned: reporter.say(describe_plan(planned)),
             exclusively=lambda dataset: exclusively(dataset, reporter.say),
         )

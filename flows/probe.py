@@ -9,7 +9,7 @@ from prefect import flow
 from prefect.artifacts import create_table_artifact
 from prefect.logging import get_run_logger
 
-from flows import settings
+from flows import ray_job, settings
 from flows.console import Reporter
 from flows.probe_report import describe, metrics, table
 from flows.termination import terminable
@@ -21,8 +21,10 @@ from igpt_model.probe_result import ProbeResult
 from igpt_model.ray_probe import probe_on_cluster
 from igpt_model.registry import Registry, Version
 from igpt_model.tracking import RunLogger
-from pipeline import ray_cluster, snapshot, storage
+from pipeline import snapshot, storage
 from pipeline.errors import IgptError
+from pipeline.progress import together
+from pipeline.ray_metrics import Meter
 from pipeline.snapshot import Snapshot
 
 
@@ -48,10 +50,10 @@ def probe(config: ProbeConfig, mlflow_run: str | None = None) -> ProbeOutcome:
             raise IgptError(f"{name} is empty: give it a value, as in `igpt probe {name}=...`")
     data = snapshot.read(config.dataset, config.snapshot)
     folder, version = _load(config.model, known.mlflow_tracking_uri)
-    ray_cluster.connect(known.ray_address)
+    ray_job.begin(known.ray_address)
     reporter = Reporter("probe")
-    with terminable():
-        result = probe_on_cluster(folder, data, config, progress=reporter)
+    with terminable(), Meter("probe", config.model) as meter:
+        result = probe_on_cluster(folder, data, config, progress=together(reporter, meter.progress))
     curve = curves.probe_curve(result)
     run = mlflow_run if version is None else version.run_id
     if run:

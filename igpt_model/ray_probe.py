@@ -1,5 +1,6 @@
 """The probes on a cluster: tasks over shards extract features into a cache, tasks over layers fit the classifiers."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -31,6 +32,7 @@ from pipeline.progress import Progress, silent
 from pipeline.snapshot import SPLITS, ShardEntry, Snapshot
 
 _SHEET_IMAGES, _SHEET_NEIGHBOURS = 8, 6
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +98,7 @@ def _extract(network: int, shard: ShardEntry, rows: int, snapshot: Snapshot, *ne
     folder = on_device(folder, None)
     tokens = torch.from_numpy(_rows(snapshot, shard, rows).tokens_NT).to(folder.model.positions.device)
     cache.write(shard, rows, image_features(folder, tokens).cpu().numpy())
+    _log.info("features of %d images of shard %s are in %s", len(tokens), shard.name, cache.url)
 
 
 def _fit(source: _Source, data: _Data, palette_K3: np.ndarray, config: ProbeConfig) -> FittedProbe:

@@ -13,6 +13,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from pipeline import logs
 from pipeline.errors import IgptError
 
 # A task that dies with its worker or node is run again this often before the build gives up: so often, because a node
@@ -25,14 +26,23 @@ _LOOK_SECONDS = 5.0
 _GRACE_SECONDS = 10.0
 
 
-def connect(address: str) -> None:
-    """Connect this process to a running cluster. Raises IgptError when it does not answer or refuses the token."""
+def connect(address: str, *, flow_run_id: str = "") -> None:
+    """Connect this process to a running cluster, whose workers then log for it as JSON, with the flow run's id.
+
+    Raises IgptError when the cluster does not answer or refuses the token.
+    """
     if ray.is_initialized():
         return
     _check_listening(address)
     terminate = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            configure_logging=True,
+            runtime_env={"worker_process_setup_hook": log_as_json(flow_run_id)},
+        )
     except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
         raise IgptError(
             f"Ray at {address} does not answer ({_first_line(error)}); start it (`igpt up`) or correct RAY_ADDRESS"
@@ -46,6 +56,19 @@ def connect(address: str) -> None:
     # Ray has put its own handler there, which ends the process; whoever set the one before wants to hear of it.
     if callable(terminate) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, terminate)
+
+
+def log_as_json(flow_run_id: str) -> Callable[[], None]:
+    """What a worker process does to log with the ids of its flow run, and of the job, node and task of Ray."""
+
+    def ids() -> dict[str, str]:
+        if not ray.is_initialized():  # a last word
+            return {"flow_run_id": flow_run_id}
+        here = ray.get_runtime_context()
+        known = {"ray_job_id": here.get_job_id(), "ray_node_id": here.get_node_id(), "ray_task_id": here.get_task_id()}
+        return {"flow_run_id": flow_run_id, **{name: value for name, value in known.items() if value}}
+
+    return logs.worker_setup(ids)
 
 
 def _check_listening(address: str) -> None:

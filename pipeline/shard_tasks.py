@@ -6,6 +6,7 @@ done, and a task that finds it there only reads what it needs for the manifest.
 
 import faulthandler
 import hashlib
+import logging
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from pipeline.raw_reads import read_images
 from pipeline.snapshot import ShardEntry
 
 _PICTURES_PER_COUNT = 64
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,6 +194,7 @@ class _Shard:
 
     def make(self, table: np.ndarray) -> ShardResult:
         order, stopwatch = self._order, _Stopwatch()
+        _log.info("shard %s of %s: begun with %d rows", order.name, order.dataset, len(self._listing))
         for row, key in enumerate(order.duplicate_of):
             if key is not None:
                 self._reject(row, Rejection(reason=Reason.DUPLICATE, detail=f"the same bytes as image {key}"))
@@ -216,6 +219,8 @@ class _Shard:
             stopwatch.lap("quantize")
         entry = self._write()
         stopwatch.lap("write")
+        counts = entry.images, taken_over, len(self._rejected)
+        _log.info("shard %s of %s: %d images (%d taken over), %d refused", entry.name, order.dataset, *counts)
         return ShardResult(entry=entry, taken_over=taken_over, seconds=dict(stopwatch.seconds))
 
     def _accept(self, row: int, found: dict[str, Any]) -> None:

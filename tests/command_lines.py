@@ -2,6 +2,7 @@
 
 import io
 import shlex
+import warnings
 from collections.abc import Iterator
 
 PROGRAMS = ("igpt", "mlflow", "prefect", "ray")
@@ -35,7 +36,9 @@ def parse(words: list[str]) -> None:
     if words[0] == "mlflow":
         from mlflow.cli import cli as command
     elif words[0] == "ray":
-        from ray.scripts.scripts import cli as command
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of pydantic, about Ray
+            from ray.scripts.scripts import cli as command
     else:
         import typer
 

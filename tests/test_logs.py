@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from flows.logs import JsonFormatter
+from pipeline.logs import JsonFormatter
 
 ROOT = Path(__file__).parents[1]
 VARIABLES: dict[str, str] = yaml.safe_load((ROOT / "infra" / "compose.yaml").read_text())["x-logs"]

@@ -16,21 +16,21 @@ ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level
 def terminate(number, frame):
     raise TerminationSignal(number)
 signal.signal(signal.SIGTERM, terminate)
-sleeping = ray.remote(lambda: time.sleep(60)).remote()
+sleeping = ray.remote(lambda: time.sleep(300)).remote()
 threading.Timer(1, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
 began = time.monotonic()
 try:
     with terminable():
         ray.wait([sleeping])
 except TerminationSignal as error:
-    print(error.signal == signal.SIGTERM, signal.getsignal(signal.SIGTERM) is terminate, time.monotonic() - began < 10)
+    print(error.signal == signal.SIGTERM, signal.getsignal(signal.SIGTERM) is terminate, time.monotonic() - began < 60)
 """
 
 
 def test_a_wait_for_ray_is_ended() -> None:
     began = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-c", CODE], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", CODE], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.stdout.splitlines()[-1:] == ["True True True"], done.stdout + done.stderr
-    assert time.monotonic() - began < 60, "not until the task is over"
+    assert time.monotonic() - began < 200, "not until the task is over"
