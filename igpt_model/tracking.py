@@ -1,14 +1,12 @@
 """MLflow runs: one for each training run, found again after a restart, with config, lineage, curves and pictures."""
 
-import itertools
 import json
 import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,11 +20,10 @@ from pipeline.errors import IgptError
 from pipeline.snapshot import Snapshot
 
 _RUN_TAG = "igpt.run"
-_BEAT_TAG = "igpt.last_sign_of_life"
-_BEAT_SECONDS = 20.0
+BEAT_TAG = "igpt.last_sign_of_life"
+"""Tag: when somebody was last at work on the run, in seconds since 1970."""
 _ABANDONED_SECONDS = 300.0
-_FLUSH_SECONDS = 120.0
-_METRICS_A_REQUEST = 500  # the server takes 1000
+_REASON = 160  # characters of an error; of one request MLflow tells the address three times
 
 
 def check_reachable(tracking_uri: str) -> None:
@@ -63,7 +60,7 @@ class RunLogger:
             self.points([Metric(name, float(value), now, step) for name, value in values.items()])
         except MlflowException as error:
             raise IgptError(
-                f"MLflow at {self.tracking_uri} does not take the metrics of step {step} ({_first_line(error)}); "
+                f"MLflow at {self.tracking_uri} does not take the metrics of step {step} ({first_line(error)}); "
                 "when it answers again, run the same command again"
             ) from None
 
@@ -98,7 +95,11 @@ class RunLogger:
 
     @contextmanager
     def closing(self) -> Iterator[None]:
-        """Close the run as its block ends: finished, failed, or killed by Ctrl-C or a cancellation."""
+        """Close the run as its block ends: finished, failed, or killed by Ctrl-C or a cancellation.
+
+        When the server does not answer, a run that has failed stays open: the next one closes it as abandoned. Raises
+        IgptError when one that has finished cannot be closed.
+        """
         status = "KILLED"
         try:
             yield
@@ -107,7 +108,14 @@ class RunLogger:
             status = "FAILED"
             raise
         finally:
-            self.end(status)
+            try:
+                self.end(status)
+            except MlflowException as error:
+                if status == "FINISHED":
+                    raise IgptError(
+                        f"MLflow at {self.tracking_uri} does not close the run {self.run_id} ({first_line(error)}); "
+                        "when it answers again, run the same command again"
+                    ) from None
 
     def metric_history(self, name: str) -> list[tuple[int, float]]:
         """The (step, value) pairs of a metric, by step."""
@@ -115,68 +123,9 @@ class RunLogger:
         return sorted((metric.step, metric.value) for metric in history)
 
 
-def _first_line(error: MlflowException) -> str:
-    return (str(error.message).strip().splitlines() or ["no reason given"])[0]
-
-
-class CurveLogger:
-    """Writes the curves of a training to its MLflow run: of each metric one value a step, the first.
-
-    Steps are repeated after a restart, and come to the same values; what an earlier process has written counts too.
-    While the server does not answer, values wait.
-    """
-
-    def __init__(self, logger: RunLogger) -> None:
-        self._logger = logger
-        self._written: dict[str, set[int]] = {}
-        self._waiting: deque[Metric] = deque()
-        self._beaten = 0.0
-
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Log values at a step, now or when the server answers again."""
-        now = int(time.time() * 1000)
-        self._waiting.extend(Metric(name, float(value), now, step) for name, value in values.items())
-        with suppress(MlflowException):
-            self._send()
-            self._beat()
-
-    def flush(self, *, seconds: float = _FLUSH_SECONDS) -> None:
-        """Log what waits. Raises IgptError when the server does not take it for so long."""
-        deadline = time.monotonic() + seconds
-        while True:
-            try:
-                return self._send()
-            except MlflowException as error:
-                if time.monotonic() > deadline:
-                    raise IgptError(
-                        f"MLflow at {self._logger.tracking_uri} does not take {len(self._waiting)} metrics "
-                        f"({_first_line(error)}); when it answers again, run the same command again"
-                    ) from None
-            time.sleep(1)
-
-    def _send(self) -> None:
-        """Send what waits, in order. Raises MlflowException; what was sent by then waits no more."""
-        while self._waiting:
-            batch = list(itertools.islice(self._waiting, _METRICS_A_REQUEST))
-            fresh: dict[tuple[str, int], Metric] = {}
-            for metric in batch:
-                if metric.key not in self._written:
-                    self._written[metric.key] = {step for step, _ in self._logger.metric_history(metric.key)}
-                if metric.step not in self._written[metric.key]:
-                    fresh.setdefault((metric.key, metric.step), metric)
-            # It keeps its time, by which the server knows it when it comes twice because the first answer was lost.
-            if fresh:
-                self._logger.points(list(fresh.values()))
-            for name, step in fresh:
-                self._written[name].add(step)
-            for _ in batch:
-                self._waiting.popleft()
-
-    def _beat(self) -> None:
-        """Say now and then that somebody is at work on the run: see `close_abandoned`."""
-        if time.time() - self._beaten > _BEAT_SECONDS:
-            self._beaten = time.time()
-            self._logger.tags({_BEAT_TAG: f"{self._beaten:.0f}"})
+def first_line(error: MlflowException) -> str:
+    """What an error of MLflow says first; the rest fills a screen."""
+    return (str(error.message).strip().splitlines() or ["no reason given"])[0][:_REASON]
 
 
 def open_run(
@@ -231,10 +180,10 @@ def close_abandoned(tracking_uri: str, experiment: str) -> list[str]:
     found = client.get_experiment_by_name(experiment)
     if found is None:
         return []
-    running = client.search_runs([found.experiment_id], f"attributes.status = 'RUNNING' and tags.`{_BEAT_TAG}` != ''")
+    running = client.search_runs([found.experiment_id], f"attributes.status = 'RUNNING' and tags.`{BEAT_TAG}` != ''")
     closed = []
     for run in running:
-        last = float(run.data.tags[_BEAT_TAG])
+        last = float(run.data.tags[BEAT_TAG])
         if time.time() - last > _ABANDONED_SECONDS:
             client.set_terminated(run.info.run_id, "KILLED", end_time=int(last * 1000))
             closed.append(run.info.run_id)

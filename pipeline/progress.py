@@ -9,5 +9,15 @@ class Progress(Protocol):
     def __call__(self, step: str, done: int, total: int, detail: str = "") -> None: ...
 
 
+def together(*listeners: Progress) -> Progress:
+    """A progress that tells each of several."""
+
+    def tell(step: str, done: int, total: int, detail: str = "") -> None:
+        for listener in listeners:
+            listener(step, done, total, detail)
+
+    return tell
+
+
 def silent(step: str, done: int, total: int, detail: str = "") -> None:
     """Say nothing."""

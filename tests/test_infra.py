@@ -18,6 +18,7 @@ from zoneinfo import ZoneInfo
 import pytest
 import yaml
 
+from flows import settings
 from tests.command_lines import PROGRAMS, calls_in_script, parse
 from tests.rigs.compose import VARIABLE
 
@@ -360,6 +361,11 @@ def test_the_example_config_is_one_that_the_project_loads() -> None:
 
     config = load(RefreshConfig, INFRA / "refresh.yaml", overrides=[])
     assert config.dataset.raw == REFRESH["dataset"]["raw"]
+
+
+def test_drivers_are_as_patient_with_mlflow_as_the_command_line() -> None:
+    assert settings.PATIENCE.items() <= COMPOSE["x-mlflow"].items()
+    assert settings.PATIENCE.items() <= SERVICES["prefect-worker"]["environment"].items()
 
 
 def test_passwords_guard_mlflow_and_prefect_and_reach_drivers_alone() -> None:

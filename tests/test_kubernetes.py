@@ -14,6 +14,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from flows import settings
 from tests.command_lines import PROGRAMS, calls_in_script, parse
 
 ROOT = Path(__file__).parents[1]
@@ -142,6 +143,12 @@ def test_every_node_and_driver_of_ray_carries_the_token() -> None:
         if "ray" in name or "RAY_ADDRESS" in variables:
             assert {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN"} <= variables, name
     assert {each["name"] for each in RAY["spec"]["autoscalerOptions"]["env"]} == {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN"}
+
+
+def test_drivers_are_as_patient_with_mlflow_as_the_command_line() -> None:
+    (worker,) = [container for name, container in containers() if name == "prefect-worker"]
+    told = {each["name"]: each.get("value") for each in worker["env"]}
+    assert settings.PATIENCE.items() <= told.items()
 
 
 def test_what_is_called_is_a_service_whose_port_leads_to_a_container() -> None:

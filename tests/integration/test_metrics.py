@@ -1,0 +1,92 @@
+"""What a Ray node serves to Prometheus, while the pipeline works."""
+
+import http.client
+import subprocess
+import sys
+from contextlib import suppress
+
+import psutil
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from flows.local_stack import Stack
+from pipeline import ray_metrics
+from tests.integration.conftest import ROOT
+from tests.monitoring_names import queries
+
+pytestmark = pytest.mark.services
+
+# Ray sends what was told every ten seconds and drops it after twenty, so that the second look is at what is told again.
+WORK = """
+import sys, time, urllib.request
+import ray
+from pipeline import ray_cluster
+from pipeline.ray_metrics import _TRAINING, Meter
+ray_cluster.connect(sys.argv[1])
+node = ray.nodes()[0]
+def look():
+    address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    return urllib.request.urlopen(address, timeout=10).read().decode()
+with Meter("pretrain", "s3://runs/told") as meter:
+    meter.progress("start", 0, 0)
+    meter.progress("train", 10, 40)
+    meter.training(10, dict.fromkeys(_TRAINING, 0.5))
+    meter.training(0, {"system/127.0.0.1/cpu_utilization_percentage": 1.0})
+    ray.get(ray.remote(lambda: None).remote())
+    deadline = time.monotonic() + 40
+    while "ray_igpt_step{" not in look() and time.monotonic() < deadline:
+        time.sleep(0.5)
+    time.sleep(25)
+    print(look())
+"""
+
+
+def test_a_node_serves_what_the_dashboard_draws_while_there_is_work(stack: Stack) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WORK, stack.ray_address],
+        env={**stack.environment(), "PATH": ""},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    served = {
+        sample.name: {**sample.labels, "": sample.value}
+        for family in text_string_to_metric_families(done.stdout)
+        for sample in family.samples
+    }
+    for query in queries():
+        if query.panel == "GPU":
+            continue  # there is none here
+        for name in query.metrics:
+            assert name in served, query
+            assert query.labels <= set(served[name]), query
+    told = served["ray_igpt_stage_done"]
+    assert (told["stage"], told["subject"], told["step"], told[""]) == ("pretrain", "s3://runs/told", "train", 10)
+    assert served["ray_igpt_step"][""] == 10 and served["ray_igpt_train_loss"]["run"] == "s3://runs/told"
+    ours = {f"ray_igpt_{name}" for name in (*ray_metrics._STAGE, *ray_metrics._TRAINING)}
+    assert ours <= set(served)
+
+
+def test_the_agent_that_serves_them_starts_no_job_for_who_has_not_the_token(stack: Stack) -> None:
+    """It listens on each node, and its other port takes jobs: any command line."""
+    agents = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, IndexError):
+            parent = process.parent()  # the agent's title has taken the place of its own environment
+            named = process.cmdline()[0].startswith("ray::DashboardAgent")
+            if named and parent is not None and parent.environ().get("RAY_AUTH_TOKEN") == stack.ray_token:
+                agents.append(process)
+    (agent,) = agents
+    answers = []
+    for port in {each.laddr.port for each in agent.net_connections("inet") if each.status == psutil.CONN_LISTEN}:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        with suppress(OSError, http.client.HTTPException):  # gRPC speaks otherwise
+            connection.request(
+                "POST", "/api/job_agent/jobs/", '{"entrypoint": "id"}', {"Content-Type": "application/json"}
+            )
+            answers.append(connection.getresponse().status)
+    assert http.client.UNAUTHORIZED in answers
+    assert not [status for status in answers if status < http.client.BAD_REQUEST]
