@@ -1,30 +1,38 @@
 """The flow that trains an Image GPT on a dataset snapshot, and shows what it learnt."""
 
+import tempfile
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from prefect import flow
 from prefect.artifacts import create_image_artifact, create_link_artifact
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
-from flows import settings
+from flows import ray_job, settings
 from flows.console import Reporter
 from flows.exclusive import exclusively
 from flows.gallery import Gallery, draw_all
-from igpt_model import curves, pictures, reports, tracking
+from igpt_model import curves, parent, pictures, reports, tracking
 from igpt_model.config import PretrainConfig
+from igpt_model.curve_logger import CurveLogger
 from igpt_model.data import ShardCache
 from igpt_model.model_source import load_run
 from igpt_model.objective import Baselines, TokenCounts
 from igpt_model.ray_train import TrainJob, train_on_cluster
-from igpt_model.tracking import CurveLogger, RunLogger
+from igpt_model.registry import Registry
+from igpt_model.tracking import RunLogger
 from igpt_model.train_result import TrainResult, finished
-from pipeline import ray_cluster, snapshot, storage
+from pipeline import snapshot, storage
 from pipeline.errors import IgptError
 from pipeline.lease import Fence
+from pipeline.progress import together
+from pipeline.ray_metrics import Meter
 from pipeline.snapshot import Snapshot
+
+_LAST_WORDS_SECONDS = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +62,7 @@ def pretrain(config: PretrainConfig) -> PretrainOutcome:
     data.of_split("validation")
     storage.check_reachable(storage.absolute(config.runs))
     run = storage.join(storage.absolute(config.runs), config.run_name(data.digest))
-    ray_cluster.connect(known.ray_address)
-    get_run_logger().info("this run is job %s of Ray", ray_cluster.job_id())
+    ray_job.begin(known.ray_address)
     reporter = Reporter("pretrain")
     tags = {
         "igpt.prefect_run": str(flow_run.id or ""),
@@ -64,8 +71,12 @@ def pretrain(config: PretrainConfig) -> PretrainOutcome:
     if known.git_commit:
         tags["igpt.git_commit"] = known.git_commit
     # A finished run is only looked at: nothing is left with it, a lease neither.
-    alone = exclusively(run, reporter.say) if finished(config, data, run) is None else nullcontext()
-    with alone as fence:
+    done = finished(config, data, run) is not None
+    with nullcontext() if done else exclusively(run, reporter.say) as fence:
+        if not done and parent.is_needed(run, config) and not parent.of_run(run):
+            _keep_parent(config, data, run, known.mlflow_tracking_uri)
+        if started_from := parent.of_run(run):
+            tags["igpt.parent_model"] = started_from
         logger = open_tracked(config, data, run, tags, known.mlflow_tracking_uri, reporter)
         with logger.closing():
             result = train_tracked(config, data, run, logger, reporter, fence)
@@ -74,6 +85,13 @@ def pretrain(config: PretrainConfig) -> PretrainOutcome:
     get_run_logger().info(describe(outcome))
     reporter.say(describe(outcome))
     return outcome
+
+
+def _keep_parent(config: PretrainConfig, data: Snapshot, run: str, tracking_uri: str) -> None:
+    """Bring the model that the training starts from into the run's folder, where the workers look for it."""
+    registry = Registry(tracking_uri)
+    with tempfile.TemporaryDirectory(prefix="igpt-parent-") as temporary:
+        parent.keep(run, registry.fetch(registry.find(config.parent), Path(temporary)), config, data)
 
 
 def open_tracked(
@@ -87,10 +105,15 @@ def open_tracked(
 
 
 class _Listener:
-    """Tells MLflow the metrics of a training, the terminal its warnings, and the gallery its checkpoints."""
+    """Tells MLflow and Prometheus the metrics of a training, the terminal its warnings, the gallery its checkpoints."""
 
-    def __init__(self, curve: CurveLogger, reporter: Reporter, gallery: Gallery) -> None:
-        self.metrics, self.warn, self.saved = curve.metrics, reporter.say, gallery.saved
+    def __init__(self, curve: CurveLogger, meter: Meter, reporter: Reporter, gallery: Gallery) -> None:
+        self.warn, self.saved = reporter.say, gallery.saved
+        self._curve, self._meter = curve, meter
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        self._curve.metrics(step, values)
+        self._meter.training(step, values)
 
 
 def train_tracked(
@@ -102,15 +125,28 @@ def train_tracked(
     fence: Fence | None = None,
 ) -> TrainResult:
     """Train on the cluster, or continue, or find the run finished; its MLflow run then has every value once."""
-    curve = CurveLogger(logger)
+    curve = CurveLogger(logger, reporter.say)
     _log_what_was_missed(run, curve)
     result = finished(config, data, run)
     if result is not None:
         reporter.say(f"the run {run} is finished already, nothing to train")
         return result
-    job = TrainJob(config=config, snapshot=data, run=run, mlflow_run=logger.run_id, fence=fence)
-    with Gallery(config, data, run, logger, reporter) as gallery:
-        result = train_on_cluster(job, _Listener(curve, reporter, gallery), progress=reporter)
+    job = TrainJob(
+        config=config,
+        snapshot=data,
+        run=run,
+        mlflow_run=logger.run_id,
+        flow_run_id=ray_job.flow_run_id(),
+        fence=fence,
+    )
+    try:
+        with Gallery(config, data, run, logger, reporter) as gallery, Meter("pretrain", run) as meter:
+            listener = _Listener(curve, meter, reporter, gallery)
+            result = train_on_cluster(job, listener, progress=together(reporter, meter.progress))
+    except BaseException:
+        with suppress(IgptError):
+            curve.flush(seconds=_LAST_WORDS_SECONDS)
+        raise
     _log_what_was_missed(run, curve)
     return result
 
@@ -132,7 +168,7 @@ def _show(
     for name, picture in sheets.items():
         logger.picture(picture, f"{name}.png")
     logger.file(loss_curve, "loss.png")
-    curve = CurveLogger(logger)
+    curve = CurveLogger(logger, reporter.say)
     curve.metrics(
         result.steps, {f"baseline_{name.replace('-', '_').replace(' ', '_')}": v for name, v in levels.items()}
     )

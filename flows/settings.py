@@ -25,6 +25,10 @@ _QUIET = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "TOKENIZERS_PARALLELISM": "false",
 }
+# MLflow's client tries a request again after 2, 4, 8, ... seconds, by default for four minutes, and waits two each
+# time: so long a run that has failed or was cancelled could not end. This makes it one minute where nobody listens, and
+# four where nobody answers. Runs of deployments have it from compose.yaml and Kubernetes.
+PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "5", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
 _NEEDED = {
     "PREFECT_API_URL": "a Prefect server",
     "MLFLOW_TRACKING_URI": "an MLflow server",
@@ -60,7 +64,7 @@ def default_home() -> Path:
 
 def activate(home: Path) -> None:
     """Prepare this process's environment for the libraries. To be called before Prefect, Ray or MLflow is imported."""
-    for name, value in _QUIET.items():
+    for name, value in {**_QUIET, **PATIENCE}.items():
         os.environ.setdefault(name, value)
     if any(name not in os.environ for name in _NEEDED):
         stack = local_stack.load(home)

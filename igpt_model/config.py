@@ -1,5 +1,6 @@
 """What a user may set about training and probing; Prefect's form shows the sentence of each field."""
 
+import re
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -22,6 +23,8 @@ class PretrainConfig:
     """Name of the run in its folder; none: made from the config and the snapshot."""
     snapshot: int | None = None
     """Number of the dataset snapshot to train on; none: the newest."""
+    parent: str = ""
+    """Registered version whose weights the training starts from, as models:/igpt/3; empty: random weights."""
     preset: Preset = "igpt-s"
     """Shape of the model: tiny and small for CPUs and trials, igpt-s to igpt-xl as published."""
     layers: int | None = None
@@ -152,6 +155,11 @@ class PretrainConfig:
         for name in ("runs", "experiment", "model_name"):
             if not getattr(self, name):
                 raise IgptError(f"{name} is empty: give it a value")
+        if self.parent and not re.fullmatch(r"models:/[^/@:]+/[0-9]+", self.parent):
+            raise IgptError(
+                f"parent is {self.parent!r}: name a version by its number, as in models:/igpt/3; an alias moves, and "
+                "the same config would not find its run again"
+            )
         self.model_config(resolution=2 * (self.low_resolution or 16), colours=512, classes=1)
 
     def model_config(self, *, resolution: int, colours: int, classes: int) -> ModelConfig:
@@ -190,7 +198,7 @@ class PretrainConfig:
             "precision window_shards seed model_name"
         )
         # Fields that came later count where they are set, so that the runs of before are found again.
-        later = "objective mask_fraction class_conditional low_resolution flip crop_padding ema_decay"
+        later = "objective mask_fraction class_conditional low_resolution flip crop_padding ema_decay parent"
         defaults = {field.name: field.default for field in fields(self)}
         names = [*always.split(), *(name for name in later.split() if getattr(self, name) != defaults[name])]
         recipe = {name: getattr(self, name) for name in names}

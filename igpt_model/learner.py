@@ -15,12 +15,16 @@ from igpt_model.step import settle
 
 
 class Learner:
-    """Made alike on every worker: the initial weights are a function of the seed."""
+    """Made alike on every worker: the initial weights are the parent's, or a function of the seed."""
 
-    def __init__(self, model_config: ModelConfig, config: PretrainConfig, worker: Worker) -> None:
+    def __init__(
+        self, model_config: ModelConfig, config: PretrainConfig, worker: Worker, parent: ImageGPT | None = None
+    ) -> None:
         self._config, self._worker = config, worker
         torch.manual_seed(config.seed)
         self.model = ImageGPT(model_config).to(worker.device)
+        if parent is not None:
+            self.model.load_state_dict(parent.state_dict())
         self.average: ImageGPT | None = None
         if config.ema_decay is not None:
             self.average = ImageGPT(model_config).to(worker.device).requires_grad_(False)

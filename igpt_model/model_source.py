@@ -22,7 +22,7 @@ def load_model(url: str) -> ModelFolder:
     if checkpoint.is_checkpoint(url):
         return checkpoint.load_model(url)
     if storage.exists(storage.join(url, "model.json")):
-        return _load_folder(url)
+        return load_folder(url)
     return load_run(url)
 
 
@@ -47,7 +47,8 @@ def load_run(run: str) -> ModelFolder:
     return found
 
 
-def _load_folder(url: str) -> ModelFolder:
+def load_folder(url: str) -> ModelFolder:
+    """The model of a model folder. Raises IgptError when a file is missing or damaged."""
     with tempfile.TemporaryDirectory(prefix="igpt-model-") as temporary:
         for name in FILES:
             try:

@@ -32,6 +32,7 @@ from pipeline.snapshot import Snapshot
 _POLL_SECONDS = 0.5
 _BEAT_SECONDS = 0.25  # a message at every step would cost a fast one some percent
 _NAMED_NODES = 8  # in an error
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,8 @@ class TrainJob:
     run: str
     mlflow_run: str
     """Id of its MLflow run, which its checkpoints keep."""
+    flow_run_id: str = ""
+    """Id of the flow run it is part of, for its workers' logs."""
     fence: Fence | None = None
     """Lets its checkpoints pass as long as the run's lease is held."""
 
@@ -57,6 +60,7 @@ class _Listener:
         self._mailbox.metrics.remote(step, values)
 
     def warn(self, line: str) -> None:
+        _log.warning(line)
         self._mailbox.warn.remote(line)
 
     def saved(self, step: int) -> None:
@@ -69,6 +73,7 @@ def _worker_loop(arguments: dict[str, Any]) -> None:
     mailbox = arguments["mailbox"]
     context = ray.train.get_context()
     rank = context.get_world_rank()
+    ray_cluster.log_as_json(job.flow_run_id)()  # once more: Ray Train has put its own handlers there
     torch.set_num_threads(job.config.cpus_per_worker)
     worker = Worker(rank=rank, world_size=context.get_world_size(), device=get_device())
     listener = _Listener(mailbox)

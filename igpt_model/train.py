@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
-from igpt_model import checkpoint, run_record, standalone
+from igpt_model import checkpoint, parent, run_record, standalone
 from igpt_model.checkpoint import Checkpoint, Fetch, TrainingState
 from igpt_model.config import PretrainConfig
 from igpt_model.data import ShardCache, batches, count_batches, no_images
@@ -23,6 +23,7 @@ from igpt_model.execution import Worker
 from igpt_model.inputs import Inputs, Preparation
 from igpt_model.learner import Learner
 from igpt_model.listener import Listener
+from igpt_model.model import ImageGPT
 from igpt_model.model_folder import ModelFolder
 from igpt_model.optim import learning_rate
 from igpt_model.order import SampleOrder, micro_ranges
@@ -102,7 +103,7 @@ class _Training:
         )
         palette_K3 = snapshot.palette()
         self.preparation = Preparation(config, model_config, palette_K3, worker.device)
-        self.learner = Learner(model_config, config, worker)
+        self.learner = Learner(model_config, config, worker, self._parent())
         self.folder = ModelFolder(model=self.learner.evaluated, palette_K3=palette_K3, classes=tuple(snapshot.classes))
         self.state = TrainingState(
             step=0,
@@ -121,8 +122,23 @@ class _Training:
             run_record.write(run, RunRecord(config=pinned, mlflow_run=mlflow_run))
         self.throughput = Throughput(model_config, config, worker)
         self.learner.settle(self._load(self._micro_ranges()[-1]))
+        _log.info("rank %d of %d goes on with %s after step %d", worker.rank, worker.world_size, run, self.state.step)
         self._began = time.monotonic() - self.state.seconds
         self._last: dict[str, float] = {}
+
+    def _parent(self) -> ImageGPT | None:
+        """What a run that has no checkpoint yet starts from; none: random weights, or those of its checkpoint."""
+        if not self.worker.from_first(lambda: parent.is_needed(self.run, self.config)):
+            return None
+        found, error = None, None
+        try:
+            found = parent.read(self.run, self.config, self.snapshot).model
+        except Exception as own:  # noqa: BLE001 (raised on every worker)
+            error = own
+        error = self.worker.first_error(error)
+        if error is not None:
+            raise error
+        return found
 
     def _continue(self) -> None:
         """Load the newest good checkpoint of the run, if there is one."""
@@ -140,7 +156,7 @@ class _Training:
         """Keep what this worker was doing when it made no step any more."""
         name = f"{self.state.step:08d}-{self.worker.rank:05d}.txt"
         url = storage.join(self.run, "stacks", name)
-        storage.write_bytes(url, text.encode(), seconds=10)
+        storage.write_bytes(url, text.encode(), patient=False)
         self.listener.warn(
             f"worker {self.worker.rank} made no step for {self.config.hang_seconds:.0f} s after step "
             f"{self.state.step}: it is ended, its stacks are in {url}"
@@ -270,6 +286,7 @@ class _Training:
             }
             self.saver.report(Report(step=self.state.step, values=values))
             self.listener.metrics(self.state.step, values)
+            _log.info("step %d: %s", self.state.step, ", ".join(f"{key} {value:.5g}" for key, value in values.items()))
 
     def _save(self) -> None:
         self.saver.save(self.state, self.learner.tensors(), self.folder.described())

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from igpt_model import checkpoint, reports
+from igpt_model import checkpoint, parent, reports
 from igpt_model.config import PretrainConfig
 from igpt_model.execution import Worker
 from igpt_model.model_source import load_run
@@ -90,6 +90,16 @@ def test_a_sharded_model_is_trained_as_a_whole_one(sharded: str, alone: str) -> 
     pieces = found.index.tensors["weights.blocks.0.mlp_in.weight"].pieces
     assert [piece.file for piece in pieces] == ["weights-00000.safetensors", "weights-00001.safetensors"]
     assert {piece.sizes for piece in pieces} == {(64, 32)}
+
+
+def test_workers_that_share_a_model_start_from_a_parent(config: PretrainConfig, data: Snapshot, alone: str) -> None:
+    still = replace(config, parent="models:/digits/1", steps=10, warmup_steps=0, learning_rate=1e-9)
+    given = load_run(alone)
+    parent.keep(storage.join(config.runs, "child"), given, still, data)
+    run = trained(still, "child", workers=2, parallelism="fsdp")
+    weights = given.model.state_dict()
+    for name, value in load_run(run).model.state_dict().items():
+        torch.testing.assert_close(value, weights[name], atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize(("workers", "parallelism"), [(3, "fsdp"), (3, "ddp"), (1, "ddp")])

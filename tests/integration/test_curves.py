@@ -1,5 +1,6 @@
 """The curves of a training in MLflow: one value a step, whatever was repeated, and none lost while it is away."""
 
+import socket
 import time
 from collections.abc import Iterator
 
@@ -7,7 +8,8 @@ import pytest
 from mlflow import MlflowClient
 
 from igpt_model import tracking
-from igpt_model.tracking import CurveLogger, RunLogger
+from igpt_model.curve_logger import CurveLogger
+from igpt_model.tracking import RunLogger
 from pipeline.errors import IgptError
 from tests.rigs.mlflow_server import MlflowServer, mlflow_server
 
@@ -31,6 +33,7 @@ def test_a_step_that_is_repeated_has_its_first_value(logger: RunLogger) -> None:
     curve = CurveLogger(logger)
     for step in (10, 20, 30, 20, 30, 40):
         curve.metrics(step, {"train_loss": step / 10, "images_per_second": time.time()})
+    curve.flush()
     # A new process repeats what it finds, and more.
     another = CurveLogger(logger)
     for step in (30, 40, 50):
@@ -44,6 +47,7 @@ def test_a_step_that_is_repeated_has_its_first_value(logger: RunLogger) -> None:
 def test_what_is_told_while_the_server_is_away_comes_when_it_is_back(server: MlflowServer, logger: RunLogger) -> None:
     curve = CurveLogger(logger)
     curve.metrics(10, {"train_loss": 1.0})
+    curve.flush()
     server.stop()
     try:
         for step in (20, 30):
@@ -55,6 +59,46 @@ def test_what_is_told_while_the_server_is_away_comes_when_it_is_back(server: Mlf
     curve.metrics(40, {"train_loss": 3.0})
     curve.flush()
     assert logger.metric_history("train_loss") == [(10, 1.0), (20, 2.0), (30, 2.0), (40, 3.0)]
+
+
+def test_nobody_waits_for_a_server_that_does_not_answer() -> None:
+    warnings: list[str] = []
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # connects, and says nothing
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        curve = CurveLogger(RunLogger(url, "0" * 32), warnings.append)
+        began = time.monotonic()
+        for step in range(100):
+            curve.metrics(step, {"train_loss": 2.0})
+        assert time.monotonic() - began < 20  # one that waited would need a minute
+        with pytest.raises(IgptError, match="does not take 100 metrics"):
+            curve.flush(seconds=0.2)
+
+
+def test_an_outage_is_told_once_and_so_is_its_end(server: MlflowServer, logger: RunLogger) -> None:
+    told: list[str] = []
+    curve = CurveLogger(logger, told.append)
+    server.stop()
+    try:
+        curve.metrics(10, {"train_loss": 1.0})
+        with pytest.raises(IgptError):
+            curve.flush(seconds=4)
+    finally:
+        server.start()
+    curve.flush()
+    assert [line.split(" ", 3)[3].split(" (")[0] for line in told] == ["does not take metrics", "takes metrics again"]
+
+
+def test_a_run_that_cannot_be_closed_is_one_line_if_it_was_well_and_else_what_was_wrong(
+    server: MlflowServer, logger: RunLogger
+) -> None:
+    server.stop()
+    try:
+        with pytest.raises(IgptError, match="does not close the run"), logger.closing():
+            pass
+        with pytest.raises(ZeroDivisionError), logger.closing():
+            _ = 1 / 0
+    finally:
+        server.start()
 
 
 def test_a_run_that_died_unheard_is_killed_when_it_was_last_heard_of(server: MlflowServer) -> None:

@@ -51,6 +51,33 @@ def test_a_model_of_another_kind_is_trained_and_shown(
     assert len(busy) == 1 and 0 < metrics[busy[0]] <= 100
 
 
+def test_a_training_starts_from_a_registered_version(refreshed: Refreshed, stack: Stack) -> None:
+    fields = refreshed.config["pretrain"]
+    shape = [f"{name}={value}" for name, value in fields.items() if name in {"preset", "layers", "width", "heads"}]
+    command = [
+        *("pretrain", "dataset=s3://datasets/refreshed", "runs=s3://runs/children", "steps=10", "global_batch=32"),
+        *("warmup_steps=5", "sample_every=0", "experiment=children", *shape),
+    ]
+    child = igpt(*command, "parent=models:/refreshed/1")
+    assert child.code == 0, child.out + child.err
+    client = MlflowClient(stack.mlflow_url)
+    experiment = client.get_experiment_by_name("children")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.data.tags["igpt.parent_model"] == run.data.params["parent"] == "models:/refreshed/1"
+    assert run.data.metrics["validation_loss"] < refreshed.result["validation_loss"] + 0.1
+    kept = [file.url.rsplit("/", 1)[-1] for file in storage.list_files(f"{run.data.tags['igpt.run']}/parent")]
+    assert kept == ["model.json", "palette.npy", "parent.json", "weights.safetensors"]
+    for reference, expected in (
+        ("models:/refreshed/99", "models:/refreshed/99: no such version"),
+        ("models:/nothing/1", "nothing: no such model"),
+    ):
+        refused = igpt(*command, f"parent={reference}")
+        assert refused.code == 2
+        (line,) = refused.err.splitlines()
+        assert expected in line
+
+
 def test_commands_take_a_run_in_the_store_and_a_registry_uri(refreshed: Refreshed, tmp_path: Path) -> None:
     image = tmp_path / "grey.png"
     Image.new("RGB", (20, 20), "grey").save(image)
