@@ -14,6 +14,7 @@ ACCURACY = "igpt.probe_validation_accuracy"
 PALETTE = "igpt.palette_sha256"
 SPLITS = "igpt.splits_digest"
 ROLLED_BACK = "igpt.rolled_back"
+PROMOTED = "promoted"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +62,7 @@ class Decision:
     @property
     def text(self) -> str:
         """The decision in a line."""
-        return f"not promoted: {'; '.join(self.refusals)}" if self.refusals else "promoted"
+        return f"not promoted: {'; '.join(self.refusals)}" if self.refusals else PROMOTED
 
 
 def decide(candidate: Mapping[str, str], champion: Mapping[str, str] | None, gate: GateConfig) -> Decision:

@@ -29,7 +29,9 @@ IDENTITY = "igpt.files_sha256"
 """Tag: the identity of the version's files (checksums.py)."""
 _DECISION = "igpt.promotion"
 _PREVIOUS = "igpt.previous_champion"
+_TIME = "igpt.promotion_time"
 _TRIES = 5
+_AT_ONCE_SECONDS = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +149,7 @@ class Registry:
         """Make a version the champion if it passes the gate. The decision and its numbers are written as its tags.
 
         The alias moves in one step, so there is a champion at every moment. When another promotion came in between,
-        the comparison is made again, with that one's.
+        the comparison is made again, with that one's; when two moved the alias at the same time, the better stays.
         """
         candidate = self.find(reference)
         for _ in range(_TRIES):
@@ -167,8 +169,33 @@ class Registry:
             self.tag(candidate, {**_decision_tags(decision, champion), **tags})
             with one_line(self.tracking_uri):
                 self._client.set_registered_model_alias(candidate.name, CHAMPION, str(candidate.number))
+            better = self._best_rival(candidate, previous, gate)
+            if better is not None and self.aliases_of(candidate.name).get(CHAMPION) == candidate.number:
+                with one_line(self.tracking_uri):
+                    self._client.set_registered_model_alias(candidate.name, CHAMPION, str(better.number))
+                decision = promotion.decide(candidate.tags, better.tags, gate)
+                self.tag(candidate, _decision_tags(decision, better))
             return Promotion(version=self.find(candidate.uri), previous=previous, decision=decision)
         raise IgptError(f"{candidate.uri}: others promote {candidate.name} all the time; run the same command again")
+
+    def _best_rival(self, candidate: Version, previous: int | None, gate: GateConfig) -> Version | None:
+        """The best of those who were promoted over the same champion within a minute; none: `candidate` is it.
+
+        Better is who passes the gate against the other, and the other not against it. All write their tags before they
+        move the alias, so whoever moves it last sees all of them.
+        """
+        best = candidate
+        for rival in self.versions(candidate.name):
+            same = rival.tags.get(_PREVIOUS) == ("" if previous is None else str(previous))
+            if rival.number == candidate.number or not same or rival.tags.get(_DECISION) != promotion.PROMOTED:
+                continue
+            age = datetime.now(UTC) - datetime.fromisoformat(rival.tags[_TIME])
+            if abs(age.total_seconds()) > _AT_ONCE_SECONDS:
+                continue
+            over_best = promotion.decide(rival.tags, best.tags, gate)
+            if over_best.passed and not promotion.decide(best.tags, rival.tags, gate).passed:
+                best = rival
+        return None if best is candidate else best
 
     def rollback(self, name: str) -> Promotion:
         """Make the champion before the present one the champion again. Raises IgptError when there is none."""
@@ -221,7 +248,7 @@ def _version(entity: ModelVersion, aliases: Mapping[str, int]) -> Version:
 def _decision_tags(decision: Decision, champion: Version | None) -> dict[str, str]:
     return {
         _DECISION: decision.text,
-        "igpt.promotion_time": _now(),
+        _TIME: _now(),
         "igpt.promotion_against": "" if champion is None else str(champion.number),
         "igpt.promotion_numbers": json.dumps(dict(decision.compared), sort_keys=True),
     }

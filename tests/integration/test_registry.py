@@ -9,6 +9,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import mlflow
@@ -99,6 +100,7 @@ def put(uri: str, name: str, bits: float, accuracy: float = 0.5, **tags: str) ->
     run = client.create_run(experiment.experiment_id if experiment else client.create_experiment(name))
     client.log_param(run.info.run_id, "steps", 7)
     client.set_tag(run.info.run_id, "igpt.git_commit", "c0ffee")
+    client.set_tag(run.info.run_id, "igpt.parent_model", "models:/before/1")
     numbers = {BITS: str(bits), ACCURACY: str(accuracy)}
     return register(
         make_folder(),
@@ -114,6 +116,7 @@ def test_a_run_is_registered_once_however_often_it_is_tried(tracking_uri: str) -
     first = put(tracking_uri, "once", 3.0)
     assert first.aliases == (CANDIDATE,)
     assert first.tags["igpt.git_commit"] == "c0ffee"
+    assert first.tags["igpt.parent_model"] == "models:/before/1"
     assert len(first.tags["igpt.config_digest"]) == len(first.tags["igpt.files_sha256"]) == 64
 
     def again(_: int) -> Version:
@@ -179,9 +182,47 @@ def test_two_promotions_at_once_never_leave_the_registry_without_a_champion(trac
     assert set(seen) <= numbers  # a champion at every moment
     assert passed[1]  # the best of them passes against whoever is the champion
     champion = registry.champion("rivals")
-    assert champion is not None and champion.number in {version.number for version in versions[1:]}
+    assert champion is not None and champion.number == versions[2].number
     assert champion.tags["igpt.promotion"] == "promoted"
     assert registry.rollback("rivals").version.number in numbers - {champion.number}
+
+
+@pytest.mark.parametrize("better_is_last", [True, False])
+def test_of_two_that_moved_the_alias_at_the_same_moment_the_better_stays(
+    better_is_last: bool, tracking_uri: str
+) -> None:
+    """Both have compared themselves with the same champion, and written so, before either moves the alias."""
+    name = f"together-{better_is_last}"
+    registry = Registry(tracking_uri)
+    first, better, worse = (put(tracking_uri, name, bits) for bits in (3.0, 2.5, 2.6))
+    registry.promote(first.uri, GateConfig())
+    early, late = (worse, better) if better_is_last else (better, worse)
+    written = threading.Barrier(2)
+    moved = threading.Event()
+
+    def promote(version: Version) -> bool:
+        mine = Registry(tracking_uri)
+        move = MlflowClient.set_registered_model_alias
+
+        def set_alias(client: MlflowClient, model: str, alias: str, number: str) -> None:
+            if number == str(version.number) and not moved.is_set():
+                written.wait(30)
+                if version is late:
+                    assert moved.wait(30)
+            move(client, model, alias, number)
+            moved.set()
+
+        mine._client.set_registered_model_alias = partial(set_alias, mine._client)  # type: ignore[method-assign]
+        return mine.promote(version.uri, GateConfig()).decision.passed
+
+    with ThreadPoolExecutor(2) as pool:
+        passed = list(pool.map(promote, (early, late)))
+    champion = registry.champion(name)
+    assert champion is not None and champion.number == better.number
+    assert registry.rollback(name).version.number == first.number
+    if not better_is_last:
+        assert passed == [True, False]
+        assert registry.find(worse.uri).tags["igpt.promotion_against"] == str(better.number)
 
 
 def test_wrong_names_get_one_line(stack: Stack) -> None:
