@@ -22,8 +22,6 @@ from flows.console import console
 from flows.demo_config import demo_config
 from flows.tables import print_table
 from igpt_model.config import PretrainConfig, ProbeConfig
-from igpt_model.promotion import GateConfig
-from pipeline.config import DatasetConfig
 from pipeline.errors import IgptError
 
 app = typer.Typer(
@@ -138,16 +136,9 @@ def print_config(
     kind: Annotated[str, typer.Argument(help="refresh, dataset, pretrain, probe or promotion.")] = "refresh",
 ) -> None:
     """Print a config file with every field, its sentence and its default."""
-    kinds: dict[str, type] = {
-        "refresh": configuration.RefreshConfig,
-        "dataset": DatasetConfig,
-        "pretrain": PretrainConfig,
-        "probe": ProbeConfig,
-        "promotion": GateConfig,
-    }
-    if kind not in kinds:
-        raise IgptError(f"{kind!r} has no config: choose one of {', '.join(kinds)}")
-    sys.stdout.write(configuration.describe(kinds[kind]))
+    if kind not in configuration.KINDS:
+        raise IgptError(f"{kind!r} has no config: choose one of {', '.join(configuration.KINDS)}")
+    sys.stdout.write(configuration.describe(configuration.KINDS[kind]))
 
 
 model_commands.register(app)

@@ -12,9 +12,13 @@ Home = Annotated[
     Path | None,
     typer.Option(help="Folder of the embedded services; IGPT_HOME or .igpt without it.", show_default=False),
 ]
-ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file; `igpt config` prints one.")]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", help="YAML file; `igpt config KIND` prints one."),
+]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[FIELD=VALUE]...", help="Fields to set, as in pretrain.steps=500.")
+    list[str] | None,
+    typer.Argument(metavar="[FIELD=VALUE]...", help="Fields to set: steps=500; in a refresh, pretrain.steps=500."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs; progress goes to standard error.")]
 

@@ -46,8 +46,19 @@ class RefreshConfig:
             )
 
 
+# The name of each config, for `igpt config`.
+KINDS: dict[str, type[Any]] = {
+    "refresh": RefreshConfig,
+    "dataset": DatasetConfig,
+    "pretrain": PretrainConfig,
+    "probe": ProbeConfig,
+    "promotion": GateConfig,
+}
+_UNKNOWN = {"unexpected_keyword_argument", "extra_forbidden"}
+
+
 def load(kind: type[Config], path: Path | None, overrides: Sequence[str] = ()) -> Config:
-    """Make a config from a YAML file and `section.field=value` overrides, whose values are YAML too.
+    """Make a config from a YAML file and `field=value` or `section.field=value` overrides, whose values are YAML too.
 
     Raises IgptError with the place, the value and what was expected.
     """
@@ -66,14 +77,17 @@ def load_fields(
 
 
 def _validate(kind: type[Config], fields: dict[str, Any], origin: str) -> Config:
-    """Validate nested fields into a config. Raises IgptError naming the first field at fault."""
+    """Validate nested fields into a config. Raises IgptError naming a field at fault."""
     try:
         return TypeAdapter(kind).validate_python(fields)
     except ValidationError as error:
-        first = error.errors()[0]
+        first = min(error.errors(), key=lambda each: each["type"] not in _UNKNOWN)  # a misspelt one is missing too
         place = ".".join(str(part) for part in first["loc"]) or "it"
-        if first["type"] in {"unexpected_keyword_argument", "extra_forbidden"}:
-            raise IgptError(f"{origin}: unknown field {place}; `igpt config` prints the known ones") from None
+        if first["type"] in _UNKNOWN:
+            known = next(
+                (f"`igpt config {name}` prints" for name, each in KINDS.items() if each is kind), "its docstring has"
+            )
+            raise IgptError(f"{origin}: unknown field {place}; {known} the known ones") from None
         if first["type"] in {"missing", "missing_argument", "missing_keyword_only_argument"}:
             raise IgptError(f"{origin}: {place} is missing; set it in the file or as {place}=VALUE") from None
         message = first["msg"][0].lower() + first["msg"][1:]
@@ -99,7 +113,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 def _override(fields: dict[str, Any], override: str) -> None:
     name, equals, text = override.partition("=")
     if not equals or not name:
-        raise IgptError(f"{override!r} is not an override: write section.field=value, as in pretrain.steps=500")
+        raise IgptError(f"{override!r} is not an override: write field=value, as in steps=500 or pretrain.steps=500")
     *sections, field = name.split(".")
     place = fields
     for section in sections:

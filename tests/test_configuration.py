@@ -56,6 +56,11 @@ def test_a_missing_field_is_named() -> None:
         load({"dataset": {"dataset": "s3://d"}, "pretrain": {"runs": "s3://runs"}})
 
 
+def test_a_misspelt_field_is_named_rather_than_the_one_that_is_missing_by_it() -> None:
+    with pytest.raises(IgptError, match=r"unknown field pretrain; `igpt config pretrain` prints the known ones"):
+        configuration.load(PretrainConfig, None, ["pretrain.runs=s3://runs"])
+
+
 @pytest.mark.parametrize("text", ["a: [", "- 1", "just words"])
 def test_a_file_that_is_no_config_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "bad.yaml"
