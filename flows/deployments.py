@@ -176,9 +176,9 @@ def _deployment(each: Deployable) -> RunnerDeployment:
     )
 
 
-def register_automations(notify: str | None, report: Callable[[str], None]) -> None:
+def register_automations(notify: str | None, report: Callable[[str], None], *, silent_for: timedelta = _SILENT) -> None:
     """Let the server close runs that fell silent, and, with a notification block (type/name), tell of failed ones."""
-    wanted = [_silent()]
+    wanted = [_silent(silent_for)]
     if notify is not None:
         wanted.append(_notification(_block_id(notify)))
     with get_client(sync_client=True) as client:
@@ -191,7 +191,7 @@ def register_automations(notify: str | None, report: Callable[[str], None]) -> N
             report(f"automation {automation.name}")
 
 
-def _silent() -> AutomationCore:
+def _silent(silent_for: timedelta) -> AutomationCore:
     beat = "prefect.flow-run.heartbeat"
     return AutomationCore(
         name=SILENT_AUTOMATION,
@@ -203,14 +203,15 @@ def _silent() -> AutomationCore:
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,
             threshold=1,
-            within=_SILENT,
+            within=silent_for,
         ),
         actions=[
             ChangeFlowRunState(
                 state=StateType.CRASHED,
                 name="Crashed",
                 force=False,
-                message="its process has not been heard of for five minutes; the next run goes on with its work",
+                message=f"its process has not been heard of for {silent_for.total_seconds():.0f} s; the next run goes "
+                "on with its work",
             )
         ],
     )

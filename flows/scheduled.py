@@ -24,7 +24,7 @@ from flows.exclusive import exclusively
 from flows.probe import probe
 from flows.refresh import refresh
 from igpt_model.config import ProbeConfig
-from pipeline import storage
+from pipeline import bulk, storage
 from pipeline.config import DatasetConfig
 from pipeline.lease import LeaseHeldError
 
@@ -99,5 +99,5 @@ class _LoggedLines(io.StringIO):
 
 def _seconds_since_last(raw: str) -> float:
     """Seconds since the newest object of a source was written."""
-    newest = max((file.modified for file in storage.list_files(storage.absolute(raw))), default=0.0)
+    newest = max((file.modified for file in bulk.list_files(storage.absolute(raw))), default=0.0)
     return time.time() - newest

@@ -6,10 +6,12 @@ import json
 import math
 import urllib.request
 from pathlib import Path
+from uuid import UUID
 
 import numpy as np
 import pytest
 
+from flows import services
 from flows.local_stack import Stack
 from igpt_model.promotion import ACCURACY, BITS, SPLITS
 from igpt_model.registry import Registry
@@ -119,6 +121,27 @@ def test_the_prefect_page_shows_the_stages_and_what_they_left(refreshed: Refresh
         assert answer.read(8) == b"\x89PNG\r\n\x1a\n"
     link = by_key["mlflow-run"].data
     assert stack.mlflow_url in link
+
+
+def test_what_workers_log_is_json_and_tells_of_which_run(refreshed: Refreshed, home: Path, stack: Stack) -> None:
+    from prefect.client.orchestration import SyncPrefectClient
+
+    # In logs/old are those of processes that ended, once there are many.
+    names = (services.short_folder(home) / "session_latest" / "logs").rglob("worker-*.err")
+    lines = [line for name in names for line in name.read_text().splitlines() if line.startswith("{")]
+    ours = [each for each in map(json.loads, lines) if each["logger"].startswith(("pipeline.", "igpt_model."))]
+    (flow_run_id,) = {each.get("flow_run_id") for each in ours if f"goes on with {refreshed.run}" in each["message"]}
+    with SyncPrefectClient(f"{stack.prefect_url}/api") as client:
+        assert client.read_flow(client.read_flow_run(UUID(flow_run_id)).flow_id).name == "refresh"
+    # What other tests build without a flow has no such id.
+    of_run = [each for each in ours if each.get("flow_run_id") == flow_run_id]
+    for what in ("shard ", "goes on with", "features of"):
+        assert any(what in each["message"] for each in of_run), what
+    for each in of_run:
+        assert each["level"] == "INFO" and each["time"]
+        assert each["ray_job_id"] and each["ray_node_id"] and each["ray_task_id"]
+    steps = [each["message"] for each in of_run if "train_loss" in each["message"]]
+    assert len(steps) == 16 and steps[-1].startswith("step 160: ")
 
 
 def test_a_registered_version_tells_where_it_comes_from_and_is_the_champion(refreshed: Refreshed, stack: Stack) -> None:

@@ -19,6 +19,7 @@ import psutil
 import pytest
 import yaml
 from mlflow import MlflowClient
+from mlflow.entities import Run
 
 from flows.local_stack import Stack
 from flows.ports import free_port
@@ -156,8 +157,8 @@ def production(
 @pytest.fixture(scope="module")
 def deployed(production: Production, digits: str) -> Production:
     """With a deployment for each of the tests that kill something."""
-    builds = ("late", "two-workers", "killed-build", "cancelled-build", "restarted")
-    refreshes = ("killed-training", "cancelled-training")
+    builds = ("late", "two-workers", "killed-build", "silent-build", "cancelled-build", "restarted")
+    refreshes = ("killed-refresh", "cancelled-training")
     done = production.deploy(
         *(build_entry(digits, name) for name in builds), *(refresh_entry(digits, name) for name in refreshes)
     )
@@ -297,30 +298,71 @@ def test_a_worker_killed_in_the_build_is_found_and_its_work_goes_on(workers: Pro
     assert published.number == 1 and all(kept[url] == there[url] for url in there), "what was finished is not redone"
 
 
-def test_a_worker_killed_in_the_training_continues_the_same_run(workers: Production) -> None:
-    doomed = workers.worker()
-    dead = workers.order("scheduled-refresh/killed-training")
-    runs = "s3://runs/killed-training"
-    until(lambda: any(file.url.endswith("00000040.json") for file in storage.list_files(runs)), 150, workers.said)
-    doomed.kill()
-    workers.worker()
-    heir = workers.order("scheduled-refresh/killed-training")
-    workers.wait(heir, "COMPLETED", seconds=240)
-    assert workers.state(dead)[0] == "CRASHED"
-    assert workers.runs_below(dead) == {
-        "refresh": "CRASHED",
-        "build-dataset": "COMPLETED",
-        "pretrain": "CRASHED",
+def test_a_worker_killed_in_each_stage_of_a_refresh_continues_the_same_run(workers: Production) -> None:
+    runs, features = "s3://runs/killed-refresh", "s3://datasets/killed-refresh-features"
+    client = MlflowClient(workers.stack.mlflow_url)
+
+    def tracked() -> Run | None:
+        experiment = client.get_experiment_by_name("killed-refresh")
+        return next(iter(client.search_runs([experiment.experiment_id])), None) if experiment else None
+
+    def registers() -> bool:
+        """Its first files are in the object store; the version comes last."""
+        run = tracked()
+        return run is not None and has_files(f"{run.info.artifact_uri}/hugging_face", 1)()
+
+    stages: dict[str, Callable[[], bool]] = {
+        "training": lambda: any(file.url.endswith("00000040.json") for file in storage.list_files(runs)),
+        "probe": has_files(features, 1),
+        "registration": registers,
     }
+    dead = []
+    for reached in stages.values():
+        doomed = workers.worker()
+        dead.append(workers.order("scheduled-refresh/killed-refresh"))
+        until(reached, 150, workers.said)
+        doomed.kill()
+    assert not client.search_model_versions("name = 'killed-refresh'")
+    workers.worker()
+    heir = workers.order("scheduled-refresh/killed-refresh")
+    workers.wait(heir, "COMPLETED", seconds=240)
+    assert [workers.state(run)[0] for run in dead] == ["CRASHED"] * 3
+    done = dict.fromkeys(("build-dataset", "pretrain", "probe"), "COMPLETED")
+    assert [workers.runs_below(run) for run in (*dead, heir)] == [
+        {"refresh": "CRASHED", "build-dataset": "COMPLETED", "pretrain": "CRASHED"},
+        {"refresh": "CRASHED", **done, "probe": "CRASHED"},
+        {"refresh": "CRASHED", **done},
+        {"refresh": "COMPLETED", **done},
+    ]
     (result,) = [file.url for file in storage.list_files(runs) if file.url.endswith("result.json")]
     found = json.loads(storage.read_bytes(result))
     assert found["restarts"] >= 1 and found["steps"] == 400
-    client = MlflowClient(workers.stack.mlflow_url)
-    experiment = client.get_experiment_by_name("killed-training")
-    assert experiment is not None
-    (run,) = client.search_runs([experiment.experiment_id])
-    assert run.info.status == "FINISHED"
-    assert [each.version for each in client.search_model_versions("name = 'killed-training'")] == ["1"]
+    run = tracked()
+    assert run is not None and run.info.status == "FINISHED"
+    for name in ("train_loss", "probe_test_accuracy"):
+        steps = [metric.step for metric in client.get_metric_history(run.info.run_id, name)]
+        assert len(steps) == len(set(steps)) > 2, name
+    (version,) = client.search_model_versions("name = 'killed-refresh'")
+    assert version.version == "1"
+    assert client.get_model_version_by_alias("killed-refresh", "candidate").version == "1"
+
+
+def test_a_run_whose_process_died_and_that_nobody_follows_is_closed_by_the_server(workers: Production) -> None:
+    """With half a minute instead of the five that `igpt deploy` sets: Prefect sends a sign of life every 30 s."""
+    from flows import deployments
+
+    with workers.client():
+        deployments.register_automations(None, print, silent_for=timedelta(seconds=31))
+    try:
+        doomed = workers.worker()
+        dead = workers.order("scheduled-build/silent-build")
+        until(has_files("s3://datasets/silent-build/shards", 1), said=workers.said)
+        doomed.kill()
+        assert workers.state(dead)[0] == "RUNNING"
+        assert "has not been heard of for 31 s" in workers.wait(dead, "CRASHED", seconds=120)
+    finally:
+        with workers.client():
+            deployments.register_automations(None, print)
 
 
 @pytest.mark.parametrize("stage", ["build", "training"])
