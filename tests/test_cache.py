@@ -86,8 +86,13 @@ def test_one_killed_in_a_download_is_no_hindrance_and_leaves_no_shared_memory(da
         assert {path.name for path in set(Path("/dev/shm").iterdir()) - shared_memory if "igpt" in path.name} == set()
 
 
-def held(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*.tar"))
+def held(folder: Path, *patterns: str) -> int:
+    """Bytes of the files there, of which others may remove or move some meanwhile."""
+    size = 0
+    for path in (path for pattern in patterns or ["*.tar"] for path in folder.rglob(pattern)):
+        with suppress(FileNotFoundError):
+            size += path.stat().st_size
+    return size
 
 
 def test_it_keeps_below_its_size_and_removes_what_was_used_longest_ago(data: Snapshot, tmp_path: Path) -> None:
@@ -147,11 +152,7 @@ def test_fetches_at_the_same_moment_keep_below_its_size(
         nonlocal most
         time.sleep(0.05)
         download(url, local)
-        here = 0
-        for path in [*tmp_path.rglob("*.tar"), *tmp_path.rglob("*.partial")]:
-            with suppress(FileNotFoundError):  # removed or moved meanwhile
-                here += path.stat().st_size
-        most = max(most, here)
+        most = max(most, held(tmp_path, "*.tar", "*.partial"))
 
     monkeypatch.setattr(storage, "download", slow)
     caches = [ShardCache(data, str(tmp_path), limit_bytes=limit) for _ in range(2)]
