@@ -1,8 +1,15 @@
 """Where training workers leave news for the driver. Apart from ray_train.py, so that its actor need not load torch."""
 
+import logging
 from dataclasses import dataclass
+from typing import Any
+
+import ray
 
 from pipeline.errors import IgptError
+
+_DELIVERY_SECONDS = 10.0
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,3 +79,31 @@ class Mailbox:
         )
         self._metrics, self._warnings, self._saved, self._hosts = [], [], [], {}
         return news
+
+
+class MailboxListener:
+    """Sends a worker's news to the driver, which alone knows MLflow."""
+
+    def __init__(self, mailbox: Any) -> None:
+        """Send to a Mailbox, given by its handle."""
+        self._mailbox = mailbox
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        """Send values of some metrics at a step."""
+        self._mailbox.metrics.remote(step, values)
+
+    def warn(self, line: str) -> None:
+        """Send a line for the user, and wait until it has come.
+
+        It may be this process's last word, and what Ray has not sent yet ends with the process.
+        """
+        _log.warning(line)
+        ray.wait([self._mailbox.warn.remote(line)], timeout=_DELIVERY_SECONDS)
+
+    def saved(self, step: int) -> None:
+        """Send that the checkpoint of a step is written."""
+        self._mailbox.saved.remote(step)
+
+    def deliver(self) -> None:
+        """Wait until all that was sent has come: an actor takes the calls of one process in their order."""
+        ray.wait([self._mailbox.__ray_ready__.remote()], timeout=_DELIVERY_SECONDS)

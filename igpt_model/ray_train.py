@@ -20,7 +20,7 @@ from igpt_model.config import PretrainConfig
 from igpt_model.execution import Worker
 from igpt_model.host_metrics import HostMonitor
 from igpt_model.listener import Listener
-from igpt_model.mailbox import Mailbox, News
+from igpt_model.mailbox import Mailbox, MailboxListener, News
 from igpt_model.train import train
 from igpt_model.train_result import TrainResult, read_result
 from pipeline import ray_cluster, storage
@@ -32,7 +32,6 @@ from pipeline.snapshot import Snapshot
 _POLL_SECONDS = 0.5
 _BEAT_SECONDS = 0.25  # a message at every step would cost a fast one some percent
 _NAMED_NODES = 8  # in an error
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,23 +49,6 @@ class TrainJob:
     """Lets its checkpoints pass as long as the run's lease is held."""
 
 
-class _Listener:
-    """Sends rank 0's news to the driver, which alone knows MLflow."""
-
-    def __init__(self, mailbox: Any) -> None:
-        self._mailbox = mailbox
-
-    def metrics(self, step: int, values: dict[str, float]) -> None:
-        self._mailbox.metrics.remote(step, values)
-
-    def warn(self, line: str) -> None:
-        _log.warning(line)
-        self._mailbox.warn.remote(line)
-
-    def saved(self, step: int) -> None:
-        self._mailbox.saved.remote(step)
-
-
 def _worker_loop(arguments: dict[str, Any]) -> None:
     """What each training worker runs."""
     job: TrainJob = arguments["job"]
@@ -76,7 +58,7 @@ def _worker_loop(arguments: dict[str, Any]) -> None:
     ray_cluster.log_as_json(job.flow_run_id)()  # once more: Ray Train has put its own handlers there
     torch.set_num_threads(job.config.cpus_per_worker)
     worker = Worker(rank=rank, world_size=context.get_world_size(), device=get_device())
-    listener = _Listener(mailbox)
+    listener = MailboxListener(mailbox)
 
     beaten = -_BEAT_SECONDS
 
@@ -104,6 +86,7 @@ def _worker_loop(arguments: dict[str, Any]) -> None:
                 leaving=leaving,
                 fence=job.fence,
             )
+        listener.deliver()
     except IgptError as error:
         # A fault of the input stays one however often it is tried: told to the driver, and the group ends in peace.
         ray.get(mailbox.fail.remote(error))
