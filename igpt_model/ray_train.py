@@ -20,7 +20,7 @@ from igpt_model.config import PretrainConfig
 from igpt_model.execution import Worker
 from igpt_model.host_metrics import HostMonitor
 from igpt_model.listener import Listener
-from igpt_model.mailbox import Mailbox, MailboxListener, News
+from igpt_model.ray_mailbox import Mailbox, MailboxListener, News
 from igpt_model.train import train
 from igpt_model.train_result import TrainResult, read_result
 from pipeline import ray_cluster, storage

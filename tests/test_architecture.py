@@ -24,7 +24,9 @@ PURE_PIPELINE = {"config", "errors", "images", "lease", "palette", "progress", "
 # out of it.
 WITH_MLFLOW = {"tracking", "curve_logger", "registered", "registration", "registry"}
 DOORS = {
-    "ray": {"pipeline/ray_cluster.py", "pipeline/ray_metrics.py", "igpt_model/ray_train.py"},
+    "ray": {
+        *("pipeline/ray_cluster.py", "pipeline/ray_metrics.py", "igpt_model/ray_train.py", "igpt_model/ray_mailbox.py"),
+    },
     "mlflow": {f"igpt_model/{name}.py" for name in WITH_MLFLOW},
     "prefect": {
         f"flows/{name}.py"
@@ -117,7 +119,7 @@ def test_the_command_line_starts_without_what_reads_its_settings_on_import() -> 
 
 
 def test_the_model_side_trains_without_ray_mlflow_prefect_and_s3fs(tmp_path: Path) -> None:
-    excluded = {"ray_train", "ray_probe", "curves"} | WITH_MLFLOW
+    excluded = {"ray_train", "ray_mailbox", "ray_probe", "curves"} | WITH_MLFLOW
     names = [
         f"igpt_model.{path.stem}" for path in MODULES if path.parent.name == "igpt_model" and path.stem not in excluded
     ]

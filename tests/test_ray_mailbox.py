@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 import ray
 
-from igpt_model.mailbox import Mailbox, MailboxListener, News
+from igpt_model.ray_mailbox import Mailbox, MailboxListener, News
 
 
 @pytest.fixture(scope="module", autouse=True)
