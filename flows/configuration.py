@@ -54,6 +54,7 @@ KINDS: dict[str, type[Any]] = {
     "probe": ProbeConfig,
     "promotion": GateConfig,
 }
+_NO_FILE = "configuration"
 _UNKNOWN = {"unexpected_keyword_argument", "extra_forbidden"}
 
 
@@ -63,11 +64,11 @@ def load(kind: type[Config], path: Path | None, overrides: Sequence[str] = ()) -
     Raises IgptError with the place, the value and what was expected.
     """
     fields = _read_yaml(path) if path is not None else {}
-    return load_fields(kind, fields, overrides, origin=str(path) if path else "configuration")
+    return load_fields(kind, fields, overrides, origin=str(path) if path else _NO_FILE)
 
 
 def load_fields(
-    kind: type[Config], fields: dict[str, Any], overrides: Sequence[str], *, origin: str = "configuration"
+    kind: type[Config], fields: dict[str, Any], overrides: Sequence[str], *, origin: str = _NO_FILE
 ) -> Config:
     """Make a config from nested fields and overrides; otherwise as `load`."""
     fields = copy.deepcopy(fields)
@@ -85,13 +86,16 @@ def _validate(kind: type[Config], fields: dict[str, Any], origin: str) -> Config
         place = ".".join(str(part) for part in first["loc"]) or "it"
         if first["type"] in _UNKNOWN:
             known = next(
-                (f"`igpt config {name}` prints" for name, each in KINDS.items() if each is kind), "its docstring has"
+                (f"`igpt config {name}` prints" for name, each in KINDS.items() if each is kind),
+                "infra/prefect.yaml has",
             )
             raise IgptError(f"{origin}: unknown field {place}; {known} the known ones") from None
         if first["type"] in {"missing", "missing_argument", "missing_keyword_only_argument"}:
             raise IgptError(f"{origin}: {place} is missing; set it in the file or as {place}=VALUE") from None
         message = first["msg"][0].lower() + first["msg"][1:]
         raise IgptError(f"{origin}: {place} is {first['input']!r}: {message}") from None
+    except IgptError as error:
+        raise IgptError(f"{origin}: {error}" if origin != _NO_FILE else str(error)) from None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

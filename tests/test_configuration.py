@@ -69,6 +69,13 @@ def test_a_file_that_is_no_config_is_refused(tmp_path: Path, text: str) -> None:
         configuration.load(RefreshConfig, path)
 
 
+def test_a_value_that_does_not_go_is_told_with_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "pretrain.yaml"
+    path.write_text("dataset: d\nruns: r\nsteps: 0\n")
+    with pytest.raises(IgptError, match=r"pretrain\.yaml: steps is 0"):
+        configuration.load(PretrainConfig, path)
+
+
 def test_the_printed_config_loads_once_its_blanks_are_filled(tmp_path: Path) -> None:
     path = tmp_path / "printed.yaml"
     path.write_text(configuration.describe(RefreshConfig))
