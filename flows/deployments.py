@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -45,12 +45,16 @@ class ScheduleEntry:
     """Five fields of cron."""
     interval: float | None = None
     """Seconds from one run to the next."""
+    anchor_date: datetime | None = None
+    """A time from which the intervals are counted, as 2026-01-05T04:00:00Z; without it, that of the deploying."""
     timezone: str = "Etc/UTC"
     active: bool = True
 
     def __post_init__(self) -> None:
         if (self.cron is None) == (self.interval is None):
             raise IgptError(f"schedule {self.slug}: give either cron or interval")
+        if self.anchor_date is not None and self.interval is None:
+            raise IgptError(f"schedule {self.slug}: anchor_date is for interval; cron says itself when")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +163,7 @@ def _deployment(each: Deployable) -> RunnerDeployment:
             Schedule(
                 cron=s.cron,
                 interval=None if s.interval is None else timedelta(seconds=s.interval),
+                anchor_date=s.anchor_date or datetime.now(UTC),
                 timezone=s.timezone,
                 active=s.active,
                 slug=s.slug,

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ ROOT = Path(__file__).parents[1]
 IMAGES = 1200
 STEPS = 300
 _PATIENCE = 400.0  # of a machine that is busy with other things
+_SOON_SECONDS = 25.0
 # The names by which the services of compose.yaml call each other, and the labels of their hosts.
 LABELS = {
     **{"s3": "s3", "postgres": "db", "mlflow": "mlf", "prefect-server": "prf", "ray-head": "head"},
@@ -70,8 +72,8 @@ def refresh_config() -> dict[str, Any]:
     }
 
 
-def deployments(*, active: bool) -> dict[str, Any]:
-    """What `igpt deploy` is given: infra/prefect.yaml with the small work, the weekly refresh every twenty seconds."""
+def deployments(*, refresh_at: datetime) -> dict[str, Any]:
+    """What `igpt deploy` is given: infra/prefect.yaml with the small work, the weekly refresh from a time on."""
     content: dict[str, Any] = yaml.safe_load((ROOT / "infra" / "prefect.yaml").read_text())
     config = refresh_config()
     dataset = config["dataset"]
@@ -84,7 +86,8 @@ def deployments(*, active: bool) -> dict[str, Any]:
         for schedule in entry.get("schedules", []):
             schedule["active"] = False
         if entry["name"] == "weekly":
-            entry["schedules"] = [{"slug": "weekly", "interval": 20.0, "active": active}]
+            week = timedelta(weeks=1).total_seconds()
+            entry["schedules"] = [{"slug": "weekly", "interval": week, "anchor_date": refresh_at.isoformat()}]
     return content
 
 
@@ -174,11 +177,15 @@ class Production:
             raise RehearsalError(f"igpt {' '.join(arguments)}: {done.stdout}{done.stderr}")
         return done.stdout
 
-    def deploy(self, *, active: bool) -> str:
-        """Register the deployment, with its schedule switched on or off."""
+    def deploy(self) -> str:
+        """Register the deployments, the weekly one for soon."""
         path = self.hosts["prefect-worker"].folder / "prefect.yaml"
-        path.write_text(yaml.safe_dump(deployments(active=active)))
-        return self.igpt("deploy", "--file", str(path))
+        while True:
+            soon = datetime.now(UTC) + timedelta(seconds=_SOON_SECONDS)
+            path.write_text(yaml.safe_dump(deployments(refresh_at=soon)))
+            said = self.igpt("deploy", "--file", str(path))
+            if datetime.now(UTC) < soon:  # otherwise it is due in a week
+                return said
 
     def wait(self, what: str, condition: Callable[[], Any], *services: str, seconds: float = _PATIENCE) -> Any:
         """Wait until a condition is true, and return it. Raises RehearsalError with the logs of the services."""
@@ -306,12 +313,11 @@ def start_services(site: Production) -> None:
 
 def night(site: Production) -> None:
     """Deploy, wait for the schedule, lose a node in the build and one in the training, see the end."""
-    for line in site.deploy(active=True).strip().splitlines():
+    for line in site.deploy().strip().splitlines():
         site.tell(line.strip())
     site.start("prefect-worker", PREFECT_HOME=str(site.hosts["prefect-worker"].folder))
     (run, *_) = site.wait("a run by the schedule", lambda: site.runs("weekly"), "prefect-worker")
     site.tell(f"the schedule fired: run {run['name']}")
-    site.deploy(active=False)
     shards = "datasets/digits/shards"
     site.wait("ten shards", lambda: site.files(shards, "*.tar") >= 10, "prefect-worker")
     site.lose("ray-worker-2")
