@@ -145,8 +145,9 @@ def open_run(
         raise IgptError(f"MLflow at {tracking_uri}: experiment {config.experiment!r}: {error.message}") from None
     if found:
         logger = RunLogger(tracking_uri, found[0].info.run_id)
+        # In this order: a run that counts as running and was not heard of for long is taken for abandoned.
+        logger.tags({**tags, BEAT_TAG: f"{time.time():.0f}"})
         client.update_run(logger.run_id, status="RUNNING")
-        logger.tags(tags)
         return logger
     name = run.rstrip("/").rsplit("/", 1)[-1]
     created = client.create_run(experiment_id, run_name=name, tags={_RUN_TAG: run, **tags})

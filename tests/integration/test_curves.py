@@ -3,6 +3,8 @@
 import socket
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
@@ -12,6 +14,7 @@ from igpt_model.curve_logger import CurveLogger
 from igpt_model.tracking import RunLogger
 from pipeline.errors import IgptError
 from tests.rigs.mlflow_server import MlflowServer, mlflow_server
+from tests.test_train import digits_snapshot, short_training
 
 pytestmark = pytest.mark.services
 
@@ -118,4 +121,23 @@ def test_a_run_that_died_unheard_is_killed_when_it_was_last_heard_of(server: Mlf
         "foreign": "RUNNING",
     }
     assert client.get_run(runs["dead"]).info.end_time == 1_000_000_000
+
+
+def test_a_run_that_is_taken_up_again_after_long_is_not_taken_for_abandoned(
+    server: MlflowServer, tmp_path: Path
+) -> None:
+    client = MlflowClient(server.url)
+    data = digits_snapshot(tmp_path)
+    config = replace(short_training(data, tmp_path), experiment="taken up again")
+    opened = [tracking.open_run(server.url, config, data, "s3://runs/it", {"igpt.prefect_run": "1"})]
+    opened[0].tags({tracking.BEAT_TAG: "1000000"})
+    opened[0].end("FAILED")
+    opened.append(tracking.open_run(server.url, config, data, "s3://runs/it", {"igpt.prefect_run": "2"}))
+    assert tracking.close_abandoned(server.url, "taken up again") == []
+    assert opened[0].run_id == opened[1].run_id
+    run = client.get_run(opened[0].run_id)
+    assert (run.info.status, run.data.tags["igpt.prefect_run"]) == ("RUNNING", "2")
+
+
+def test_abandoned_runs_of_an_experiment_that_is_not_there_are_none(server: MlflowServer) -> None:
     assert tracking.close_abandoned(server.url, "no such experiment") == []
