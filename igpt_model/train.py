@@ -156,10 +156,14 @@ class _Training:
         """Keep what this worker was doing when it made no step any more."""
         name = f"{self.state.step:08d}-{self.worker.rank:05d}.txt"
         url = storage.join(self.run, "stacks", name)
-        storage.write_bytes(url, text.encode(), patient=False)
+        try:
+            storage.write_bytes(url, text.encode(), patient=False)
+            where = f"its stacks are in {url}"
+        except (IgptError, OSError) as error:
+            where = f"its stacks could not be kept ({error})"
         self.listener.warn(
             f"worker {self.worker.rank} made no step for {self.config.hang_seconds:.0f} s after step "
-            f"{self.state.step}: it is ended, its stacks are in {url}"
+            f"{self.state.step}: it is ended, {where}"
         )
 
     def _warn(self, line: str) -> None:

@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import Self
 
 _EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: to be tried again
+_TELLING_SECONDS = 40.0
 
 
 class Watchdog:
@@ -38,12 +39,18 @@ class Watchdog:
         self._last = time.monotonic()
 
     def _watch(self) -> None:
-        while not self._ended.wait(min(1.0, self._seconds / 4)):
-            if time.monotonic() - self._last > self._seconds:
+        period = min(1.0, self._seconds / 4)
+        looked = time.monotonic()
+        while not self._ended.wait(period):
+            now = time.monotonic()
+            if now - looked > period + self._seconds / 4:
+                self._last = now  # the machine stood still, and whom this watches with it: its time begins anew
+            looked = now
+            if now - self._last > self._seconds:
                 # Whatever becomes of the telling, which may hang as well, the process ends.
                 teller = threading.Thread(target=self._tell_stacks, daemon=True)
                 teller.start()
-                teller.join(timeout=20)
+                teller.join(timeout=_TELLING_SECONDS)
                 os._exit(_EXIT_CODE)
 
     def _tell_stacks(self) -> None:

@@ -3,18 +3,21 @@
 import os
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 import torch
 import yaml
 
-from igpt_model import reports
+from igpt_model import reports, watchdog
 from igpt_model.execution import Worker
-from igpt_model.train import train
+from igpt_model.train import _Training, train
+from igpt_model.watchdog import Watchdog
 from tests.test_train import Recorder, digits_snapshot, short_training
 
 ROOT = Path(__file__).parent.parent
@@ -42,6 +45,35 @@ def test_who_makes_no_step_tells_its_stacks_and_ends() -> None:
     assert (well.returncode, well.stdout) == (0, "ended\n")
 
 
+def test_that_it_ends_is_said_also_when_its_stacks_cannot_be_kept(tmp_path: Path) -> None:
+    (tmp_path / "stacks").write_text("where the folder would be")
+    heard = Recorder()
+    worker = SimpleNamespace(
+        **{"run": str(tmp_path), "state": SimpleNamespace(step=7), "worker": Worker(), "listener": heard},
+        config=SimpleNamespace(hang_seconds=900.0),
+    )
+    _Training.tell_stacks(worker, "Thread 1")  # type: ignore[arg-type]
+    (line,) = heard.lines
+    assert line.startswith("worker 0 made no step for 900 s after step 7: it is ended, its stacks could not be kept (")
+
+
+def test_a_machine_that_stood_still_is_no_worker_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    stood_still, ended, told = [0.0], threading.Event(), []
+
+    def end(_: int) -> None:
+        ended.set()
+        threading.Event().wait()  # as if the process were gone
+
+    monkeypatch.setattr(watchdog, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + sum(stood_still)))
+    monkeypatch.setattr(watchdog, "os", SimpleNamespace(_exit=end))
+    with Watchdog(2.0, told.append):
+        time.sleep(0.7)
+        stood_still.append(100.0)
+        assert not ended.wait(1.0)
+        assert ended.wait(60), "it is watched as before"
+    assert len(told) == 1
+
+
 def test_a_collective_whose_partner_is_stuck_ends_and_the_run_goes_on(tmp_path: Path) -> None:
     data = digits_snapshot(tmp_path)
     config = replace(short_training(data, tmp_path), steps=60, upload_seconds=4, hang_seconds=6, name="hung")
@@ -57,7 +89,8 @@ def test_a_collective_whose_partner_is_stuck_ends_and_the_run_goes_on(tmp_path: 
     while not (run / "checkpoints" / "00000010" / "index.json").exists():
         assert launched.poll() is None, launched.communicate()
         time.sleep(0.005)
-    (victim,) = [child for child in psutil.Process(launched.pid).children() if child.environ()["RANK"] == "1"]
+    by_rank = {child.environ()["RANK"]: child for child in psutil.Process(launched.pid).children()}
+    other, victim = by_rank["0"], by_rank["1"]
     victim.suspend()
     assert not (run / "result.json").exists(), "it was stopped too late"
     try:
@@ -65,6 +98,7 @@ def test_a_collective_whose_partner_is_stuck_ends_and_the_run_goes_on(tmp_path: 
         while not (stacks := sorted((run / "stacks").glob("*-00000.txt"))):
             assert time.monotonic() < deadline
             time.sleep(0.1)
+        psutil.wait_procs([other], timeout=60)
     finally:
         victim.resume()
     out, _ = launched.communicate(timeout=60)
