@@ -59,11 +59,19 @@ def register(
             if number != int(created.version):  # somebody registered the same run at the same time, and was first
                 client.delete_model_version(name, created.version)
     assert number is not None
-    candidate = registry.aliases_of(name).get(CANDIDATE)
-    if candidate is None or candidate < number:
-        with one_line(tracking_uri):
-            client.set_registered_model_alias(name, CANDIDATE, str(number))
+    _make_candidate(client, registry, name, number)
     return registry.find(f"{name}/{number}")
+
+
+def _make_candidate(client: MlflowClient, registry: Registry, name: str, number: int) -> None:
+    """Move the alias to a version, or to a newer one that somebody registers at this moment."""
+    newest = number
+    while registry.aliases_of(name).get(CANDIDATE, 0) < newest:
+        with one_line(registry.tracking_uri):
+            client.set_registered_model_alias(name, CANDIDATE, str(newest))
+        # The first of each run, from the newest on: any other is about to be deleted.
+        firsts = {version.run_id: version.number for version in registry.versions(name)}
+        newest = max(number, *firsts.values())
 
 
 def _lineage(client: MlflowClient, run_id: str) -> dict[str, str]:

@@ -187,6 +187,24 @@ def test_two_promotions_at_once_never_leave_the_registry_without_a_champion(trac
     assert registry.rollback("rivals").version.number in numbers - {champion.number}
 
 
+def test_of_two_that_register_at_the_same_moment_the_newer_is_the_candidate(
+    tracking_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tracking_uri, "at-once", 3.0)
+    move = MlflowClient.set_registered_model_alias
+    newer: list[Version] = []
+
+    def set_alias(client: MlflowClient, model: str, alias: str, number: str) -> None:
+        if number == "2" and not newer:  # has seen that the candidate is 1
+            newer.append(put(tracking_uri, "at-once", 2.5))
+        move(client, model, alias, number)
+
+    monkeypatch.setattr(MlflowClient, "set_registered_model_alias", set_alias)
+    put(tracking_uri, "at-once", 2.6)
+    assert newer[0].number == 3
+    assert Registry(tracking_uri).aliases_of("at-once")[CANDIDATE] == 3
+
+
 @pytest.mark.parametrize("better_is_last", [True, False])
 def test_of_two_that_moved_the_alias_at_the_same_moment_the_better_stays(
     better_is_last: bool, tracking_uri: str
