@@ -28,7 +28,7 @@ from pipeline.errors import IgptError
 BUCKETS = ("raw", "datasets", "runs", "mlflow")
 _REGION = "us-east-1"
 _OBJECT_STORE_BYTES = 10**9
-_PROBE_SECONDS = 10
+_PROBE_SECONDS = 60  # Ray's import is most of it, and a busy machine's takes long; a head that is dead is told in five
 # On Linux, Ray replaces 127.0.0.1 by an outward address and listens on every interface unless this says 0.
 _RAY_ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 # Asks for the nodes, so that both the head's address table and the node's own process have to be there.
