@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import hypothesis
 import numpy as np
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 
 pytest_plugins = ["tests.rigs.fixtures"]
+# How long an example takes is the machine's business.
+hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("untimed")
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

@@ -24,7 +24,6 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-@settings(deadline=None)
 @given(
     ranges=st.lists(
         st.tuples(
@@ -75,7 +74,7 @@ def test_what_cannot_be_read_comes_back_as_an_exception_in_its_place(url: str) -
     assert bulk.read_objects([], []) == []
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(steps=st.lists(st.tuples(st.integers(0, 300_000), st.integers(-1, 100_000)), max_size=20))
 def test_a_block_reader_is_a_file(url: str, steps: list[tuple[int, int]]) -> None:
     reader = BlockReader(url, len(CONTENT))

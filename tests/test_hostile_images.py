@@ -65,7 +65,7 @@ def test_a_crash_and_a_hang_cost_one_image_each(photos: np.ndarray, mended: Path
         resolution=16,
         colours=16,
         samples_per_shard=30,
-        max_seconds=2.0,
+        max_seconds=5.0,
         validation_fraction=0.1,
         test_fraction=0.0,
     )

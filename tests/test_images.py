@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_sample_images
@@ -159,7 +159,7 @@ def test_an_animation_gives_its_first_frame(photo: np.ndarray) -> None:
     assert np.array_equal(pixels_of(animated), pixels_of(encoded(first, "GIF")))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     resolution=st.sampled_from([4, 8, 16, 32]),
     factor=st.integers(1, 8),
@@ -231,7 +231,7 @@ def test_the_limits_themselves_are_accepted() -> None:
     assert isinstance(outcome_of(data, 16, smallest_side=16, max_pixels=16 * 64 - 1), Rejection)
 
 
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150)
 @given(
     data=st.sampled_from(
         [PNG, JPEG, encoded(PHOTO[:64, :64], "GIF"), encoded(PHOTO[:64, :64], "WEBP"), encoded(PHOTO[:64, :64], "BMP")]

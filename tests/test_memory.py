@@ -6,14 +6,25 @@ import time
 
 import pytest
 
+from flows import memory
 from flows.memory import StageMeter
 
 SIZE = 200 << 20
 HOLD = f"import sys; held = bytearray({SIZE}); print('held', flush=True); sys.stdin.read()"
 
 
-def test_memory_of_this_process_and_its_children_is_counted() -> None:
-    meter = StageMeter()
+def test_memory_of_this_process_and_its_children_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_INTERVAL_SECONDS", 0.2)
+    samples = 0
+
+    class Counting(StageMeter):
+        def _memory(self) -> int:
+            nonlocal samples
+            found = super()._memory()
+            samples += 1
+            return found
+
+    meter = Counting()
     with meter.measure("nothing"):
         pass
     with meter.measure("here"):
@@ -24,9 +35,9 @@ def test_memory_of_this_process_and_its_children_is_counted() -> None:
         subprocess.Popen([sys.executable, "-c", HOLD], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child,
     ):
         assert child.stdout is not None and child.stdout.readline() == b"held\n"
-        deadline = time.monotonic() + 2.5
-        while time.monotonic() < deadline:
-            time.sleep(0.1)
+        enough = samples + 2  # the first may have begun before
+        while samples < enough:
+            time.sleep(0.05)
     base = meter.costs["nothing"].peak_memory_bytes
     for stage in ("here", "child"):
         assert SIZE * 0.9 < meter.costs[stage].peak_memory_bytes - base < SIZE * 1.5

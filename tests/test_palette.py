@@ -114,7 +114,7 @@ def test_flips_commute_with_quantization(photos: np.ndarray) -> None:
     assert np.array_equal(palette.quantize(np.roll(photos, 5, 2), table), np.roll(tokens, 5, 2))
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(cuts=st.lists(st.integers(0, 120), max_size=5))
 def test_merged_histograms_equal_the_histogram_of_all(photos: np.ndarray, cuts: list[int]) -> None:
     merged = palette.ColourHistogram()

@@ -76,7 +76,6 @@ def parent_of(rows: Rows, plans: tuple[ShardPlan, ...]) -> tuple[list[ShardEntry
     return [entry_of(each) for each in plans], parent
 
 
-@settings(deadline=None)
 @given(
     names=st.lists(st.from_regex(r"([a-c]/)?[a-z0-9]{1,6}\.png", fullmatch=True), unique=True, max_size=200),
     in_tar=st.booleans(),
@@ -107,7 +106,7 @@ def test_every_row_is_in_exactly_one_shard_of_its_split(
         assert len(sizes) == -(-sum(sizes) // per_shard)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(data=st.data(), per_shard=st.integers(1, 20), in_tar=st.booleans())
 def test_a_rerun_accounts_for_every_image_once_and_touches_only_what_changed(
     data: st.DataObject, per_shard: int, in_tar: bool
@@ -336,7 +335,6 @@ def test_the_palette_sees_training_images_alone() -> None:
     )
 
 
-@settings(deadline=None)
 @given(
     keys=st.lists(st.integers(0, 400), unique=True, max_size=100),
     among=st.lists(st.integers(0, 400), unique=True, max_size=100),

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import ray
@@ -17,8 +18,14 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-def test_the_last_words_of_a_worker_arrive() -> None:
-    mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
+@pytest.fixture
+def mailbox() -> Any:
+    started = ray.remote(num_cpus=0)(Mailbox).remote()
+    ray.get(started.read.remote())
+    return started
+
+
+def test_the_last_words_of_a_worker_arrive(mailbox: Any) -> None:
 
     def speak_and_end(number: int) -> None:
         MailboxListener(mailbox).warn(f"worker {number} is ended")
@@ -32,9 +39,7 @@ def test_the_last_words_of_a_worker_arrive() -> None:
     assert news.warnings == [f"worker {number} is ended" for number in range(8)]
 
 
-def test_delivery_waits_for_all_that_was_told() -> None:
-    mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
-
+def test_delivery_waits_for_all_that_was_told(mailbox: Any) -> None:
     def tell_and_end() -> None:
         listener = MailboxListener(mailbox)
         for step in range(200):

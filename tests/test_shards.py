@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import shards
@@ -30,7 +30,6 @@ def view(data: bytes, count: int, side: int) -> ShardView:
     return ShardView(np.frombuffer(data, np.uint8), samples=count, side=side, name="a shard")
 
 
-@settings(deadline=None)
 @given(
     count=st.integers(0, 40),
     side=st.sampled_from([4, 8, 10, 32, 64]),

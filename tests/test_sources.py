@@ -423,7 +423,7 @@ def whole_tar(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tar(tmp_path_factory.mktemp("tar") / "whole.tar", members, tarfile.USTAR_FORMAT)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(blocks=st.integers(0, 15), beyond=st.sampled_from([0, 1, 100, 511]))
 def test_a_tar_cut_anywhere_in_its_members_is_refused(whole_tar: Path, blocks: int, beyond: int) -> None:
     data = whole_tar.read_bytes()

@@ -23,7 +23,7 @@ IGPT = [sys.executable, "-m", "flows.cli"]
 ROOT = Path(__file__).parent.parent.parent
 
 
-def igpt(*arguments: str, environment: dict[str, str] | None = None, seconds: int = 240) -> Command:
+def igpt(*arguments: str, environment: dict[str, str] | None = None, seconds: int = 500) -> Command:
     """Run the command line as a user would, against the session's services."""
     done = subprocess.run(
         [*IGPT, *arguments],

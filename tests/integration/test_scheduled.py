@@ -157,10 +157,12 @@ def production(
 @pytest.fixture(scope="module")
 def deployed(production: Production, digits: str) -> Production:
     """With a deployment for each of the tests that kill something."""
-    builds = ("late", "two-workers", "killed-build", "silent-build", "cancelled-build", "restarted")
+    builds = ("late", "two-workers", "killed-build", "silent-build", "restarted")
     refreshes = ("killed-refresh", "cancelled-training")
     done = production.deploy(
-        *(build_entry(digits, name) for name in builds), *(refresh_entry(digits, name) for name in refreshes)
+        *(build_entry(digits, name) for name in builds),
+        build_entry(digits, "cancelled-build", samples_per_shard=1),  # so that it is still at work when it is cancelled
+        *(refresh_entry(digits, name) for name in refreshes),
     )
     assert done.code == 0, done.err
     return production
@@ -173,8 +175,8 @@ def workers(deployed: Production) -> Iterator[Production]:
     deployed.end_workers()
 
 
-def build_entry(digits: str, name: str, **more: Any) -> dict[str, Any]:
-    config = {**refresh_config(digits, name)["dataset"], "samples_per_shard": 4}
+def build_entry(digits: str, name: str, samples_per_shard: int = 4, **more: Any) -> dict[str, Any]:
+    config = {**refresh_config(digits, name)["dataset"], "samples_per_shard": samples_per_shard}
     return {
         "name": name,
         "entrypoint": "flows.scheduled.scheduled_build",
@@ -285,7 +287,11 @@ def test_a_worker_killed_in_the_build_is_found_and_its_work_goes_on(workers: Pro
     dead = workers.order("scheduled-build/killed-build")
     until(has_files("s3://datasets/killed-build/shards", 5), said=workers.said)
     doomed.kill()
-    there = {file.url: file.modified for file in storage.list_files("s3://datasets/killed-build/shards")}
+    folder = "s3://datasets/killed-build"
+    ended = {Path(file.url).stem for file in storage.list_files(f"{folder}/index")}  # written after the shard
+    shards = [file for file in storage.list_files(f"{folder}/shards") if Path(file.url).stem in ended]
+    there = {file.url: file.modified for file in shards}
+    assert len(there) >= 4
     assert workers.state(dead)[0] == "RUNNING"
     workers.worker()
     heir = workers.order("scheduled-build/killed-build")
@@ -293,11 +299,12 @@ def test_a_worker_killed_in_the_build_is_found_and_its_work_goes_on(workers: Pro
     state, message = workers.state(dead)
     assert state == "CRASHED" and "its process died" in message
     assert workers.runs_below(dead) == {"build-dataset": "CRASHED"}
-    published = snapshot.read("s3://datasets/killed-build")
-    kept = {file.url: file.modified for file in storage.list_files("s3://datasets/killed-build/shards")}
+    published = snapshot.read(folder)
+    kept = {file.url: file.modified for file in storage.list_files(f"{folder}/shards")}
     assert published.number == 1 and all(kept[url] == there[url] for url in there), "what was finished is not redone"
 
 
+@pytest.mark.timeout(1500)
 def test_a_worker_killed_in_each_stage_of_a_refresh_continues_the_same_run(workers: Production) -> None:
     runs, features = "s3://runs/killed-refresh", "s3://datasets/killed-refresh-features"
     client = MlflowClient(workers.stack.mlflow_url)
@@ -312,7 +319,7 @@ def test_a_worker_killed_in_each_stage_of_a_refresh_continues_the_same_run(worke
         return run is not None and has_files(f"{run.info.artifact_uri}/hugging_face", 1)()
 
     stages: dict[str, Callable[[], bool]] = {
-        "training": lambda: any(file.url.endswith("00000040.json") for file in storage.list_files(runs)),
+        "training": lambda: any(file.url.endswith("00000040/index.json") for file in storage.list_files(runs)),
         "probe": has_files(features, 1),
         "registration": registers,
     }
@@ -320,12 +327,12 @@ def test_a_worker_killed_in_each_stage_of_a_refresh_continues_the_same_run(worke
     for reached in stages.values():
         doomed = workers.worker()
         dead.append(workers.order("scheduled-refresh/killed-refresh"))
-        until(reached, 150, workers.said)
+        until(reached, 400, workers.said)
         doomed.kill()
     assert not client.search_model_versions("name = 'killed-refresh'")
     workers.worker()
     heir = workers.order("scheduled-refresh/killed-refresh")
-    workers.wait(heir, "COMPLETED", seconds=240)
+    workers.wait(heir, "COMPLETED", seconds=400)
     assert [workers.state(run)[0] for run in dead] == ["CRASHED"] * 3
     done = dict.fromkeys(("build-dataset", "pretrain", "probe"), "COMPLETED")
     assert [workers.runs_below(run) for run in (*dead, heir)] == [

@@ -44,7 +44,7 @@ print("complete" if sorted(ended) == list(range(len(ended))) else "incomplete")
 """
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 150) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
