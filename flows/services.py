@@ -28,7 +28,8 @@ from pipeline.errors import IgptError
 BUCKETS = ("raw", "datasets", "runs", "mlflow")
 _REGION = "us-east-1"
 _OBJECT_STORE_BYTES = 10**9
-_PROBE_SECONDS = 60  # Ray's import is most of it, and a busy machine's takes long; a head that is dead is told in five
+_PROBE_SECONDS = 10
+_RAY_PROBE_SECONDS = 60  # Ray's import is most of it; that a head is dead is told after five
 # On Linux, Ray replaces 127.0.0.1 by an outward address and listens on every interface unless this says 0.
 _RAY_ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 # Asks for the nodes, so that both the head's address table and the node's own process have to be there.
@@ -180,7 +181,7 @@ def _ray(home: Path, stack: Stack, ray_folder: Path) -> Service:
                 env=variables,
                 capture_output=True,
                 text=True,
-                timeout=_PROBE_SECONDS,
+                timeout=_RAY_PROBE_SECONDS,
                 check=False,
             )
             complaint = "" if asked.returncode == 0 else f"it has no node yet {asked.stderr}"
