@@ -9,20 +9,13 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-import ray
 
 from pipeline import build, ray_cluster
 from pipeline.config import DatasetConfig
 from pipeline.errors import IgptError
 from tests.conftest import run_here
 
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    ray.shutdown()
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+pytestmark = pytest.mark.usefixtures("own_ray")
 
 
 @pytest.fixture(scope="module")

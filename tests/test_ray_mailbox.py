@@ -1,7 +1,6 @@
 """What training workers tell the driver, on a real Ray: also what they said last."""
 
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -9,13 +8,7 @@ import ray
 
 from igpt_model.ray_mailbox import Mailbox, MailboxListener, News
 
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    ray.shutdown()
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+pytestmark = pytest.mark.usefixtures("own_ray")
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What tests share: a PostgreSQL server; and the rig of three Ray nodes on hosts, with S3 behind a proxy for faults."""
+"""What tests share: a PostgreSQL server, a Ray, and the rig: three Ray nodes on hosts, S3 behind a proxy for faults."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,6 +29,17 @@ class Rig:
     def hosts(self) -> list[Host]:
         """The hosts of the three nodes; the first has the head."""
         return self.nodes.hosts
+
+
+@pytest.fixture(scope="module")
+def own_ray() -> Iterator[None]:
+    """This process is the driver of a Ray with two CPUs, which ends with the module."""
+    import ray  # it reads its variables once, and other modules set them
+
+    ray.shutdown()
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
 
 
 @pytest.fixture(scope="session")
