@@ -14,10 +14,11 @@ import ray
 
 from benchmarks.measure import machine, save
 from benchmarks.plan_listing import CONFIG, fill
-from pipeline import carry_out, plan, ray_cluster
-from pipeline.listing import Listing
-from pipeline.shard_tasks import ShardOrder
-from pipeline.survey import Survey
+from pipeline.build import plan, run_plan
+from pipeline.build.shard_tasks import ShardOrder
+from pipeline.build.source_state import Survey
+from pipeline.cluster import tasks
+from pipeline.source.listing import Listing
 
 SHARDS = 96
 # What a core takes to decode the images of a shard: measured by build_dataset.py, 0.7 ms each on two cores.
@@ -34,11 +35,11 @@ def run(found: Survey, plans: tuple[plan.ShardPlan, ...], workers: int, seconds:
     """Make all shards on a fresh cluster of `workers`."""
     ray.init(address="local", num_cpus=workers, include_dashboard=False, log_to_driver=False)
     try:
-        list(ray_cluster.map_tasks(lambda: time.sleep(0.2), [()] * 2 * workers))  # the workers start
+        list(tasks.map_tasks(lambda: time.sleep(0.2), [()] * 2 * workers))  # the workers start
         table = np.zeros(1 << 24, np.uint16)
         wall, processor = time.perf_counter(), time.process_time()
-        orders = ((order,) for order in carry_out.orders(found, plans, tolerant=False))
-        done = sum(rows for _, (_, rows) in ray_cluster.map_tasks(sleeping, orders, shared=(seconds, table)))
+        orders = ((order,) for order in run_plan.orders(found, plans, tolerant=False))
+        done = sum(rows for _, (_, rows) in tasks.map_tasks(sleeping, orders, shared=(seconds, table)))
         wall, processor = time.perf_counter() - wall, time.process_time() - processor
     finally:
         ray.shutdown()

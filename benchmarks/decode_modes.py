@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.measure import interleave, machine, ratio, save
-from pipeline import palette
-from pipeline.images import Pictures, Recipe, decode
+from pipeline.images import palette
+from pipeline.images.decode import Pictures, Recipe, decode
 
 EXACT = Recipe(resolution=32, smallest_side=32, max_pixels=80_000_000)
 FAST = Recipe(resolution=32, smallest_side=32, max_pixels=80_000_000, fast=True)

@@ -18,12 +18,13 @@ import webdataset
 from benchmarks.measure import RESULTS
 from benchmarks.measure_device import interleave, machine, ratio, save
 from igpt_model.config import PretrainConfig
-from igpt_model.data import ShardCache, gather
-from igpt_model.execution import Worker
-from igpt_model.order import SampleOrder
-from igpt_model.train import train
-from pipeline import snapshot, storage
-from pipeline.snapshot import Snapshot
+from igpt_model.data.order import SampleOrder
+from igpt_model.data.shard_cache import ShardCache, gather
+from igpt_model.training.loop import train
+from igpt_model.worker import Worker
+from pipeline.dataset import snapshot
+from pipeline.dataset.snapshot import Snapshot
+from pipeline.store import objects
 
 _BATCH = 128
 
@@ -114,7 +115,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="igpt-benchmark-") as folder:
         cache = ShardCache(data, folder)
         path = Path(folder) / "shard.tar"
-        storage.download(storage.join(data.dataset, entry.path), path)
+        objects.download(objects.join(data.dataset, entry.path), path)
         batches = min(options.batches, entry.samples // _BATCH)
         every = len(data.of_split("train"))
         runs = {

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from transformers import ImageGPTForCausalImageModeling
 from transformers.utils import logging
 
-from igpt_model.convert_hugging_face import to_hugging_face
-from igpt_model.model import ImageGPT
-from igpt_model.model_config import ModelConfig
-from igpt_model.model_folder import ModelFolder
+from igpt_model.convert.hugging_face import to_hugging_face
+from igpt_model.model.bundle import ModelFolder
+from igpt_model.model.config import ModelConfig
+from igpt_model.model.network import ImageGPT
 
 
 def our_model(config: ModelConfig, device: torch.device) -> ImageGPT:

@@ -19,18 +19,18 @@ import torch
 
 from benchmarks.measure import RESULTS
 from benchmarks.measure_device import machine, save
-from igpt_model import pictures
 from igpt_model.config import PretrainConfig, ProbeConfig
-from igpt_model.data import ShardCache, batches
-from igpt_model.execution import Worker
-from igpt_model.features import image_features, untrained
-from igpt_model.model_folder import ModelFolder
-from igpt_model.model_source import load_run, on_device
-from igpt_model.probe import LabelledFeatures, ProbeScore, SplitFeatures, fit_probe
-from igpt_model.standalone import Printer
-from igpt_model.train import train
-from pipeline import snapshot
-from pipeline.snapshot import Snapshot
+from igpt_model.data.shard_cache import ShardCache, batches
+from igpt_model.inference.features import image_features, untrained
+from igpt_model.model.bundle import ModelFolder
+from igpt_model.probing.linear import LabelledFeatures, ProbeScore, SplitFeatures, fit_probe
+from igpt_model.runs.open_model import load_run, on_device
+from igpt_model.tracking import sheets
+from igpt_model.training.loop import train
+from igpt_model.training.standalone import Printer
+from igpt_model.worker import Worker
+from pipeline.dataset import snapshot
+from pipeline.dataset.snapshot import Snapshot
 
 _SHOWN = 8
 _TRIAL_STEPS = 30
@@ -116,9 +116,9 @@ def main() -> None:
     cache, probing = ShardCache(data), ProbeConfig(max_train_images=options.probe_images)
     trained, untaught = (probe(model, data, cache, probing) for model in (folder, fresh))
     held_out = next(batches([cache.open(data.of_split("validation")[0])], _SHOWN))
-    for name in pictures.sheet_names(folder):
-        sheet = pictures.draw_sheet(folder, name, held_out.tokens_NT, held_out.labels_N, 0)
-        (options.run / f"{name}.png").write_bytes(pictures.to_png(sheet))
+    for name in sheets.sheet_names(folder):
+        sheet = sheets.draw_sheet(folder, name, held_out.tokens_NT, held_out.labels_N, 0)
+        (options.run / f"{name}.png").write_bytes(sheets.to_png(sheet))
     rows = [
         {
             "layer": layer,

@@ -31,25 +31,25 @@ import psutil
 import torch
 
 from benchmarks.measure import Series, interleave, machine, ratio, save
-from flows import local_stack, settings
+from flows.services import local_stack, settings
 from igpt_model.config import PretrainConfig
-from igpt_model.execution import Worker
-from igpt_model.saver import Saver
-from igpt_model.train import train
-from igpt_model.train_result import TrainResult, read_result
-from pipeline import storage
+from igpt_model.runs.result import TrainResult, read_result
+from igpt_model.runs.saver import Saver
+from igpt_model.training.loop import train
+from igpt_model.worker import Worker
 from pipeline.config import DatasetConfig
-from pipeline.snapshot import Snapshot
+from pipeline.dataset.snapshot import Snapshot
+from pipeline.store import objects
 
 _SECONDS = 120
 _WORKERS = 2
 # Run by torchrun: what `python -m igpt_model.train` does, with the time of every step in a file.
 _TORCHRUN = """
 import json, sys, time
-from igpt_model import standalone
+from igpt_model.training import standalone
 from igpt_model.config import PretrainConfig
-from igpt_model.train import train
-from pipeline import snapshot
+from igpt_model.training.loop import train
+from pipeline.dataset import snapshot
 config = PretrainConfig(**json.loads(sys.argv[1]))
 with standalone.worker(config) as worker, open(sys.argv[3], "a", buffering=1) as beats:
     def beat(step):
@@ -100,9 +100,9 @@ class _Quiet:
 def build_digits() -> Snapshot:
     """The digits that the demo uses, as a snapshot."""
     from flows.demo import encode_digits  # noqa: PLC0415
-    from pipeline import build  # noqa: PLC0415
+    from pipeline.build import build  # noqa: PLC0415
 
-    storage.write_many(encode_digits("s3://raw/digits"))
+    objects.write_many(encode_digits("s3://raw/digits"))
     config = DatasetConfig(
         raw="s3://raw/digits",
         dataset="s3://datasets/digits",
@@ -140,7 +140,7 @@ def on_torchrun(config: PretrainConfig, run: str, beats: Path) -> Iterator[subpr
 
 def on_ray(config: PretrainConfig, data: Snapshot, run: str, beats: _Beats) -> TrainResult:
     """The same training on the Ray cluster that this process is connected to."""
-    from igpt_model import ray_train  # noqa: PLC0415
+    from igpt_model.training import ray as ray_train  # noqa: PLC0415
 
     job = ray_train.TrainJob(config=config, snapshot=data, run=run, mlflow_run="")
     return ray_train.train_on_cluster(job, _Quiet(), progress=beats)
@@ -246,8 +246,8 @@ def saving(config: PretrainConfig, data: Snapshot, rounds: int) -> dict[str, Any
         with mock.patch.object(Saver, "save", save_and_wait if wait else begin):
             train(replace(config, checkpoint_every=every), data, run, Worker(), _Quiet())
         took = time.perf_counter() - began
-        bytes_each = sum(f.size for f in storage.list_files(f"{run}/checkpoints/{config.steps:08d}"))
-        storage.delete_tree(run)
+        bytes_each = sum(f.size for f in objects.list_files(f"{run}/checkpoints/{config.steps:08d}"))
+        objects.delete_tree(run)
         return took
 
     saves = config.steps // config.checkpoint_every - 1  # all save at the end
@@ -355,7 +355,7 @@ def main() -> None:
     settings.activate(home)
     stack = local_stack.up(home)
     settings.use(stack)
-    from pipeline import ray_cluster  # noqa: PLC0415 (Ray reads its settings when it is imported)
+    from pipeline.cluster import tasks  # noqa: PLC0415 (Ray reads its settings when it is imported)
 
     config = PretrainConfig(
         runs="s3://runs/overhead",
@@ -370,13 +370,13 @@ def main() -> None:
         cache=str(home / "cache"),
     )
     try:
-        ray_cluster.connect(stack.ray_address)
+        tasks.connect(stack.ray_address)
         data = build_digits()
         found = compare(config, data, options, home)
-        ray_cluster.disconnect()
+        tasks.disconnect()
         found["images_per_second_by_nodes_on_these_cores"] = nodes(config, data, _few(options.rounds))
     finally:
-        ray_cluster.disconnect()
+        tasks.disconnect()
         local_stack.down(home)
     save("ray_overhead", {"machine": about, **found})
 

@@ -29,13 +29,13 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from benchmarks.measure import Series, interleave, machine, ratio, save
-from flows.ports import HOST, free_port
-from igpt_model.features import image_features
-from igpt_model.image_inputs import to_pictures
-from igpt_model.model import ImageGPT
-from igpt_model.model_config import ModelConfig
-from igpt_model.model_folder import ModelFolder
-from igpt_model.registration import register
+from flows.services.ports import HOST, free_port
+from igpt_model.inference.features import image_features
+from igpt_model.inference.images import to_pictures
+from igpt_model.model.bundle import ModelFolder
+from igpt_model.model.config import ModelConfig
+from igpt_model.model.network import ImageGPT
+from igpt_model.registry.register import register
 
 _COLOURS = 512
 _REQUESTS = 40

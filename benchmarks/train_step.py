@@ -22,12 +22,12 @@ from benchmarks.measure import RESULTS
 from benchmarks.measure_device import interleave, machine, matrix_flops, ratio, save
 from benchmarks.peers import NanoGPT, hugging_face, our_model, their_inputs
 from igpt_model.config import PretrainConfig
-from igpt_model.execution import autocast, prepare_blocks
-from igpt_model.inputs import Inputs
-from igpt_model.model import UNCONDITIONAL
-from igpt_model.model_config import ModelConfig, preset_shape
-from igpt_model.optim import make_optimizer
-from igpt_model.step import losses
+from igpt_model.data.batches import Inputs
+from igpt_model.model.config import ModelConfig, preset_shape
+from igpt_model.model.network import UNCONDITIONAL
+from igpt_model.training.optim import make_optimizer
+from igpt_model.training.parallel import autocast, prepare_blocks
+from igpt_model.training.step import losses
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,26 +11,30 @@ from prefect.artifacts import create_image_artifact, create_link_artifact
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
-from flows import ray_job, settings
-from flows.console import Reporter
-from flows.exclusive import exclusively
-from flows.gallery import Gallery, draw_all
-from igpt_model import curves, parent, pictures, reports, tracking
+from flows.prefect_ops import ray_job
+from flows.prefect_ops.lease import exclusively
+from flows.previews import Gallery, draw_all
+from flows.services import settings
+from flows.terminal.console import Reporter
 from igpt_model.config import PretrainConfig
-from igpt_model.curve_logger import CurveLogger
-from igpt_model.data import ShardCache
-from igpt_model.model_source import load_run
-from igpt_model.objective import Baselines, TokenCounts
-from igpt_model.ray_train import TrainJob, train_on_cluster
-from igpt_model.registry import Registry
-from igpt_model.tracking import RunLogger
-from igpt_model.train_result import TrainResult, finished
-from pipeline import snapshot, storage
+from igpt_model.data.shard_cache import ShardCache
+from igpt_model.model.losses import Baselines, TokenCounts
+from igpt_model.registry.client import Registry
+from igpt_model.runs import initial_model, metric_log
+from igpt_model.runs.open_model import load_run
+from igpt_model.runs.result import TrainResult, finished
+from igpt_model.tracking import figures, runs
+from igpt_model.tracking import sheets as pictures
+from igpt_model.tracking.curve_logger import CurveLogger
+from igpt_model.tracking.runs import RunLogger
+from igpt_model.training.ray import TrainJob, train_on_cluster
+from pipeline.cluster.metrics import Meter
+from pipeline.dataset import snapshot
+from pipeline.dataset.snapshot import Snapshot
 from pipeline.errors import IgptError
-from pipeline.lease import Fence
 from pipeline.progress import together
-from pipeline.ray_metrics import Meter
-from pipeline.snapshot import Snapshot
+from pipeline.store import objects
+from pipeline.store.lease import Fence
 
 _LAST_WORDS_SECONDS = 10.0
 
@@ -55,13 +59,13 @@ class PretrainOutcome:
 def pretrain(config: PretrainConfig) -> PretrainOutcome:
     """Train on a dataset snapshot, or continue, or find the run finished; log curves and pictures to MLflow."""
     known = settings.load()
-    tracking.check_reachable(known.mlflow_tracking_uri)
+    runs.check_reachable(known.mlflow_tracking_uri)
     if not config.dataset:
         raise IgptError("dataset is empty: give the URL or path of a dataset that `igpt dataset build` made")
     data = snapshot.read(config.dataset, config.snapshot)
     data.of_split("validation")
-    storage.check_reachable(storage.absolute(config.runs))
-    run = storage.join(storage.absolute(config.runs), config.run_name(data.digest))
+    objects.check_reachable(objects.absolute(config.runs))
+    run = objects.join(objects.absolute(config.runs), config.run_name(data.digest))
     ray_job.begin(known.ray_address)
     reporter = Reporter("pretrain")
     tags = {
@@ -73,9 +77,9 @@ def pretrain(config: PretrainConfig) -> PretrainOutcome:
     # A finished run is only looked at: nothing is left with it, a lease neither.
     done = finished(config, data, run) is not None
     with nullcontext() if done else exclusively(run, reporter.say) as fence:
-        if not done and parent.is_needed(run, config) and not parent.of_run(run):
+        if not done and initial_model.is_needed(run, config) and not initial_model.of_run(run):
             _keep_parent(config, data, run, known.mlflow_tracking_uri)
-        if started_from := parent.of_run(run):
+        if started_from := initial_model.of_run(run):
             tags["igpt.parent_model"] = started_from
         logger = open_tracked(config, data, run, tags, known.mlflow_tracking_uri, reporter)
         with logger.closing():
@@ -91,15 +95,15 @@ def _keep_parent(config: PretrainConfig, data: Snapshot, run: str, tracking_uri:
     """Bring the model that the training starts from into the run's folder, where the workers look for it."""
     registry = Registry(tracking_uri)
     with tempfile.TemporaryDirectory(prefix="igpt-parent-") as temporary:
-        parent.keep(run, registry.fetch(registry.find(config.parent), Path(temporary)), config, data)
+        initial_model.keep(run, registry.fetch(registry.find(config.parent), Path(temporary)), config, data)
 
 
 def open_tracked(
     config: PretrainConfig, data: Snapshot, run: str, tags: Mapping[str, str], tracking_uri: str, reporter: Reporter
 ) -> RunLogger:
     """The MLflow run of a training run; those of others that died unheard are closed."""
-    logger = tracking.open_run(tracking_uri, config, data, run, tags)
-    for abandoned in tracking.close_abandoned(tracking_uri, config.experiment):
+    logger = runs.open_run(tracking_uri, config, data, run, tags)
+    for abandoned in runs.close_abandoned(tracking_uri, config.experiment):
         reporter.say(f"the MLflow run {abandoned} was abandoned: it counts as killed now")
     return logger
 
@@ -164,7 +168,7 @@ def _show(
         "per-position unigram": baselines.position_unigram,
     }
     names = {"training": "train_loss", "validation": "validation_loss"}
-    loss_curve = curves.loss_curve({label: logger.metric_history(name) for label, name in names.items()}, levels)
+    loss_curve = figures.loss_curve({label: logger.metric_history(name) for label, name in names.items()}, levels)
     for name, picture in sheets.items():
         logger.picture(picture, f"{name}.png")
     logger.file(loss_curve, "loss.png")
@@ -187,7 +191,7 @@ def _show(
 
 def _log_what_was_missed(run: str, curve: CurveLogger) -> None:
     """Bring the MLflow run up to what the checkpoints know was reported: whoever died or did not answer meanwhile."""
-    for report in reports.read(run):
+    for report in metric_log.read(run):
         curve.metrics(report.step, report.values)
     curve.flush()
 

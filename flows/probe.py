@@ -9,23 +9,26 @@ from prefect import flow
 from prefect.artifacts import create_table_artifact
 from prefect.logging import get_run_logger
 
-from flows import ray_job, settings
-from flows.console import Reporter
+from flows.prefect_ops import ray_job
+from flows.prefect_ops.termination import terminable
 from flows.probe_report import describe, metrics, table
-from flows.termination import terminable
-from igpt_model import curves, pictures, promotion, tracking
+from flows.services import settings
+from flows.terminal.console import Reporter
 from igpt_model.config import ProbeConfig
-from igpt_model.model_folder import ModelFolder
-from igpt_model.model_source import load_run
-from igpt_model.probe_result import ProbeResult
-from igpt_model.ray_probe import probe_on_cluster
-from igpt_model.registry import Registry, Version
-from igpt_model.tracking import RunLogger
-from pipeline import snapshot, storage
+from igpt_model.model.bundle import ModelFolder
+from igpt_model.probing.ray import probe_on_cluster
+from igpt_model.probing.result import ProbeResult
+from igpt_model.registry import gate
+from igpt_model.registry.client import Registry, Version
+from igpt_model.runs.open_model import load_run
+from igpt_model.tracking import figures, runs, sheets
+from igpt_model.tracking.runs import RunLogger
+from pipeline.cluster.metrics import Meter
+from pipeline.dataset import snapshot
+from pipeline.dataset.snapshot import Snapshot
 from pipeline.errors import IgptError
 from pipeline.progress import together
-from pipeline.ray_metrics import Meter
-from pipeline.snapshot import Snapshot
+from pipeline.store import objects
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +57,7 @@ def probe(config: ProbeConfig, mlflow_run: str | None = None) -> ProbeOutcome:
     reporter = Reporter("probe")
     with terminable(), Meter("probe", config.model) as meter:
         result = probe_on_cluster(folder, data, config, progress=together(reporter, meter.progress))
-    curve = curves.probe_curve(result)
+    curve = figures.probe_curve(result)
     run = mlflow_run if version is None else version.run_id
     if run:
         own = version is None or version.tags.get("igpt.manifest_digest") == data.digest
@@ -75,8 +78,8 @@ def probe(config: ProbeConfig, mlflow_run: str | None = None) -> ProbeOutcome:
 
 def _load(model: str, tracking_uri: str) -> tuple[ModelFolder, Version | None]:
     if not model.startswith("models:"):
-        return load_run(storage.absolute(model)), None
-    tracking.check_reachable(tracking_uri)
+        return load_run(objects.absolute(model)), None
+    runs.check_reachable(tracking_uri)
     registry = Registry(tracking_uri)
     version = registry.find(model)
     with tempfile.TemporaryDirectory(prefix="igpt-probe-") as temporary:
@@ -99,9 +102,9 @@ def _log(
     _log_new(logger, by_layer)  # the layer stands in the place of the step: MLflow draws the curve
     logger.file(curve, f"{prefix}probe.png")
     if result.confusion_KK is not None:
-        logger.file(curves.confusion_matrix(result.confusion_KK, data.classes), f"{prefix}confusion.png")
+        logger.file(figures.confusion_matrix(result.confusion_KK, data.classes), f"{prefix}confusion.png")
     if result.sheet is not None:
-        logger.picture(pictures.neighbour_sheet(folder, result.sheet), f"{prefix}neighbours.png")
+        logger.picture(sheets.neighbour_sheet(folder, result.sheet), f"{prefix}neighbours.png")
 
 
 def _log_new(logger: RunLogger, values: Mapping[str, Sequence[float]]) -> None:
@@ -121,6 +124,6 @@ def _log_version(registry: Registry, version: Version, result: ProbeResult, data
     tags[f"igpt.probe.{name}.snapshot"] = f"{data.number} {data.digest}"
     # The gate's number is of the dataset that the model was trained on; other datasets do not stand in its place.
     if version.tags.get("igpt.manifest_digest") == data.digest:
-        tags[promotion.ACCURACY] = f"{result.best.validation_accuracy:.5f}"
+        tags[gate.ACCURACY] = f"{result.best.validation_accuracy:.5f}"
         tags["igpt.probe_test_accuracy"] = f"{result.best.test_accuracy:.5f}"
     registry.tag(version, tags)

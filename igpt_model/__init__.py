@@ -1,1 +1,0 @@
-"""Model side: dataset snapshot to trained, probed, registered Image GPT."""

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from igpt_model.model_config import ModelConfig, Objective, Preset, preset_shape
+from igpt_model.model.config import ModelConfig, Objective, Preset, preset_shape
 from pipeline.config import digest
 from pipeline.errors import IgptError
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from pipeline.errors import IgptError
-from pipeline.images import Recipe
+from pipeline.images.decode import Recipe
 
 # What decides the bytes of an image's samples; of the rest, what decides into which split and shard they come; what
 # remains (where raw images and dataset lie, limits of patience and of rejects) changes nothing that was built.

@@ -67,7 +67,7 @@ class Command:
 @pytest.fixture
 def igpt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Command]:
     """Runs the command line in this process, in an empty folder."""
-    from flows import cli
+    from flows.cli import main
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("IGPT_HOME", str(tmp_path / "home"))
@@ -75,7 +75,7 @@ def igpt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tm
     def run(*arguments: object) -> Command:
         monkeypatch.setattr(sys, "argv", ["igpt", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            main.main()
         said = capsys.readouterr()
         return Command(code=int(ended.value.code or 0), out=said.out, err=said.err)
 
@@ -104,5 +104,5 @@ def run_here(
 @pytest.fixture(scope="module")
 def without_cluster() -> Iterator[None]:
     """Tasks of a build run in this process."""
-    with mock.patch("pipeline.ray_cluster.map_tasks", run_here):
+    with mock.patch("pipeline.cluster.tasks.map_tasks", run_here):
         yield

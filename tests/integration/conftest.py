@@ -14,9 +14,9 @@ import pytest
 import yaml
 from sklearn.datasets import load_digits
 
-from flows import local_stack, settings
-from flows.local_stack import Stack
-from pipeline import storage
+from flows.services import local_stack, settings
+from flows.services.local_stack import Stack
+from pipeline.store import objects
 from tests.conftest import Command
 
 IGPT = [sys.executable, "-m", "flows.cli"]
@@ -74,7 +74,7 @@ def digits(stack: Stack) -> str:
     some = dict(list(encode_digits(url).items())[:400])
     assert len(some) == 400
     assert load_digits().images.shape[0] == 1797
-    storage.write_many({**some, f"{url}/0/cut.png": next(iter(some.values()))[:60], f"{url}/README.txt": b"not one"})
+    objects.write_many({**some, f"{url}/0/cut.png": next(iter(some.values()))[:60], f"{url}/README.txt": b"not one"})
     return url
 
 
@@ -128,11 +128,11 @@ def refreshed(digits: str, tmp_path_factory: pytest.TempPathFactory) -> Refreshe
     path.write_text(yaml.safe_dump(config))
     command = igpt("refresh", "--config", str(path))
     assert command.code == 0, command.out + command.err
-    (result,) = [file.url for file in storage.list_files("s3://runs/refreshed") if file.url.endswith("result.json")]
+    (result,) = [file.url for file in objects.list_files("s3://runs/refreshed") if file.url.endswith("result.json")]
     return Refreshed(
         config=config,
         path=path,
         command=command,
         run=result.removesuffix("/result.json"),
-        result=json.loads(storage.read_bytes(result)),
+        result=json.loads(objects.read_bytes(result)),
     )

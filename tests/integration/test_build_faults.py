@@ -23,8 +23,8 @@ IMAGES = 900
 FEW = 40
 BUILD = """
 import json, os, sys
-from pipeline import ray_cluster
-from pipeline.build import build
+from pipeline.cluster import tasks as ray_cluster
+from pipeline.build.build import build
 from pipeline.config import DatasetConfig
 
 ray_cluster.connect(os.environ["RAY_ADDRESS"])

@@ -11,9 +11,10 @@ from contextlib import suppress
 import psutil
 import pytest
 
-from flows.local_stack import Stack
-from pipeline import snapshot, storage
-from pipeline.verify import verify
+from flows.services.local_stack import Stack
+from pipeline.dataset import snapshot
+from pipeline.inspect.verify import verify
+from pipeline.store import objects
 from tests.integration.conftest import ROOT
 
 pytestmark = pytest.mark.services
@@ -23,10 +24,10 @@ FIELDS = {"resolution": 8, "colours": 16, "samples_per_shard": 8, "validation_fr
 # What the flow calls, without the seconds that Prefect takes to start; it may die at some place.
 _DRIVER = """
 import json, os, signal, sys
-from flows import settings
+from flows.services import settings
 settings.activate(settings.default_home())
-from pipeline import ray_cluster
-from pipeline.build import build
+from pipeline.cluster import tasks as ray_cluster
+from pipeline.build.build import build
 from pipeline.config import DatasetConfig
 from pipeline.errors import IgptError
 def die(*_, **__):
@@ -60,9 +61,9 @@ def end(process: subprocess.Popen[str]) -> tuple[int, str]:
 def files_of(name: str) -> dict[str, bytes]:
     """What a dataset consists of; not the marks of who was at work on it."""
     root = f"s3://datasets/{name}/"
-    found = {file.url.removeprefix(root): file.url for file in storage.list_files(root.rstrip("/"))}
+    found = {file.url.removeprefix(root): file.url for file in objects.list_files(root.rstrip("/"))}
     passing = ("active/", "snapshots/000001.json.claims/")
-    return {path: storage.read_bytes(url) for path, url in found.items() if not path.startswith(passing)}
+    return {path: objects.read_bytes(url) for path, url in found.items() if not path.startswith(passing)}
 
 
 @pytest.fixture(scope="module")
@@ -111,29 +112,28 @@ def test_workers_killed_in_the_middle_of_a_shard(digits: str, stack: Stack, undi
 
 DEATHS = {
     "before the last shard": """
-from pipeline import carry_out
-from pipeline.carry_out import ray_cluster
-map_tasks, done = ray_cluster.map_tasks, []
+from pipeline.cluster import tasks
+map_tasks, done = tasks.map_tasks, []
 def counted(function, calls, **options):
     for result in map_tasks(function, calls, **options):
         if function.__name__ == "make_shard" and len(done) == 30:
             die()
         done.append(result)
         yield result
-ray_cluster.map_tasks = counted
+tasks.map_tasks = counted
 """,
-    "after the last shard": "import pipeline.build\npipeline.build.check_counts = die\n",
-    "before the manifest": "import pipeline.commit\npipeline.commit.storage.create_bytes = die\n",
+    "after the last shard": "import pipeline.build.build\npipeline.build.check_counts = die\n",
+    "before the manifest": "import pipeline.dataset.publish\npipeline.dataset.publish.create_bytes = die\n",
     "while it creates the manifest": """
-from pipeline import storage
-create = storage._create_while_claimed
+from pipeline.store import conditional_create
+create = conditional_create._create_while_claimed
 def create_or_die(url, *arguments):
     if url.endswith("000001.json"):
         die()
     create(url, *arguments)
-storage._create_while_claimed = create_or_die
+conditional_create._create_while_claimed = create_or_die
 """,
-    "before LATEST": "import pipeline.commit\npipeline.commit._point_latest = die\n",
+    "before LATEST": "import pipeline.dataset.publish\npipeline.dataset.publish._point_latest = die\n",
 }
 
 
@@ -142,8 +142,8 @@ def test_the_driver_killed_and_the_same_command_again(place: str, digits: str, u
     name = "killed-" + place.replace(" ", "-")
     code, said = end(start(digits, name, DEATHS[place]))
     assert code == -signal.SIGKILL, said
-    assert not storage.exists(f"s3://datasets/{name}/LATEST")
-    assert storage.exists(f"s3://datasets/{name}/snapshots/000001.json") == (place == "before LATEST")
+    assert not objects.exists(f"s3://datasets/{name}/LATEST")
+    assert objects.exists(f"s3://datasets/{name}/snapshots/000001.json") == (place == "before LATEST")
     assert end(start(digits, name)) == (0, "")
     assert files_of(name) == undisturbed
 

@@ -24,15 +24,15 @@ import torch
 from mlflow import MlflowClient
 from PIL import Image
 
-from flows.local_stack import Stack
-from flows.ports import HOST, free_port
-from igpt_model.model import ImageGPT
-from igpt_model.model_config import ModelConfig
-from igpt_model.model_folder import ModelFolder
-from igpt_model.probe_head import ProbeHead
-from igpt_model.registration import register
-from igpt_model.registry import Version
-from pipeline import storage
+from flows.services.local_stack import Stack
+from flows.services.ports import HOST, free_port
+from igpt_model.model.bundle import ModelFolder
+from igpt_model.model.config import ModelConfig
+from igpt_model.model.network import ImageGPT
+from igpt_model.probing.head import ProbeHead
+from igpt_model.registry.client import Version
+from igpt_model.registry.register import register
+from pipeline.store import objects
 from tests.integration.conftest import ROOT
 
 pytestmark = pytest.mark.services
@@ -146,10 +146,10 @@ def test_the_model_loads_where_nothing_of_ours_is_installed(empty_environment: P
 
 
 def test_only_the_code_that_answers_travels(registered: Version) -> None:
-    urls = [file.url for file in storage.list_files("s3://mlflow") if registered.model_id in file.url]
+    urls = [file.url for file in objects.list_files("s3://mlflow") if registered.model_id in file.url]
     names = {url.rsplit("/code/", 1)[-1] for url in urls if "/code/" in url}
-    assert {"igpt_model/registered.py", "igpt_model/model.py", "pipeline/images.py"} <= names
-    assert not {"igpt_model/train.py", "igpt_model/registry.py", "pipeline/storage.py"} & names
+    assert {"igpt_model/registered.py", "igpt_model/model/network.py", "pipeline/images/decode.py"} <= names
+    assert not {"igpt_model/train.py", "igpt_model/registry/client.py", "pipeline/store/objects.py"} & names
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from igpt_model import tracking
-from igpt_model.curve_logger import CurveLogger
-from igpt_model.tracking import RunLogger
+from igpt_model.tracking import runs as tracking
+from igpt_model.tracking.curve_logger import CurveLogger
+from igpt_model.tracking.runs import RunLogger
 from pipeline.errors import IgptError
+from tests.igpt_model.training.test_loop import digits_snapshot, short_training
 from tests.rigs.mlflow_server import MlflowServer, mlflow_server
-from tests.test_train import digits_snapshot, short_training
 
 pytestmark = pytest.mark.services
 

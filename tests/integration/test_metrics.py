@@ -9,10 +9,10 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from flows.local_stack import Stack
-from pipeline import ray_metrics
+from flows.services.local_stack import Stack
+from pipeline.cluster import metrics
+from tests.infra.monitoring_names import queries
 from tests.integration.conftest import ROOT
-from tests.monitoring_names import queries
 
 pytestmark = pytest.mark.services
 
@@ -20,8 +20,8 @@ pytestmark = pytest.mark.services
 WORK = """
 import sys, time, urllib.request
 import ray
-from pipeline import ray_cluster
-from pipeline.ray_metrics import _TRAINING, Meter
+from pipeline.cluster import tasks as ray_cluster
+from pipeline.cluster.metrics import _TRAINING, Meter
 ray_cluster.connect(sys.argv[1])
 node = ray.nodes()[0]
 def look():
@@ -66,7 +66,7 @@ def test_a_node_serves_what_the_dashboard_draws_while_there_is_work(stack: Stack
     told = served["ray_igpt_stage_done"]
     assert (told["stage"], told["subject"], told["step"], told[""]) == ("pretrain", "s3://runs/told", "train", 10)
     assert served["ray_igpt_step"][""] == 10 and served["ray_igpt_train_loss"]["run"] == "s3://runs/told"
-    ours = {f"ray_igpt_{name}" for name in (*ray_metrics._STAGE, *ray_metrics._TRAINING)}
+    ours = {f"ray_igpt_{name}" for name in (*metrics._STAGE, *metrics._TRAINING)}
     assert ours <= set(served)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.local_stack import Stack
+from flows.services.local_stack import Stack
 from tests.integration.conftest import ROOT
 
 pytestmark = pytest.mark.services

@@ -21,9 +21,10 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from flows.local_stack import Stack
-from flows.ports import free_port
-from pipeline import lease, snapshot, storage
+from flows.services.local_stack import Stack
+from flows.services.ports import free_port
+from pipeline.dataset import snapshot
+from pipeline.store import lease, objects
 from tests.integration.conftest import ROOT, Command, igpt, refresh_config
 from tests.rigs.postgres import PostgresServer
 from tests.rigs.prefect_services import PrefectServer, Worker
@@ -218,7 +219,7 @@ def until(condition: Callable[[], object], seconds: float = 200, said: Callable[
 
 
 def has_files(folder: str, count: int) -> Callable[[], bool]:
-    return lambda: sum(1 for _ in storage.list_files(folder)) >= count
+    return lambda: sum(1 for _ in objects.list_files(folder)) >= count
 
 
 def test_deploy_refuses_what_no_flow_takes_in_a_line(production: Production, digits: str) -> None:
@@ -249,7 +250,7 @@ def test_a_schedule_fires_and_deploying_again_changes_it(workers: Production, di
         deployment = client.read_deployment_by_name("scheduled-build/by-schedule")
         assert [each.schedule.interval for each in deployment.schedules] == [timedelta(seconds=10)]
     workers.worker(pool)
-    until(lambda: storage.exists("s3://datasets/by-schedule/LATEST"), said=workers.said)
+    until(lambda: objects.exists("s3://datasets/by-schedule/LATEST"), said=workers.said)
     assert snapshot.read("s3://datasets/by-schedule").number == 1
 
 
@@ -288,8 +289,8 @@ def test_a_worker_killed_in_the_build_is_found_and_its_work_goes_on(workers: Pro
     until(has_files("s3://datasets/killed-build/shards", 5), said=workers.said)
     doomed.kill()
     folder = "s3://datasets/killed-build"
-    ended = {Path(file.url).stem for file in storage.list_files(f"{folder}/index")}  # written after the shard
-    shards = [file for file in storage.list_files(f"{folder}/shards") if Path(file.url).stem in ended]
+    ended = {Path(file.url).stem for file in objects.list_files(f"{folder}/index")}  # written after the shard
+    shards = [file for file in objects.list_files(f"{folder}/shards") if Path(file.url).stem in ended]
     there = {file.url: file.modified for file in shards}
     assert len(there) >= 4
     assert workers.state(dead)[0] == "RUNNING"
@@ -300,7 +301,7 @@ def test_a_worker_killed_in_the_build_is_found_and_its_work_goes_on(workers: Pro
     assert state == "CRASHED" and "its process died" in message
     assert workers.runs_below(dead) == {"build-dataset": "CRASHED"}
     published = snapshot.read(folder)
-    kept = {file.url: file.modified for file in storage.list_files(f"{folder}/shards")}
+    kept = {file.url: file.modified for file in objects.list_files(f"{folder}/shards")}
     assert published.number == 1 and all(kept[url] == there[url] for url in there), "what was finished is not redone"
 
 
@@ -319,7 +320,7 @@ def test_a_worker_killed_in_each_stage_of_a_refresh_continues_the_same_run(worke
         return run is not None and has_files(f"{run.info.artifact_uri}/hugging_face", 1)()
 
     stages: dict[str, Callable[[], bool]] = {
-        "training": lambda: any(file.url.endswith("00000040/index.json") for file in storage.list_files(runs)),
+        "training": lambda: any(file.url.endswith("00000040/index.json") for file in objects.list_files(runs)),
         "probe": has_files(features, 1),
         "registration": registers,
     }
@@ -341,8 +342,8 @@ def test_a_worker_killed_in_each_stage_of_a_refresh_continues_the_same_run(worke
         {"refresh": "CRASHED", **done},
         {"refresh": "COMPLETED", **done},
     ]
-    (result,) = [file.url for file in storage.list_files(runs) if file.url.endswith("result.json")]
-    found = json.loads(storage.read_bytes(result))
+    (result,) = [file.url for file in objects.list_files(runs) if file.url.endswith("result.json")]
+    found = json.loads(objects.read_bytes(result))
     assert found["restarts"] >= 1 and found["steps"] == 400
     run = tracked()
     assert run is not None and run.info.status == "FINISHED"
@@ -356,7 +357,7 @@ def test_a_worker_killed_in_each_stage_of_a_refresh_continues_the_same_run(worke
 
 def test_a_run_whose_process_died_and_that_nobody_follows_is_closed_by_the_server(workers: Production) -> None:
     """With half a minute instead of the five that `igpt deploy` sets: Prefect sends a sign of life every 30 s."""
-    from flows import deployments
+    from flows.prefect_ops import deployments
 
     with workers.client():
         deployments.register_automations(None, print, silent_for=timedelta(seconds=31))
@@ -387,7 +388,7 @@ def test_cancelling_a_run_ends_its_work_on_ray(stage: str, workers: Production) 
     workers.wait(run, "CANCELLED", seconds=60)
     until(lambda: not ray_processes(workers.stack, "ray::make_shard", "ray::RayTrain", "ray::TrainController"), 30)
     folder = f"s3://{'datasets' if building else 'runs'}/{name}"
-    ended = [file.url for file in storage.list_files(folder) if file.url.endswith(".ended")]
+    ended = [file.url for file in objects.list_files(folder) if file.url.endswith(".ended")]
     assert len(ended) == 2, "the next run need not wait until the leases have run out"
     assert set(workers.runs_below(run).values()) <= {"CANCELLED", "COMPLETED", "CRASHED"}
 

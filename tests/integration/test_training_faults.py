@@ -22,14 +22,14 @@ import torch
 from mlflow import MlflowClient
 
 from igpt_model.config import PretrainConfig
-from igpt_model.execution import Worker
-from igpt_model.order import SampleOrder
-from igpt_model.train import train
-from pipeline.snapshot import Snapshot
+from igpt_model.data.order import SampleOrder
+from igpt_model.training.loop import train
+from igpt_model.worker import Worker
+from pipeline.dataset.snapshot import Snapshot
+from tests.igpt_model.training.test_loop import KilledError, Recorder, digits_snapshot
 from tests.rigs.fixtures import Rig
 from tests.rigs.mlflow_server import MlflowServer, mlflow_server
 from tests.rigs.s3_faults import Fault, Faults
-from tests.test_train import KilledError, Recorder, digits_snapshot
 
 pytestmark = pytest.mark.services
 
@@ -40,10 +40,11 @@ import json, os, sys
 import ray
 variables = {"PYTHONPATH": os.environ["POSITIONS_CODE"], "POSITIONS": sys.argv[2], "GLOO_SOCKET_IFNAME": "eth0"}
 ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False, runtime_env={"env_vars": variables})
-from flows.console import Reporter
+from flows.terminal.console import Reporter
 from flows.pretrain import open_tracked, train_tracked
 from igpt_model.config import PretrainConfig
-from pipeline import snapshot, storage
+from pipeline.dataset import snapshot
+from pipeline.store import objects as storage
 from pipeline.errors import IgptError
 
 config = PretrainConfig(**json.loads(sys.argv[1]))
@@ -59,7 +60,7 @@ except IgptError as error:
     sys.exit(2)
 print("finished")
 """
-# Loaded by every Python process of the training: what igpt_model.train logs goes to a file at once.
+# Loaded by every Python process of the training: what igpt_model.training.loop logs goes to a file at once.
 POSITIONS_CODE = """
 import logging, os, time
 
@@ -72,8 +73,8 @@ class Positions(logging.Handler):
         os.close(file)
 
 if os.environ.get("POSITIONS"):
-    logging.getLogger("igpt_model.train").addHandler(Positions())
-    logging.getLogger("igpt_model.train").setLevel(logging.DEBUG)
+    logging.getLogger("igpt_model.training.loop").addHandler(Positions())
+    logging.getLogger("igpt_model.training.loop").setLevel(logging.DEBUG)
 """
 LINE = re.compile(r"([\d.]+) restart (\d+) step (\d+): rank (\d+) of (\d+) has positions (\d+) to (\d+)")
 

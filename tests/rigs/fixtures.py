@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from flows.ports import HOST, free_port
+from flows.services.ports import HOST, free_port
 from tests.rigs.faulty_s3 import FaultyS3
 from tests.rigs.hosts import Host, Network, why_not
 from tests.rigs.postgres import PostgresData, PostgresServer

@@ -26,7 +26,7 @@ SLEEP = ["sh", "-c", "setsid sleep 600 & exec sleep 600"]  # one process that it
 # Runs tasks until a file appears, tells the address of each as the system of its node has it, and whether all ended.
 TASKS = """
 import itertools, os, sys, time
-from pipeline import ray_cluster
+from pipeline.cluster import tasks as ray_cluster
 
 def where(number):
     import psutil

@@ -9,7 +9,7 @@ import psycopg2
 import pytest
 import sqlalchemy
 
-from flows.ports import HOST, free_port
+from flows.services.ports import HOST, free_port
 from tests.rigs.postgres import PostgresData, PostgresServer
 from tests.rigs.s3_server import launch_here
 

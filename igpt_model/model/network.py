@@ -1,0 +1,214 @@
+"""The Image GPT of Chen et al. 2020: the mathematics alone, without training, sampling or parallelism.
+
+What is special about it: RMS normalization with a gain only (eps 1e-5) before each half of a block, no biases, an MLP
+of x * sigmoid(1.702 x), a learned start vector, learned positions, an output matrix of its own, and OpenAI's initial
+deviations (section 2.2 of the paper and its published code).
+
+Shapes: B batch, P tokens of the small image, T pixels, row by row, S positions (P + T), C width, H heads, D width per
+head, K colours.
+"""
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from igpt_model.model.config import ModelConfig
+from igpt_model.model.linear import Linear
+from pipeline.errors import IgptError
+
+_NORM_EPS = 1e-5
+_SLOPE = 1.702
+
+
+@dataclass(frozen=True, kw_only=True)
+class Condition:
+    """What images are given beside their own pixels, for the models that take it; None where a model takes none."""
+
+    labels_B: Tensor | None = None
+    """Class numbers, int64, of a class-conditional model."""
+    low_BP: Tensor | None = None
+    """Tokens of the images' small versions, int64, of a super-resolution model."""
+
+    def rows(self, which: slice | Tensor) -> "Condition":
+        """The conditions of some of the images."""
+        return Condition(
+            labels_B=None if self.labels_B is None else self.labels_B[which],
+            low_BP=None if self.low_BP is None else self.low_BP[which],
+        )
+
+
+UNCONDITIONAL = Condition()
+
+
+class LayerCache:
+    """Keys and values of one layer at the positions so far, at the beginning of memory for all: [2, B, H, S, D]."""
+
+    def __init__(self, memory: Tensor) -> None:
+        self._keys, self._values = memory
+        self.filled = 0
+
+    def extend(self, k_BHSD: Tensor, v_BHSD: Tensor) -> tuple[Tensor, Tensor]:
+        """Store the keys and values of the next positions; return those of all positions so far."""
+        begin, self.filled = self.filled, self.filled + k_BHSD.shape[2]
+        self._keys[:, :, begin : self.filled] = k_BHSD
+        self._values[:, :, begin : self.filled] = v_BHSD
+        return self._keys[:, :, : self.filled], self._values[:, :, : self.filled]
+
+
+class KeyValueCache:
+    """The caches of all layers, in memory allocated once: [layers, 2, B, H, S, D]."""
+
+    def __init__(self, config: ModelConfig, batch: int, like: Tensor) -> None:
+        shape = (config.layers, 2, batch, config.heads, config.sequence, config.width // config.heads)
+        self.layers = [LayerCache(memory) for memory in torch.empty(shape, dtype=like.dtype, device=like.device)]
+
+    @staticmethod
+    def bytes_per_image(config: ModelConfig, dtype: torch.dtype) -> int:
+        """What one image of a batch takes."""
+        return 2 * config.layers * config.sequence * config.width * dtype.itemsize
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention without biases: causal, or of every position to every other in a masked model."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.heads, self.causal = config.heads, config.objective == "autoregressive"
+        self.qkv = Linear(config.width, 3 * config.width)
+        self.out = Linear(config.width, config.width)
+
+    def forward(self, x_BSC: Tensor, cache: LayerCache | None = None) -> Tensor:
+        """Attend from each position to itself and those before it, the cached ones included."""
+        B, S, C = x_BSC.shape
+        q_BHSD, k_BHSD, v_BHSD = self.qkv(x_BSC).view(B, S, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
+        if cache is not None:
+            if S > 1 and cache.filled:
+                raise ValueError("a filled cache takes one position at a time")
+            k_BHSD, v_BHSD = cache.extend(k_BHSD, v_BHSD)
+        y_BHSD = F.scaled_dot_product_attention(q_BHSD, k_BHSD, v_BHSD, is_causal=self.causal and S > 1)
+        return self.out(y_BHSD.transpose(1, 2).reshape(B, S, C))
+
+
+class Block(nn.Module):
+    """Normalize and attend, normalize and transform; each added to the residual stream."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(config.width, eps=_NORM_EPS)
+        self.attention = Attention(config)
+        self.mlp_norm = nn.RMSNorm(config.width, eps=_NORM_EPS)
+        self.mlp_in = Linear(config.width, 4 * config.width)
+        self.mlp_out = Linear(4 * config.width, config.width)
+
+    def forward(self, x_BSC: Tensor, cache: LayerCache | None = None) -> Tensor:
+        """Map the residual stream to the next block's."""
+        x_BSC = x_BSC + self.attention(self.attention_norm(x_BSC), cache)
+        # x sigmoid(1.702 x) is silu(1.702 x) / 1.702. Without biases the factors can stand at the narrow ends of the
+        # MLP, and its wide middle, four times as much memory, is read and written by one kernel instead of three.
+        wide = F.silu(self.mlp_in(_SLOPE * self.mlp_norm(x_BSC)))
+        return torch.add(x_BSC, self.mlp_out(wide), alpha=1 / _SLOPE)
+
+
+class ImageGPT(nn.Module):
+    """A transformer over the palette tokens of an image, pixel by pixel."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.tokens = nn.Embedding(config.colours, config.width)
+        if config.classes is not None:
+            self.class_starts = nn.Embedding(config.classes, config.width)
+        elif config.objective == "autoregressive":
+            self.start = nn.Parameter(torch.empty(config.width))
+        if config.low_resolution is not None:
+            self.low_positions = nn.Parameter(torch.empty(config.low_positions, config.width))
+        self.positions = nn.Parameter(torch.empty(config.positions, config.width))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = nn.RMSNorm(config.width, eps=_NORM_EPS)
+        self.head = Linear(config.width, config.colours)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw the initial weights with OpenAI's standard deviations."""
+        config = self.config
+        nn.init.normal_(self.tokens.weight, std=0.02)
+        if config.classes is not None:
+            nn.init.normal_(self.class_starts.weight, std=0.02)
+        elif config.objective == "autoregressive":
+            nn.init.normal_(self.start, std=0.02)
+        if config.low_resolution is not None:
+            nn.init.normal_(self.low_positions, std=0.01)
+        nn.init.normal_(self.positions, std=0.01)
+        for block in self.layers:
+            nn.init.normal_(block.attention.qkv.weight, std=config.width**-0.5)
+            nn.init.normal_(block.attention.out.weight, std=(config.width * config.layers) ** -0.5)
+            nn.init.normal_(block.mlp_in.weight, std=0.02)
+            nn.init.normal_(block.mlp_out.weight, std=0.02)
+        nn.init.zeros_(self.head.weight)
+
+    @property
+    def layers(self) -> list[Block]:
+        """The blocks, as what they are to a type checker."""
+        return cast(list[Block], list(self.blocks))
+
+    def embed(self, seen_BN: Tensor, condition: Condition = UNCONDITIONAL) -> Tensor:
+        """The inputs of the first positions, [B, 1 + P + N, C]: start or class vector, small image, N pixels.
+
+        The position that a pixel is predicted at has that pixel's position vector, and the token before it as input.
+        """
+        parts = [self._starts(len(seen_BN), condition)[:, None], self.tokens(seen_BN)]
+        positions_SC: Tensor = self.positions
+        if self.config.low_resolution is not None:
+            if condition.low_BP is None:
+                raise IgptError("this model upscales: give the tokens of a small image as low_BP")
+            parts.insert(1, self.tokens(condition.low_BP))
+            positions_SC = torch.cat([self.low_positions, self.positions])
+        x_BSC = torch.cat(parts, 1)
+        return x_BSC + positions_SC[: x_BSC.shape[1]]
+
+    def _starts(self, batch: int, condition: Condition) -> Tensor:
+        """What stands in front of every image, [B, C]."""
+        if self.config.classes is None:
+            return self.start.expand(batch, -1)
+        if condition.labels_B is None:
+            raise IgptError("this model is class-conditional: give the classes of the images as labels_B")
+        return self.class_starts(condition.labels_B)
+
+    def embed_next(self, tokens_B: Tensor, position: int) -> Tensor:
+        """The input at which the pixel `position` >= 1 is predicted, given the token before it; [B, 1, C]."""
+        return self.tokens(tokens_B[:, None]) + self.positions[position]
+
+    def embed_masked(self, tokens_BT: Tensor, masked_BT: Tensor | None) -> Tensor:
+        """The inputs of a masked model, [B, T, C]: the embeddings of masked pixels are zero, positions added."""
+        x_BTC = self.tokens(tokens_BT)
+        if masked_BT is not None:
+            x_BTC = x_BTC.masked_fill(masked_BT[:, :, None], 0)
+        return x_BTC + self.positions
+
+    def inputs(
+        self, tokens_BT: Tensor, condition: Condition = UNCONDITIONAL, masked_BT: Tensor | None = None
+    ) -> Tensor:
+        """The first block's input for whole images, [B, S, C]."""
+        if self.config.objective == "masked":
+            return self.embed_masked(tokens_BT, masked_BT)
+        return self.embed(tokens_BT[:, :-1], condition)
+
+    def transform(self, x_BSC: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        """Inputs to what the output matrix reads, [B, S, C]; continues after the positions in the cache."""
+        for number, block in enumerate(self.layers):
+            x_BSC = block(x_BSC, None if cache is None else cache.layers[number])
+        return self.norm(x_BSC)
+
+    def forward(
+        self, tokens_BT: Tensor, condition: Condition = UNCONDITIONAL, masked_BT: Tensor | None = None
+    ) -> Tensor:
+        """Logits of each pixel, [B, T, K]: given those before it, or in a masked model those that are not masked.
+
+        Tokens and labels are int64, `masked_BT` is bool and of a masked model only (None: nothing is masked).
+        """
+        y_BSC = self.transform(self.inputs(tokens_BT, condition, masked_BT))
+        return self.head(y_BSC[:, self.config.low_positions :])

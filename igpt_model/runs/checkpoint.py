@@ -1,0 +1,294 @@
+"""Checkpoints of a training run: written by all ranks, verified, then marked; read without unpickling anything.
+
+{run}/checkpoints/{step:08d}/   weights-{rank}.safetensors (the model, or the average of its weights), model.json,
+    palette.npy and optimizer-{rank}.safetensors; sharded.py knows how tensors are spread over the files of the ranks
+{run}/checkpoints/{step:08d}/index.json   the mark: the training state, where each tensor lies, and size and checksum of
+    each file; written last
+
+They are readable on any number of ranks, and by plain Python; saver.py writes them while training goes on.
+"""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from igpt_model.model.bundle import ModelFolder
+from igpt_model.runs import sharded
+from igpt_model.runs.sharded import FileMark, Index
+from igpt_model.worker import Worker
+from pipeline.errors import IgptError
+from pipeline.store import objects
+
+Used = TypeVar("Used")
+Fetch = Callable[[str], Path]
+
+FORMAT = 2
+_MARK = "index.json"
+_RANDOM = "optimizer_random"  # the generator's state, in the files of the optimizer
+# What a damaged checkpoint raises when it is read.
+DAMAGE = (ValueError, KeyError, TypeError, FileNotFoundError, SafetensorError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingState:
+    """Where a run stands, beside its weights and optimizer."""
+
+    step: int
+    """Optimizer steps done; the learning rate is a function of it."""
+    cursor: int
+    """Samples consumed: the position in the endless order at which the next global batch begins."""
+    restarts: int
+    """How often the run has continued from a checkpoint."""
+    seconds: float
+    """Time spent training so far, restarts included."""
+    mlflow_run: str | None
+    snapshot: int
+    manifest_digest: str
+    palette_sha256: str
+    skipped: int = 0
+    """Steps that were left out because their loss or gradient was not finite."""
+    skipped_in_a_row: int = 0
+    """How many of them were the last steps."""
+    workers: int = 1
+    """Number of workers that trained up to here."""
+    validation_loss: float | None = None
+    """Nats per pixel on the validation split at this very step; None: it was not evaluated."""
+    losses: Sequence[float] = ()
+    """Training losses of the last steps, whose mean is reported: so that the curve goes on as if never cut."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A marked checkpoint, whose files have not been looked at yet."""
+
+    url: str
+    state: TrainingState
+    index: Index
+
+    @property
+    def bytes(self) -> int:
+        """The size of all of its files."""
+        return sum(mark.bytes for mark in self.index.files.values())
+
+    def model(self, fetch: Fetch) -> ModelFolder:
+        """The model alone. Raises one of the errors of damaged files."""
+        folder = fetch("model.json").parent
+        fetch("palette.npy")
+        tensors = {
+            name: torch.empty(stored.shape)
+            for name, stored in self.index.tensors.items()
+            if name.startswith("weights.")
+        }
+        sharded.read(tensors, self.index, fetch)
+        weights = {name.removeprefix("weights."): tensor for name, tensor in tensors.items()}
+        return ModelFolder.assemble(folder, lambda model: weights, origin=self.url)
+
+    def restore(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None, fetch: Fetch
+    ) -> None:
+        """Load the weights, the optimizer's moments, the random state, and the average of the weights.
+
+        Each rank reads what it holds. Raises IgptError when they do not fit, or one of the errors of damaged files.
+        """
+        if any(name.startswith("trained.") for name in self.index.tensors) != (average is not None):
+            raise IgptError(
+                f"{self.url}: of this run and its checkpoint one keeps an average of the weights (ema_decay), the "
+                "other does not; set it as it was, or use another runs folder"
+            )
+        tensors = _weights(model, average)
+        moments: dict[str, dict[str, Tensor]] = {}
+        parameters = dict(model.named_parameters())
+        for name, stored in self.index.tensors.items():
+            if name.startswith("optimizer."):
+                owner, key = name.removeprefix("optimizer.").rsplit(".", 1)
+                if owner in parameters:
+                    like = parameters[owner].detach()
+                    whole = tuple(like.shape) == stored.shape
+                    value = torch.zeros_like(like) if whole else torch.zeros(stored.shape, device=like.device)
+                    moments.setdefault(owner, {})[key] = tensors[name] = value
+        self._check_shapes(tensors)
+        random = torch.get_rng_state()
+        sharded.read({**tensors, _RANDOM: random}, self.index, fetch)
+        torch.set_rng_state(random)
+        for name, values in moments.items():
+            optimizer.state[parameters[name]] = values
+
+    def _check_shapes(self, tensors: Mapping[str, Tensor]) -> None:
+        ours = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        theirs = {name: tensor.shape for name, tensor in self.index.tensors.items() if name != _RANDOM}
+        wrong = sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
+        if wrong:
+            name = wrong[0]
+            raise IgptError(
+                f"{self.url}: the checkpoint has another model shape ({name} is {theirs.get(name)} there and "
+                f"{ours.get(name)} here); use the preset, objective, resolution and colours it was trained with, or "
+                "another runs folder"
+            )
+
+
+def _weights(model: nn.Module, average: nn.Module | None) -> dict[str, Tensor]:
+    tensors = {f"weights.{name}": tensor for name, tensor in (average or model).state_dict().items()}
+    if average is not None:
+        tensors |= {f"trained.{name}": tensor for name, tensor in model.state_dict().items()}
+    return tensors
+
+
+def tensors_of(model: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None) -> dict[str, Tensor]:
+    """All that a checkpoint keeps of a training, by name; sharded where the model is."""
+    moments = {
+        f"optimizer.{name}.{key}": value
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+    return {**_weights(model, average), **moments, _RANDOM: torch.get_rng_state()}
+
+
+def folder_of(run: str, step: int) -> str:
+    """The folder of the checkpoint of a step."""
+    return objects.join(run, "checkpoints", f"{step:08d}")
+
+
+def mark(url: str, state: TrainingState, index: Index, files: Mapping[str, bytes]) -> None:
+    """Put the last files of a checkpoint into its folder, then what says that it is complete."""
+    marks = dict(index.files)
+    for name, data in files.items():
+        objects.write_bytes(objects.join(url, name), data)
+        marks[name] = FileMark(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+    fields = {"format": FORMAT, "state": asdict(state), **asdict(replace(index, files=marks))}
+    objects.write_bytes(objects.join(url, _MARK), json.dumps(fields, sort_keys=True).encode())
+
+
+def read_mark(url: str) -> Checkpoint:
+    """The checkpoint in a folder. Raises FileNotFoundError without a mark, another of DAMAGE with a bad one."""
+    fields = json.loads(objects.read_bytes(objects.join(url, _MARK)))
+    if fields["format"] != FORMAT:
+        raise IgptError(
+            f"{url}: the checkpoint has format {fields['format']}, this version reads {FORMAT}; go on with the version "
+            "of igpt-pipeline that wrote it, or train in another runs folder"
+        )
+    return Checkpoint(url=url, state=TrainingState(**fields["state"]), index=Index.from_fields(fields))
+
+
+def marked_steps(run: str) -> list[int]:
+    """The steps of the run's marked checkpoints, ascending. Raises IgptError when they are of an earlier version."""
+    folder = objects.join(run, "checkpoints")
+    names = [file.url.rsplit("/checkpoints/", 1)[-1] for file in objects.list_files(folder)]
+    steps = sorted(int(name[:8]) for name in names if name[:8].isdigit() and name[8:] == f"/{_MARK}")
+    if not steps and any(name[:8].isdigit() and name[8:] == ".json" for name in names):
+        raise IgptError(
+            f"{run}: its checkpoints are of an earlier version of igpt-pipeline, which this one does not read; finish "
+            "the run with that version, or train in another runs folder"
+        )
+    return steps
+
+
+def use_newest(
+    run: str,
+    use: Callable[[Checkpoint, Fetch], Used],
+    *,
+    worker: Worker | None = None,
+    warn: Callable[[str], None] = lambda line: None,
+) -> Used | None:
+    """What `use` makes of the run's newest checkpoint whose files are as they were; None when there is no checkpoint.
+
+    A damaged one is passed over for the one before, and `warn` hears which; workers of a group decide together. The
+    files that `use` fetches are verified, and gone afterwards. Raises IgptError when all are damaged.
+    """
+    worker = worker or Worker()
+    steps = worker.from_first(lambda: marked_steps(run))
+    for step in reversed(steps):
+        url, used, error = folder_of(run, step), None, None
+        try:
+            found = worker.from_first(lambda url=url: read_mark(url))  # type: ignore[misc]
+            with tempfile.TemporaryDirectory(prefix="igpt-checkpoint-") as temporary:
+                try:
+                    used = use(found, _fetcher(found, Path(temporary)))
+                except Exception as own:  # noqa: BLE001 (looked at below, by all workers)
+                    error = own
+                error = worker.first_error(error)
+        except DAMAGE as damage:
+            error = damage
+        if error is None:
+            return used
+        if not isinstance(error, DAMAGE):
+            raise error
+        warn(f"checkpoint of step {step} is damaged ({str(error).splitlines()[0]}); trying the one before")
+    if steps:
+        raise IgptError(f"{run}: every checkpoint is damaged; remove {run}/checkpoints to train from the start")
+    return None
+
+
+def _fetcher(checkpoint: Checkpoint, folder: Path) -> Fetch:
+    """Downloads files of a checkpoint into a folder, once each, and compares them with its index."""
+
+    def fetch(name: str) -> Path:
+        path = folder / name
+        if not path.exists():
+            partial = path.with_suffix(".partial")
+            objects.download(objects.join(checkpoint.url, name), partial)
+            if sharded.mark_of(partial) != checkpoint.index.files[name]:
+                raise ValueError(f"{name} differs from its checksum")
+            partial.replace(path)
+        return path
+
+    return fetch
+
+
+def load_model(url: str) -> ModelFolder:
+    """The model of the checkpoint in a folder. Raises IgptError when it is damaged."""
+    try:
+        found = read_mark(url)
+        with tempfile.TemporaryDirectory(prefix="igpt-checkpoint-") as temporary:
+            return found.model(_fetcher(found, Path(temporary)))
+    except DAMAGE as error:
+        raise IgptError(f"{url}: the checkpoint is damaged ({str(error).splitlines()[0]}); use another one") from None
+
+
+def is_good(checkpoint: Checkpoint) -> bool:
+    """Read all files of a checkpoint, and tell whether they are as they were written."""
+    for name in checkpoint.index.files:
+        with tempfile.TemporaryDirectory(prefix="igpt-checkpoint-") as temporary:
+            try:
+                _fetcher(checkpoint, Path(temporary))(name)
+            except DAMAGE:
+                return False
+    return True
+
+
+def is_checkpoint(url: str) -> bool:
+    """Tell whether a folder is that of a marked checkpoint."""
+    return objects.exists(objects.join(url, _MARK))
+
+
+def to_prune(losses: Mapping[int, float | None], *, keep_last: int, keep_best: int) -> list[int]:
+    """The steps of the checkpoints that need not be kept, given the validation losses of all, by step."""
+    newest = sorted(losses)[-keep_last:]
+    measured = sorted((loss, step) for step, loss in losses.items() if loss is not None)
+    best = [step for _, step in measured[:keep_best]]
+    return sorted(set(losses) - {*newest, *best})
+
+
+def remove(run: str, step: int) -> None:
+    """Remove a checkpoint: the mark first, so that half a checkpoint is never a marked one."""
+    url = folder_of(run, step)
+    objects.delete(objects.join(url, _MARK))
+    objects.delete_tree(url)
+
+
+def losses(run: str) -> dict[int, float | None]:
+    """The validation losses of the run's marked checkpoints, by step."""
+    found: dict[int, float | None] = {}
+    for step in marked_steps(run):
+        try:
+            found[step] = read_mark(folder_of(run, step)).state.validation_loss
+        except DAMAGE:
+            found[step] = None
+    return found

@@ -1,0 +1,201 @@
+"""MLflow runs: one for each training run, found again after a restart, with config, lineage, curves and pictures."""
+
+import json
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+
+from igpt_model.config import PretrainConfig
+from pipeline.dataset.snapshot import Snapshot
+from pipeline.errors import IgptError
+
+_RUN_TAG = "igpt.run"
+BEAT_TAG = "igpt.last_sign_of_life"
+"""Tag: when somebody was last at work on the run, in seconds since 1970."""
+_ABANDONED_SECONDS = 300.0
+_REASON = 160  # characters of an error; of one request MLflow tells the address three times
+
+
+def check_reachable(tracking_uri: str) -> None:
+    """Raise IgptError at once when no MLflow server answers at a URI."""
+    if not tracking_uri.startswith(("http://", "https://")):
+        raise IgptError(f"MLFLOW_TRACKING_URI is {tracking_uri!r}: give the http:// address of an MLflow server")
+    try:
+        with urllib.request.urlopen(f"{tracking_uri.rstrip('/')}/health", timeout=5) as answer:
+            answer.read()
+    except (urllib.error.URLError, TimeoutError, OSError, ValueError) as error:
+        raise IgptError(
+            f"MLflow at {tracking_uri} does not answer ({getattr(error, 'reason', error)}); "
+            "start it (`igpt up`) or correct MLFLOW_TRACKING_URI"
+        ) from None
+
+
+class RunLogger:
+    """Writes to one MLflow run."""
+
+    def __init__(self, tracking_uri: str, run_id: str) -> None:
+        self._client = MlflowClient(tracking_uri)
+        self.tracking_uri, self.run_id = tracking_uri, run_id
+
+    @property
+    def url(self) -> str:
+        """The run's page."""
+        experiment = self._client.get_run(self.run_id).info.experiment_id
+        return f"{self.tracking_uri.rstrip('/')}/#/experiments/{experiment}/runs/{self.run_id}"
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Log values at a step. Raises IgptError when the server does not take them, after the client's own retries."""
+        now = int(time.time() * 1000)
+        try:
+            self.points([Metric(name, float(value), now, step) for name, value in values.items()])
+        except MlflowException as error:
+            raise IgptError(
+                f"MLflow at {self.tracking_uri} does not take the metrics of step {step} ({first_line(error)}); "
+                "when it answers again, run the same command again"
+            ) from None
+
+    def points(self, points: Sequence[Metric]) -> None:
+        """Log values with their steps and times. Raises MlflowException."""
+        self._client.log_batch(self.run_id, metrics=points)
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Set tags."""
+        self._client.log_batch(self.run_id, tags=[RunTag(k, v) for k, v in values.items()])
+
+    def picture(self, image: np.ndarray, name: str) -> None:
+        """Keep a picture, uint8 [H, W, 3], as an artifact; `name` ends in .png."""
+        self._client.log_image(self.run_id, image, artifact_file=name)
+
+    def picture_at(self, step: int, image: np.ndarray, name: str) -> None:
+        """Keep a picture of a step, uint8 [H, W, 3], where MLflow shows those of a name by step; once a step."""
+        there = self._client.list_artifacts(self.run_id, "images")
+        if not any(file.path.startswith(f"images/{name}+step+{step}+") for file in there):
+            self._client.log_image(self.run_id, image, key=name, step=step)
+
+    def file(self, data: bytes, name: str) -> None:
+        """Keep a file as an artifact."""
+        with tempfile.TemporaryDirectory(prefix="igpt-artifact-") as folder:
+            path = Path(folder) / name
+            path.write_bytes(data)
+            self._client.log_artifact(self.run_id, str(path))
+
+    def end(self, status: str) -> None:
+        """Close the run: FINISHED, FAILED or KILLED."""
+        self._client.set_terminated(self.run_id, status)
+
+    @contextmanager
+    def closing(self) -> Iterator[None]:
+        """Close the run as its block ends: finished, failed, or killed by Ctrl-C or a cancellation.
+
+        When the server does not answer, a run that has failed stays open: the next one closes it as abandoned. Raises
+        IgptError when one that has finished cannot be closed.
+        """
+        status = "KILLED"
+        try:
+            yield
+            status = "FINISHED"
+        except Exception:
+            status = "FAILED"
+            raise
+        finally:
+            try:
+                self.end(status)
+            except MlflowException as error:
+                if status == "FINISHED":
+                    raise IgptError(
+                        f"MLflow at {self.tracking_uri} does not close the run {self.run_id} ({first_line(error)}); "
+                        "when it answers again, run the same command again"
+                    ) from None
+
+    def metric_history(self, name: str) -> list[tuple[int, float]]:
+        """The (step, value) pairs of a metric, by step."""
+        history = self._client.get_metric_history(self.run_id, name)
+        return sorted((metric.step, metric.value) for metric in history)
+
+
+def first_line(error: MlflowException) -> str:
+    """What an error of MLflow says first; the rest fills a screen."""
+    return (str(error.message).strip().splitlines() or ["no reason given"])[0][:_REASON]
+
+
+def open_run(
+    tracking_uri: str,
+    config: PretrainConfig,
+    snapshot: Snapshot,
+    run: str,
+    tags: Mapping[str, str],
+) -> RunLogger:
+    """Find the MLflow run of a training run by its folder, or create it with its config and dataset."""
+    client = MlflowClient(tracking_uri)
+    try:
+        experiment = client.get_experiment_by_name(config.experiment)
+        experiment_id = experiment.experiment_id if experiment else client.create_experiment(config.experiment)
+        found = client.search_runs([experiment_id], f"tags.`{_RUN_TAG}` = '{run}'", max_results=1)
+    except MlflowException as error:
+        raise IgptError(f"MLflow at {tracking_uri}: experiment {config.experiment!r}: {error.message}") from None
+    if found:
+        logger = RunLogger(tracking_uri, found[0].info.run_id)
+        # In this order: a run that counts as running and was not heard of for long is taken for abandoned.
+        logger.tags({**tags, BEAT_TAG: f"{time.time():.0f}"})
+        client.update_run(logger.run_id, status="RUNNING")
+        return logger
+    name = run.rstrip("/").rsplit("/", 1)[-1]
+    created = client.create_run(experiment_id, run_name=name, tags={_RUN_TAG: run, **tags})
+    logger = RunLogger(tracking_uri, created.info.run_id)
+    model = config.model_config(resolution=snapshot.resolution, colours=snapshot.colours, classes=len(snapshot.classes))
+    params = {**asdict(config), **{f"model.{k}": v for k, v in asdict(model).items()}, "parameters": model.parameters}
+    client.log_batch(
+        logger.run_id,
+        params=[Param(key, str(value)[:500]) for key, value in params.items()],
+    )
+    logger.tags(lineage_tags(snapshot))
+    source = json.dumps({"uri": f"{snapshot.dataset}/snapshots/{snapshot.number:06d}.json"})
+    dataset = Dataset(
+        name=snapshot.dataset.rstrip("/").rsplit("/", 1)[-1],
+        digest=snapshot.digest[:12],
+        source_type="uri",
+        source=source,
+        profile=json.dumps({split: snapshot.samples(split) for split in ("train", "validation", "test")}),
+    )
+    context = [InputTag("mlflow.data.context", "training")]
+    client.log_inputs(logger.run_id, datasets=[DatasetInput(dataset, tags=context)])
+    return logger
+
+
+def close_abandoned(tracking_uri: str, experiment: str) -> list[str]:
+    """Give training runs whose process died without a word their true end: KILLED, when it was last heard of.
+
+    Returns their ids. A run is abandoned when it counts as running and nobody was at work on it for five minutes.
+    """
+    client = MlflowClient(tracking_uri)
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        return []
+    running = client.search_runs([found.experiment_id], f"attributes.status = 'RUNNING' and tags.`{BEAT_TAG}` != ''")
+    closed = []
+    for run in running:
+        last = float(run.data.tags[BEAT_TAG])
+        if time.time() - last > _ABANDONED_SECONDS:
+            client.set_terminated(run.info.run_id, "KILLED", end_time=int(last * 1000))
+            closed.append(run.info.run_id)
+    return closed
+
+
+def lineage_tags(snapshot: Snapshot) -> dict[str, str]:
+    """Where a run's or a model's data come from."""
+    return {
+        "igpt.dataset": snapshot.dataset,
+        "igpt.snapshot": str(snapshot.number),
+        "igpt.manifest_digest": snapshot.digest,
+        "igpt.palette_sha256": snapshot.palette_sha256,
+    }

@@ -1,0 +1,39 @@
+"""The lookup table of a palette, made once on a machine and then read from its cache folder."""
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.images import palette
+
+_ENTRIES = 1 << 24
+_DIGEST_BYTES = 32
+
+
+def lookup_table(palette_K3: np.ndarray) -> np.ndarray:
+    """palette.lookup_table, uint16 [2^24], from the cache where an earlier build has left it and it is whole.
+
+    A cache that cannot be written, on a full disk for one, is done without.
+    """
+    folder = Path(tempfile.gettempdir()) / f"igpt-cache-{os.getuid()}" / "tables"
+    path = folder / f"{palette.sha256(palette_K3)}.u16"
+    try:
+        data = path.read_bytes()
+    except OSError:
+        data = b""
+    body, digest = data[:-_DIGEST_BYTES], data[-_DIGEST_BYTES:]
+    if len(body) == 2 * _ENTRIES and hashlib.sha256(body).digest() == digest:
+        return np.frombuffer(body, "<u2").astype(np.uint16, copy=False)
+    table = palette.lookup_table(palette_K3)
+    body = table.astype("<u2").tobytes()
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        partial.write_bytes(body + hashlib.sha256(body).digest())
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+    return table

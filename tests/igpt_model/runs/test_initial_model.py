@@ -1,0 +1,144 @@
+"""A training that starts from a registered model: with its weights, once, and only from one that fits."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from igpt_model.config import PretrainConfig
+from igpt_model.model.bundle import ModelFolder
+from igpt_model.runs import initial_model
+from igpt_model.runs.open_model import load_run
+from igpt_model.training.loop import train
+from igpt_model.training.train_state import Learner
+from igpt_model.worker import Worker
+from pipeline.dataset.snapshot import Snapshot
+from pipeline.errors import IgptError
+from pipeline.store import objects
+from tests.igpt_model.training.test_loop import KilledError, Recorder, digits_snapshot, short_training
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
+    torch.set_num_threads(1)
+    return digits_snapshot(tmp_path_factory.mktemp("digits"))
+
+
+@pytest.fixture
+def first(data: Snapshot, tmp_path: Path) -> tuple[PretrainConfig, ModelFolder]:
+    """A config, and the model that thirty steps with it have made."""
+    config = short_training(data, tmp_path)
+    run = str(tmp_path / "first")
+    train(config, data, run, Worker(), Recorder())
+    return replace(config, parent="models:/digits/1"), load_run(run)
+
+
+@pytest.fixture
+def second(first: tuple[PretrainConfig, ModelFolder], data: Snapshot, tmp_path: Path) -> str:
+    """A run that has the model as its parent, and has not begun."""
+    run = str(tmp_path / "second")
+    config, model = first
+    initial_model.keep(run, model, config, data)
+    return run
+
+
+def test_a_training_goes_on_where_its_parent_ended(
+    first: tuple[PretrainConfig, ModelFolder], second: str, data: Snapshot
+) -> None:
+    config, model = first
+    heard = Recorder()
+    train(replace(config, warmup_steps=0, learning_rate=1e-9, ema_decay=0.5), data, second, Worker(), heard)
+    assert heard.values[10]["train_loss"] < 2.3  # 2.77 is what random weights have
+    ours = load_run(second).model.state_dict()
+    assert all(torch.allclose(ours[name], tensor, atol=1e-6) for name, tensor in model.model.state_dict().items())
+
+
+def test_a_run_that_was_cut_off_goes_on_from_its_checkpoint_and_not_from_the_parent(
+    first: tuple[PretrainConfig, ModelFolder], data: Snapshot, tmp_path: Path
+) -> None:
+    config, model = first
+    calm, cut = str(tmp_path / "calm"), str(tmp_path / "cut")
+    for run in (calm, cut):
+        initial_model.keep(run, model, config, data)
+    train(config, data, calm, Worker(), Recorder())
+
+    def die(step: int) -> None:
+        if step == 17:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        train(config, data, cut, Worker(), Recorder(), heartbeat=die)
+    objects.delete(objects.join(cut, "parent", "weights.safetensors"))  # they are not asked for any more
+    train(config, data, cut, Worker(), Recorder())
+    ours, theirs = load_run(cut).model.state_dict(), load_run(calm).model.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_half_a_parent_does_not_count(first: tuple[PretrainConfig, ModelFolder], second: str, data: Snapshot) -> None:
+    config, _ = first
+    assert initial_model.of_run(second) == "models:/digits/1"
+    objects.delete(objects.join(second, "parent", "parent.json"))  # the last that is written
+    assert initial_model.of_run(second) == "" and initial_model.is_needed(second, config)
+    with pytest.raises(IgptError, match=r"parent is models:/digits/1 and its model is not in .*/parent yet; `igpt"):
+        train(config, data, second, Worker(), Recorder())
+
+
+def test_a_run_has_one_parent_and_it_is_the_one_that_is_told(
+    first: tuple[PretrainConfig, ModelFolder], second: str, data: Snapshot, tmp_path: Path
+) -> None:
+    """Where the run's name is given, it does not change with the parent."""
+    config, _ = first
+    for other in ("models:/digits/2", ""):
+        with pytest.raises(IgptError, match=f"has started from models:/digits/1, and parent is {other or 'empty'} now"):
+            train(replace(config, parent=other), data, second, Worker(), Recorder())
+    without = str(tmp_path / "without")
+    train(replace(config, parent="", steps=10), data, without, Worker(), Recorder())
+    with pytest.raises(IgptError, match="has started from random weights, and parent is models:/digits/1 now"):
+        train(config, data, without, Worker(), Recorder())
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"layers": 3}, "has layers 2, this training 3"),
+        ({"objective": "masked"}, "has objective autoregressive, this training masked"),
+        ({"class_conditional": True}, "has classes None, this training 10"),
+    ],
+)
+def test_a_parent_of_another_kind_is_refused(
+    fields: dict, expected: str, first: tuple[PretrainConfig, ModelFolder], data: Snapshot, tmp_path: Path
+) -> None:
+    config, model = first
+    run = str(tmp_path / "second")
+    with pytest.raises(IgptError, match=expected):
+        initial_model.keep(run, model, replace(config, **fields), data)
+    assert not Path(run).exists()
+
+
+def test_a_parent_with_other_colours_or_classes_is_refused(
+    first: tuple[PretrainConfig, ModelFolder], data: Snapshot, tmp_path: Path
+) -> None:
+    config, model = first
+    run = str(tmp_path / "second")
+    with pytest.raises(IgptError, match="the same number means another colour"):
+        initial_model.keep(run, replace(model, palette_K3=-model.palette_K3), config, data)
+    by_class = replace(config, class_conditional=True)
+    shape = by_class.model_config(resolution=8, colours=16, classes=10)
+    told = Learner(shape, by_class, Worker()).model
+    others = ModelFolder(model=told, palette_K3=model.palette_K3, classes=tuple(reversed(data.classes)))
+    with pytest.raises(IgptError, match="was told other classes"):
+        initial_model.keep(run, others, by_class, data)
+    assert np.array_equal(model.palette_K3, data.palette())
+
+
+@pytest.mark.parametrize("name", ["models:/digits@champion", "digits/1", "models:/digits", "models:/a/b/1", "runs:/1"])
+def test_a_parent_is_named_by_its_number(name: str) -> None:
+    with pytest.raises(IgptError, match="name a version by its number, as in models:/igpt/3"):
+        PretrainConfig(runs="r", parent=name)
+
+
+def test_another_parent_is_another_run() -> None:
+    one, two, none = (PretrainConfig(runs="r", parent=p).run_name("a") for p in ("models:/d/1", "models:/d/2", ""))
+    assert len({one, two, none}) == 3

@@ -1,0 +1,127 @@
+"""Training without the pipeline's services: `python -m igpt_model.train`, alone and under torchrun."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from igpt_model.training.standalone import read_config
+from pipeline.dataset.snapshot import Snapshot
+from pipeline.errors import IgptError
+from tests.igpt_model.training.test_loop import digits_snapshot, short_training
+
+ROOT = Path(__file__).parents[3]
+# What a machine that only trains need not have.
+BARE = """
+import runpy, sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("ray", "mlflow", "prefect", "s3fs", "pydantic", "boto3", "typer", "rich", "flows"):
+            raise ImportError(name + " is not here")
+sys.meta_path.insert(0, Block())
+runpy.run_module("igpt_model.train", run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
+    return digits_snapshot(tmp_path_factory.mktemp("digits"))
+
+
+@pytest.fixture
+def path(data: Snapshot, tmp_path: Path) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(asdict(short_training(data, tmp_path))))
+    return path
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, cwd=ROOT, check=False, env=environment, timeout=300
+    )
+
+
+def result_in(folder: Path) -> dict:
+    (found,) = folder.rglob("result.json")
+    return json.loads(found.read_text())
+
+
+def test_it_trains_by_itself_and_finds_a_finished_run_again(path: Path, tmp_path: Path) -> None:
+    first = run("-c", BARE, str(path), "steps=20", "name=alone")
+    assert first.returncode == 0, first.stderr
+    assert first.stderr == ""
+    assert "step 10  train_loss " in first.stdout
+    result = result_in(tmp_path / "runs" / "alone")
+    assert (result["steps"], result["images"]) == (20, 320)
+    again = run("-c", BARE, str(path), "steps=20", "name=alone")
+    assert again.returncode == 0
+    assert len(again.stdout.splitlines()) == 1 and "after 20 steps" in again.stdout
+    longer = run("-c", BARE, str(path), "steps=30", "name=alone")
+    assert "step 20  " not in longer.stdout
+    assert result_in(tmp_path / "runs" / "alone")["restarts"] == 1
+
+
+def test_workers_of_torchrun_train_as_one_does(path: Path, tmp_path: Path) -> None:
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "igpt_model.train")
+    two = run(*launch, str(path), "name=two", "micro_batch=3", "ema_decay=0.9")
+    assert two.returncode == 0, two.stdout + two.stderr
+    one = run("-m", "igpt_model.train", str(path), "name=one", "ema_decay=0.9")
+    assert one.returncode == 0, one.stderr
+    ours, theirs = (result_in(tmp_path / "runs" / name) for name in ("two", "one"))
+    assert (ours["steps"], ours["images"]) == (theirs["steps"], theirs["images"]) == (30, 480)
+    assert ours["validation_loss"] == pytest.approx(theirs["validation_loss"], abs=1e-4)
+    steps = re.findall(r"^step (\d+)", two.stdout, re.MULTILINE)
+    assert steps == ["10", "15", "20", "30"]  # rank 0 alone reports
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("stepz=3", "unknown field stepz"),
+        ("steps=many", "steps is 'many': it must be int"),
+        ("steps=1.5", "steps is 1.5: it must be int"),
+        ("flip=1", "flip is 1: it must be bool"),
+        ("preset=gpt-5", "preset is 'gpt-5': it must be 'tiny' or"),
+        ("global_batch=0", "global_batch is 0: it must be at least 1"),
+        ("steps", "'steps' is not an override"),
+        ("dataset=", "dataset is empty"),
+        ("dataset=/no/such/place", "no dataset snapshot there"),
+        pytest.param(
+            *("use_gpu=true", "PyTorch sees no GPU"),
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU"),
+        ),
+    ],
+)
+def test_each_mistake_is_one_line(override: str, expected: str, path: Path) -> None:
+    ended = run("-m", "igpt_model.train", str(path), override)
+    assert ended.returncode == 2, ended.stdout + ended.stderr
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("igpt: ")
+    assert expected in line
+    assert not (path.parent / "runs").exists()
+
+
+def test_a_config_is_yaml_or_json_and_typed(path: Path) -> None:
+    config = read_config(path, ["learning_rate=1", "name=x", "layers=null"])
+    assert (config.learning_rate, config.name, config.layers) == (1.0, "x", None)
+    assert isinstance(config.learning_rate, float)
+    as_json = path.with_suffix(".json")
+    as_json.write_text(json.dumps(yaml.safe_load(path.read_text())))
+    assert read_config(as_json, []) == read_config(path, [])
+    for text, expected in (("- 1", "a config is a mapping"), ("a: [", "not valid YAML in line"), ("", "a config is a")):
+        path.write_text(text)
+        with pytest.raises(IgptError, match=expected):
+            read_config(path, [])
+    with pytest.raises(IgptError, match="No such file"):
+        read_config(path.parent / "nothing.yaml", [])
+    path.write_text("dataset: somewhere")
+    with pytest.raises(IgptError, match="runs is missing"):
+        read_config(path, [])

@@ -1,0 +1,61 @@
+"""What a process publishes after another has taken its lease over: nothing, and it says why in a line."""
+
+import json
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from igpt_model.runs import checkpoint
+from igpt_model.training.loop import train
+from igpt_model.worker import Worker
+from pipeline.build.build import build
+from pipeline.config import DatasetConfig
+from pipeline.dataset import snapshot
+from pipeline.store import objects
+from pipeline.store.lease import Fence, LeaseLostError
+from tests.igpt_model.training.test_loop import Recorder, digits_snapshot, short_training
+
+pytestmark = pytest.mark.usefixtures("without_cluster")
+
+
+def fence(folder: str, term: int) -> Fence:
+    """That of a process that has just taken a term."""
+    holder = f"holder of term {term}"
+    objects.write_bytes(objects.join(folder, "lease", f"{term:08d}.json"), json.dumps({"id": holder}).encode())
+    return Fence(folder=folder, term=term, holder=holder)
+
+
+def test_a_build_publishes_nothing_and_the_next_one_uses_its_shards(image_folder: Path, tmp_path: Path) -> None:
+    config = DatasetConfig(raw=str(image_folder), dataset=str(tmp_path / "built"), resolution=16, colours=24)
+    first, others = fence(config.dataset, 1), []
+
+    def progress(step: str, done: int, total: int, detail: str = "") -> None:
+        if step == "shards":
+            others.append(fence(config.dataset, 2))  # in the middle of the work
+
+    with pytest.raises(LeaseLostError, match="another process took over"):
+        build(config, progress=progress, exclusively=lambda dataset: nullcontext(first))
+    assert snapshot.latest_number(config.dataset) is None and not snapshot.numbers(config.dataset)
+    heir = build(config, exclusively=lambda dataset: nullcontext(others[0]))
+    assert heir.snapshot.number == 1 and heir.shards_reused == len(heir.snapshot.shards)
+
+
+def test_a_training_marks_and_prunes_no_checkpoint(tmp_path: Path) -> None:
+    data = digits_snapshot(tmp_path)
+    config = replace(short_training(data, tmp_path), checkpoint_every=10, keep_last=1, keep_best=0)
+    run = str(tmp_path / "runs" / "fenced")
+    first, others = fence(run, 1), []
+
+    def heartbeat(step: int) -> None:
+        if step == 15:
+            others.append(fence(run, 2))
+
+    worker = Worker(rank=0, world_size=1, device=torch.device("cpu"))
+    with pytest.raises(LeaseLostError, match="another process took over"):
+        train(config, data, run, worker, Recorder(), heartbeat=heartbeat, fence=first)
+    assert checkpoint.marked_steps(run) == [10]
+    result = train(config, data, run, worker, Recorder(), fence=others[0])
+    assert result.restarts == 1 and checkpoint.marked_steps(run) == [30]
