@@ -1,4 +1,4 @@
-"""Consumers of a registered model: an environment with its requirements alone, HTTP, and the README's example.
+"""Consumers of a registered model: an environment with its requirements alone, HTTP, and the example of docs/models.md.
 
 The environment is made once, from what the version itself names; nothing of this repository is in it.
 """
@@ -254,14 +254,14 @@ def test_wrong_requests_are_told_what_is_wrong(body: dict[str, Any], expected: s
     assert expected in answer["message"]
 
 
-def readme_example() -> str:
-    """The first Python block of the section for model consumers."""
-    section = (ROOT / "README.md").read_text().split("## For model consumers")[1].split("\n## ")[0]
+def page_example() -> str:
+    """The first Python block of docs/models.md."""
+    section = (ROOT / "docs" / "models.md").read_text().split("\n## ")[0]
     return section.split("```python\n")[1].split("```")[0]
 
 
-def test_the_readme_example_runs_as_it_stands(registered: Version, empty_environment: Path, tmp_path: Path) -> None:
-    example = readme_example()
+def test_the_page_example_runs_as_it_stands(registered: Version, empty_environment: Path, tmp_path: Path) -> None:
+    example = page_example()
     name = "models:/igpt-digits@champion"
     assert name in example
     example = example.replace(name, URI)  # the name of a model is all that is exchanged

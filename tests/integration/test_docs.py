@@ -1,4 +1,4 @@
-"""The README's worked rerun, run as it stands: every command, and what it prints."""
+"""The worked rerun of docs/data.md, run as it stands: every command, and what it prints."""
 
 import os
 import re
@@ -17,8 +17,8 @@ _PROGRESS = re.compile(r"\([0-9]+ s\)$")
 
 
 def worked_rerun() -> list[tuple[str, list[str]]]:
-    """The commands of the README's console block with the lines that it shows below each."""
-    block = (ROOT / "README.md").read_text().split("```console\n")[1].split("```")[0]
+    """The commands of the page's console block with the lines that it shows below each."""
+    block = (ROOT / "docs" / "data.md").read_text().split("```console\n")[1].split("```")[0]
     steps: list[tuple[str, list[str]]] = []
     in_document = False
     for line in block.splitlines():
@@ -33,7 +33,7 @@ def worked_rerun() -> list[tuple[str, list[str]]]:
     return steps
 
 
-def test_the_worked_rerun_prints_what_the_readme_shows(stack: Stack, tmp_path: Path) -> None:
+def test_the_worked_rerun_prints_what_the_page_shows(stack: Stack, tmp_path: Path) -> None:
     steps = worked_rerun()
     assert len(steps) == 13
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
