@@ -11,7 +11,7 @@ from transformers import ImageGPTForCausalImageModeling
 from transformers.utils import logging
 
 from igpt_model.convert.hugging_face import to_hugging_face
-from igpt_model.model.bundle import ModelFolder
+from igpt_model.model.bundle import ModelBundle
 from igpt_model.model.config import ModelConfig
 from igpt_model.model.network import ImageGPT
 
@@ -30,7 +30,7 @@ def hugging_face(ours: ImageGPT) -> ImageGPTForCausalImageModeling:
     colours = np.zeros((ours.config.colours, 3), np.float32)
     device = ours.positions.device
     with tempfile.TemporaryDirectory(prefix="igpt-benchmark-") as temporary:
-        to_hugging_face(ModelFolder(model=ours.to("cpu"), palette_K3=colours, classes=()), Path(temporary))
+        to_hugging_face(ModelBundle(model=ours.to("cpu"), palette_K3=colours, classes=()), Path(temporary))
         theirs = ImageGPTForCausalImageModeling.from_pretrained(temporary)
     ours.to(device)
     return theirs.to(device)

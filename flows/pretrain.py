@@ -1,10 +1,8 @@
 """The flow that trains an Image GPT on a dataset snapshot, and shows what it learnt."""
 
-import tempfile
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 from prefect import flow
 from prefect.artifacts import create_image_artifact, create_link_artifact
@@ -21,7 +19,7 @@ from igpt_model.data.shard_cache import ShardCache
 from igpt_model.model.losses import Baselines, TokenCounts
 from igpt_model.registry.client import Registry
 from igpt_model.runs import initial_model, metric_log
-from igpt_model.runs.open_model import load_run
+from igpt_model.runs.open_model import open_model
 from igpt_model.runs.result import TrainResult, finished
 from igpt_model.tracking import figures, runs
 from igpt_model.tracking import sheets as pictures
@@ -93,9 +91,7 @@ def pretrain(config: PretrainConfig) -> PretrainOutcome:
 
 def _keep_parent(config: PretrainConfig, data: Snapshot, run: str, tracking_uri: str) -> None:
     """Bring the model that the training starts from into the run's folder, where the workers look for it."""
-    registry = Registry(tracking_uri)
-    with tempfile.TemporaryDirectory(prefix="igpt-parent-") as temporary:
-        initial_model.keep(run, registry.fetch(registry.find(config.parent), Path(temporary)), config, data)
+    initial_model.keep(run, Registry(tracking_uri).open(config.parent), config, data)
 
 
 def open_tracked(
@@ -161,7 +157,7 @@ def _show(
     """Judge a finished run by its baselines, and draw what it has learnt."""
     cache = ShardCache(data, config.cache)
     baselines = _count(data, cache, "train").baselines(_count(data, cache, "validation"))
-    sheets = draw_all(config, data, load_run(run), reporter)
+    sheets = draw_all(config, data, open_model(run, Registry(logger.tracking_uri).open), reporter)
     levels = {
         "uniform": baselines.uniform,
         "unigram": baselines.unigram,

@@ -7,7 +7,7 @@ import numpy as np
 from flows.terminal.console import Reporter
 from igpt_model.config import PretrainConfig
 from igpt_model.data.shard_cache import ShardCache
-from igpt_model.model.bundle import ModelFolder
+from igpt_model.model.bundle import ModelBundle
 from igpt_model.runs import checkpoint
 from igpt_model.tracking import sheets as pictures
 from igpt_model.tracking.runs import RunLogger
@@ -25,12 +25,12 @@ def held_out_images(config: PretrainConfig, data: Snapshot) -> tuple[np.ndarray,
     return tokens_NHW.reshape(len(tokens_NHW), -1), np.array(images.labels_N[:_SHOWN_IMAGES])
 
 
-def draw_all(config: PretrainConfig, data: Snapshot, folder: ModelFolder, reporter: Reporter) -> dict[str, np.ndarray]:
+def draw_all(config: PretrainConfig, data: Snapshot, bundle: ModelBundle, reporter: Reporter) -> dict[str, np.ndarray]:
     """The sheets that show a finished model, each drawn by a task of its own, with a GPU where training had them."""
     tokens_NT, labels_N = held_out_images(config, data)
-    names = pictures.sheet_names(folder)
+    names = pictures.sheet_names(bundle)
     device, gpus = ("cuda", 1) if config.use_gpu else ("cpu", 0)
-    calls = ((folder, name, tokens_NT, labels_N, config.seed, device) for name in names)
+    calls = ((bundle, name, tokens_NT, labels_N, config.seed, device) for name in names)
     sheets: dict[str, np.ndarray] = {}
     reporter("draw", 0, len(names), "pictures")
     for done, (number, sheet) in enumerate(tasks.map_tasks(pictures.draw_sheet, calls, num_gpus=gpus), 1):

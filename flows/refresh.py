@@ -19,7 +19,7 @@ from igpt_model.registry import client, register
 from igpt_model.registry import gate as promotion
 from igpt_model.registry.client import Version
 from igpt_model.registry.gate import GateConfig
-from igpt_model.runs.open_model import load_run
+from igpt_model.runs.open_model import open_model, opened_once
 from igpt_model.tracking import runs
 from pipeline.build.build import BuildResult
 from pipeline.config import digest
@@ -52,6 +52,13 @@ def run_stages(config: RefreshConfig, meter: StageMeter) -> RefreshOutcome:
         objects.check_reachable(objects.absolute(url))
     with meter.measure("build_dataset"):
         built = build_dataset(config.dataset)
+    with opened_once():
+        return _train_probe_and_register(config, known, built, meter)
+
+
+def _train_probe_and_register(
+    config: RefreshConfig, known: settings.Settings, built: BuildResult, meter: StageMeter
+) -> RefreshOutcome:
     dataset, number = built.snapshot.dataset, built.snapshot.number
     with meter.measure("pretrain"):
         trained = pretrain(replace(config.pretrain, dataset=dataset, snapshot=number))
@@ -79,7 +86,7 @@ def _register(config: RefreshConfig, known: settings.Settings, trained: Pretrain
         promotion.SPLITS: digest(held_out),
     }
     version = register.register(
-        load_run(trained.run),
+        open_model(trained.run, client.Registry(known.mlflow_tracking_uri).open),
         name=config.pretrain.model_name,
         tracking_uri=known.mlflow_tracking_uri,
         run_id=trained.mlflow_run,

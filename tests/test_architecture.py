@@ -199,6 +199,4 @@ def test_the_architecture_page_names_each_room() -> None:
     for package, order in ORDER.items():
         folders = {room for room in order if (ROOT / package / room).is_dir()}
         named = set(re.findall(rf"^  ({'|'.join(folders)})/ ", page, re.MULTILINE))
-        assert folders <= named, (
-            f"docs/architecture.md leaves out {sorted(folders - named)} of {package}"
-        )
+        assert folders <= named, f"docs/architecture.md leaves out {sorted(folders - named)} of {package}"

@@ -17,7 +17,7 @@ from pipeline.store import objects
 
 if TYPE_CHECKING:
     from igpt_model.inference.sample import Drawing
-    from igpt_model.model.bundle import ModelFolder
+    from igpt_model.model.bundle import ModelBundle
 
 # What needs torch is imported in the functions: the command line is to answer at once.
 Model = Annotated[
@@ -67,13 +67,13 @@ def sample(
     from igpt_model.tracking import sheets
 
     drawing = _drawing(temperature, top_k, top_p, seed)
-    folder = _load(model, device)
-    _refuse_upscaling(folder, model)
-    labels = _labels(folder, class_name, count)
-    if labels is None and folder.model.config.classes is not None:
-        labels = np.arange(count) // columns % folder.model.config.classes
+    bundle = _load(model, device)
+    _refuse_upscaling(bundle, model)
+    labels = _labels(bundle, class_name, count)
+    if labels is None and bundle.model.config.classes is not None:
+        labels = np.arange(count) // columns % bundle.model.config.classes
     reporter = Reporter("sample")
-    sheet = sheets.sample_sheet(folder, drawing, count=count, columns=columns, labels_N=labels, progress=reporter)
+    sheet = sheets.sample_sheet(bundle, drawing, count=count, columns=columns, labels_N=labels, progress=reporter)
     _write(output, sheets.to_png(sheet), reporter, f"{count} images")
 
 
@@ -109,9 +109,9 @@ def complete(
     contents = image_files.read_files(images)
     mask_file = image_files.read_files([mask]) if mask is not None else []
     drawing = _drawing(temperature, top_k, top_p, seed)
-    folder = _load(model, device)
-    _refuse_upscaling(folder, model)
-    side = folder.model.config.resolution
+    bundle = _load(model, device)
+    _refuse_upscaling(bundle, model)
+    side = bundle.model.config.resolution
     if mask is not None:
         known_T = image_files.to_pictures(mask_file, [mask], side)[0].mean(2).reshape(-1) > 127.5
     else:
@@ -119,11 +119,11 @@ def complete(
         if kept > side:
             raise IgptError(f"--rows is {kept}: the model's images have {side} rows")
         known_T = np.arange(side * side) < kept * side
-    tokens_NT = folder.quantize(image_files.to_pictures(contents, images, side))
-    labels = _needed_labels(folder, class_name, len(images))
+    tokens_NT = bundle.quantize(image_files.to_pictures(contents, images, side))
+    labels = _needed_labels(bundle, class_name, len(images))
     reporter = Reporter("complete")
     sheet = sheets.completion_sheet(
-        folder, tokens_NT, known_T, drawing, draws=draws, labels_N=labels, progress=reporter
+        bundle, tokens_NT, known_T, drawing, draws=draws, labels_N=labels, progress=reporter
     )
     _write(output, sheets.to_png(sheet), reporter, f"{len(images)} images, {draws} completions each")
 
@@ -150,15 +150,15 @@ def upscale(
 
     contents = image_files.read_files(images)
     drawing = _drawing(temperature, top_k, top_p, seed)
-    folder = _load(model, device)
-    config = folder.model.config
+    bundle = _load(model, device)
+    config = bundle.model.config
     if config.low_resolution is None:
         raise IgptError(f"{model}: this model does not upscale: it was trained without low_resolution")
-    low_NP = folder.quantize(image_files.to_pictures(contents, images, config.low_resolution))
+    low_NP = bundle.quantize(image_files.to_pictures(contents, images, config.low_resolution))
     originals = image_files.to_pictures(contents, images, config.resolution)
-    labels = _needed_labels(folder, class_name, len(images))
+    labels = _needed_labels(bundle, class_name, len(images))
     reporter = Reporter("upscale")
-    sheet = sheets.upscaling_sheet(folder, originals, low_NP, drawing, draws=draws, labels_N=labels, progress=reporter)
+    sheet = sheets.upscaling_sheet(bundle, originals, low_NP, drawing, draws=draws, labels_N=labels, progress=reporter)
     _write(output, sheets.to_png(sheet), reporter, f"{len(images)} images, upscaled {draws} times each")
 
 
@@ -183,16 +183,16 @@ def score(
     from igpt_model.tracking import sheets
 
     contents = image_files.read_files(images)
-    folder = _load(model, device)
-    squares = image_files.to_pictures(contents, images, folder.model.config.resolution)
-    tokens_NT = folder.quantize(squares)
-    low_NP = folder.shrink(squares) if folder.model.config.low_resolution is not None else None
-    labels = _needed_labels(folder, class_name, len(images))
-    result = scoring.score_images(folder, tokens_NT, labels_N=labels, low_NP=low_NP)
+    bundle = _load(model, device)
+    squares = image_files.to_pictures(contents, images, bundle.model.config.resolution)
+    tokens_NT = bundle.quantize(squares)
+    low_NP = bundle.shrink(squares) if bundle.model.config.low_resolution is not None else None
+    labels = _needed_labels(bundle, class_name, len(images))
+    result = scoring.score_images(bundle, tokens_NT, labels_N=labels, low_NP=low_NP)
     for name, nats, bits in zip(images, result.nats_per_pixel, result.bits_per_pixel, strict=True):
         console.print(f"{nats:.4f} nats per pixel, {bits:.4f} bits per pixel  {name}")
     if output is not None:
-        sheet = sheets.surprise_sheet(folder, tokens_NT, result.pixels_BT.cpu().numpy())
+        sheet = sheets.surprise_sheet(bundle, tokens_NT, result.pixels_BT.cpu().numpy())
         _write(output, sheets.to_png(sheet), Reporter("score"), f"{len(images)} images")
 
 
@@ -261,20 +261,19 @@ def _write(output: Path, png: bytes, reporter: Reporter, what: str) -> None:
     reporter.say(f"{what} in {output}")
 
 
-def _load(model: str, device: str | None) -> "ModelFolder":
-    """The model of a folder, a run or a registry URI, on a device."""
-    from igpt_model.runs import open_model
+def _load(model: str, device: str | None) -> "ModelBundle":
+    """The model of a run, a checkpoint, a folder or a registry URI, on a device."""
+    from igpt_model.runs.open_model import on_device, open_model
 
-    if not model.startswith("models:"):
-        return open_model.on_device(open_model.load_model(model), device)
-    from igpt_model.registry.client import Registry
-    from igpt_model.tracking import runs
+    def from_registry(reference: str) -> "ModelBundle":
+        from igpt_model.registry.client import Registry
+        from igpt_model.tracking import runs
 
-    uri = settings.tracking_uri()
-    runs.check_reachable(uri)
-    with tempfile.TemporaryDirectory(prefix="igpt-model-") as temporary:
-        registry = Registry(uri)
-        return open_model.on_device(registry.fetch(registry.find(model), Path(temporary)), device)
+        uri = settings.tracking_uri()
+        runs.check_reachable(uri)
+        return Registry(uri).open(reference)
+
+    return on_device(open_model(model, from_registry), device)
 
 
 def _palette(url: str) -> np.ndarray:
@@ -291,31 +290,31 @@ def _drawing(temperature: float, top_k: int | None, top_p: float | None, seed: i
     return Drawing(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
 
 
-def _refuse_upscaling(folder: "ModelFolder", model: str) -> None:
-    if folder.model.config.low_resolution is not None:
+def _refuse_upscaling(bundle: "ModelBundle", model: str) -> None:
+    if bundle.model.config.low_resolution is not None:
         raise IgptError(f"{model}: this is a super-resolution model, it draws from a small image: use `igpt upscale`")
 
 
-def _labels(folder: "ModelFolder", class_name: str | None, count: int) -> np.ndarray | None:
+def _labels(bundle: "ModelBundle", class_name: str | None, count: int) -> np.ndarray | None:
     """The class numbers of images that are all of a named class; None without a name."""
     if class_name is None:
         return None
-    classes = folder.model.config.classes
+    classes = bundle.model.config.classes
     if classes is None:
         raise IgptError(f"--class is {class_name!r}: this model was trained without class_conditional, leave it out")
-    if class_name in folder.classes:
-        number = folder.classes.index(class_name)
+    if class_name in bundle.classes:
+        number = bundle.classes.index(class_name)
     elif class_name.isdigit() and int(class_name) < classes:
         number = int(class_name)
     else:
-        known = ", ".join(folder.classes[:20]) + (", ..." if len(folder.classes) > 20 else "")
+        known = ", ".join(bundle.classes[:20]) + (", ..." if len(bundle.classes) > 20 else "")
         raise IgptError(f"--class is {class_name!r}: it must be one of {known}, or a number below {classes}")
     return np.full(count, number)
 
 
-def _needed_labels(folder: "ModelFolder", class_name: str | None, count: int) -> np.ndarray | None:
+def _needed_labels(bundle: "ModelBundle", class_name: str | None, count: int) -> np.ndarray | None:
     """The same for a command that cannot do without the class where the model takes one."""
-    labels = _labels(folder, class_name, count)
-    if labels is None and folder.model.config.classes is not None:
+    labels = _labels(bundle, class_name, count)
+    if labels is None and bundle.model.config.classes is not None:
         raise IgptError("this model is class-conditional: name the class of the images with --class")
     return labels

@@ -29,7 +29,7 @@ import torch
 from safetensors import SafetensorError
 
 from igpt_model.convert.weights import NORMS, ForeignWeights, side_of
-from igpt_model.model.bundle import ModelFolder
+from igpt_model.model.bundle import ModelBundle
 from igpt_model.model.config import ModelConfig
 from pipeline.errors import IgptError
 from pipeline.images import palette as palettes
@@ -51,7 +51,7 @@ _REQUIRED = {
 }
 
 
-def to_hugging_face(source: ModelFolder, folder: Path) -> None:
+def to_hugging_face(source: ModelBundle, folder: Path) -> None:
     """Write a folder that `ImageGPTForCausalImageModeling` and `ImageGPTImageProcessor` open with `from_pretrained`.
 
     Their processor shrinks images by bilinear interpolation and does not crop; at the model's own resolution its tokens
@@ -119,7 +119,7 @@ def _write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
-def from_hugging_face(folder: Path, palette_K3: np.ndarray | None = None) -> ModelFolder:
+def from_hugging_face(folder: Path, palette_K3: np.ndarray | None = None) -> ModelBundle:
     """Read a folder that `save_pretrained` wrote; the palette is the image processor's unless one is given.
 
     Raises IgptError for files that are missing or damaged, and for a model that is not the published architecture: with

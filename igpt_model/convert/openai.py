@@ -24,12 +24,12 @@ import numpy as np
 import torch
 
 from igpt_model.convert.weights import NORMS, ForeignWeights, side_of
-from igpt_model.model.bundle import ModelFolder
+from igpt_model.model.bundle import ModelBundle
 from igpt_model.model.config import ModelConfig
 from pipeline.errors import IgptError
 
 
-def from_openai(path: Path, palette_K3: np.ndarray) -> ModelFolder:
+def from_openai(path: Path, palette_K3: np.ndarray) -> ModelBundle:
     """Read OpenAI's variables from an .npz file, one array each under its TensorFlow name, as `model/h0/attn/q_proj`.
 
     What is not below `model/`, and the variables of the optimizer and the classifier (`model/clf`), are left out. A

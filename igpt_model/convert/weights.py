@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from igpt_model.model.bundle import ModelFolder
+from igpt_model.model.bundle import ModelBundle
 from igpt_model.model.config import ModelConfig
 from igpt_model.model.network import ImageGPT
 from pipeline.errors import IgptError
@@ -33,7 +33,7 @@ class ForeignWeights:
             raise IgptError(f"{self._origin}: {name} has the shape {list(weight.shape)}, expected {list(shape)}")
         return weight
 
-    def assemble(self, config: ModelConfig, ours: Mapping[str, Tensor], palette_K3: np.ndarray) -> ModelFolder:
+    def assemble(self, config: ModelConfig, ours: Mapping[str, Tensor], palette_K3: np.ndarray) -> ModelBundle:
         """The model of weights that were taken. Raises IgptError when some are left, or for another palette's size."""
         if self._tensors:
             raise IgptError(f"{self._origin}: {min(self._tensors)} has no place in an Image GPT; is it another model?")
@@ -47,7 +47,7 @@ class ForeignWeights:
         # Copies, as what was taken are also parts and transposed views of one memory.
         kept = {name: weight.float().clone(memory_format=torch.contiguous_format) for name, weight in ours.items()}
         model.load_state_dict(kept, assign=True)
-        return ModelFolder(model=model.eval(), palette_K3=palette_K3, classes=())
+        return ModelBundle(model=model.eval(), palette_K3=palette_K3, classes=())
 
 
 def side_of(positions: int, origin: str) -> int:

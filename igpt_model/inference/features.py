@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from igpt_model.model.bundle import ModelFolder
+from igpt_model.model.bundle import ModelBundle
 from igpt_model.model.config import ModelConfig
 from igpt_model.model.network import UNCONDITIONAL, Condition, ImageGPT
 from pipeline.errors import IgptError
@@ -41,7 +41,7 @@ def pooled_features(
     return torch.stack(pooled)
 
 
-def image_features(folder: ModelFolder, tokens_BT: Tensor) -> Tensor:
+def image_features(bundle: ModelBundle, tokens_BT: Tensor) -> Tensor:
     """The features of every layer of any number of images, some at a time: int64 [B, T] to [layers + 1, B, width].
 
     A super-resolution model is given the images' own small versions. Otherwise as `pooled_features`.
@@ -49,9 +49,9 @@ def image_features(folder: ModelFolder, tokens_BT: Tensor) -> Tensor:
     parts = []
     for part_BT in tokens_BT.split(_BATCH):
         low_BP = None
-        if folder.model.config.low_resolution is not None:
-            low_BP = torch.from_numpy(folder.shrink(folder.pictures(part_BT.cpu().numpy()))).to(part_BT.device)
-        parts.append(pooled_features(folder.model, part_BT, condition=Condition(low_BP=low_BP)))
+        if bundle.model.config.low_resolution is not None:
+            low_BP = torch.from_numpy(bundle.shrink(bundle.pictures(part_BT.cpu().numpy()))).to(part_BT.device)
+        parts.append(pooled_features(bundle.model, part_BT, condition=Condition(low_BP=low_BP)))
     return torch.cat(parts, 1)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from igpt_model.model.bundle import ModelFolder
+from igpt_model.model.bundle import ModelBundle
 from igpt_model.model.losses import pixel_losses
 from igpt_model.model.network import UNCONDITIONAL, Condition, ImageGPT
 from pipeline.errors import IgptError
@@ -50,11 +50,11 @@ def score(model: ImageGPT, tokens_BT: Tensor, *, condition: Condition = UNCONDIT
 
 
 def score_images(
-    folder: ModelFolder, tokens_NT: np.ndarray, *, labels_N: np.ndarray | None = None, low_NP: np.ndarray | None = None
+    bundle: ModelBundle, tokens_NT: np.ndarray, *, labels_N: np.ndarray | None = None, low_NP: np.ndarray | None = None
 ) -> Score:
     """The same for tokens, class numbers and small versions that are arrays, with the model of a folder."""
-    device = folder.model.positions.device
+    device = bundle.model.positions.device
     labels_B = None if labels_N is None else torch.from_numpy(labels_N).to(device)
     low_BP = None if low_NP is None else torch.from_numpy(low_NP).to(device)
     tokens_BT = torch.from_numpy(tokens_NT).to(device)
-    return score(folder.model, tokens_BT, condition=Condition(labels_B=labels_B, low_BP=low_BP))
+    return score(bundle.model, tokens_BT, condition=Condition(labels_B=labels_B, low_BP=low_BP))

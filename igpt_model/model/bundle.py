@@ -1,4 +1,7 @@
-"""A model as a folder that anything can open: weights.safetensors, model.json and palette.npy, nothing pickled."""
+"""A model in memory with its palette and class names, and the folder it is kept in.
+
+The folder holds weights.safetensors, model.json and palette.npy; nothing is pickled.
+"""
 
 import hashlib
 import json
@@ -23,7 +26,7 @@ FILES = ("model.json", "palette.npy", "weights.safetensors")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelFolder:
+class ModelBundle:
     """A model with what its tokens mean: the palette, float32 [K, 3], and the class names of its dataset."""
 
     model: ImageGPT
@@ -72,7 +75,7 @@ class ModelFolder:
             (folder / name).write_bytes(data)
 
     @classmethod
-    def load(cls, folder: Path, *, origin: str | None = None) -> "ModelFolder":
+    def load(cls, folder: Path, *, origin: str | None = None) -> "ModelBundle":
         """Read a folder that came from `origin` (none: it lies where it always did).
 
         Raises IgptError when a file is missing, damaged or does not fit the others.
@@ -84,7 +87,7 @@ class ModelFolder:
     @classmethod
     def assemble(
         cls, folder: Path, weights: Callable[[ImageGPT], Mapping[str, Tensor]], *, origin: str | None = None
-    ) -> "ModelFolder":
+    ) -> "ModelBundle":
         """Read what is described in a folder; `weights` gives those of a model that has none yet.
 
         Otherwise as `load`.

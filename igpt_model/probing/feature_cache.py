@@ -12,17 +12,17 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from igpt_model.model.bundle import ModelFolder
+from igpt_model.model.bundle import ModelBundle
 from pipeline.dataset.snapshot import ShardEntry
 from pipeline.images import palette as palettes
 from pipeline.store import objects
 
 
-def network_digest(folder: ModelFolder) -> str:
+def network_digest(bundle: ModelBundle) -> str:
     """The identity of a network: SHA-256, in hex, of its config, palette and weights."""
-    found = hashlib.sha256(json.dumps(asdict(folder.model.config), sort_keys=True).encode())
-    found.update(palettes.to_bytes(folder.palette_K3))
-    for name, weight in sorted(folder.model.state_dict().items()):
+    found = hashlib.sha256(json.dumps(asdict(bundle.model.config), sort_keys=True).encode())
+    found.update(palettes.to_bytes(bundle.palette_K3))
+    for name, weight in sorted(bundle.model.state_dict().items()):
         found.update(name.encode())
         found.update(weight.cpu().contiguous().numpy().tobytes())
     return found.hexdigest()

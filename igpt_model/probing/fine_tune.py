@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from igpt_model.config import FineTuneConfig
-from igpt_model.model.bundle import ModelFolder
+from igpt_model.model.bundle import ModelBundle
 from igpt_model.model.losses import image_losses
 from igpt_model.model.network import Condition, ImageGPT
 from igpt_model.probing.result import FineTuneScore
@@ -40,21 +40,21 @@ class _Classifier(nn.Module):
 
 
 def fine_tune(
-    folder: ModelFolder, train: LabelledTokens, validation: LabelledTokens, test: LabelledTokens, config: FineTuneConfig
+    bundle: ModelBundle, train: LabelledTokens, validation: LabelledTokens, test: LabelledTokens, config: FineTuneConfig
 ) -> FineTuneScore:
     """Train a copy of a model and a classifier together; score on test the weights that did best on validation.
 
     The generative loss is of autoregressive models only: a masked one classifies images without masks.
     """
-    device = folder.model.positions.device
+    device = bundle.model.positions.device
     classes = int(max(train.labels_N.max(), validation.labels_N.max(), test.labels_N.max())) + 1
-    classifier = _Classifier(copy.deepcopy(folder.model), classes).to(device).train()
+    classifier = _Classifier(copy.deepcopy(bundle.model), classes).to(device).train()
     optimizer = torch.optim.Adam(classifier.parameters(), lr=config.learning_rate, betas=(0.9, 0.95))
     random = np.random.default_rng(config.seed)
     order = np.concatenate(
         [random.permutation(len(train.labels_N)) for _ in range(1 + config.steps * config.batch // len(train.labels_N))]
     )
-    generative = config.generative_weight if folder.model.config.objective == "autoregressive" else 0.0
+    generative = config.generative_weight if bundle.model.config.objective == "autoregressive" else 0.0
     best_accuracy, best_step, best_weights = -1.0, 0, copy.deepcopy(classifier.state_dict())
     every = max(1, config.steps // _EVALUATIONS)
     for step in range(1, config.steps + 1):
@@ -63,7 +63,7 @@ def fine_tune(
         rows = order[(step - 1) * config.batch : step * config.batch]
         tokens_BT = torch.from_numpy(train.tokens_NT[rows]).to(device)
         labels_B = torch.from_numpy(train.labels_N[rows]).to(device)
-        logits_BK, y_BTC = classifier(tokens_BT, _condition(folder, tokens_BT))
+        logits_BK, y_BTC = classifier(tokens_BT, _condition(bundle, tokens_BT))
         loss = F.cross_entropy(logits_BK, labels_B)
         if generative:
             loss = loss + generative * image_losses(classifier.model.head(y_BTC), tokens_BT).mean()
@@ -72,13 +72,13 @@ def fine_tune(
         nn.utils.clip_grad_norm_(classifier.parameters(), 1.0)
         optimizer.step()
         if step % every == 0 or step == config.steps:
-            accuracy = _accuracy(folder, classifier, validation)
+            accuracy = _accuracy(bundle, classifier, validation)
             if accuracy > best_accuracy:
                 best_accuracy, best_step = accuracy, step
                 best_weights = copy.deepcopy(classifier.state_dict())
     classifier.load_state_dict(best_weights)
     return FineTuneScore(
-        test_accuracy=_accuracy(folder, classifier, test), validation_accuracy=best_accuracy, step=best_step
+        test_accuracy=_accuracy(bundle, classifier, test), validation_accuracy=best_accuracy, step=best_step
     )
 
 
@@ -89,21 +89,21 @@ def _schedule(step: int, steps: int) -> float:
     return 0.5 * (1 + float(np.cos(np.pi * (step - warmup) / max(1, steps - warmup))))
 
 
-def _condition(folder: ModelFolder, tokens_BT: Tensor) -> Condition:
-    if folder.model.config.low_resolution is None:
+def _condition(bundle: ModelBundle, tokens_BT: Tensor) -> Condition:
+    if bundle.model.config.low_resolution is None:
         return Condition()
-    low_NP = folder.shrink(folder.pictures(tokens_BT.cpu().numpy()))
+    low_NP = bundle.shrink(bundle.pictures(tokens_BT.cpu().numpy()))
     return Condition(low_BP=torch.from_numpy(low_NP).to(tokens_BT.device))
 
 
 @torch.inference_mode()
-def _accuracy(folder: ModelFolder, classifier: _Classifier, images: LabelledTokens) -> float:
+def _accuracy(bundle: ModelBundle, classifier: _Classifier, images: LabelledTokens) -> float:
     classifier.eval()
     right = 0
     for begin in range(0, len(images.labels_N), _BATCH):
         rows = slice(begin, begin + _BATCH)
-        tokens_BT = torch.from_numpy(images.tokens_NT[rows]).to(folder.model.positions.device)
-        logits_BK, _ = classifier(tokens_BT, _condition(folder, tokens_BT))
+        tokens_BT = torch.from_numpy(images.tokens_NT[rows]).to(bundle.model.positions.device)
+        logits_BK, _ = classifier(tokens_BT, _condition(bundle, tokens_BT))
         right += int((logits_BK.argmax(1).cpu().numpy() == images.labels_N[rows]).sum())
     classifier.train()
     return right / len(images.labels_N)

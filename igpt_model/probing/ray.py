@@ -11,7 +11,7 @@ import torch
 from igpt_model.config import ProbeConfig
 from igpt_model.data.shard_cache import ShardCache
 from igpt_model.inference.features import check_has_features, image_features, untrained
-from igpt_model.model.bundle import ModelFolder
+from igpt_model.model.bundle import ModelBundle
 from igpt_model.probing.feature_cache import FeatureCache, network_digest
 from igpt_model.probing.fine_tune import LabelledTokens, fine_tune
 from igpt_model.probing.linear import (
@@ -95,10 +95,10 @@ def _plan(snapshot: Snapshot, config: ProbeConfig) -> _Data:
 
 def _extract(network: int, shard: ShardEntry, rows: int, snapshot: Snapshot, *networks: Any) -> None:
     """Put the features of a shard by one of the networks into its cache."""
-    folder, cache = networks[2 * network], networks[2 * network + 1]
-    folder = on_device(folder, None)
-    tokens = torch.from_numpy(_rows(snapshot, shard, rows).tokens_NT).to(folder.model.positions.device)
-    cache.write(shard, rows, image_features(folder, tokens).cpu().numpy())
+    bundle, cache = networks[2 * network], networks[2 * network + 1]
+    bundle = on_device(bundle, None)
+    tokens = torch.from_numpy(_rows(snapshot, shard, rows).tokens_NT).to(bundle.model.positions.device)
+    cache.write(shard, rows, image_features(bundle, tokens).cpu().numpy())
     _log.info("features of %d images of shard %s are in %s", len(tokens), shard.name, cache.url)
 
 
@@ -115,10 +115,10 @@ def _neighbours(source: _Source, data: _Data, palette_K3: np.ndarray, config: Pr
     return neighbour_score(source.splits(data, palette_K3), config.neighbours)
 
 
-def _fine_tune(folder: ModelFolder, data: _Data, palette_K3: np.ndarray, config: ProbeConfig) -> FineTuneScore:
+def _fine_tune(bundle: ModelBundle, data: _Data, palette_K3: np.ndarray, config: ProbeConfig) -> FineTuneScore:
     assert config.fine_tune is not None
     train, validation, test = (data.tokens(split) for split in SPLITS)
-    return fine_tune(on_device(folder, None), train, validation, test, config.fine_tune)
+    return fine_tune(on_device(bundle, None), train, validation, test, config.fine_tune)
 
 
 def _sheet(source: _Source, data: _Data, palette_K3: np.ndarray, config: ProbeConfig) -> NeighbourSheet:
@@ -148,7 +148,7 @@ class _Cluster:
         """The results of function(*call, data, palette, config), in the order of the calls."""
         return self.run_sharing(step, "classifiers", function, calls, self._shared, gpus=0)
 
-    def fine_tune(self, networks: Sequence[ModelFolder]) -> list[FineTuneScore]:
+    def fine_tune(self, networks: Sequence[ModelBundle]) -> list[FineTuneScore]:
         """Fine-tune networks, each in a task, with a GPU where there are some."""
         calls = [(network,) for network in networks]
         return self.run_sharing("fine-tune", "networks", _fine_tune, calls, self._shared, gpus=self._gpus)
@@ -180,23 +180,23 @@ class _Cluster:
 
 
 def probe_on_cluster(
-    folder: ModelFolder, snapshot: Snapshot, config: ProbeConfig, *, progress: Progress = silent
+    bundle: ModelBundle, snapshot: Snapshot, config: ProbeConfig, *, progress: Progress = silent
 ) -> ProbeResult:
     """Probe every layer of a model on a labelled dataset. Raises IgptError when the two do not fit together."""
-    check_fits(folder, snapshot)
+    check_fits(bundle, snapshot)
     data = _plan(snapshot, config)
     by_split = {split: data.tokens(split).labels_N for split in SPLITS}
     _check_labels(snapshot, by_split)
-    fresh = replace(folder, model=untrained(folder.model, config.seed))
+    fresh = replace(bundle, model=untrained(bundle.model, config.seed))
     url = config.features or f"{snapshot.dataset.rstrip('/')}-features"
-    layers = folder.model.config.layers + 1
+    layers = bundle.model.config.layers + 1
     caches = [
         FeatureCache(url=objects.absolute(url), network=network_digest(network), layers=layers)
-        for network in (folder, fresh)
+        for network in (bundle, fresh)
     ]
-    cluster = _Cluster(data, folder.palette_K3, config, progress)
+    cluster = _Cluster(data, bundle.palette_K3, config, progress)
     missing = [(number, *call) for number, cache in enumerate(caches) for call in cache.missing(data.calls)]
-    cluster.extract(missing, (snapshot, folder, caches[0], fresh, caches[1]))
+    cluster.extract(missing, (snapshot, bundle, caches[0], fresh, caches[1]))
     sources = [_Source(cache=cache, layer=layer) for cache in caches for layer in range(layers)]
     fitted = cluster.run("probe", _fit, [(source,) for source in (*sources, _Source(cache=None))])
     result = ProbeResult(
@@ -215,14 +215,14 @@ def probe_on_cluster(
     np.add.at(confusion_KK, (by_split["test"], best.test_predictions), 1)
     result = replace(result, head=best.head, confusion_KK=confusion_KK)
     chosen = (sources[result.best_layer], sources[layers + result.untrained_best_layer], _Source(cache=None))
-    return _further(result, cluster, chosen, (folder, fresh), config)
+    return _further(result, cluster, chosen, (bundle, fresh), config)
 
 
 def _further(
     result: ProbeResult,
     cluster: _Cluster,
     chosen: tuple[_Source, _Source, _Source],
-    networks: tuple[ModelFolder, ModelFolder],
+    networks: tuple[ModelBundle, ModelBundle],
     config: ProbeConfig,
 ) -> ProbeResult:
     """What is measured at the best layers alone, beside each other for every source of features."""
@@ -260,15 +260,15 @@ def _check_labels(snapshot: Snapshot, by_split: dict[str, np.ndarray]) -> None:
             )
 
 
-def check_fits(folder: ModelFolder, snapshot: Snapshot) -> None:
+def check_fits(bundle: ModelBundle, snapshot: Snapshot) -> None:
     """Raise IgptError for a model without features, or of another resolution or palette than a dataset."""
-    check_has_features(folder.model.config)
-    if folder.model.config.resolution != snapshot.resolution:
+    check_has_features(bundle.model.config)
+    if bundle.model.config.resolution != snapshot.resolution:
         raise IgptError(
-            f"{snapshot.dataset} has resolution {snapshot.resolution}, the model {folder.model.config.resolution}: "
+            f"{snapshot.dataset} has resolution {snapshot.resolution}, the model {bundle.model.config.resolution}: "
             "build the dataset with the model's resolution"
         )
-    model_palette = palettes.sha256(folder.palette_K3)
+    model_palette = palettes.sha256(bundle.palette_K3)
     if model_palette != snapshot.palette_sha256:
         raise IgptError(
             f"{snapshot.dataset} has palette {snapshot.palette_sha256[:12]}, the model {model_palette[:12]}: "

@@ -18,7 +18,7 @@ from mlflow.entities import Metric
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from igpt_model.model.bundle import ModelFolder
+from igpt_model.model.bundle import ModelBundle
 from igpt_model.registry import checksums
 from igpt_model.registry import gate as promotion
 from igpt_model.registry.gate import Decision, GateConfig
@@ -219,7 +219,12 @@ class Registry:
         with tempfile.TemporaryDirectory(prefix="igpt-palette-") as temporary:
             return palettes.to_bytes(self.fetch(version, Path(temporary)).palette_K3)
 
-    def fetch(self, version: Version, local: Path) -> ModelFolder:
+    def open(self, reference: str) -> ModelBundle:
+        """Download and open the model of a version by any of its names; otherwise as `find` and `fetch`."""
+        with tempfile.TemporaryDirectory(prefix="igpt-model-") as temporary:
+            return self.fetch(self.find(reference), Path(temporary))
+
+    def fetch(self, version: Version, local: Path) -> ModelBundle:
         """Download and open a version's model. Raises IgptError when it is damaged or not what was registered."""
         mlflow.set_tracking_uri(self.tracking_uri)
         with one_line(version.uri):
@@ -229,7 +234,7 @@ class Registry:
             raise IgptError(f"{version.uri}: not a model of igpt-pipeline, it holds no model.json")
         if IDENTITY in version.tags:
             checksums.verify(found[0].parent, version.uri, version.tags[IDENTITY])
-        return ModelFolder.load(found[0].parent, origin=version.uri)
+        return ModelBundle.load(found[0].parent, origin=version.uri)
 
 
 def _version(entity: ModelVersion, aliases: Mapping[str, int]) -> Version:

@@ -13,7 +13,7 @@ from mlflow.exceptions import MlflowException
 
 from igpt_model import registered
 from igpt_model.convert.hugging_face import to_hugging_face
-from igpt_model.model.bundle import ModelFolder
+from igpt_model.model.bundle import ModelBundle
 from igpt_model.probing.head import ProbeHead
 from igpt_model.registry import serving
 from igpt_model.registry.client import CANDIDATE, IDENTITY, Registry, Version, one_line
@@ -27,7 +27,7 @@ _REQUIREMENTS = ("mlflow-skinny", "torch", "numpy", "pandas", "pillow", "safeten
 
 
 def register(
-    folder: ModelFolder,
+    bundle: ModelBundle,
     *,
     name: str,
     tracking_uri: str,
@@ -47,7 +47,7 @@ def register(
         _ensure_registered_model(client, name)
     number = _of_run(client, name, run_id)
     if number is None:
-        logged, identity = _log(folder, tracking_uri, run_id, best_layer, head)
+        logged, identity = _log(bundle, tracking_uri, run_id, best_layer, head)
         with one_line(tracking_uri):
             created = client.create_model_version(
                 name,
@@ -89,20 +89,20 @@ def _of_run(client: MlflowClient, name: str, run_id: str) -> int | None:
 
 
 def _log(
-    folder: ModelFolder, tracking_uri: str, run_id: str, best_layer: int, head: ProbeHead | None
+    bundle: ModelBundle, tracking_uri: str, run_id: str, best_layer: int, head: ProbeHead | None
 ) -> tuple[mlflow.models.model.ModelInfo, str]:
     """Upload a model as a pyfunc model of its run, and beside it as a Hugging Face folder where it can be one."""
     mlflow.set_tracking_uri(tracking_uri)
     logging.getLogger("mlflow").setLevel(logging.ERROR)  # it tells of each of its steps
-    config = folder.model.config
-    example = folder.pictures(np.zeros((1, config.positions), np.int64))
+    config = bundle.model.config
+    example = bundle.pictures(np.zeros((1, config.positions), np.int64))
     with tempfile.TemporaryDirectory(prefix="igpt-register-") as temporary, one_line(tracking_uri):
         files, theirs = Path(temporary) / _FILES, Path(temporary) / HUGGING_FACE
         files.mkdir()
-        identity = serving.write_files(files, folder, best_layer, head)
+        identity = serving.write_files(files, bundle, best_layer, head)
         with mlflow.start_run(run_id=run_id):
             if config.objective == "autoregressive" and config.classes is None and config.low_resolution is None:
-                to_hugging_face(folder, theirs)
+                to_hugging_face(bundle, theirs)
                 mlflow.log_artifacts(str(theirs), HUGGING_FACE)
             logged = mlflow.pyfunc.log_model(
                 name="model",

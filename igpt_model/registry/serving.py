@@ -18,7 +18,7 @@ from igpt_model.inference.features import image_features
 from igpt_model.inference.images import to_pictures
 from igpt_model.inference.sample import Drawing, complete, draw
 from igpt_model.inference.score import score
-from igpt_model.model.bundle import ModelFolder
+from igpt_model.model.bundle import ModelBundle
 from igpt_model.model.network import Condition
 from igpt_model.probing.head import ProbeHead
 from igpt_model.registry import checksums
@@ -56,8 +56,8 @@ class RegisteredImageGPT:
     class number params["label"].
     """
 
-    def __init__(self, folder: ModelFolder, best_layer: int, head: ProbeHead | None = None) -> None:
-        self._folder, self._best_layer, self._head = folder, best_layer, head
+    def __init__(self, bundle: ModelBundle, best_layer: int, head: ProbeHead | None = None) -> None:
+        self._bundle, self._best_layer, self._head = bundle, best_layer, head
 
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> Any:
         """Answer one task; see the class.
@@ -78,41 +78,41 @@ class RegisteredImageGPT:
             raise IgptError(f"samples is {settings['samples']}: it must be at least 1")
         if task == "sample":
             condition = self._condition(settings["samples"], settings)
-            drawn = draw(self._folder.model, settings["samples"], _drawing(settings), condition=condition)
-            return self._folder.pictures(drawn.numpy())
-        pictures = to_pictures(images, self._folder.model.config.resolution)
+            drawn = draw(self._bundle.model, settings["samples"], _drawing(settings), condition=condition)
+            return self._bundle.pictures(drawn.numpy())
+        pictures = to_pictures(images, self._bundle.model.config.resolution)
         if task == "features":
             return self._features(pictures, settings)
         if task == "classify":
             return self._classify(pictures)
         if task == "score":
             condition = self._condition(len(pictures), settings, pictures)
-            return score(self._folder.model, self._tokens(pictures), condition=condition).bits_per_pixel.numpy()
+            return score(self._bundle.model, self._tokens(pictures), condition=condition).bits_per_pixel.numpy()
         return self._drawn_from(pictures, settings)
 
     def _tokens(self, pictures: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(self._folder.quantize(pictures))
+        return torch.from_numpy(self._bundle.quantize(pictures))
 
     def _condition(self, count: int, settings: dict[str, Any], pictures: np.ndarray | None = None) -> Condition:
         """What the model is given beside the pixels of `count` images: a class, or their small versions."""
-        config, label = self._folder.model.config, settings["label"]
+        config, label = self._bundle.model.config, settings["label"]
         labels_B = low_BP = None
         if config.classes is not None:
             if label is None or not 0 <= label < config.classes:
                 raise IgptError(f"label is {label}: this model draws by class, it must be 0 to {config.classes - 1}")
             labels_B = torch.full((count,), label)
         if config.low_resolution is not None and pictures is not None:
-            low_BP = torch.from_numpy(self._folder.shrink(pictures))
+            low_BP = torch.from_numpy(self._bundle.shrink(pictures))
         return Condition(labels_B=labels_B, low_BP=low_BP)
 
     def _features(self, pictures: np.ndarray, settings: dict[str, Any]) -> np.ndarray:
-        layers, layer = self._folder.model.config.layers, settings["layer"]
+        layers, layer = self._bundle.model.config.layers, settings["layer"]
         if layer is not None and settings["all_layers"]:
             raise IgptError(f"layer is {layer} and all_layers is set: leave one of them out")
         layer = self._best_layer if layer is None else layer
         if not 0 <= layer <= layers:
             raise IgptError(f"layer is {layer}: it must be 0 to {layers}; without one it is the layer that probed best")
-        features_LNC = image_features(self._folder, self._tokens(pictures))
+        features_LNC = image_features(self._bundle, self._tokens(pictures))
         return features_LNC.transpose(0, 1).numpy() if settings["all_layers"] else features_LNC[layer].numpy()
 
     def _classify(self, pictures: np.ndarray) -> Any:
@@ -120,13 +120,13 @@ class RegisteredImageGPT:
             raise IgptError("task is classify, and no probe is attached to this version: it gives features alone")
         import pandas as pd  # noqa: PLC0415 (the pyfunc flavor has it; training machines need not)
 
-        features_NC = image_features(self._folder, self._tokens(pictures))[self._best_layer].numpy()
-        names = [self._folder.classes[label] for label in self._head.labels_K]
+        features_NC = image_features(self._bundle, self._tokens(pictures))[self._best_layer].numpy()
+        names = [self._bundle.classes[label] for label in self._head.labels_K]
         return pd.DataFrame(self._head.probabilities(features_NC), columns=names)
 
     def _drawn_from(self, pictures: np.ndarray, settings: dict[str, Any]) -> np.ndarray:
         """Completions or upscaled versions of pictures, uint8 [N, samples, R, R, 3]."""
-        side, count = self._folder.model.config.resolution, settings["samples"]
+        side, count = self._bundle.model.config.resolution, settings["samples"]
         rows = side // 2 if settings["rows"] is None else settings["rows"]
         if not 0 <= rows <= side:
             raise IgptError(f"rows is {rows}: it must be 0 to {side}; without it half of them are kept")
@@ -138,8 +138,8 @@ class RegisteredImageGPT:
             known_BT[:, : rows * side] = True
         elif condition.low_BP is None:
             raise IgptError("task is upscale, and this model was trained without low_resolution: it does not upscale")
-        drawn = complete(self._folder.model, tokens_BT, known_BT, _drawing(settings), condition=condition)
-        return self._folder.pictures(drawn.numpy()).reshape(len(pictures), count, side, side, 3)
+        drawn = complete(self._bundle.model, tokens_BT, known_BT, _drawing(settings), condition=condition)
+        return self._bundle.pictures(drawn.numpy()).reshape(len(pictures), count, side, side, 3)
 
 
 def _drawing(settings: dict[str, Any]) -> Drawing:
@@ -160,7 +160,7 @@ def signature() -> ModelSignature:
     return ModelSignature(params=ParamSchema([ParamSpec(name, kind, value) for name, kind, value in _PARAMETERS]))
 
 
-def write_files(folder: Path, model: ModelFolder, best_layer: int, head: ProbeHead | None) -> str:
+def write_files(folder: Path, model: ModelBundle, best_layer: int, head: ProbeHead | None) -> str:
     """Write what `_load_pyfunc` opens into an empty folder; returns its identity (checksums.py)."""
     model.save(folder)
     (folder / PROBED).write_text(json.dumps({"best_layer": best_layer}))
@@ -174,4 +174,4 @@ def _load_pyfunc(data_path: str) -> RegisteredImageGPT:
     folder = Path(data_path)
     checksums.verify(folder, data_path)
     best_layer = int(json.loads((folder / PROBED).read_text())["best_layer"])
-    return RegisteredImageGPT(ModelFolder.load(folder), best_layer, ProbeHead.load(folder))
+    return RegisteredImageGPT(ModelBundle.load(folder), best_layer, ProbeHead.load(folder))

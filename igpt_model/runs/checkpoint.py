@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from igpt_model.model.bundle import ModelFolder
+from igpt_model.model.bundle import ModelBundle
 from igpt_model.runs import sharded
 from igpt_model.runs.sharded import FileMark, Index
 from igpt_model.worker import Worker
@@ -78,9 +78,9 @@ class Checkpoint:
         """The size of all of its files."""
         return sum(mark.bytes for mark in self.index.files.values())
 
-    def model(self, fetch: Fetch) -> ModelFolder:
+    def model(self, fetch: Fetch) -> ModelBundle:
         """The model alone. Raises one of the errors of damaged files."""
-        folder = fetch("model.json").parent
+        bundle = fetch("model.json").parent
         fetch("palette.npy")
         tensors = {
             name: torch.empty(stored.shape)
@@ -89,7 +89,7 @@ class Checkpoint:
         }
         sharded.read(tensors, self.index, fetch)
         weights = {name.removeprefix("weights."): tensor for name, tensor in tensors.items()}
-        return ModelFolder.assemble(folder, lambda model: weights, origin=self.url)
+        return ModelBundle.assemble(bundle, lambda model: weights, origin=self.url)
 
     def restore(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None, fetch: Fetch
@@ -242,7 +242,7 @@ def _fetcher(checkpoint: Checkpoint, folder: Path) -> Fetch:
     return fetch
 
 
-def load_model(url: str) -> ModelFolder:
+def load_model(url: str) -> ModelBundle:
     """The model of the checkpoint in a folder. Raises IgptError when it is damaged."""
     try:
         found = read_mark(url)

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from igpt_model.config import PretrainConfig
-from igpt_model.model.bundle import FILES, ModelFolder
+from igpt_model.model.bundle import FILES, ModelBundle
 from igpt_model.runs import checkpoint
 from igpt_model.runs.open_model import load_folder
 from pipeline.dataset.snapshot import Snapshot
@@ -39,7 +39,7 @@ def is_needed(run: str, config: PretrainConfig) -> bool:
     return bool(config.parent) and not started
 
 
-def keep(run: str, parent: ModelFolder, config: PretrainConfig, snapshot: Snapshot) -> None:
+def keep(run: str, parent: ModelBundle, config: PretrainConfig, snapshot: Snapshot) -> None:
     """Put the config's parent into the run's folder. Raises IgptError when it is not a model of the same kind."""
     _check(parent, config, snapshot)
     with tempfile.TemporaryDirectory(prefix="igpt-parent-") as temporary:
@@ -49,7 +49,7 @@ def keep(run: str, parent: ModelFolder, config: PretrainConfig, snapshot: Snapsh
     objects.write_bytes(objects.join(_folder(run), _MARK), json.dumps({"model": config.parent}).encode())
 
 
-def read(run: str, config: PretrainConfig, snapshot: Snapshot) -> ModelFolder:
+def read(run: str, config: PretrainConfig, snapshot: Snapshot) -> ModelBundle:
     """The parent of a run. Raises IgptError when it is not there, or not a model of the same kind."""
     if not of_run(run):
         raise IgptError(
@@ -65,7 +65,7 @@ def _folder(run: str) -> str:
     return objects.join(run, "parent")
 
 
-def _check(parent: ModelFolder, config: PretrainConfig, snapshot: Snapshot) -> None:
+def _check(parent: ModelBundle, config: PretrainConfig, snapshot: Snapshot) -> None:
     ours = config.model_config(resolution=snapshot.resolution, colours=snapshot.colours, classes=len(snapshot.classes))
     theirs = asdict(parent.model.config)
     for name, value in asdict(ours).items():

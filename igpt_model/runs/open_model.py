@@ -1,21 +1,53 @@
-"""Opening a model from where it lies, on disk or in a store: a training run, one of its checkpoints, a model folder."""
+"""Opening a model by whatever names it: a run, one of its checkpoints, a model folder, or a registered version."""
 
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from igpt_model.model.bundle import FILES, ModelFolder
+from igpt_model.model.bundle import FILES, ModelBundle
 from igpt_model.runs import checkpoint
 from pipeline.errors import IgptError
 from pipeline.store import objects
 
+# What is open already, by reference, inside of `opened_once`.
+_open: ContextVar[dict[str, ModelBundle] | None] = ContextVar("open_models", default=None)
 
-def load_model(url: str) -> ModelFolder:
-    """The model of a model folder, of a checkpoint's folder, or of the newest good checkpoint of a run's folder.
 
-    Raises IgptError when there is neither.
+@contextmanager
+def opened_once() -> Iterator[None]:
+    """Within the block a model is downloaded once: a refresh draws with, probes and registers the same one."""
+    token = _open.set({})
+    try:
+        yield
+    finally:
+        _open.reset(token)
+
+
+def open_model(reference: str, from_registry: Callable[[str], ModelBundle]) -> ModelBundle:
+    """Open a model: of a run (its newest good checkpoint), a checkpoint, a model folder, or models:/NAME@ALIAS.
+
+    `from_registry` opens a registry URI. Raises IgptError when there is no model, or a damaged one.
+    """
+    registered = reference.startswith("models:")
+    url = reference if registered else objects.absolute(reference)
+    kept = _open.get()
+    if kept is not None and url in kept:
+        return kept[url]
+    bundle = from_registry(url) if registered else load_model(url)
+    if kept is not None:
+        kept[url] = bundle
+    return bundle
+
+
+def load_model(url: str) -> ModelBundle:
+    """Open a model by a URL or path: of a run (its newest good checkpoint), a checkpoint or a model folder.
+
+    Raises IgptError when there is none, or a damaged one.
     """
     url = objects.absolute(url)
     objects.check_reachable(url)
@@ -23,36 +55,32 @@ def load_model(url: str) -> ModelFolder:
         return checkpoint.load_model(url)
     if objects.exists(objects.join(url, "model.json")):
         return load_folder(url)
-    return load_run(url)
+    bundle = checkpoint.use_newest(url, checkpoint.Checkpoint.model)
+    if bundle is None:
+        raise IgptError(
+            f"{url}: no model there; give the folder of a training run, of one of its checkpoints or of a model, or a "
+            "registered version as in models:/igpt@champion"
+        )
+    return bundle
 
 
-def on_device(folder: ModelFolder, device: str | None) -> ModelFolder:
-    """The folder with its model on a device (none: a GPU if there is one). Raises IgptError when it cannot be used."""
+def on_device(bundle: ModelBundle, device: str | None) -> ModelBundle:
+    """The bundle with its model on a device (none: a GPU if there is one). Raises IgptError when it cannot be used."""
     name = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return replace(folder, model=folder.model.to(name))
+        return replace(bundle, model=bundle.model.to(name))
     except (RuntimeError, AssertionError) as error:  # which of them depends on how PyTorch was built
         raise IgptError(
             f"device is {name!r}: {str(error).splitlines()[0]}; it must be cpu, or cuda with a GPU"
         ) from None
 
 
-def load_run(run: str) -> ModelFolder:
-    """The model of a run's newest good checkpoint. Raises IgptError when the run has none."""
-    found = checkpoint.use_newest(run, checkpoint.Checkpoint.model)
-    if found is None:
-        raise IgptError(
-            f"{run}: no model there; give the folder of a training run, of one of its checkpoints or of a model"
-        )
-    return found
-
-
-def load_folder(url: str) -> ModelFolder:
-    """The model of a model folder. Raises IgptError when a file is missing or damaged."""
+def load_folder(url: str) -> ModelBundle:
+    """Open a model folder. Raises IgptError when a file is missing or damaged."""
     with tempfile.TemporaryDirectory(prefix="igpt-model-") as temporary:
         for name in FILES:
             try:
                 objects.download(objects.join(url, name), Path(temporary) / name)
             except FileNotFoundError:
                 raise IgptError(f"{url}: not a model folder, {name} is missing") from None
-        return ModelFolder.load(Path(temporary), origin=url)
+        return ModelBundle.load(Path(temporary), origin=url)

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from igpt_model.inference.sample import Drawing, complete, draw
-from igpt_model.model.bundle import ModelFolder
+from igpt_model.model.bundle import ModelBundle
 from igpt_model.model.losses import draw_masks
 from igpt_model.model.network import Condition
 from igpt_model.probing.result import NeighbourSheet
@@ -42,7 +42,7 @@ def to_png(image: np.ndarray) -> bytes:
 
 
 def sample_sheet(
-    folder: ModelFolder,
+    bundle: ModelBundle,
     drawing: Drawing,
     *,
     count: int,
@@ -51,13 +51,13 @@ def sample_sheet(
     progress: Progress = silent,
 ) -> np.ndarray:
     """Images drawn from the model, nothing chosen among them; `labels_N` are their classes, int64 [count]."""
-    drawn_NT = draw(folder.model, count, drawing, condition=_condition(folder, labels_N), progress=progress)
-    images = folder.pictures(drawn_NT.cpu().numpy())
+    drawn_NT = draw(bundle.model, count, drawing, condition=_condition(bundle, labels_N), progress=progress)
+    images = bundle.pictures(drawn_NT.cpu().numpy())
     return sheet([list(images[start : start + columns]) for start in range(0, count, columns)])
 
 
 def completion_sheet(
-    folder: ModelFolder,
+    bundle: ModelBundle,
     tokens_NT: np.ndarray,
     known_T: np.ndarray,
     drawing: Drawing,
@@ -67,18 +67,18 @@ def completion_sheet(
     progress: Progress = silent,
 ) -> np.ndarray:
     """A row for each image: the original, its known pixels alone, and completions of them."""
-    tokens_BT = _tensor(folder, tokens_NT).repeat_interleave(draws, 0)
-    known_BT = _tensor(folder, known_T).bool().expand(tokens_BT.shape)
-    condition = _condition(folder, None if labels_N is None else np.repeat(labels_N, draws))
-    drawn_BT = complete(folder.model, tokens_BT, known_BT, drawing, condition=condition, progress=progress)
-    originals = folder.pictures(tokens_NT)
+    tokens_BT = _tensor(bundle, tokens_NT).repeat_interleave(draws, 0)
+    known_BT = _tensor(bundle, known_T).bool().expand(tokens_BT.shape)
+    condition = _condition(bundle, None if labels_N is None else np.repeat(labels_N, draws))
+    drawn_BT = complete(bundle.model, tokens_BT, known_BT, drawing, condition=condition, progress=progress)
+    originals = bundle.pictures(tokens_NT)
     given = originals.copy()
     given.reshape(len(given), -1, 3)[:, ~known_T] = _GREY
-    return _beside([originals, given], folder.pictures(drawn_BT.cpu().numpy()), draws)
+    return _beside([originals, given], bundle.pictures(drawn_BT.cpu().numpy()), draws)
 
 
 def upscaling_sheet(
-    folder: ModelFolder,
+    bundle: ModelBundle,
     originals: np.ndarray,
     low_NP: np.ndarray,
     drawing: Drawing,
@@ -88,54 +88,54 @@ def upscaling_sheet(
     progress: Progress = silent,
 ) -> np.ndarray:
     """A row for each image: the original, uint8 [N, H, W, 3], its small version, and upscaled ones drawn from that."""
-    low_BP = _tensor(folder, low_NP).repeat_interleave(draws, 0)
-    condition = _condition(folder, None if labels_N is None else np.repeat(labels_N, draws))
+    low_BP = _tensor(bundle, low_NP).repeat_interleave(draws, 0)
+    condition = _condition(bundle, None if labels_N is None else np.repeat(labels_N, draws))
     condition = Condition(labels_B=condition.labels_B, low_BP=low_BP)
-    drawn_BT = draw(folder.model, len(low_BP), drawing, condition=condition, progress=progress)
-    small = folder.pictures(low_NP)
+    drawn_BT = draw(bundle.model, len(low_BP), drawing, condition=condition, progress=progress)
+    small = bundle.pictures(low_NP)
     factor = originals.shape[1] // small.shape[1]
     enlarged = small.repeat(factor, 1).repeat(factor, 2)
-    return _beside([originals, enlarged], folder.pictures(drawn_BT.cpu().numpy()), draws)
+    return _beside([originals, enlarged], bundle.pictures(drawn_BT.cpu().numpy()), draws)
 
 
 @torch.inference_mode()
 def reconstruction_sheet(
-    folder: ModelFolder, tokens_NT: np.ndarray, *, fraction: float, draws: int, seed: int = 0
+    bundle: ModelBundle, tokens_NT: np.ndarray, *, fraction: float, draws: int, seed: int = 0
 ) -> np.ndarray:
     """A row for each image: the original, then for `draws` masks the image masked and with its likeliest colours there.
 
     What a masked model can show: it does not draw, it tells masked pixels from the others, each by itself.
     """
-    tokens_BT = _tensor(folder, tokens_NT).repeat_interleave(draws, 0)
+    tokens_BT = _tensor(bundle, tokens_NT).repeat_interleave(draws, 0)
     numbers_B = torch.arange(len(tokens_BT), device=tokens_BT.device)
     masked_BT = draw_masks(numbers_B, tokens_BT.shape[1], seed=seed, purpose="reconstruction", fraction=fraction)
-    likeliest_BT = folder.model(tokens_BT, masked_BT=masked_BT).argmax(2)
-    masked = folder.pictures(tokens_BT.cpu().numpy())
+    likeliest_BT = bundle.model(tokens_BT, masked_BT=masked_BT).argmax(2)
+    masked = bundle.pictures(tokens_BT.cpu().numpy())
     masked.reshape(len(masked), -1, 3)[masked_BT.cpu().numpy()] = _GREY
-    filled = folder.pictures(torch.where(masked_BT, likeliest_BT, tokens_BT).cpu().numpy())
+    filled = bundle.pictures(torch.where(masked_BT, likeliest_BT, tokens_BT).cpu().numpy())
     pairs = np.stack([masked, filled], 1).reshape(-1, *masked.shape[1:])
-    return _beside([folder.pictures(tokens_NT)], pairs, 2 * draws)
+    return _beside([bundle.pictures(tokens_NT)], pairs, 2 * draws)
 
 
-def surprise_sheet(folder: ModelFolder, tokens_NT: np.ndarray, nats_NT: np.ndarray) -> np.ndarray:
+def surprise_sheet(bundle: ModelBundle, tokens_NT: np.ndarray, nats_NT: np.ndarray) -> np.ndarray:
     """A row for each image: the image, and how surprising each pixel was, from black (0) to white (ln K: chance)."""
-    images = folder.pictures(tokens_NT)
-    shades = np.clip(nats_NT / np.log(folder.model.config.colours), 0, 1) * 255
+    images = bundle.pictures(tokens_NT)
+    shades = np.clip(nats_NT / np.log(bundle.model.config.colours), 0, 1) * 255
     maps = np.rint(shades).astype(np.uint8).reshape(images.shape[:3])[..., None].repeat(3, 3)
     return _beside([images], maps, 1)
 
 
-def neighbour_sheet(folder: ModelFolder, found: NeighbourSheet) -> np.ndarray:
+def neighbour_sheet(bundle: ModelBundle, found: NeighbourSheet) -> np.ndarray:
     """A row for each test image: the image, a gap, and its nearest training images, those of its class framed green.
 
     The others are framed red.
     """
     rows = []
     for number, test_T in enumerate(found.test_tokens_NT):
-        (image,) = folder.pictures(test_T[None])
+        (image,) = bundle.pictures(test_T[None])
         row = [_framed(image, _WHITE), np.full_like(_framed(image, _WHITE), 255)]
         same = found.train_labels_NK[number] == found.test_labels_N[number]
-        neighbours = folder.pictures(found.train_tokens_NKT[number])
+        neighbours = bundle.pictures(found.train_tokens_NKT[number])
         row += [_framed(n, _GREEN if right else _RED) for n, right in zip(neighbours, same, strict=True)]
         rows.append(row)
     return sheet(rows)
@@ -148,42 +148,42 @@ def _framed(image: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
     return framed
 
 
-def sheet_names(folder: ModelFolder) -> tuple[str, ...]:
+def sheet_names(bundle: ModelBundle) -> tuple[str, ...]:
     """The sheets that show what a model of this kind has learnt."""
-    if folder.model.config.objective == "masked":
+    if bundle.model.config.objective == "masked":
         return ("reconstructions",)
-    if folder.model.config.low_resolution is not None:
+    if bundle.model.config.low_resolution is not None:
         return ("upscaled",)
     return "samples", "completions"
 
 
 def draw_checkpoint(url: str, tokens_NT: np.ndarray, labels_N: np.ndarray, seed: int) -> tuple[str, np.ndarray]:
     """The first of the sheets that show a model, with its name, from a checkpoint's folder; drawn on the CPU."""
-    folder = open_model.load_model(url)
-    name = sheet_names(folder)[0]
-    return name, draw_sheet(folder, name, tokens_NT, labels_N, seed)
+    bundle = open_model.load_model(url)
+    name = sheet_names(bundle)[0]
+    return name, draw_sheet(bundle, name, tokens_NT, labels_N, seed)
 
 
 def draw_sheet(
-    folder: ModelFolder, name: str, tokens_NT: np.ndarray, labels_N: np.ndarray, seed: int, device: str = "cpu"
+    bundle: ModelBundle, name: str, tokens_NT: np.ndarray, labels_N: np.ndarray, seed: int, device: str = "cpu"
 ) -> np.ndarray:
     """One of the sheets that show a model, on some held-out images: what one task draws."""
-    folder = open_model.on_device(folder, device)
-    config, drawing = folder.model.config, Drawing(seed=seed)
+    bundle = open_model.on_device(bundle, device)
+    config, drawing = bundle.model.config, Drawing(seed=seed)
     labels = None if config.classes is None else labels_N
     if name == "reconstructions":
-        return reconstruction_sheet(folder, tokens_NT, fraction=0.15, draws=3, seed=seed)
+        return reconstruction_sheet(bundle, tokens_NT, fraction=0.15, draws=3, seed=seed)
     if name == "upscaled":
-        originals = folder.pictures(tokens_NT)
-        low_NP = folder.shrink(originals)
-        return upscaling_sheet(folder, originals, low_NP, drawing, draws=5, labels_N=labels)
+        originals = bundle.pictures(tokens_NT)
+        low_NP = bundle.shrink(originals)
+        return upscaling_sheet(bundle, originals, low_NP, drawing, draws=5, labels_N=labels)
     if name == "completions":
         known_T = np.arange(config.positions) < upper_rows(config.resolution)
-        return completion_sheet(folder, tokens_NT, known_T, drawing, draws=5, labels_N=labels)
+        return completion_sheet(bundle, tokens_NT, known_T, drawing, draws=5, labels_N=labels)
     columns = 10
     classes = None if config.classes is None else np.arange(min(config.classes, 10)).repeat(columns)
     count = 6 * columns if classes is None else len(classes)
-    return sample_sheet(folder, drawing, count=count, columns=columns, labels_N=classes)
+    return sample_sheet(bundle, drawing, count=count, columns=columns, labels_N=classes)
 
 
 def upper_rows(resolution: int) -> int:
@@ -197,9 +197,9 @@ def _beside(given: list[np.ndarray], drawn: np.ndarray, draws: int) -> np.ndarra
     return sheet([[*(images[i] for images in given), *drawn[i * draws : (i + 1) * draws]] for i in range(count)])
 
 
-def _tensor(folder: ModelFolder, values: np.ndarray) -> Tensor:
-    return torch.from_numpy(values.astype(np.int64)).to(folder.model.positions.device)
+def _tensor(bundle: ModelBundle, values: np.ndarray) -> Tensor:
+    return torch.from_numpy(values.astype(np.int64)).to(bundle.model.positions.device)
 
 
-def _condition(folder: ModelFolder, labels_B: np.ndarray | None) -> Condition:
-    return Condition(labels_B=None if labels_B is None else _tensor(folder, labels_B))
+def _condition(bundle: ModelBundle, labels_B: np.ndarray | None) -> Condition:
+    return Condition(labels_B=None if labels_B is None else _tensor(bundle, labels_B))

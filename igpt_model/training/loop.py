@@ -18,7 +18,7 @@ from igpt_model.data.batches import Inputs, Preparation
 from igpt_model.data.order import SampleOrder, micro_ranges
 from igpt_model.data.shard_cache import ShardCache, batches, count_batches, no_images
 from igpt_model.data.window_reader import WindowReader, check_room
-from igpt_model.model.bundle import ModelFolder
+from igpt_model.model.bundle import ModelBundle
 from igpt_model.model.network import ImageGPT
 from igpt_model.runs import checkpoint, initial_model, record
 from igpt_model.runs.checkpoint import Checkpoint, Fetch, TrainingState
@@ -101,7 +101,7 @@ class _Training:
         palette_K3 = snapshot.palette()
         self.preparation = Preparation(config, model_config, palette_K3, worker.device)
         self.learner = Learner(model_config, config, worker, self._parent())
-        self.folder = ModelFolder(model=self.learner.evaluated, palette_K3=palette_K3, classes=tuple(snapshot.classes))
+        self.bundle = ModelBundle(model=self.learner.evaluated, palette_K3=palette_K3, classes=tuple(snapshot.classes))
         self.state = TrainingState(
             step=0,
             cursor=0,
@@ -290,7 +290,7 @@ class _Training:
             _log.info("step %d: %s", self.state.step, ", ".join(f"{key} {value:.5g}" for key, value in values.items()))
 
     def _save(self) -> None:
-        self.saver.save(self.state, self.learner.tensors(), self.folder.described())
+        self.saver.save(self.state, self.learner.tensors(), self.bundle.described())
 
 
 def _is_due(step: int, every: int) -> bool:

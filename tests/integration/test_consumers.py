@@ -26,7 +26,7 @@ from PIL import Image
 
 from flows.services.local_stack import Stack
 from flows.services.ports import HOST, free_port
-from igpt_model.model.bundle import ModelFolder
+from igpt_model.model.bundle import ModelBundle
 from igpt_model.model.config import ModelConfig
 from igpt_model.model.network import ImageGPT
 from igpt_model.probing.head import ProbeHead
@@ -74,7 +74,7 @@ def registered(stack: Stack) -> Version:
     client = MlflowClient(stack.mlflow_url)
     run = client.create_run(client.create_experiment("consumed"))
     return register(
-        ModelFolder(model=model, palette_K3=colours, classes=tuple(str(digit) for digit in range(10))),
+        ModelBundle(model=model, palette_K3=colours, classes=tuple(str(digit) for digit in range(10))),
         name="consumed",
         tracking_uri=stack.mlflow_url,
         run_id=run.info.run_id,

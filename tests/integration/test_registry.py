@@ -20,7 +20,7 @@ from mlflow import MlflowClient
 
 from flows.services.local_stack import Stack
 from flows.services.ports import HOST, free_port
-from igpt_model.model.bundle import ModelFolder
+from igpt_model.model.bundle import ModelBundle
 from igpt_model.model.config import ModelConfig
 from igpt_model.model.network import ImageGPT
 from igpt_model.registry import checksums
@@ -86,11 +86,11 @@ def tracking_uri(request: pytest.FixtureRequest, stack: Stack) -> str:
     return stack.mlflow_url if request.param == "sqlite" else request.getfixturevalue("on_postgres")
 
 
-def make_folder(seed: int = 0) -> ModelFolder:
+def make_folder(seed: int = 0) -> ModelBundle:
     torch.manual_seed(seed)
     model = ImageGPT(ModelConfig(layers=2, width=64, heads=2, resolution=8, colours=16)).eval()
     colours = np.linspace(-1, 1, 16, dtype=np.float32)[:, None].repeat(3, 1)
-    return ModelFolder(model=model, palette_K3=colours, classes=("a", "b"))
+    return ModelBundle(model=model, palette_K3=colours, classes=("a", "b"))
 
 
 def put(uri: str, name: str, bits: float, accuracy: float = 0.5, **tags: str) -> Version:

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from igpt_model.model.bundle import ModelFolder
+from igpt_model.model.bundle import ModelBundle
 from igpt_model.model.config import ModelConfig
 from igpt_model.model.network import ImageGPT
 from igpt_model.runs.open_model import load_model
@@ -31,7 +31,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, fields in KINDS.items():
         config = ModelConfig(layers=2, width=32, heads=4, resolution=8, colours=16, **fields)  # type: ignore[arg-type]
         (root / name).mkdir()
-        ModelFolder(model=ImageGPT(config), palette_K3=colours, classes=("one", "two", "three")).save(root / name)
+        ModelBundle(model=ImageGPT(config), palette_K3=colours, classes=("one", "two", "three")).save(root / name)
     for number, digit in enumerate(load_digits().images[300:302]):
         Image.fromarray(np.rint(digit * (255 / 16)).astype(np.uint8)).resize((40, 32), 0).save(root / f"{number}.png")
     Image.fromarray(np.eye(8, dtype=np.uint8) * 255).save(root / "mask.png")
@@ -64,12 +64,12 @@ def test_a_checkpoint_is_a_model_too(igpt, root: Path) -> None:
 
 
 def test_complete_keeps_what_is_given(igpt, root: Path) -> None:
-    folder = load_model(str(root / "run"))
+    bundle = load_model(str(root / "run"))
     images = (root / "0.png", root / "1.png")
     assert igpt("complete", *images, "-m", root / "run", "--draws", 3).code == 0
     found = cells(Path("completions.png"), 2, 5)
     square = Image.open(images[0]).convert("RGB").resize((8, 8), Image.Resampling.BOX, box=(4, 0, 36, 32))
-    assert np.array_equal(found[0, 0], folder.pictures(folder.quantize(np.asarray(square)[None]))[0])
+    assert np.array_equal(found[0, 0], bundle.pictures(bundle.quantize(np.asarray(square)[None]))[0])
     assert np.array_equal(found[:, 1, :4], found[:, 0, :4])
     assert (found[:, 1, 4:] == 200).all()
     for draw in (2, 3, 4):

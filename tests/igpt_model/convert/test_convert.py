@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from igpt_model.convert.hugging_face import from_hugging_face, to_hugging_face
 from igpt_model.convert.openai import from_openai
 from igpt_model.inference.features import image_features
-from igpt_model.model.bundle import ModelFolder
+from igpt_model.model.bundle import ModelBundle
 from igpt_model.model.config import ModelConfig
 from igpt_model.model.network import ImageGPT
 from pipeline.errors import IgptError
@@ -37,7 +37,7 @@ def colours_of(count: int) -> np.ndarray:
     return colours[np.lexsort(colours.T)]
 
 
-def random_folder(config: ModelConfig) -> ModelFolder:
+def random_folder(config: ModelConfig) -> ModelBundle:
     """A model whose every weight matters: nothing is zero, no gain is one."""
     torch.manual_seed(1)
     model = ImageGPT(config).eval()
@@ -46,7 +46,7 @@ def random_folder(config: ModelConfig) -> ModelFolder:
             if name.endswith("norm.weight"):
                 parameter.uniform_(0.5, 1.5)
         torch.nn.init.normal_(model.head.weight, std=0.2)
-    return ModelFolder(model=model, palette_K3=colours_of(config.colours), classes=())
+    return ModelBundle(model=model, palette_K3=colours_of(config.colours), classes=())
 
 
 def some_tokens(config: ModelConfig, count: int = 3) -> torch.Tensor:
@@ -64,7 +64,7 @@ def test_logits_losses_and_gradients_equal_hugging_faces(size: str, tmp_path: Pa
 
     config = SIZES[size]
     ours = random_folder(config).model
-    to_hugging_face(ModelFolder(model=ours, palette_K3=colours_of(config.colours), classes=()), tmp_path)
+    to_hugging_face(ModelBundle(model=ours, palette_K3=colours_of(config.colours), classes=()), tmp_path)
     theirs = ImageGPTForCausalImageModeling.from_pretrained(tmp_path).train()
     tokens = some_tokens(config)
     inputs = their_inputs(tokens, config.colours)
@@ -208,9 +208,9 @@ def test_what_is_no_published_image_gpt_is_refused(tmp_path: Path) -> None:
 def test_only_a_plain_model_goes_to_hugging_face(tmp_path: Path) -> None:
     for fields in ({"objective": "masked"}, {"classes": 3}, {"low_resolution": 4}):
         config = ModelConfig(layers=1, width=16, heads=2, resolution=8, colours=5, **fields)  # type: ignore[arg-type]
-        folder = ModelFolder(model=ImageGPT(config), palette_K3=colours_of(5), classes=())
+        bundle = ModelBundle(model=ImageGPT(config), palette_K3=colours_of(5), classes=())
         with pytest.raises(IgptError, match="only an autoregressive one"):
-            to_hugging_face(folder, tmp_path / "out")
+            to_hugging_face(bundle, tmp_path / "out")
         assert not (tmp_path / "out").exists()
 
 
@@ -278,13 +278,13 @@ def test_openais_variables_give_what_openais_code_computes(masked: bool, tmp_pat
     variables = openai_variables(masked=masked)
     np.savez(tmp_path / "model.npz", **variables)
     colours = colours_of(17)
-    folder = from_openai(tmp_path / "model.npz", colours)
-    assert folder.model.config == ModelConfig(
+    bundle = from_openai(tmp_path / "model.npz", colours)
+    assert bundle.model.config == ModelConfig(
         layers=2, width=24, heads=3, resolution=4, colours=17, objective="masked" if masked else "autoregressive"
     )
     tokens = np.random.default_rng(4).integers(0, 17, (3, 16))
     kept = np.random.default_rng(5).random((3, 16)) > 0.15 if masked else None
-    ours = folder.model(torch.from_numpy(tokens), masked_BT=None if kept is None else torch.from_numpy(~kept))
+    ours = bundle.model(torch.from_numpy(tokens), masked_BT=None if kept is None else torch.from_numpy(~kept))
     np.testing.assert_allclose(ours.detach().numpy(), openai_logits(variables, tokens, kept), atol=1e-5, rtol=1e-5)
 
 

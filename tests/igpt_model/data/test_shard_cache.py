@@ -17,7 +17,7 @@ from igpt_model.config import PretrainConfig
 from igpt_model.data.order import SampleOrder
 from igpt_model.data.shard_cache import ShardCache
 from igpt_model.data.window_reader import WindowReader
-from igpt_model.runs.open_model import load_run
+from igpt_model.runs.open_model import load_model
 from igpt_model.training.loop import train
 from igpt_model.worker import Worker
 from pipeline.dataset.snapshot import Snapshot
@@ -170,7 +170,7 @@ def test_a_small_cache_changes_nothing(data: Snapshot, config: PretrainConfig, t
         run = str(tmp_path / name)
         small = replace(config, cache=str(tmp_path / f"cache-{name}"), cache_bytes=limit)
         train(small, data, run, Worker(), Recorder())
-        weights.append(load_run(run).model.state_dict())
+        weights.append(load_model(run).model.state_dict())
         assert held(tmp_path / f"cache-{name}") <= limit
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 

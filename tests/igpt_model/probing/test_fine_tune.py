@@ -9,7 +9,7 @@ import torch
 
 from igpt_model.config import FineTuneConfig
 from igpt_model.inference.features import untrained
-from igpt_model.model.bundle import ModelFolder
+from igpt_model.model.bundle import ModelBundle
 from igpt_model.model.config import ModelConfig
 from igpt_model.model.network import ImageGPT
 from igpt_model.probing.feature_cache import network_digest
@@ -28,11 +28,11 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def folder(**fields: object) -> ModelFolder:
+def make_bundle(**fields: object) -> ModelBundle:
     torch.manual_seed(0)
     config = ModelConfig(layers=2, width=32, heads=4, resolution=4, colours=8, **fields)  # type: ignore[arg-type]
     colours = np.linspace(-1, 1, 8, dtype=np.float32)[:, None].repeat(3, 1)
-    return ModelFolder(model=ImageGPT(config).eval(), palette_K3=colours, classes=("dark above", "dark below"))
+    return ModelBundle(model=ImageGPT(config).eval(), palette_K3=colours, classes=("dark above", "dark below"))
 
 
 def halves(count: int, seed: int) -> LabelledTokens:
@@ -48,7 +48,7 @@ def halves(count: int, seed: int) -> LabelledTokens:
 
 @pytest.mark.parametrize("fields", [{}, {"objective": "masked"}, {"low_resolution": 2}])
 def test_fine_tuning_learns_and_leaves_the_model_alone(fields: dict[str, object]) -> None:
-    model = folder(**fields)
+    model = make_bundle(**fields)
     before = network_digest(model)
     splits = halves(300, 0), halves(60, 1), halves(100, 2)
     score = fine_tune(model, *splits, CONFIG)
@@ -59,14 +59,14 @@ def test_fine_tuning_learns_and_leaves_the_model_alone(fields: dict[str, object]
 
 def test_a_poisoned_test_split_changes_nothing_but_its_own_accuracy() -> None:
     train, validation, test = halves(300, 0), halves(60, 1), halves(100, 2)
-    honest = fine_tune(folder(), train, validation, test, CONFIG)
-    led = fine_tune(folder(), train, validation, replace(test, labels_N=1 - test.labels_N), CONFIG)
+    honest = fine_tune(make_bundle(), train, validation, test, CONFIG)
+    led = fine_tune(make_bundle(), train, validation, replace(test, labels_N=1 - test.labels_N), CONFIG)
     assert led == replace(honest, test_accuracy=led.test_accuracy)
     assert led.test_accuracy == pytest.approx(1 - honest.test_accuracy)
 
 
 def test_networks_are_known_by_what_they_are() -> None:
-    model = folder()
+    model = make_bundle()
     fresh = replace(model, model=untrained(model.model, 1))
     same = replace(model, model=untrained(model.model, 1), classes=())
     other_palette = replace(model, palette_K3=model.palette_K3[::-1].copy())

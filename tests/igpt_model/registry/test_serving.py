@@ -17,7 +17,7 @@ from PIL import Image
 
 from igpt_model.inference.features import image_features
 from igpt_model.inference.score import score
-from igpt_model.model.bundle import ModelFolder
+from igpt_model.model.bundle import ModelBundle
 from igpt_model.model.config import ModelConfig
 from igpt_model.model.network import Condition, ImageGPT
 from igpt_model.probing.head import ProbeHead
@@ -27,13 +27,13 @@ from pipeline.errors import IgptError
 from pipeline.images.decode import centre_square
 
 
-def make_folder(**fields: object) -> ModelFolder:
+def make_bundle(**fields: object) -> ModelBundle:
     torch.manual_seed(0)
     config = ModelConfig(layers=2, width=32, heads=4, resolution=8, colours=16, **fields)  # type: ignore[arg-type]
     model = ImageGPT(config).eval()
     torch.nn.init.normal_(model.head.weight, std=0.3)
     colours = np.linspace(-1, 1, 16, dtype=np.float32)[:, None].repeat(3, 1)
-    return ModelFolder(model=model, palette_K3=colours, classes=("a", "b", "c"))
+    return ModelBundle(model=model, palette_K3=colours, classes=("a", "b", "c"))
 
 
 def make_head() -> ProbeHead:
@@ -48,7 +48,7 @@ def make_head() -> ProbeHead:
 
 
 def make(**fields: object) -> RegisteredImageGPT:
-    return RegisteredImageGPT(make_folder(**fields), best_layer=1, head=make_head())
+    return RegisteredImageGPT(make_bundle(**fields), best_layer=1, head=make_head())
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_a_probe_classifies(images: np.ndarray) -> None:
     expected = make_head().probabilities(model.predict(images))
     assert np.array_equal(found.to_numpy(), expected)
     with pytest.raises(MlflowException, match="no probe is attached"):
-        RegisteredImageGPT(make_folder(), best_layer=1).predict(images, {"task": "classify"})
+        RegisteredImageGPT(make_bundle(), best_layer=1).predict(images, {"task": "classify"})
 
 
 def file_of(image: np.ndarray, kind: str) -> bytes:
@@ -156,10 +156,10 @@ def test_wrong_images_are_told_what_is_wrong(bad: object, expected: str) -> None
 def test_a_class_conditional_model(images: np.ndarray) -> None:
     model = make(classes=3)
     bits = [model.predict(images, {"task": "score", "label": label}) for label in range(3)]
-    folder = model._folder
+    bundle = model._bundle
     squares = np.stack([centre_square(Image.fromarray(image), 8) for image in images])
-    tokens = torch.from_numpy(folder.quantize(squares))
-    expected = score(folder.model, tokens, condition=Condition(labels_B=torch.tensor([2, 2]))).nats_per_pixel
+    tokens = torch.from_numpy(bundle.quantize(squares))
+    expected = score(bundle.model, tokens, condition=Condition(labels_B=torch.tensor([2, 2]))).nats_per_pixel
     assert bits[2] == pytest.approx(expected.numpy() / math.log(2))
     assert not np.array_equal(bits[0], bits[1])
     for task in ("sample", "complete"):
@@ -190,7 +190,7 @@ def kept(tmp_path: Path) -> Path:
     """The files of a registered model."""
     folder = tmp_path / "image_gpt"
     folder.mkdir()
-    write_files(folder, make_folder(), 1, make_head())
+    write_files(folder, make_bundle(), 1, make_head())
     return folder
 
 
@@ -249,7 +249,7 @@ def test_a_pickle_in_the_place_of_a_file_is_not_unpickled(
 
 
 def test_features_are_those_of_the_layers(images: np.ndarray) -> None:
-    folder = make_folder()
-    tokens = torch.from_numpy(folder.quantize(np.stack([centre_square(Image.fromarray(i), 8) for i in images])))
-    assert np.array_equal(make().predict(images, {"layer": 2}), image_features(folder, tokens)[2].numpy())
+    bundle = make_bundle()
+    tokens = torch.from_numpy(bundle.quantize(np.stack([centre_square(Image.fromarray(i), 8) for i in images])))
+    assert np.array_equal(make().predict(images, {"layer": 2}), image_features(bundle, tokens)[2].numpy())
     assert json.loads(json.dumps(make().predict(images).tolist()))

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from igpt_model.config import PretrainConfig
 from igpt_model.runs import checkpoint, metric_log
-from igpt_model.runs.open_model import load_model, load_run
+from igpt_model.runs.open_model import load_model
 from igpt_model.runs.sharded import shares
 from igpt_model.training.loop import train
 from igpt_model.worker import Worker
@@ -84,18 +84,18 @@ def test_a_cut_file_costs_one_checkpoint_and_is_told(
 ) -> None:
     run = str(tmp_path / "run")
     expected = train(config, data, run, Worker(), Recorder())
-    bits = {key: value.clone() for key, value in load_run(run).model.state_dict().items()}
+    bits = {key: value.clone() for key, value in load_model(run).model.state_dict().items()}
     objects.delete(f"{run}/result.json")
     file = files_of(run, 30)[name]
     file.write_bytes(file.read_bytes()[:-100])
     before = load_model(checkpoint.folder_of(run, 30 if name.startswith("optimizer") else 20)).model.head.weight
-    assert torch.equal(load_run(run).model.head.weight, before)  # who wants the model alone falls back too
+    assert torch.equal(load_model(run).model.head.weight, before)  # who wants the model alone falls back too
     heard = Recorder()
     result = train(config, data, run, Worker(), heard)
     assert len(heard.lines) == 1 and "step 30 is damaged" in heard.lines[0]
     assert min(heard.values) > 20
     assert result.validation_loss == expected.validation_loss
-    assert all(torch.equal(value, bits[key]) for key, value in load_run(run).model.state_dict().items())
+    assert all(torch.equal(value, bits[key]) for key, value in load_model(run).model.state_dict().items())
 
 
 def test_every_checkpoint_damaged_is_an_error_and_not_a_fresh_start(
@@ -107,7 +107,7 @@ def test_every_checkpoint_damaged_is_an_error_and_not_a_fresh_start(
         files_of(run, step)["optimizer-00000.safetensors"].write_bytes(b"damaged")
     with pytest.raises(IgptError, match="every checkpoint is damaged"):
         train(replace(config, steps=40), data, run, Worker(), Recorder())
-    load_run(run)  # who wants the model alone is not concerned
+    load_model(run)  # who wants the model alone is not concerned
 
 
 def test_without_a_mark_there_is_no_checkpoint(data: Snapshot, config: PretrainConfig, tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_steps_go_on_while_a_checkpoint_is_being_written(
             store.open.set()
 
     train(config, data, run, Worker(), Recorder(), heartbeat=look)
-    slow = load_run(run).model.state_dict()
+    slow = load_model(run).model.state_dict()
     calm = str(tmp_path / "calm")
     train(config, data, calm, Worker(), Recorder())
     for step in (20, 30):  # what was written is what was there at the step, not what training went on to

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from igpt_model.config import PretrainConfig
-from igpt_model.model.bundle import ModelFolder
+from igpt_model.model.bundle import ModelBundle
 from igpt_model.runs import initial_model
-from igpt_model.runs.open_model import load_run
+from igpt_model.runs.open_model import load_model
 from igpt_model.training.loop import train
 from igpt_model.training.train_state import Learner
 from igpt_model.worker import Worker
@@ -27,16 +27,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
 
 
 @pytest.fixture
-def first(data: Snapshot, tmp_path: Path) -> tuple[PretrainConfig, ModelFolder]:
+def first(data: Snapshot, tmp_path: Path) -> tuple[PretrainConfig, ModelBundle]:
     """A config, and the model that thirty steps with it have made."""
     config = short_training(data, tmp_path)
     run = str(tmp_path / "first")
     train(config, data, run, Worker(), Recorder())
-    return replace(config, parent="models:/digits/1"), load_run(run)
+    return replace(config, parent="models:/digits/1"), load_model(run)
 
 
 @pytest.fixture
-def second(first: tuple[PretrainConfig, ModelFolder], data: Snapshot, tmp_path: Path) -> str:
+def second(first: tuple[PretrainConfig, ModelBundle], data: Snapshot, tmp_path: Path) -> str:
     """A run that has the model as its parent, and has not begun."""
     run = str(tmp_path / "second")
     config, model = first
@@ -45,18 +45,18 @@ def second(first: tuple[PretrainConfig, ModelFolder], data: Snapshot, tmp_path: 
 
 
 def test_a_training_goes_on_where_its_parent_ended(
-    first: tuple[PretrainConfig, ModelFolder], second: str, data: Snapshot
+    first: tuple[PretrainConfig, ModelBundle], second: str, data: Snapshot
 ) -> None:
     config, model = first
     heard = Recorder()
     train(replace(config, warmup_steps=0, learning_rate=1e-9, ema_decay=0.5), data, second, Worker(), heard)
     assert heard.values[10]["train_loss"] < 2.3  # 2.77 is what random weights have
-    ours = load_run(second).model.state_dict()
+    ours = load_model(second).model.state_dict()
     assert all(torch.allclose(ours[name], tensor, atol=1e-6) for name, tensor in model.model.state_dict().items())
 
 
 def test_a_run_that_was_cut_off_goes_on_from_its_checkpoint_and_not_from_the_parent(
-    first: tuple[PretrainConfig, ModelFolder], data: Snapshot, tmp_path: Path
+    first: tuple[PretrainConfig, ModelBundle], data: Snapshot, tmp_path: Path
 ) -> None:
     config, model = first
     calm, cut = str(tmp_path / "calm"), str(tmp_path / "cut")
@@ -72,11 +72,11 @@ def test_a_run_that_was_cut_off_goes_on_from_its_checkpoint_and_not_from_the_par
         train(config, data, cut, Worker(), Recorder(), heartbeat=die)
     objects.delete(objects.join(cut, "parent", "weights.safetensors"))  # they are not asked for any more
     train(config, data, cut, Worker(), Recorder())
-    ours, theirs = load_run(cut).model.state_dict(), load_run(calm).model.state_dict()
+    ours, theirs = load_model(cut).model.state_dict(), load_model(calm).model.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_half_a_parent_does_not_count(first: tuple[PretrainConfig, ModelFolder], second: str, data: Snapshot) -> None:
+def test_half_a_parent_does_not_count(first: tuple[PretrainConfig, ModelBundle], second: str, data: Snapshot) -> None:
     config, _ = first
     assert initial_model.of_run(second) == "models:/digits/1"
     objects.delete(objects.join(second, "parent", "parent.json"))  # the last that is written
@@ -86,7 +86,7 @@ def test_half_a_parent_does_not_count(first: tuple[PretrainConfig, ModelFolder],
 
 
 def test_a_run_has_one_parent_and_it_is_the_one_that_is_told(
-    first: tuple[PretrainConfig, ModelFolder], second: str, data: Snapshot, tmp_path: Path
+    first: tuple[PretrainConfig, ModelBundle], second: str, data: Snapshot, tmp_path: Path
 ) -> None:
     """Where the run's name is given, it does not change with the parent."""
     config, _ = first
@@ -108,7 +108,7 @@ def test_a_run_has_one_parent_and_it_is_the_one_that_is_told(
     ],
 )
 def test_a_parent_of_another_kind_is_refused(
-    fields: dict, expected: str, first: tuple[PretrainConfig, ModelFolder], data: Snapshot, tmp_path: Path
+    fields: dict, expected: str, first: tuple[PretrainConfig, ModelBundle], data: Snapshot, tmp_path: Path
 ) -> None:
     config, model = first
     run = str(tmp_path / "second")
@@ -118,7 +118,7 @@ def test_a_parent_of_another_kind_is_refused(
 
 
 def test_a_parent_with_other_colours_or_classes_is_refused(
-    first: tuple[PretrainConfig, ModelFolder], data: Snapshot, tmp_path: Path
+    first: tuple[PretrainConfig, ModelBundle], data: Snapshot, tmp_path: Path
 ) -> None:
     config, model = first
     run = str(tmp_path / "second")
@@ -127,7 +127,7 @@ def test_a_parent_with_other_colours_or_classes_is_refused(
     by_class = replace(config, class_conditional=True)
     shape = by_class.model_config(resolution=8, colours=16, classes=10)
     told = Learner(shape, by_class, Worker()).model
-    others = ModelFolder(model=told, palette_K3=model.palette_K3, classes=tuple(reversed(data.classes)))
+    others = ModelBundle(model=told, palette_K3=model.palette_K3, classes=tuple(reversed(data.classes)))
     with pytest.raises(IgptError, match="was told other classes"):
         initial_model.keep(run, others, by_class, data)
     assert np.array_equal(model.palette_K3, data.palette())

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from igpt_model.model.bundle import ModelFolder
+from igpt_model.model.bundle import ModelBundle
 from igpt_model.model.config import ModelConfig
 from igpt_model.model.network import ImageGPT
 from igpt_model.tracking import sheets
@@ -19,12 +19,12 @@ HELD_OUT = np.random.default_rng(0).integers(0, 16, (4, 64)).astype(np.uint16)
 LABELS = np.array([0, 1, 2, 0])
 
 
-def make(**fields: object) -> ModelFolder:
+def make(**fields: object) -> ModelBundle:
     torch.manual_seed(0)
     config = ModelConfig(layers=2, width=32, heads=4, resolution=8, colours=16, **fields)  # type: ignore[arg-type]
     model = ImageGPT(config).eval()
     torch.nn.init.normal_(model.head.weight, std=0.3)
-    return ModelFolder(model=model, palette_K3=COLOURS, classes=("a", "b", "c"))
+    return ModelBundle(model=model, palette_K3=COLOURS, classes=("a", "b", "c"))
 
 
 def cells(sheet: np.ndarray, rows: int, columns: int) -> np.ndarray:
@@ -35,18 +35,18 @@ def cells(sheet: np.ndarray, rows: int, columns: int) -> np.ndarray:
     return small[2:, 2:].reshape(rows, 10, columns, 10, 3).transpose(0, 2, 1, 3, 4)[:, :, :8, :8]
 
 
-def draw(folder: ModelFolder, name: str) -> np.ndarray:
-    assert name in sheet_names(folder)
-    return draw_sheet(folder, name, HELD_OUT, LABELS, 3)
+def draw(bundle: ModelBundle, name: str) -> np.ndarray:
+    assert name in sheet_names(bundle)
+    return draw_sheet(bundle, name, HELD_OUT, LABELS, 3)
 
 
 @pytest.mark.parametrize("classes", [None, 3])
 def test_samples_and_completions(classes: int | None) -> None:
-    folder = make(classes=classes)
-    originals = folder.pictures(HELD_OUT)
-    samples = cells(draw(folder, "samples"), classes or 6, 10)
+    bundle = make(classes=classes)
+    originals = bundle.pictures(HELD_OUT)
+    samples = cells(draw(bundle, "samples"), classes or 6, 10)
     assert len(np.unique(samples.reshape(-1, 192), axis=0)) == samples.shape[0] * 10
-    found = cells(draw(folder, "completions"), 4, 7)
+    found = cells(draw(bundle, "completions"), 4, 7)
     assert np.array_equal(found[:, 0], originals)
     assert np.array_equal(found[:, 1, :4], originals[:, :4])
     assert (found[:, 1, 4:] == GREY).all()
@@ -54,19 +54,19 @@ def test_samples_and_completions(classes: int | None) -> None:
 
 
 def test_upscaled_images() -> None:
-    folder = make(low_resolution=2)
-    found = cells(draw(folder, "upscaled"), 4, 7)
-    assert np.array_equal(found[:, 0], folder.pictures(HELD_OUT))
-    small = folder.pictures(folder.shrink(found[:, 0]))
+    bundle = make(low_resolution=2)
+    found = cells(draw(bundle, "upscaled"), 4, 7)
+    assert np.array_equal(found[:, 0], bundle.pictures(HELD_OUT))
+    small = bundle.pictures(bundle.shrink(found[:, 0]))
     assert np.array_equal(found[:, 1], small.repeat(4, 1).repeat(4, 2))
     assert not np.array_equal(found[:, 2], found[:, 3])
 
 
 def test_a_masked_models_guesses_stand_where_pixels_were_masked() -> None:
-    folder = make(objective="masked")
-    assert sheet_names(folder) == ("reconstructions",)
-    found = cells(draw(folder, "reconstructions"), 4, 7)
-    originals = folder.pictures(HELD_OUT)
+    bundle = make(objective="masked")
+    assert sheet_names(bundle) == ("reconstructions",)
+    found = cells(draw(bundle, "reconstructions"), 4, 7)
+    originals = bundle.pictures(HELD_OUT)
     assert np.array_equal(found[:, 0], originals)
     for number in (1, 3, 5):
         masked = (found[:, number] != originals).any(3)
@@ -76,11 +76,11 @@ def test_a_masked_models_guesses_stand_where_pixels_were_masked() -> None:
 
 
 def test_surprise_is_black_where_certain_and_white_at_chance() -> None:
-    folder = make()
+    bundle = make()
     nats = np.zeros((4, 64))
     nats[:, 1] = np.log(16)
     nats[:, 2] = 100
-    found = cells(sheets.surprise_sheet(folder, HELD_OUT, nats), 4, 2)[:, 1].reshape(4, 64, 3)
+    found = cells(sheets.surprise_sheet(bundle, HELD_OUT, nats), 4, 2)[:, 1].reshape(4, 64, 3)
     assert (found[:, [1, 2]] == 255).all()
     assert not found[:, 3:].any()
 

@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 from igpt_model.config import PretrainConfig
 from igpt_model.data.shard_cache import ShardCache, batches
 from igpt_model.runs import checkpoint
-from igpt_model.runs.open_model import load_run
+from igpt_model.runs.open_model import load_model
 from igpt_model.runs.result import finished, read_result
 from igpt_model.training.loop import train
 from igpt_model.training.optim import learning_rate
@@ -99,7 +99,7 @@ def config(data: Snapshot, tmp_path: Path) -> PretrainConfig:
 
 
 def final_weights(run: str) -> dict[str, torch.Tensor]:
-    return load_run(run).model.state_dict()
+    return load_model(run).model.state_dict()
 
 
 class KilledError(Exception):
@@ -187,7 +187,7 @@ def test_the_reported_validation_loss_is_that_of_the_saved_weights(
 
     run = str(tmp_path / "run")
     result = train(config, data, run, Worker(), Recorder())
-    model = load_run(run).model
+    model = load_model(run).model
     cache = ShardCache(data, config.cache)
     views = [cache.open(shard) for shard in data.of_split("validation")]
     with torch.inference_mode():

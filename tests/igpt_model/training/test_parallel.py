@@ -13,7 +13,7 @@ import yaml
 
 from igpt_model.config import PretrainConfig
 from igpt_model.runs import checkpoint, initial_model, metric_log
-from igpt_model.runs.open_model import load_run
+from igpt_model.runs.open_model import load_model
 from igpt_model.training.loop import train
 from igpt_model.worker import Worker
 from pipeline.dataset.snapshot import Snapshot
@@ -76,8 +76,8 @@ def assert_same_training(run: str, alone: str) -> None:
         for each in (run, alone)
     )
     assert ours == pytest.approx(theirs, abs=1e-4)
-    weights = load_run(alone).model.state_dict()
-    for name, value in load_run(run).model.state_dict().items():
+    weights = load_model(alone).model.state_dict()
+    for name, value in load_model(run).model.state_dict().items():
         torch.testing.assert_close(value, weights[name], atol=2e-3, rtol=0)
 
 
@@ -94,11 +94,11 @@ def test_a_sharded_model_is_trained_as_a_whole_one(sharded: str, alone: str) -> 
 
 def test_workers_that_share_a_model_start_from_a_parent(config: PretrainConfig, data: Snapshot, alone: str) -> None:
     still = replace(config, parent="models:/digits/1", steps=10, warmup_steps=0, learning_rate=1e-9)
-    given = load_run(alone)
+    given = load_model(alone)
     initial_model.keep(objects.join(config.runs, "child"), given, still, data)
     run = trained(still, "child", workers=2, parallelism="fsdp")
     weights = given.model.state_dict()
-    for name, value in load_run(run).model.state_dict().items():
+    for name, value in load_model(run).model.state_dict().items():
         torch.testing.assert_close(value, weights[name], atol=1e-6, rtol=0)
 
 

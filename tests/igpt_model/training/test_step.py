@@ -15,7 +15,7 @@ from igpt_model.config import PretrainConfig
 from igpt_model.data.batches import Inputs
 from igpt_model.model.network import UNCONDITIONAL, ImageGPT
 from igpt_model.runs import checkpoint
-from igpt_model.runs.open_model import load_run
+from igpt_model.runs.open_model import load_model
 from igpt_model.training import loop as training
 from igpt_model.training.loop import train
 from igpt_model.training.optim import make_optimizer, update_average
@@ -139,7 +139,7 @@ def test_a_step_that_is_not_finite_is_left_out_and_counted(
     assert 0 < heard.values[10]["train_loss"] < 3
     state = checkpoint.read_mark(checkpoint.folder_of(run, 10)).state
     assert (state.skipped, state.skipped_in_a_row) == (3, 0)
-    assert all(torch.isfinite(weight).all() for weight in load_run(run).model.state_dict().values())
+    assert all(torch.isfinite(weight).all() for weight in load_model(run).model.state_dict().values())
 
 
 def test_too_many_in_a_row_end_the_run_and_it_can_go_on(
