@@ -77,11 +77,13 @@ def test_a_decoder_that_dies_costs_one_image(photos: np.ndarray) -> None:
     assert set(psutil.Process().children()) <= before
 
 
-def test_an_image_that_needs_too_much_memory_is_refused(huge: bytes, photos: np.ndarray) -> None:
+@pytest.mark.parametrize("platform", ["linux", "darwin"])
+def test_an_image_that_needs_too_much_memory_is_refused(huge: bytes, photos: np.ndarray, platform: str) -> None:
     # The bound follows max_pixels; without the margin for the interpreter and a file, this image is beyond it.
-    code = """
-import sys
+    code = f"""
+from functools import partial
 from pipeline.images import isolation
+isolation.bound_memory = partial(isolation.bound_memory, platform={platform!r})
 isolation._SPARE_BYTES = 32 * 1024 * 1024
 isolation._BYTES_PER_PIXEL = 1
 isolation.main()
