@@ -48,8 +48,6 @@ class Settings:
     prefect_api_url: str
     mlflow_tracking_uri: str
     ray_address: str
-    git_commit: str | None
-    """The commit the code was built from, where the deployment says so (IGPT_GIT_COMMIT)."""
 
     @property
     def prefect_url(self) -> str:
@@ -60,6 +58,12 @@ class Settings:
 def default_home() -> Path:
     """The folder of the embedded services: IGPT_HOME, or .igpt here."""
     return Path(os.environ.get("IGPT_HOME", ".igpt"))
+
+
+def git_commit() -> str | None:
+    """The commit the code was built from, where the deployment says so (IGPT_GIT_COMMIT)."""
+    commit = os.environ.get("IGPT_GIT_COMMIT", "")
+    return None if commit in ("", "unknown") else commit  # an image that was built without GIT_COMMIT says unknown
 
 
 def activate(home: Path) -> None:
@@ -105,5 +109,4 @@ def load() -> Settings:
         prefect_api_url=_address("PREFECT_API_URL"),
         mlflow_tracking_uri=_address("MLFLOW_TRACKING_URI"),
         ray_address=_address("RAY_ADDRESS"),
-        git_commit=os.environ.get("IGPT_GIT_COMMIT"),
     )
