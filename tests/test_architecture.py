@@ -41,7 +41,7 @@ ORDER = {
         *("registry", "tracking", "train"),
     ),
     "flows": (
-        *("version", "services", "config", "terminal", "prefect_ops", "probe_report", "previews"),
+        *("version", "services", "config", "terminal", "doctor", "prefect_ops", "probe_report", "previews"),
         *("build_dataset", "pretrain", "probe", "refresh", "scheduled", "demo", "cli"),
     ),
 }

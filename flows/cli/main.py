@@ -8,7 +8,7 @@ import typer
 from typer.exceptions import TyperException
 
 from flows import version
-from flows.cli import datasets, deploy, models, registry, runs
+from flows.cli import datasets, deploy, doctor, models, registry, runs
 from flows.cli.options import ConfigFile, Home, Overrides, prepare, read_config
 from flows.config import load
 from flows.config.demo import demo_config
@@ -152,6 +152,7 @@ def print_config(
 
 models.register(app)
 deploy.register(app)
+doctor.register(app)
 
 
 def _say(line: str) -> None:
