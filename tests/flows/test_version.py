@@ -8,6 +8,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import yaml
 
 from flows import version
 
@@ -66,3 +67,4 @@ def test_files_that_name_the_version_name_the_same() -> None:
     images = {path.name: versions for path, versions in named.items() if versions}
     assert len(images) >= 5
     assert set().union(*images.values()) == {DECLARED}
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == DECLARED
