@@ -9,12 +9,16 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows.services import services
+from flows.services import process, services
 from flows.terminal import memory
 from flows.terminal.memory import StageMeter
 from pipeline import operating_system
 
 ROOT = Path(__file__).parents[2]
+# The other way, that of macOS, works on both.
+ENFORCED = pytest.param(
+    "linux", marks=pytest.mark.skipif(sys.platform == "darwin", reason="macOS does not enforce RLIMIT_AS")
+)
 
 
 def run_python(code: str) -> subprocess.CompletedProcess[str]:
@@ -27,7 +31,7 @@ def test_the_product_reads_nothing_below_proc() -> None:
     assert not [str(path) for path in files if re.search(r"""["'f]/proc\b""", path.read_text())]
 
 
-@pytest.mark.parametrize("platform", ["linux", "darwin"])
+@pytest.mark.parametrize("platform", [ENFORCED, "darwin"])
 def test_a_process_that_outgrows_its_bound_is_stopped_and_one_that_does_not_goes_on(platform: str) -> None:
     code = f"""
 import time
@@ -78,9 +82,24 @@ def test_the_folder_of_ray_is_short_and_without_links_where_the_temporary_one_is
     assert services.short_folder(tmp_path).parent == Path("/var/tmp").resolve()
 
 
+def test_a_process_of_ray_is_known_by_its_command_line_where_its_name_does_not_tell(tmp_path: Path) -> None:
+    """On macOS the name of a process is its program's, whatever title it gives itself."""
+    (tmp_path / "agent.log").touch()
+    code = "import sys; log = open(sys.argv[1]); print('open', flush=True); sys.stdin.read()"
+    command = ["ray::agent", "-c", code, str(tmp_path / "agent.log")]
+    with subprocess.Popen(
+        command, executable=sys.executable, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={"PATH": "/bin"}
+    ) as agent:
+        assert agent.stdout is not None and agent.stdout.readline() == b"open\n"
+        assert not psutil.Process(agent.pid).name().startswith("ray::")
+        assert [one.pid for one in process.strays(tmp_path / "home", ["ray"], tmp_path)] == [agent.pid]
+        assert process.strays(tmp_path / "home", ["ray"], tmp_path / "another") == []
+        agent.communicate()
+
+
 def test_memory_is_told_where_the_system_keeps_proportional_sizes_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    def denied(process: psutil.Process) -> None:
-        raise psutil.AccessDenied(process.pid)
+    def denied(of: psutil.Process) -> None:
+        raise psutil.AccessDenied(of.pid)
 
     monkeypatch.setattr(psutil.Process, "memory_full_info", denied)
     monkeypatch.setattr(memory, "_INTERVAL_SECONDS", 0.1)
