@@ -9,6 +9,7 @@ from prefect.artifacts import create_image_artifact, create_link_artifact
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
+from flows import version
 from flows.prefect_ops import ray_job
 from flows.prefect_ops.lease import exclusively
 from flows.previews import Gallery, draw_all
@@ -70,8 +71,8 @@ def pretrain(config: PretrainConfig) -> PretrainOutcome:
         "igpt.prefect_run": str(flow_run.id or ""),
         "igpt.prefect_url": f"{known.prefect_url}/runs/flow-run/{flow_run.id}",
     }
-    if known.git_commit:
-        tags["igpt.git_commit"] = known.git_commit
+    if commit := version.commit(settings.git_commit()):
+        tags["igpt.git_commit"] = commit
     # A finished run is only looked at: nothing is left with it, a lease neither.
     done = finished(config, data, run) is not None
     with nullcontext() if done else exclusively(run, reporter.say) as fence:

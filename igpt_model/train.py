@@ -4,16 +4,19 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from igpt_model.runs.result import finished
-from igpt_model.training import standalone
-from igpt_model.training.loop import train
-from pipeline.dataset import snapshot as snapshots
 from pipeline.errors import IgptError
-from pipeline.store import objects
+from pipeline.operating_system import end_on_windows
 
 
 def main() -> None:
     """Train as a worker of torchrun, or as the only one. Exits with 2 after bad input, in one line."""
+    end_on_windows()
+    from igpt_model.runs.result import finished
+    from igpt_model.training import standalone
+    from igpt_model.training.loop import train
+    from pipeline.dataset import snapshot as snapshots
+    from pipeline.store import objects
+
     arguments = sys.argv[1:]
     if not arguments or arguments[0].startswith("-"):
         sys.exit(standalone.USAGE)

@@ -20,7 +20,19 @@ ALLOWED_PACKAGES = {
 # A room (a folder, or a file at a package's top) imports only from its own and from those before it.
 ORDER = {
     "pipeline": (
-        *("errors", "progress", "store", "cluster", "images", "config", "dataset", "source", "build", "inspect"),
+        *(
+            "operating_system",
+            "errors",
+            "progress",
+            "store",
+            "cluster",
+            "images",
+            "config",
+            "dataset",
+            "source",
+            "build",
+            "inspect",
+        ),
         "logs",  # the name of the JSON formatter for logging configurations
     ),
     "igpt_model": (
@@ -29,7 +41,7 @@ ORDER = {
         *("registry", "tracking", "train"),
     ),
     "flows": (
-        *("services", "config", "terminal", "prefect_ops", "probe_report", "previews"),
+        *("version", "services", "config", "terminal", "doctor", "prefect_ops", "probe_report", "previews"),
         *("build_dataset", "pretrain", "probe", "refresh", "scheduled", "demo", "cli"),
     ),
 }
@@ -37,7 +49,7 @@ EXCEPTIONS = {
     ("igpt_model/registered.py", "registry"): "the stable name of registry/serving.py",
 }
 # Of the data side, the model side may use only what needs no cluster; its Ray modules may use the cluster's.
-PURE_PIPELINE = {"config", "errors", "images", "progress", "dataset", "store"}
+PURE_PIPELINE = {"config", "errors", "images", "operating_system", "progress", "dataset", "store"}
 WITH_MLFLOW = {
     *("igpt_model/registry/client.py", "igpt_model/registry/register.py", "igpt_model/registry/serving.py"),
     *("igpt_model/tracking/runs.py", "igpt_model/tracking/curve_logger.py"),

@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from flows.cli import datasets, deploy, models, registry, runs
+from flows import version
+from flows.cli import datasets, deploy, doctor, models, registry, runs
 from flows.cli.options import ConfigFile, Home, Overrides, prepare, read_config
 from flows.config import load
 from flows.config.demo import demo_config
@@ -22,13 +23,28 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Image GPT as a pipeline: raw images to a registered, probed model.",
 )
 app.add_typer(datasets.app, name="dataset")
 app.add_typer(registry.app, name="models")
 app.add_typer(runs.app, name="runs")
 
 _INTERRUPTED = 130  # 128 and the number of SIGINT, as shells have it
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        commit = version.commit(settings.git_commit()) or "unknown"
+        console.print(f"{version.DISTRIBUTION} {version.version()}, commit {commit}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    print_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and commit.")
+    ] = False,
+) -> None:
+    """Image GPT as a pipeline: raw images to a registered, probed model."""
 
 
 @app.command()
@@ -136,6 +152,7 @@ def print_config(
 
 models.register(app)
 deploy.register(app)
+doctor.register(app)
 
 
 def _say(line: str) -> None:

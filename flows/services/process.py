@@ -103,7 +103,7 @@ def strays(home: Path, names: Collection[str], ray_folder: Path) -> list[psutil.
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             found_mark = process.environ().get(_MARK)
-            if found_mark is None and "ray" in names and process.name().startswith("ray::"):
+            if found_mark is None and "ray" in names and _has_title_of_ray(process):
                 # Ray's agents write their title over their environment; their logs are open below the folder.
                 mine = any(Path(file.path).is_relative_to(ray_folder) for file in process.open_files())
             else:
@@ -111,6 +111,11 @@ def strays(home: Path, names: Collection[str], ray_folder: Path) -> list[psutil.
             if mine and process.pid != os.getpid():
                 found.append(process)
     return found
+
+
+def _has_title_of_ray(process: psutil.Process) -> bool:
+    # On macOS the name stays the program's, and the title is in the command line alone.
+    return any(text.startswith("ray::") for text in (process.name(), *process.cmdline()[:1]))
 
 
 def end(processes: Iterable[psutil.Process], *, patience_seconds: float) -> None:

@@ -253,5 +253,6 @@ def _program(name: str) -> str:
 def short_folder(home: Path) -> Path:
     """A folder outside `home` for Ray's sockets: a socket's path must stay under 104 bytes, and Ray's adds 70."""
     name = f"igpt-{hashlib.sha256(bytes(home)).hexdigest()[:10]}"
-    folder = Path(tempfile.gettempdir()) / name
-    return folder if len(bytes(folder)) <= 33 else Path("/tmp") / name
+    # Resolved, as the system tells the paths of open files: on macOS /tmp and /var are links into /private.
+    folder = Path(tempfile.gettempdir()).resolve() / name
+    return folder if len(bytes(folder)) <= 33 else Path("/tmp").resolve() / name

@@ -39,6 +39,20 @@ _CREDENTIALS = {
     "MLFLOW_TRACKING_URI": "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
     "RAY_ADDRESS": "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN",
 }
+AMAZON = "Amazon S3"
+"""What stands for the address of S3 where there are keys and no endpoint."""
+VARIABLES = {
+    "S3": "AWS_ENDPOINT_URL",
+    "Prefect": "PREFECT_API_URL",
+    "MLflow": "MLFLOW_TRACKING_URI",
+    "Ray": "RAY_ADDRESS",
+}
+"""By which variable each service is found."""
+CREDENTIALS = {
+    "S3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    **{service: _CREDENTIALS[variable] for service, variable in VARIABLES.items() if variable in _CREDENTIALS},
+}
+"""By which variables each service knows who asks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +62,6 @@ class Settings:
     prefect_api_url: str
     mlflow_tracking_uri: str
     ray_address: str
-    git_commit: str | None
-    """The commit the code was built from, where the deployment says so (IGPT_GIT_COMMIT)."""
 
     @property
     def prefect_url(self) -> str:
@@ -60,6 +72,29 @@ class Settings:
 def default_home() -> Path:
     """The folder of the embedded services: IGPT_HOME, or .igpt here."""
     return Path(os.environ.get("IGPT_HOME", ".igpt"))
+
+
+def addresses() -> dict[str, str]:
+    """The address of each service that the environment names, by S3, Prefect, MLflow and Ray; none is checked."""
+    named = {service: os.environ.get(variable, "") for service, variable in VARIABLES.items()}
+    named["S3"] = os.environ.get("AWS_ENDPOINT_URL_S3", named["S3"])
+    if not named["S3"] and {"AWS_ACCESS_KEY_ID", "AWS_PROFILE"} & set(os.environ):
+        named["S3"] = AMAZON
+    return {service: address for service, address in named.items() if address}
+
+
+def credentials(service: str) -> str | None:
+    """USER:PASSWORD for Prefect or MLflow, where the environment has them. Never to be shown."""
+    if service == "Prefect":
+        return os.environ.get("PREFECT_API_AUTH_STRING")
+    name, password = (os.environ.get(f"MLFLOW_TRACKING_{word}") for word in ("USERNAME", "PASSWORD"))
+    return f"{name}:{password}" if name and password else None
+
+
+def git_commit() -> str | None:
+    """The commit the code was built from, where the deployment says so (IGPT_GIT_COMMIT)."""
+    commit = os.environ.get("IGPT_GIT_COMMIT", "")
+    return None if commit in ("", "unknown") else commit  # an image that was built without GIT_COMMIT says unknown
 
 
 def activate(home: Path) -> None:
@@ -105,5 +140,4 @@ def load() -> Settings:
         prefect_api_url=_address("PREFECT_API_URL"),
         mlflow_tracking_uri=_address("MLFLOW_TRACKING_URI"),
         ray_address=_address("RAY_ADDRESS"),
-        git_commit=os.environ.get("IGPT_GIT_COMMIT"),
     )

@@ -17,7 +17,10 @@ class StageCost:
 
     seconds: float
     peak_memory_bytes: int
-    """The largest sum of the proportional set sizes of this process, the embedded services and all their children."""
+    """The largest sum of the proportional set sizes of this process, the embedded services and all their children.
+
+    Of their resident set sizes where the system tells no proportional ones (macOS): what they share counts repeatedly.
+    """
 
 
 class StageMeter:
@@ -52,8 +55,7 @@ class StageMeter:
         total = 0
         for process in self._processes():
             with suppress(psutil.Error):
-                usage = process.memory_full_info()
-                total += getattr(usage, "pss", 0) or usage.rss
+                total += _size(process)
         return total
 
     def _processes(self) -> Iterator[psutil.Process]:
@@ -65,3 +67,11 @@ class StageMeter:
                     if found.pid not in seen:
                         seen.add(found.pid)
                         yield found
+
+
+def _size(process: psutil.Process) -> int:
+    try:
+        usage = process.memory_full_info()
+    except psutil.AccessDenied:  # macOS tells it of other processes to root alone
+        return int(process.memory_info().rss)
+    return int(getattr(usage, "pss", 0) or usage.rss)

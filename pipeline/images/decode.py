@@ -42,6 +42,7 @@ class Reason(StrEnum):
 
 # These say something about a moment, not about the image: the same image may pass the next time.
 PASSING = frozenset({Reason.OUT_OF_MEMORY, Reason.UNREADABLE, Reason.REPLACED, Reason.TIME_OUT, Reason.DECODER_CRASH})
+OUT_OF_MEMORY_DETAIL = "decoding needs more memory than there is"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +117,7 @@ def decode(data: bytes, recipe: Recipe, key: str = "") -> Pictures | Rejection:
     except Image.DecompressionBombError as error:
         return Rejection(reason=Reason.DECOMPRESSION_BOMB, detail=str(error))
     except MemoryError:
-        return Rejection(reason=Reason.OUT_OF_MEMORY, detail="decoding needs more memory than there is")
+        return Rejection(reason=Reason.OUT_OF_MEMORY, detail=OUT_OF_MEMORY_DETAIL)
     except (OSError, SyntaxError, ValueError, struct.error, EOFError, IndexError, OverflowError) as error:
         # Pillow reports a damaged file with any of these, depending on the format and the place of the damage.
         detail = str(error) or type(error).__name__

@@ -6,7 +6,6 @@ length, JSON and bytes over pipes.
 
 import json
 import os
-import resource
 import select
 import struct
 import subprocess
@@ -21,6 +20,7 @@ import numpy as np
 
 from pipeline.images import decode as images
 from pipeline.images.decode import Pictures, Reason, Recipe, Rejection
+from pipeline.operating_system import OUT_OF_MEMORY_STATUS, bound_memory
 
 _HEAD = struct.Struct("<IQ")
 # Bytes that decoding may take beside the interpreter: the file, Pillow's four bytes a pixel, and a few copies of it.
@@ -59,6 +59,8 @@ class IsolatedDecoder:
         except (EOFError, OSError):
             code = child.wait()
             self._end()
+            if code == OUT_OF_MEMORY_STATUS:
+                return Rejection(reason=Reason.OUT_OF_MEMORY, detail=images.OUT_OF_MEMORY_DETAIL)
             return Rejection(reason=Reason.DECODER_CRASH, detail=f"the decoder ended with status {code}")
         if "reason" in answer:
             return Rejection(reason=Reason(answer["reason"]), detail=answer["detail"])
@@ -115,9 +117,7 @@ def _exactly(stream: BinaryIO | Any, count: int, deadline: float | None) -> byte
 def main() -> None:
     """The child: decode frame after frame until the parent closes the pipe."""
     recipe = Recipe(**json.loads(sys.argv[1]))
-    standing = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    limit = standing + _SPARE_BYTES + _BYTES_PER_PIXEL * recipe.max_pixels
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    bound_memory(_SPARE_BYTES + _BYTES_PER_PIXEL * recipe.max_pixels)
     source, sink = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a decoder prints must not get between the frames
     while True:

@@ -15,6 +15,7 @@ from PIL import Image
 from pipeline.images import decode
 from pipeline.images.decode import Pictures, Reason, Recipe, Rejection
 from pipeline.images.isolation import IsolatedDecoder
+from tests.pipeline.test_operating_system import ENFORCED
 
 RECIPE = Recipe(resolution=16, smallest_side=1, max_pixels=200_000_000, crops=0)
 
@@ -77,11 +78,13 @@ def test_a_decoder_that_dies_costs_one_image(photos: np.ndarray) -> None:
     assert set(psutil.Process().children()) <= before
 
 
-def test_an_image_that_needs_too_much_memory_is_refused(huge: bytes, photos: np.ndarray) -> None:
+@pytest.mark.parametrize("platform", [ENFORCED, "darwin"])
+def test_an_image_that_needs_too_much_memory_is_refused(huge: bytes, photos: np.ndarray, platform: str) -> None:
     # The bound follows max_pixels; without the margin for the interpreter and a file, this image is beyond it.
-    code = """
-import sys
+    code = f"""
+from functools import partial
 from pipeline.images import isolation
+isolation.bound_memory = partial(isolation.bound_memory, platform={platform!r})
 isolation._SPARE_BYTES = 32 * 1024 * 1024
 isolation._BYTES_PER_PIXEL = 1
 isolation.main()

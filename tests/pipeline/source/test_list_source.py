@@ -4,6 +4,7 @@ import io
 import os
 import shutil
 import tarfile
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -248,6 +249,18 @@ def test_a_file_of_labels_beside_a_flat_folder(tmp_path: Path, kind: str) -> Non
     assert column(source, "name") == ["a.png", "b.png", "c.png"]
     assert column(source, "label") == ["cat", "dog", None]
     assert (source.source.unlabelled, source.source.ignored_files) == (1, 0)
+
+
+def test_a_file_of_labels_names_files_whatever_unicode_form_their_names_have(tmp_path: Path) -> None:
+    # An accent is one code point in what people type, and a letter and a mark in what many macOS programs write.
+    write(tmp_path / unicodedata.normalize("NFD", "été.png"))
+    write(tmp_path / unicodedata.normalize("NFC", "naïve.png"))
+    (tmp_path / "labels.csv").write_text(
+        unicodedata.normalize("NFC", "file_name,label\nété.png,summer\n")
+        + unicodedata.normalize("NFD", "naïve.png,no\n")
+    )
+    source = listed(tmp_path, labels=str(tmp_path / "labels.csv"))
+    assert sorted(column(source, "label")) == ["no", "summer"]
 
 
 @pytest.mark.parametrize(
