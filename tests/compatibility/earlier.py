@@ -31,10 +31,20 @@ def copy(folder: Path, *names: str) -> Path:
     return folder
 
 
-def leaves(config: Any) -> dict[str, Any]:
-    """The values of a config by field, whatever it is nested in."""
+def check_holds(config: Any, stored: dict[str, Any]) -> None:
+    """Assert that a config has all the values of flat fields, by section, whatever they are nested in today."""
+    values = _leaves(config)
+    for name, value in stored.items():
+        if isinstance(value, dict):
+            check_holds(getattr(config, name), value)
+        else:
+            taken = values[name]
+            assert (list(taken) if isinstance(taken, tuple) else taken) == value, name
+
+
+def _leaves(config: Any) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for field in fields(config):
         value = getattr(config, field.name)
-        values.update(leaves(value) if is_dataclass(value) else {field.name: value})
+        values.update(_leaves(value) if is_dataclass(value) else {field.name: value})
     return values
