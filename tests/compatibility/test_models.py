@@ -79,8 +79,8 @@ def check(answers: dict[str, Any]) -> None:
 
 
 def test_it_loads_and_serves_where_nothing_of_ours_is_installed(tmp_path: Path) -> None:
-    python = without_us(tmp_path / "environment")
-    (answers,) = ask(python, copy(tmp_path, "model"), ([],), PYTHONPATH="")
+    programs = without_us(tmp_path / "environment")
+    (answers,) = ask(programs / "python", copy(tmp_path, "model"), ([],), PYTHONPATH="")
     check(answers)
     assert answers["served"] == pytest.approx(EXPECTED["score"], abs=1e-5)
     assert Path(answers["code"]).is_relative_to(tmp_path / "model" / "code")
