@@ -1,11 +1,13 @@
-"""What tests share: a PostgreSQL server, a Ray, and the rig: three Ray nodes on hosts, S3 behind a proxy for faults."""
+"""What tests share: a PostgreSQL server, a Ray, our wheel, and the rig: three Ray nodes, and S3 behind a proxy."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 from flows.services.ports import HOST, free_port
+from tests.rigs.environments import build_wheel, with_wheel
 from tests.rigs.faulty_s3 import FaultyS3
 from tests.rigs.hosts import Host, Network, why_not
 from tests.rigs.postgres import PostgresData, PostgresServer
@@ -76,3 +78,15 @@ def postgres() -> Iterator[PostgresServer]:
     """A PostgreSQL server on loopback, started once; each test makes a database of its own."""
     with PostgresData() as data, data.serve(HOST, free_port(), launch_here) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project's wheel, built once."""
+    return build_wheel(tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="session")
+def wheel_programs(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The programs of an environment with the wheel, and with the packages of this one."""
+    return with_wheel(wheel, tmp_path_factory.mktemp("installed"))
