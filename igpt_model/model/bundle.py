@@ -15,7 +15,7 @@ from torch import Tensor
 
 from igpt_model.model.config import ModelConfig
 from igpt_model.model.network import ImageGPT
-from pipeline.errors import IgptError
+from pipeline.errors import IgptError, first_line
 from pipeline.images import palette as palettes
 from pipeline.images.decode import centre_square
 
@@ -101,5 +101,5 @@ class ModelFolder:
         except FileNotFoundError as error:
             raise IgptError(f"{origin}: not a model folder, {Path(error.filename or '?').name} is missing") from None
         except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            raise IgptError(f"{origin}: damaged model folder ({str(error).splitlines()[0]})") from None
+            raise IgptError(f"{origin}: damaged model folder ({first_line(error)})") from None
         return cls(model=model.eval(), palette_K3=palette_K3, classes=tuple(description["classes"]))

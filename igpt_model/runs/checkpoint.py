@@ -24,7 +24,7 @@ from igpt_model.model.bundle import ModelFolder
 from igpt_model.runs import sharded
 from igpt_model.runs.sharded import FileMark, Index
 from igpt_model.worker import Worker
-from pipeline.errors import IgptError
+from pipeline.errors import IgptError, first_line
 from pipeline.store import objects
 
 Used = TypeVar("Used")
@@ -220,7 +220,7 @@ def use_newest(
             return used
         if not isinstance(error, DAMAGE):
             raise error
-        warn(f"checkpoint of step {step} is damaged ({str(error).splitlines()[0]}); trying the one before")
+        warn(f"checkpoint of step {step} is damaged ({first_line(error)}); trying the one before")
     if steps:
         raise IgptError(f"{run}: every checkpoint is damaged; remove {run}/checkpoints to train from the start")
     return None
@@ -249,7 +249,7 @@ def load_model(url: str) -> ModelFolder:
         with tempfile.TemporaryDirectory(prefix="igpt-checkpoint-") as temporary:
             return found.model(_fetcher(found, Path(temporary)))
     except DAMAGE as error:
-        raise IgptError(f"{url}: the checkpoint is damaged ({str(error).splitlines()[0]}); use another one") from None
+        raise IgptError(f"{url}: the checkpoint is damaged ({first_line(error)}); use another one") from None
 
 
 def is_good(checkpoint: Checkpoint) -> bool:

@@ -8,7 +8,7 @@ import torch
 
 from igpt_model.model.bundle import FILES, ModelFolder
 from igpt_model.runs import checkpoint
-from pipeline.errors import IgptError
+from pipeline.errors import IgptError, first_line
 from pipeline.store import objects
 
 
@@ -32,9 +32,7 @@ def on_device(folder: ModelFolder, device: str | None) -> ModelFolder:
     try:
         return replace(folder, model=folder.model.to(name))
     except (RuntimeError, AssertionError) as error:  # which of them depends on how PyTorch was built
-        raise IgptError(
-            f"device is {name!r}: {str(error).splitlines()[0]}; it must be cpu, or cuda with a GPU"
-        ) from None
+        raise IgptError(f"device is {name!r}: {first_line(error)}; it must be cpu, or cuda with a GPU") from None
 
 
 def load_run(run: str) -> ModelFolder:
