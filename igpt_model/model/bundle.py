@@ -1,6 +1,5 @@
 """A model as a folder that anything can open: weights.safetensors, model.json and palette.npy, nothing pickled."""
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -57,13 +56,16 @@ class ModelFolder:
 
     def described(self) -> dict[str, bytes]:
         """The two files beside the weights: what model it is, and its palette."""
-        palette = palettes.to_bytes(self.palette_K3)
+
         description = {
             "model": asdict(self.model.config),
             "classes": self.classes,
-            "palette_sha256": hashlib.sha256(palette).hexdigest(),
+            "palette_sha256": palettes.sha256(self.palette_K3),
         }
-        return {"model.json": json.dumps(description, indent=1, sort_keys=True).encode(), "palette.npy": palette}
+        return {
+            "model.json": json.dumps(description, indent=1, sort_keys=True).encode(),
+            "palette.npy": palettes.to_bytes(self.palette_K3),
+        }
 
     def save(self, folder: Path) -> None:
         """Write the three files into a folder."""

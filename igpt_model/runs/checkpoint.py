@@ -8,7 +8,6 @@
 They are readable on any number of ranks, and by plain Python; saver.py writes them while training goes on.
 """
 
-import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +24,7 @@ from igpt_model.runs import sharded
 from igpt_model.runs.sharded import FileMark, Index
 from igpt_model.worker import Worker
 from pipeline.errors import IgptError, first_line
+from pipeline.hashing import sha256
 from pipeline.store import objects
 
 Used = TypeVar("Used")
@@ -161,7 +161,7 @@ def mark(url: str, state: TrainingState, index: Index, files: Mapping[str, bytes
     marks = dict(index.files)
     for name, data in files.items():
         objects.write_bytes(objects.join(url, name), data)
-        marks[name] = FileMark(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+        marks[name] = FileMark(bytes=len(data), sha256=sha256(data))
     fields = {"format": FORMAT, "state": asdict(state), **asdict(replace(index, files=marks))}
     objects.write_bytes(objects.join(url, _MARK), json.dumps(fields, sort_keys=True).encode())
 
