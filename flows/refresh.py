@@ -22,7 +22,7 @@ from igpt_model.registry.gate import GateConfig
 from igpt_model.runs.open_model import open_model, opened_once
 from igpt_model.tracking import runs
 from pipeline.build.build import BuildResult
-from pipeline.config import digest
+from pipeline.hashing import digest
 from pipeline.store import objects
 
 

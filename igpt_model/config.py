@@ -5,8 +5,8 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from igpt_model.model.config import ModelConfig, Objective, Preset, preset_shape
-from pipeline.config import digest
 from pipeline.errors import IgptError
+from pipeline.hashing import digest
 
 
 @dataclass(frozen=True, kw_only=True)

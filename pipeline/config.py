@@ -1,12 +1,11 @@
 """What a user may set about a dataset. Every field has a sentence, which Prefect's form and `igpt config` show."""
 
-import hashlib
-import json
 import math
 from dataclasses import asdict, dataclass
 from typing import Literal
 
 from pipeline.errors import IgptError
+from pipeline.hashing import digest
 from pipeline.images.decode import Recipe
 
 # What decides the bytes of an image's samples; of the rest, what decides into which split and shard they come; what
@@ -124,8 +123,3 @@ class DatasetConfig:
         if self.crops_per_image:
             recipe["seed"] = self.seed
         return digest({**recipe, "palette": palette_sha256})
-
-
-def digest(value: object) -> str:
-    """SHA-256, in hex, of a JSON value in canonical form."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -20,19 +20,8 @@ ALLOWED_PACKAGES = {
 # A room (a folder, or a file at a package's top) imports only from its own and from those before it.
 ORDER = {
     "pipeline": (
-        *(
-            "operating_system",
-            "errors",
-            "progress",
-            "store",
-            "cluster",
-            "images",
-            "config",
-            "dataset",
-            "source",
-            "build",
-            "inspect",
-        ),
+        *("operating_system", "errors", "progress", "hashing", "partition", "background"),
+        *("store", "cluster", "images", "config", "dataset", "source", "build", "inspect"),
         "logs",  # the name of the JSON formatter for logging configurations
     ),
     "igpt_model": (
@@ -49,7 +38,10 @@ EXCEPTIONS = {
     ("igpt_model/registered.py", "registry"): "the stable name of registry/serving.py",
 }
 # Of the data side, the model side may use only what needs no cluster; its Ray modules may use the cluster's.
-PURE_PIPELINE = {"config", "errors", "images", "operating_system", "progress", "dataset", "store"}
+PURE_PIPELINE = {
+    *("operating_system", "errors", "progress", "hashing", "partition", "background"),
+    *("config", "images", "dataset", "store"),
+}
 WITH_MLFLOW = {
     *("igpt_model/registry/client.py", "igpt_model/registry/register.py", "igpt_model/registry/serving.py"),
     *("igpt_model/tracking/runs.py", "igpt_model/tracking/curve_logger.py"),

@@ -3,7 +3,6 @@
 Their processes are in service_process.py, what a user asks for in local_stack.py.
 """
 
-import hashlib
 import http.client
 import importlib.util
 import os
@@ -24,6 +23,7 @@ from botocore.credentials import Credentials
 from flows.services.ports import HOST, free_port, is_free
 from flows.services.process import Service, inherited_environment, mark, shortened
 from pipeline.errors import IgptError
+from pipeline.hashing import sha256
 
 BUCKETS = ("raw", "datasets", "runs", "mlflow")
 _REGION = "us-east-1"
@@ -252,7 +252,7 @@ def _program(name: str) -> str:
 
 def short_folder(home: Path) -> Path:
     """A folder outside `home` for Ray's sockets: a socket's path must stay under 104 bytes, and Ray's adds 70."""
-    name = f"igpt-{hashlib.sha256(bytes(home)).hexdigest()[:10]}"
+    name = f"igpt-{sha256(bytes(home))[:10]}"
     # Resolved, as the system tells the paths of open files: on macOS /tmp and /var are links into /private.
     folder = Path(tempfile.gettempdir()).resolve() / name
     return folder if len(bytes(folder)) <= 33 else Path("/tmp").resolve() / name

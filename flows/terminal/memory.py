@@ -1,12 +1,13 @@
 """Time and peak memory of the stages of a run, this machine's processes of it taken together."""
 
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import psutil
+
+from pipeline.background import Ended, in_background
 
 _INTERVAL_SECONDS = 2.0  # the kernel walks all page tables for a sample: at half a second it took a sixth of a core
 
@@ -33,22 +34,18 @@ class StageMeter:
     @contextmanager
     def measure(self, stage: str) -> Iterator[None]:
         """Measure the block as a stage."""
-        ended = threading.Event()
         peak = self._memory()
 
-        def sample() -> None:
+        def sample(ended: Ended) -> None:
             nonlocal peak
-            while not ended.wait(_INTERVAL_SECONDS):
+            while not ended(_INTERVAL_SECONDS):
                 peak = max(peak, self._memory())
 
-        thread = threading.Thread(target=sample, daemon=True, name=f"memory of {stage}")
         began = time.monotonic()
-        thread.start()
         try:
-            yield
+            with in_background(sample, name=f"memory of {stage}"):
+                yield
         finally:
-            ended.set()
-            thread.join()
             self.costs[stage] = StageCost(seconds=time.monotonic() - began, peak_memory_bytes=max(peak, self._memory()))
 
     def _memory(self) -> int:

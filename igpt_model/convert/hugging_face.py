@@ -31,7 +31,7 @@ from safetensors import SafetensorError
 from igpt_model.convert.weights import NORMS, ForeignWeights, side_of
 from igpt_model.model.bundle import ModelBundle
 from igpt_model.model.config import ModelConfig
-from pipeline.errors import IgptError
+from pipeline.errors import IgptError, first_line
 from pipeline.images import palette as palettes
 
 _LINEAR = {
@@ -217,4 +217,4 @@ def _read_weights(folder: Path) -> ForeignWeights:
             "have transformers write the model as safetensors"
         ) from None
     except (SafetensorError, RuntimeError, ValueError, AttributeError) as error:
-        raise IgptError(f"{folder}: damaged weights ({str(error).splitlines()[0]})") from None
+        raise IgptError(f"{folder}: damaged weights ({first_line(error)})") from None

@@ -10,6 +10,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from pipeline.partition import part_of
+
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
@@ -82,7 +84,8 @@ class SampleOrder:
 
 def rank_range(cursor: int, global_batch: int, rank: int, world_size: int) -> range:
     """The positions of one rank in the global batch that begins at `cursor`: contiguous, and equal to within one."""
-    return range(cursor + global_batch * rank // world_size, cursor + global_batch * (rank + 1) // world_size)
+    share = part_of(global_batch, rank, world_size)
+    return range(cursor + share.start, cursor + share.stop)
 
 
 def micro_ranges(cursor: int, global_batch: int, rank: int, world_size: int, micro_batch: int | None) -> list[range]:
@@ -94,7 +97,4 @@ def micro_ranges(cursor: int, global_batch: int, rank: int, world_size: int, mic
     positions = rank_range(cursor, global_batch, rank, world_size)
     largest = -(-global_batch // world_size)
     count = 1 if micro_batch is None else -(-largest // micro_batch)
-    return [
-        range(positions.start + len(positions) * i // count, positions.start + len(positions) * (i + 1) // count)
-        for i in range(count)
-    ]
+    return [positions[share.start : share.stop] for share in (part_of(len(positions), i, count) for i in range(count))]

@@ -1,7 +1,6 @@
 """Token images of a snapshot for training and evaluation: shards cached on local disk, verified, memory-mapped."""
 
 import fcntl
-import hashlib
 import os
 import tempfile
 import time
@@ -17,6 +16,8 @@ from igpt_model.data.order import Samples
 from pipeline.dataset.shards import ShardView
 from pipeline.dataset.snapshot import ShardEntry, Snapshot
 from pipeline.errors import IgptError
+from pipeline.hashing import sha256, sha256_of_file
+from pipeline.partition import part_of
 from pipeline.store import objects
 
 # So long a fetch waits for room. A shard that is needed at once is then fetched all the same.
@@ -52,7 +53,7 @@ class ShardCache:
     def __init__(self, snapshot: Snapshot, folder: str | None = None, limit_bytes: int | None = None) -> None:
         root = Path(folder) if folder else Path(tempfile.gettempdir()) / f"igpt-cache-{os.getuid()}"
         self._root, self._limit_bytes = root, limit_bytes
-        self._folder = root / hashlib.sha256(snapshot.dataset.encode()).hexdigest()[:16]
+        self._folder = root / sha256(snapshot.dataset.encode())[:16]
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._snapshot = snapshot
         self._opened: dict[str, tuple[ShardImages, IO[bytes]]] = {}
@@ -167,10 +168,7 @@ def _reserved(path: Path) -> int:
 
 def _matches(path: Path, shard: ShardEntry) -> bool:
     try:
-        if path.stat().st_size != shard.bytes:
-            return False
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == shard.sha256
+        return path.stat().st_size == shard.bytes and sha256_of_file(path) == shard.sha256
     except FileNotFoundError:
         return False
 
@@ -195,11 +193,10 @@ def no_images(shards: Sequence[ShardImages]) -> Images:
 
 def count_batches(shards: Sequence[ShardImages], batch: int, *, part: int, parts: int) -> int:
     """How many batches `batches` yields."""
-    total = sum(len(shard.tokens_NHW) for shard in shards)
-    begin, end = total * part // parts, total * (part + 1) // parts
+    chosen = part_of(sum(len(shard.tokens_NHW) for shard in shards), part, parts)
     count = first = 0
     for shard in shards:
-        low, high = max(begin - first, 0), min(end - first, len(shard.tokens_NHW))
+        low, high = max(chosen.start - first, 0), min(chosen.stop - first, len(shard.tokens_NHW))
         count += -(-max(high - low, 0) // batch)
         first += len(shard.tokens_NHW)
     return count
@@ -207,11 +204,10 @@ def count_batches(shards: Sequence[ShardImages], batch: int, *, part: int, parts
 
 def batches(shards: Sequence[ShardImages], batch: int, *, part: int = 0, parts: int = 1) -> Iterator[Images]:
     """The images of a split in the order of its shards, `batch` or fewer at a time; of `parts` equal ones the given."""
-    total = sum(len(shard.tokens_NHW) for shard in shards)
-    begin, end = total * part // parts, total * (part + 1) // parts
+    chosen = part_of(sum(len(shard.tokens_NHW) for shard in shards), part, parts)
     first = 0
     for shard in shards:
-        low, high = max(begin - first, 0), min(end - first, len(shard.tokens_NHW))
+        low, high = max(chosen.start - first, 0), min(chosen.stop - first, len(shard.tokens_NHW))
         for start in range(low, high, batch):
             rows = slice(start, min(start + batch, high))
             tokens_NHW = shard.tokens_NHW[rows]

@@ -3,7 +3,6 @@
 The folder holds weights.safetensors, model.json and palette.npy; nothing is pickled.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from igpt_model.model.config import ModelConfig
 from igpt_model.model.network import ImageGPT
-from pipeline.errors import IgptError
+from pipeline.errors import IgptError, first_line
 from pipeline.images import palette as palettes
 from pipeline.images.decode import centre_square
 
@@ -60,13 +59,16 @@ class ModelBundle:
 
     def described(self) -> dict[str, bytes]:
         """The two files beside the weights: what model it is, and its palette."""
-        palette = palettes.to_bytes(self.palette_K3)
+
         description = {
             "model": asdict(self.model.config),
             "classes": self.classes,
-            "palette_sha256": hashlib.sha256(palette).hexdigest(),
+            "palette_sha256": palettes.sha256(self.palette_K3),
         }
-        return {"model.json": json.dumps(description, indent=1, sort_keys=True).encode(), "palette.npy": palette}
+        return {
+            "model.json": json.dumps(description, indent=1, sort_keys=True).encode(),
+            "palette.npy": palettes.to_bytes(self.palette_K3),
+        }
 
     def save(self, folder: Path) -> None:
         """Write the three files into a folder."""
@@ -104,5 +106,5 @@ class ModelBundle:
         except FileNotFoundError as error:
             raise IgptError(f"{origin}: not a model folder, {Path(error.filename or '?').name} is missing") from None
         except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            raise IgptError(f"{origin}: damaged model folder ({str(error).splitlines()[0]})") from None
+            raise IgptError(f"{origin}: damaged model folder ({first_line(error)})") from None
         return cls(model=model.eval(), palette_K3=palette_K3, classes=tuple(description["classes"]))

@@ -7,7 +7,7 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError
 
-from pipeline.errors import IgptError
+from pipeline.errors import IgptError, first_line
 
 FILE = "probe.safetensors"
 
@@ -43,4 +43,4 @@ class ProbeHead:
         try:
             return cls(**safetensors.numpy.load_file(folder / FILE))
         except (SafetensorError, TypeError, ValueError) as error:
-            raise IgptError(f"{folder / FILE}: damaged ({str(error).splitlines()[0]})") from None
+            raise IgptError(f"{folder / FILE}: damaged ({first_line(error)})") from None

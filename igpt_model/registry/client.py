@@ -22,7 +22,7 @@ from igpt_model.model.bundle import ModelBundle
 from igpt_model.registry import checksums
 from igpt_model.registry import gate as promotion
 from igpt_model.registry.gate import Decision, GateConfig
-from pipeline.errors import IgptError
+from pipeline.errors import IgptError, first_line
 from pipeline.images import palette as palettes
 
 CANDIDATE, CHAMPION = "candidate", "champion"
@@ -274,4 +274,4 @@ def one_line(place: str) -> Iterator[None]:
 
 
 def _line(error: MlflowException, place: str) -> IgptError:
-    return IgptError(f"{place}: {str(error.message).strip().splitlines()[0]}; look at it in the MLflow page")
+    return IgptError(f"{place}: {first_line(error)}; look at it in the MLflow page")

@@ -18,7 +18,7 @@ from igpt_model.probing.head import ProbeHead
 from igpt_model.registry import serving
 from igpt_model.registry.client import CANDIDATE, IDENTITY, Registry, Version, one_line
 from igpt_model.registry.code_bundle import copy_code
-from pipeline.config import digest
+from pipeline.hashing import digest
 
 HUGGING_FACE = "hugging_face"
 _FILES = "image_gpt"

@@ -8,7 +8,6 @@
 They are readable on any number of ranks, and by plain Python; saver.py writes them while training goes on.
 """
 
-import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +23,8 @@ from igpt_model.model.bundle import ModelBundle
 from igpt_model.runs import sharded
 from igpt_model.runs.sharded import FileMark, Index
 from igpt_model.worker import Worker
-from pipeline.errors import IgptError
+from pipeline.errors import IgptError, first_line
+from pipeline.hashing import sha256
 from pipeline.store import objects
 
 Used = TypeVar("Used")
@@ -161,7 +161,7 @@ def mark(url: str, state: TrainingState, index: Index, files: Mapping[str, bytes
     marks = dict(index.files)
     for name, data in files.items():
         objects.write_bytes(objects.join(url, name), data)
-        marks[name] = FileMark(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+        marks[name] = FileMark(bytes=len(data), sha256=sha256(data))
     fields = {"format": FORMAT, "state": asdict(state), **asdict(replace(index, files=marks))}
     objects.write_bytes(objects.join(url, _MARK), json.dumps(fields, sort_keys=True).encode())
 
@@ -220,7 +220,7 @@ def use_newest(
             return used
         if not isinstance(error, DAMAGE):
             raise error
-        warn(f"checkpoint of step {step} is damaged ({str(error).splitlines()[0]}); trying the one before")
+        warn(f"checkpoint of step {step} is damaged ({first_line(error)}); trying the one before")
     if steps:
         raise IgptError(f"{run}: every checkpoint is damaged; remove {run}/checkpoints to train from the start")
     return None
@@ -249,7 +249,7 @@ def load_model(url: str) -> ModelBundle:
         with tempfile.TemporaryDirectory(prefix="igpt-checkpoint-") as temporary:
             return found.model(_fetcher(found, Path(temporary)))
     except DAMAGE as error:
-        raise IgptError(f"{url}: the checkpoint is damaged ({str(error).splitlines()[0]}); use another one") from None
+        raise IgptError(f"{url}: the checkpoint is damaged ({first_line(error)}); use another one") from None
 
 
 def is_good(checkpoint: Checkpoint) -> bool:

@@ -11,7 +11,7 @@ import torch
 
 from igpt_model.model.bundle import FILES, ModelBundle
 from igpt_model.runs import checkpoint
-from pipeline.errors import IgptError
+from pipeline.errors import IgptError, first_line
 from pipeline.store import objects
 
 # What is open already, by reference, inside of `opened_once`.
@@ -70,9 +70,7 @@ def on_device(bundle: ModelBundle, device: str | None) -> ModelBundle:
     try:
         return replace(bundle, model=bundle.model.to(name))
     except (RuntimeError, AssertionError) as error:  # which of them depends on how PyTorch was built
-        raise IgptError(
-            f"device is {name!r}: {str(error).splitlines()[0]}; it must be cpu, or cuda with a GPU"
-        ) from None
+        raise IgptError(f"device is {name!r}: {first_line(error)}; it must be cpu, or cuda with a GPU") from None
 
 
 def load_folder(url: str) -> ModelBundle:

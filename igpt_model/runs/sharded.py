@@ -4,10 +4,10 @@ Each rank writes the pieces it holds as safetensors files; where each piece lies
 pickles that. What the tensors are of, and when they count as written, is in checkpoint.py.
 """
 
-import hashlib
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.distributed.tensor import DTensor
 from torch.futures import Future
 
+from pipeline.hashing import sha256_of_file
 from pipeline.store import objects
 
 _WEIGHTS = ("weights.", "trained.")  # in files of their own, for who reads the model alone
@@ -92,8 +93,7 @@ class Index:
 
 def mark_of(path: Path) -> FileMark:
     """The mark of a local file as it is."""
-    with path.open("rb") as file:
-        return FileMark(bytes=path.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest())
+    return FileMark(bytes=path.stat().st_size, sha256=sha256_of_file(path))
 
 
 def shares(sizes: Mapping[str, int], parts: int) -> dict[str, int]:
@@ -155,7 +155,7 @@ def write(
     patience.
     """
     writer = _Writer(url, rank, seconds, commit)
-    with _unwrapped():
+    with _own_errors():
         dcp.save({}, storage_writer=writer, planner=staged, process_group=group, no_dist=group is None)
 
 
@@ -164,25 +164,22 @@ def read(tensors: Mapping[str, Tensor], index: Index, open_file: Callable[[str],
 
     `open_file` gives the local path of a verified file; each is asked for once. Raises what it raises.
     """
-    with _unwrapped(), torch.no_grad():
+    with _own_errors(), torch.no_grad():
         target = {name: tensor.detach() for name, tensor in tensors.items()}
         planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
         dcp.load(target, storage_reader=_Reader(index, open_file), planner=planner, no_dist=True)
 
 
-class _unwrapped:  # noqa: N801 (a context manager, read as a verb)
-    """Raises the first rank's own exception in place of DCP's, which is not even an Exception."""
-
-    def __enter__(self) -> None:
-        self._quiet = warnings.catch_warnings()
-        self._quiet.__enter__()
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        self._quiet.__exit__(kind, error, trace)
-        if isinstance(error, CheckpointException):
-            cause, _ = error.failures[min(error.failures)]
-            raise cause from None
+@contextmanager
+def _own_errors() -> Iterator[None]:
+    """Raise the first rank's own exception in place of DCP's, which is not even an Exception."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            yield
+    except CheckpointException as error:
+        cause, _ = error.failures[min(error.failures)]
+        raise cause from None
 
 
 def _piece_name(index: MetadataIndex) -> str:

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
-from igpt_model.tracking.runs import BEAT_TAG, RunLogger, first_line
-from pipeline.errors import IgptError
+from igpt_model.tracking.runs import BEAT_TAG, REASON_LENGTH, RunLogger
+from pipeline.errors import IgptError, first_line
 
 _BEAT_SECONDS = 20.0
 _FLUSH_SECONDS = 120.0
@@ -64,7 +64,7 @@ class CurveLogger:
             try:
                 self._send(batch)
             except Exception as error:  # noqa: BLE001 (told, here and by flush)
-                self._tell(first_line(error) if isinstance(error, MlflowException) else repr(error))
+                self._tell(first_line(error, REASON_LENGTH) if isinstance(error, MlflowException) else repr(error))
                 time.sleep(_AGAIN_SECONDS)
                 continue
             self._tell("")

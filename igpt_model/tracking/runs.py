@@ -17,13 +17,13 @@ from mlflow.exceptions import MlflowException
 
 from igpt_model.config import PretrainConfig
 from pipeline.dataset.snapshot import Snapshot
-from pipeline.errors import IgptError
+from pipeline.errors import IgptError, first_line
 
 _RUN_TAG = "igpt.run"
 BEAT_TAG = "igpt.last_sign_of_life"
 """Tag: when somebody was last at work on the run, in seconds since 1970."""
 _ABANDONED_SECONDS = 300.0
-_REASON = 160  # characters of an error; of one request MLflow tells the address three times
+REASON_LENGTH = 160  # characters quoted of an error; MLflow's client repeats the address three times
 
 
 def check_reachable(tracking_uri: str) -> None:
@@ -59,8 +59,9 @@ class RunLogger:
         try:
             self.points([Metric(name, float(value), now, step) for name, value in values.items()])
         except MlflowException as error:
+            reason = first_line(error, REASON_LENGTH)
             raise IgptError(
-                f"MLflow at {self.tracking_uri} does not take the metrics of step {step} ({first_line(error)}); "
+                f"MLflow at {self.tracking_uri} does not take the metrics of step {step} ({reason}); "
                 "when it answers again, run the same command again"
             ) from None
 
@@ -112,8 +113,9 @@ class RunLogger:
                 self.end(status)
             except MlflowException as error:
                 if status == "FINISHED":
+                    reason = first_line(error, REASON_LENGTH)
                     raise IgptError(
-                        f"MLflow at {self.tracking_uri} does not close the run {self.run_id} ({first_line(error)}); "
+                        f"MLflow at {self.tracking_uri} does not close the run {self.run_id} ({reason}); "
                         "when it answers again, run the same command again"
                     ) from None
 
@@ -121,11 +123,6 @@ class RunLogger:
         """The (step, value) pairs of a metric, by step."""
         history = self._client.get_metric_history(self.run_id, name)
         return sorted((metric.step, metric.value) for metric in history)
-
-
-def first_line(error: MlflowException) -> str:
-    """What an error of MLflow says first; the rest fills a screen."""
-    return (str(error.message).strip().splitlines() or ["no reason given"])[0][:_REASON]
 
 
 def open_run(

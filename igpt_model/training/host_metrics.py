@@ -1,12 +1,13 @@
 """How busy a machine is that trains, named as MLflow names its system metrics; traffic is a rate here, there a sum."""
 
-import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 
 import psutil
 import torch
+
+from pipeline.background import Ended, in_background
 
 _MEBIBYTE = 2**20
 _PERIOD_SECONDS = 10.0
@@ -61,24 +62,16 @@ def _gpus() -> dict[str, float]:
     return values
 
 
-class HostMonitor:
-    """Tells how busy the machine is, in a thread of its own: now and then, and when the context ends."""
+def host_monitor(
+    log: Callable[[dict[str, float]], None], period: float = _PERIOD_SECONDS
+) -> AbstractContextManager[None]:
+    """Log how busy the machine is while the block runs: every `period` seconds, and when the block ends."""
 
-    def __init__(self, tell: Callable[[dict[str, float]], None], period: float = _PERIOD_SECONDS) -> None:
-        self._tell, self._period = tell, period
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True, name="host-metrics")
+    def measure(ended: Ended) -> None:
+        meter = HostMeter()  # in the thread: psutil counts processor time by thread
+        last = False
+        while not last:
+            last = ended(period)
+            log(meter.values())
 
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        meter = HostMeter()
-        ended = False
-        while not ended:
-            ended = self._ended.wait(self._period)
-            self._tell(meter.values())
+    return in_background(measure, name="host-metrics")

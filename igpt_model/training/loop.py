@@ -35,6 +35,7 @@ from igpt_model.training.watchdog import Watchdog
 from igpt_model.worker import Worker
 from pipeline.dataset.snapshot import Snapshot
 from pipeline.errors import IgptError
+from pipeline.partition import part_of
 from pipeline.store import objects
 from pipeline.store.lease import Fence
 
@@ -221,8 +222,13 @@ class _Training:
         ranges = self._micro_ranges()
         # Which rank has trained on what, of `igpt_model.train` at level debug: what an audit of a run needs.
         _log.debug(
-            *("restart %d step %d: rank %d of %d has positions %d to %d", state.restarts, state.step + 1, worker.rank),
-            *(worker.world_size, ranges[0].start, ranges[-1].stop),
+            "restart %d step %d: rank %d of %d has positions %d to %d",
+            state.restarts,
+            state.step + 1,
+            worker.rank,
+            worker.world_size,
+            ranges[0].start,
+            ranges[-1].stop,
         )
         parts = [partial(self._load, part) for part in ranges]
         outcome = train_step(self.learner.parallel, self.learner.optimizer, parts, rate, config, worker)
@@ -267,14 +273,14 @@ class _Training:
     def _validation(self) -> Iterator[Inputs]:
         """This worker's part of the validation split, in as many batches as every worker's; the last may be empty."""
         rank, world_size, views = self.worker.rank, self.worker.world_size, self.validation_views
-        place = sum(len(view.tokens_NHW) for view in views) * rank // world_size
+        position = part_of(sum(len(view.tokens_NHW) for view in views), rank, world_size).start
         size = min(_EVALUATION_BATCH, self.config.micro_batch or _EVALUATION_BATCH)
         counts = [count_batches(views, size, part=part, parts=world_size) for part in range(world_size)]
         missing = [no_images(views)] * (max(counts) - counts[rank])
         for images in itertools.chain(batches(views, size, part=rank, parts=world_size), missing):
             self.watchdog.beat()
-            yield self.preparation.for_evaluation(images, place)
-            place += len(images.labels_N)
+            yield self.preparation.for_evaluation(images, position)
+            position += len(images.labels_N)
 
     def _report(self, evaluated: Mapping[str, float] | None = None) -> None:
         if self.worker.rank == 0:

@@ -1,7 +1,6 @@
 """Training on a Ray cluster: Ray Train V2 places the workers and restarts their group; train.py does the rest."""
 
 import logging
-import threading
 import time
 import uuid
 from collections.abc import Mapping
@@ -19,10 +18,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from igpt_model.config import PretrainConfig
 from igpt_model.runs.events import Listener
 from igpt_model.runs.result import TrainResult, read_result
-from igpt_model.training.host_metrics import HostMonitor
+from igpt_model.training.host_metrics import host_monitor
 from igpt_model.training.loop import train
 from igpt_model.training.ray_mailbox import Mailbox, MailboxListener, News
 from igpt_model.worker import Worker
+from pipeline.background import Ended, in_background
 from pipeline.cluster import tasks
 from pipeline.dataset.snapshot import Snapshot
 from pipeline.errors import IgptError
@@ -75,13 +75,17 @@ def _worker_loop(arguments: dict[str, Any]) -> None:
 
     address = ray.util.get_node_ip_address()
     alone = context.get_local_rank() == 0  # the one of its machine that measures it
-    monitor = HostMonitor(lambda values: mailbox.host.remote(address, values)) if alone else nullcontext()
+    monitor = host_monitor(lambda values: mailbox.host.remote(address, values)) if alone else nullcontext()
     try:
         if job.fence is not None:
             job.fence.check()  # on every rank, so that a group that is started again after one ends in peace
         with monitor:
             train(
-                *(job.config, job.snapshot, job.run, worker, listener),
+                job.config,
+                job.snapshot,
+                job.run,
+                worker,
+                listener,
                 mlflow_run=job.mlflow_run,
                 heartbeat=heartbeat,
                 leaving=leaving,
@@ -192,24 +196,22 @@ class _Watch:
         self._mailbox, self._config, self._listener, self._progress = mailbox, config, listener, progress
         self._newest: dict[str, float] = {}
         self._workers: int | None = None
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._poll, daemon=True, name="training-progress")
+        self._thread = in_background(self._poll, name="training-progress")
 
     def __enter__(self) -> "_Watch":
-        self._thread.start()
+        self._thread.__enter__()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
+        self._thread.__exit__(kind, *error)
         try:
             if kind is None:
                 self._pass_on()
         finally:
             ray.kill(self._mailbox, no_restart=True)
 
-    def _poll(self) -> None:
-        while not self._ended.wait(_POLL_SECONDS):
+    def _poll(self, ended: Ended) -> None:
+        while not ended(_POLL_SECONDS):
             with suppress(ray.exceptions.RayError):
                 self._pass_on()
 

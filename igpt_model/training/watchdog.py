@@ -9,8 +9,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from typing import Self
+from contextlib import nullcontext, suppress
+from typing import Any, Self
+
+from pipeline.background import Ended, in_background
 
 _EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: to be tried again
 _TELLING_SECONDS = 40.0
@@ -22,26 +24,24 @@ class Watchdog:
     def __init__(self, seconds: float, tell: Callable[[str], None]) -> None:
         self._seconds, self._tell = seconds, tell
         self._last = time.monotonic()
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True, name="watchdog")
+        self._thread = in_background(self._watch, name="watchdog") if seconds else nullcontext()
 
     def __enter__(self) -> Self:
         self.beat()
-        if self._seconds:
-            self._thread.start()
+        self._thread.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
+    def __exit__(self, *error: Any) -> None:
+        self._thread.__exit__(*error)
 
     def beat(self) -> None:
         """Something was done."""
         self._last = time.monotonic()
 
-    def _watch(self) -> None:
+    def _watch(self, ended: Ended) -> None:
         period = min(1.0, self._seconds / 4)
         looked = time.monotonic()
-        while not self._ended.wait(period):
+        while not ended(period):
             now = time.monotonic()
             if now - looked > period + self._seconds / 4:
                 self._last = now  # the machine stood still, and whom this watches with it: its time begins anew

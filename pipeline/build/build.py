@@ -20,6 +20,7 @@ from pipeline.dataset.publish import commit
 from pipeline.dataset.snapshot import Snapshot
 from pipeline.errors import IgptError
 from pipeline.images import palette
+from pipeline.partition import divide
 from pipeline.progress import Progress, silent
 from pipeline.source.raw_reads import SourceChangedError
 from pipeline.store import objects, presence
@@ -239,7 +240,7 @@ class _Build:
     def _fit_palette(self) -> np.ndarray:
         config, found = self._config, self._found
         rows = plan.sample_for_palette(found.rows, found.splits, config)
-        parts = np.array_split(rows, -(-len(rows) // _IMAGES_PER_COUNT))
+        parts = divide(rows, _IMAGES_PER_COUNT)
         histogram = palette.ColourHistogram()
         done = 0
         self._progress("palette", 0, len(rows), "images")

@@ -1,14 +1,15 @@
 """Which image goes to which split and shard, and what of an earlier snapshot a rerun keeps. Pure, and all in arrays."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.config import DatasetConfig, digest
+from pipeline.config import DatasetConfig
 from pipeline.dataset.keys import Keys, ParentRows, match
 from pipeline.dataset.snapshot import SPLITS, ShardEntry
+from pipeline.hashing import digest, sha256
+from pipeline.partition import divide
 from pipeline.source.listing import NO_SPLIT, Rows
 
 # Neighbouring members of a tar are read together. A run of this many stays together in one shard, which keeps reads
@@ -142,13 +143,10 @@ class Planner:
             next_index[shard.split] = max(next_index.get(shard.split, 0), shard.index + 1)
         plans = []
         for number, split in enumerate(SPLITS):
-            mine = rows[self._splits[rows] == number]
-            shuffled = self._spread(mine)
-            count = -(-len(mine) // self._config.samples_per_shard)
-            for part in range(count):
-                # Shards of nearly equal size rather than full ones and a rest: equal tasks, equal reads.
-                chosen = shuffled[part * len(mine) // count : (part + 1) * len(mine) // count]
-                plans.append(self._shard(split, next_index.get(split, 0) + part, chosen))
+            shuffled = self._spread(rows[self._splits[rows] == number])
+            # Shards of nearly equal size rather than full ones and a rest: equal tasks, equal reads.
+            parts = divide(shuffled, self._config.samples_per_shard)
+            plans += [self._shard(split, next_index.get(split, 0) + i, part) for i, part in enumerate(parts)]
         return tuple(plans)
 
     def _spread(self, rows: np.ndarray) -> np.ndarray:
@@ -167,17 +165,16 @@ class Planner:
         before = np.cumsum(lengths) - lengths
         return rows[np.repeat(starts - before, lengths) + np.arange(len(rows))]
 
-    def _shard(self, split: str, index: int, rows: np.ndarray, replaces: ShardEntry | None = None) -> ShardPlan:
+    def _shard(self, split: str, number: int, rows: np.ndarray, replaces: ShardEntry | None = None) -> ShardPlan:
         rows = rows[np.argsort(self._order[rows], kind="stable")]
-        content = hashlib.sha256(self._recipe.encode())
-        for column, kind in (
+        columns = (
             (self._rows.keys.high, "<u8"),
             (self._rows.keys.low, "<u2"),
             (self._rows.versions, "<u8"),
             (self._rows.labels, "<i4"),
-        ):
-            content.update(column[rows].astype(kind).tobytes())
-        name = f"{split}-{index:06d}-{content.hexdigest()[:16]}"
+        )
+        content = b"".join(column[rows].astype(kind).tobytes() for column, kind in columns)
+        name = f"{split}-{number:06d}-{sha256(self._recipe.encode() + content)[:16]}"
         return ShardPlan(split=split, name=name, rows=rows, replaces=replaces)
 
 

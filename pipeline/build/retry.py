@@ -1,6 +1,5 @@
 """Another try for what is in quarantine: images that can be read now come into shards of their own."""
 
-import hashlib
 from collections import Counter
 from dataclasses import dataclass, replace
 
@@ -18,7 +17,9 @@ from pipeline.dataset.keys import Keys, ParentRows, match, source_digest
 from pipeline.dataset.publish import commit
 from pipeline.dataset.snapshot import SPLITS, ShardEntry, Snapshot
 from pipeline.errors import IgptError
+from pipeline.hashing import sha256
 from pipeline.images.decode import Pictures, Reason
+from pipeline.partition import divide
 from pipeline.progress import Progress, silent
 from pipeline.store import lease, objects, presence
 
@@ -86,7 +87,7 @@ def _try(found: Survey, rows: np.ndarray, config: DatasetConfig, progress: Progr
     ok = np.zeros(len(rows), bool)
     if not len(rows):
         return ok
-    parts = np.array_split(np.arange(len(rows)), -(-len(rows) // _IMAGES_PER_TASK))
+    parts = divide(np.arange(len(rows)), _IMAGES_PER_TASK)
     progress("retry", 0, len(rows), "images")
     calls = ((table,) for table in found.listing.gather([rows[part] for part in parts]))
     done = 0
@@ -151,9 +152,8 @@ def _without(dataset: str, entry: ShardEntry, keys: set[str]) -> ShardEntry:
     rejected = dict(sorted(Counter(row["reason"] for row in left).items()))
     if not left:
         return replace(entry, rejected=rejected, quarantine=None, quarantine_sha256=None)
-    digest = hashlib.sha256(repr((entry.quarantine, sorted(keys))).encode()).hexdigest()[:16]
-    name = f"{entry.name.rpartition('-')[0]}-{digest}"
+    content = repr((entry.quarantine, sorted(keys))).encode()
+    name = f"{entry.name.rpartition('-')[0]}-{sha256(content)[:16]}"
     data = index.to_bytes(left, index.QUARANTINE)
     objects.write_bytes(objects.join(dataset, "quarantine", f"{name}.parquet"), data)
-    sha256 = hashlib.sha256(data).hexdigest()
-    return replace(entry, rejected=rejected, quarantine=name, quarantine_sha256=sha256)
+    return replace(entry, rejected=rejected, quarantine=name, quarantine_sha256=sha256(data))

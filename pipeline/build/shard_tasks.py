@@ -5,7 +5,6 @@ done, and a task that finds it there only reads what it needs for the manifest.
 """
 
 import faulthandler
-import hashlib
 import logging
 import time
 from collections import Counter, defaultdict
@@ -21,6 +20,7 @@ import pyarrow as pa
 from pipeline.config import DatasetConfig
 from pipeline.dataset import index, shards
 from pipeline.dataset.snapshot import ShardEntry
+from pipeline.hashing import sha256
 from pipeline.images import decode, palette
 from pipeline.images.decode import PASSING, Pictures, Reason, Rejection
 from pipeline.images.isolation import IsolatedDecoder
@@ -176,7 +176,7 @@ def _finished(order: ShardOrder) -> ShardResult | None:
         data = objects.read_bytes(objects.join(order.dataset, "index", f"{order.name}.parquet"))
     except FileNotFoundError:
         return None
-    entry = ShardEntry(**index.metadata_of(data)["entry"], index_sha256=_sha256(data))
+    entry = ShardEntry(**index.metadata_of(data)["entry"], index_sha256=sha256(data))
     if objects.size(objects.join(order.dataset, entry.path)) != entry.bytes:
         return None
     return ShardResult(entry=entry, reused=True)
@@ -264,7 +264,7 @@ class _Shard:
             quarantined = index.read(dataset, old.quarantine_path).to_pylist() if old.quarantine_path else []
         except FileNotFoundError:
             return 0
-        if _sha256(data) != old.sha256 or len(accepted) != old.images:
+        if sha256(data) != old.sha256 or len(accepted) != old.images:
             return 0
         view = shards.ShardView(
             np.frombuffer(data, np.uint8), samples=old.samples, side=self._config.resolution, name=old.name
@@ -291,7 +291,7 @@ class _Shard:
         if not passing:
             return self._order.name
         head, _, planned = self._order.name.rpartition("-")
-        return f"{head}-{hashlib.sha256(repr((planned, passing)).encode()).hexdigest()[:16]}"
+        return f"{head}-{sha256(repr((planned, passing)).encode())[:16]}"
 
     def _write(self) -> ShardEntry:
         rows = sorted(self._accepted)
@@ -311,14 +311,14 @@ class _Shard:
             "samples": len(keys),
             "images": len(rows),
             "bytes": len(tar),
-            "sha256": _sha256(tar),
+            "sha256": sha256(tar),
             "rejected": dict(sorted(Counter(each["reason"] for each in self._rejected.values()).items())),
             "quarantine": None if quarantine is None else name,
-            "quarantine_sha256": None if quarantine is None else _sha256(quarantine),
+            "quarantine_sha256": None if quarantine is None else sha256(quarantine),
         }
         # The index tells a later build all of the entry but its own checksum.
         account = index.to_bytes(list(_in_order(self._accepted)), index.INDEX, {"entry": entry})
-        made = ShardEntry(**entry, index_sha256=_sha256(account))
+        made = ShardEntry(**entry, index_sha256=sha256(account))
         # The sizes are compared with the store's own before the commit, for all shards in one request.
         self._put(made.path, tar)
         if quarantine is not None and made.quarantine_path is not None:
@@ -328,10 +328,6 @@ class _Shard:
 
     def _put(self, path: str, data: bytes) -> None:
         objects.write_bytes(objects.join(self._order.dataset, path), data)
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 def _in_order(rows: dict[int, dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -14,7 +14,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from pipeline.cluster import logs
-from pipeline.errors import IgptError
+from pipeline.errors import IgptError, first_line
 
 # A task that dies with its worker or node is run again this often before the build gives up: so often, because a node
 # on which every worker dies at once (a full disk) is always free and takes many of them.
@@ -45,7 +45,7 @@ def connect(address: str, *, flow_run_id: str = "") -> None:
         )
     except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
         raise IgptError(
-            f"Ray at {address} does not answer ({_first_line(error)}); start it (`igpt up`) or correct RAY_ADDRESS"
+            f"Ray at {address} does not answer ({first_line(error, 200)}); start it (`igpt up`) or correct RAY_ADDRESS"
         ) from None
     except Exception as error:
         if "Authentication" in type(error).__name__:
@@ -82,10 +82,6 @@ def _check_listening(address: str) -> None:
         raise IgptError(
             f"Ray at {address} does not answer ({error.strerror or error}); start it (`igpt up`) or correct RAY_ADDRESS"
         ) from None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def disconnect() -> None:

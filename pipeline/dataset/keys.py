@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.dataset.shards import KEY_LENGTH
+from pipeline.hashing import sha256
 
 
 def key_of(name: str) -> str:
     """The key of an image: 80 bits of its name's SHA-256, in hex."""
-    return hashlib.sha256(name.encode()).hexdigest()[:KEY_LENGTH]
+    return sha256(name.encode())[:KEY_LENGTH]
 
 
 def version_of(etag: str, length: int, label: str | None) -> int:

@@ -4,7 +4,6 @@ The manifest is the commit (see commit.py): it is written after all it names is 
 so the same inputs give the same bytes wherever and whenever they are built.
 """
 
-import hashlib
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass, field
@@ -13,6 +12,7 @@ from functools import cached_property
 import numpy as np
 
 from pipeline.errors import IgptError
+from pipeline.hashing import sha256
 from pipeline.images import palette as palettes
 from pipeline.store import objects
 
@@ -117,7 +117,7 @@ class Snapshot:
     @cached_property
     def digest(self) -> str:
         """SHA-256, in hex, of the manifest's bytes."""
-        return hashlib.sha256(self.to_bytes()).hexdigest()
+        return sha256(self.to_bytes())
 
     def to_bytes(self) -> bytes:
         """The manifest as JSON."""

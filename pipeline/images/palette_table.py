@@ -1,16 +1,16 @@
 """The lookup table of a palette, made once on a machine and then read from its cache folder."""
 
-import hashlib
 import os
 import tempfile
 from pathlib import Path
 
 import numpy as np
 
+from pipeline.hashing import sha256
 from pipeline.images import palette
 
 _ENTRIES = 1 << 24
-_DIGEST_BYTES = 32
+_CHECKSUM_BYTES = 64
 
 
 def lookup_table(palette_K3: np.ndarray) -> np.ndarray:
@@ -24,15 +24,15 @@ def lookup_table(palette_K3: np.ndarray) -> np.ndarray:
         data = path.read_bytes()
     except OSError:
         data = b""
-    body, digest = data[:-_DIGEST_BYTES], data[-_DIGEST_BYTES:]
-    if len(body) == 2 * _ENTRIES and hashlib.sha256(body).digest() == digest:
+    body, checksum = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
+    if len(body) == 2 * _ENTRIES and sha256(body).encode() == checksum:
         return np.frombuffer(body, "<u2").astype(np.uint16, copy=False)
     table = palette.lookup_table(palette_K3)
     body = table.astype("<u2").tobytes()
     partial = path.with_suffix(f".{os.getpid()}.partial")
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        partial.write_bytes(body + hashlib.sha256(body).digest())
+        partial.write_bytes(body + sha256(body).encode())
         partial.replace(path)
     except OSError:
         partial.unlink(missing_ok=True)

@@ -1,6 +1,5 @@
 """Every checksum and count of a snapshot compared with what lies in storage."""
 
-import hashlib
 import io
 from collections import Counter
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from pipeline.dataset.keys import source_digest
 from pipeline.dataset.shards import ShardView
 from pipeline.dataset.snapshot import SPLITS, ShardEntry, Snapshot
 from pipeline.errors import IgptError
+from pipeline.hashing import sha256
 from pipeline.progress import Progress, silent
 from pipeline.store import objects
 
@@ -60,13 +60,13 @@ def _check_shard(chosen: Snapshot, shard: ShardEntry) -> Iterator[Problem]:
     if shard.quarantine_path is not None:
         checksums[shard.quarantine_path] = shard.quarantine_sha256 or ""
     contents: dict[str, bytes] = {}
-    for path, sha256 in checksums.items():
+    for path, checksum in checksums.items():
         try:
             data = objects.read_bytes(objects.join(chosen.dataset, path))
         except FileNotFoundError:
             yield Problem(path=path, what="it is missing")
             continue
-        if hashlib.sha256(data).hexdigest() != sha256 or len(data) != sizes.get(path, len(data)):
+        if sha256(data) != checksum or len(data) != sizes.get(path, len(data)):
             yield Problem(path=path, what=f"its checksum differs from the manifest's ({len(data)} bytes)")
             continue
         contents[path] = data

@@ -4,7 +4,6 @@ A member is known by the digest of its bytes, so that a container which was writ
 less, leaves the images that it kept what they were.
 """
 
-import hashlib
 import io
 import json
 import tarfile
@@ -17,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import IgptError
+from pipeline.hashing import sha256
 from pipeline.images import decode
 from pipeline.store import bulk, objects
 from pipeline.store.objects import StoredFile
@@ -40,11 +40,6 @@ MEMBERS = pa.schema(
 def is_container(name: str) -> bool:
     """Tell by its extension whether a file holds many images."""
     return name.lower().endswith(EXTENSIONS)
-
-
-def sha256(data: bytes) -> str:
-    """SHA-256 of bytes, in hex."""
-    return hashlib.sha256(data).hexdigest()
 
 
 def member_etag(sha256: str) -> str:

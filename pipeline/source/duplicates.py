@@ -10,6 +10,7 @@ from pipeline.cluster import tasks
 from pipeline.dataset import index
 from pipeline.dataset.keys import Keys, match
 from pipeline.dataset.snapshot import SPLITS, Snapshot
+from pipeline.partition import divide
 from pipeline.progress import Progress
 from pipeline.source.listing import Listing, Rows
 from pipeline.source.raw_reads import read_images
@@ -81,7 +82,7 @@ def _hash_others(contents: _Contents, listing: Listing, progress: Progress) -> N
     left = np.flatnonzero(~contents.known)
     if not len(left):
         return
-    parts = np.array_split(left, -(-len(left) // _ROWS_PER_TASK))
+    parts = divide(left, _ROWS_PER_TASK)
     done = 0
     progress("hash", 0, len(left), "images")
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from pipeline.errors import IgptError
+from pipeline.hashing import sha256
 from pipeline.images.decode import Reason, Rejection
 from pipeline.source import containers
 from pipeline.store import bulk
@@ -85,7 +86,7 @@ class _Reader:
         for row, answer in zip(rows, answers, strict=True):
             if isinstance(answer, bulk.ReadObject):
                 if answer.etag == self._etags[row] and len(answer.data) == self._lengths[row]:
-                    images.append(RawImage(row=row, data=answer.data, sha256=containers.sha256(answer.data)))
+                    images.append(RawImage(row=row, data=answer.data, sha256=sha256(answer.data)))
                 else:
                     images.append(self._changed(row, Reason.REPLACED, "replaced since it was listed"))
             elif isinstance(answer, FileNotFoundError):
@@ -112,10 +113,10 @@ class _Reader:
             yield [self._changed(row, Reason.UNREADABLE, f"{url} was removed since it was listed") for row in rows]
 
     def _member(self, row: int, data: bytes) -> RawImage:
-        sha256 = containers.sha256(data)
-        if containers.member_etag(sha256) != self._etags[row]:
+        checksum = sha256(data)
+        if containers.member_etag(checksum) != self._etags[row]:
             return self._changed(row, Reason.REPLACED, "its container was replaced since it was listed")
-        return RawImage(row=row, data=data, sha256=sha256)
+        return RawImage(row=row, data=data, sha256=checksum)
 
     def _changed(self, row: int, reason: Reason, what: str) -> RawImage:
         if not self._tolerant:

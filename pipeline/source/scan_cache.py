@@ -1,6 +1,5 @@
 """Scans of containers, kept in the dataset: a tar that is what it was is not read again to know what it holds."""
 
-import hashlib
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ import pyarrow as pa
 
 from pipeline.cluster import tasks as ray_cluster
 from pipeline.dataset import snapshot
+from pipeline.hashing import sha256
 from pipeline.source import containers
 from pipeline.store import bulk, objects
 from pipeline.store.objects import StoredFile
@@ -17,7 +17,7 @@ from pipeline.store.objects import StoredFile
 def scan_name(file: StoredFile) -> str:
     """The name under which the scan of a container is kept; another one when the container changes."""
     identity = f"{containers.SCANNER}\0{file.url}\0{file.size}\0{file.etag}"
-    return hashlib.sha256(identity.encode()).hexdigest()[:32]
+    return sha256(identity.encode())[:32]
 
 
 def _scan(file: StoredFile) -> bytes:

@@ -25,12 +25,11 @@ from fsspec.utils import merge_offset_ranges
 from obstore.exceptions import BaseError, InvalidPathError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import S3Store
 
-from pipeline.errors import IgptError
+from pipeline.errors import IgptError, first_line
 from pipeline.store import local_files, objects
 from pipeline.store.errors import (
     PATIENCE_SECONDS,
     ShortReadError,
-    first_line,
     is_transient,
     one_line_errors,
     patiently,

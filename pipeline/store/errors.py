@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from pipeline.errors import IgptError
+from pipeline.errors import IgptError, first_line
 
 Answer = TypeVar("Answer")
 
@@ -99,8 +99,3 @@ def one_line_errors(url: str) -> Iterator[None]:
                 "start it (`igpt up`) or set AWS_ENDPOINT_URL"
             ) from None
         raise
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or its name."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

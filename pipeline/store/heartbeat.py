@@ -1,9 +1,9 @@
 """An object that is written anew while its process is at work, and so tells the living from the dead."""
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from pipeline.background import Ended, in_background
 from pipeline.errors import IgptError
 from pipeline.store import objects
 
@@ -17,11 +17,10 @@ def beating(url: str, content: Callable[[int], bytes], seconds: float) -> Iterat
     One that fails is tried again soon. The block's end waits some seconds for one that is under way; what a store has
     received and not yet answered may appear after that.
     """
-    ended = threading.Event()
 
-    def beat() -> None:
+    def beat(ended: Ended) -> None:
         count, wait = 0, seconds
-        while not ended.wait(wait):
+        while not ended(wait):
             count += 1
             try:
                 objects.write_bytes(url, content(count), patient=False)
@@ -29,10 +28,5 @@ def beating(url: str, content: Callable[[int], bytes], seconds: float) -> Iterat
             except (IgptError, OSError):  # a store that is away, a full disk: either may be mended soon
                 wait = min(seconds, _AGAIN_SECONDS)
 
-    thread = threading.Thread(target=beat, daemon=True, name=f"heartbeat {url}")
-    thread.start()
-    try:
+    with in_background(beat, name=f"heartbeat {url}"):
         yield
-    finally:
-        ended.set()
-        thread.join()

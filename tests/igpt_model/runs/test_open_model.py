@@ -73,9 +73,7 @@ def test_a_registry_uri_goes_to_the_registry(run: str) -> None:
 
 
 def test_what_is_no_model_is_told_with_what_to_give(tmp_path: Path) -> None:
-    with pytest.raises(
-        IgptError, match="no model there; give the folder of a training run, of one of its"
-    ):
+    with pytest.raises(IgptError, match="no model there; give the folder of a training run, of one of its"):
         open_model(str(tmp_path), no_registry)
 
 

@@ -12,7 +12,7 @@ from igpt_model.config import PretrainConfig
 from igpt_model.model.config import ModelConfig, Objective
 from igpt_model.model.network import ImageGPT
 from igpt_model.training import throughput
-from igpt_model.training.host_metrics import HostMeter, HostMonitor
+from igpt_model.training.host_metrics import HostMeter, host_monitor
 from igpt_model.training.throughput import Throughput, product_rate
 from igpt_model.worker import Worker
 
@@ -82,8 +82,8 @@ def test_a_machine_tells_until_the_end() -> None:
         if len(told) == 2:
             twice.set()
 
-    with HostMonitor(tell, period=0.01):
+    with host_monitor(tell, period=0.01):
         assert twice.wait(10)
-    with HostMonitor(lambda values: told.append({"last": 1.0}), period=1000):
+    with host_monitor(lambda values: told.append({"last": 1.0}), period=1000):
         pass
     assert told[-1] == {"last": 1.0}
