@@ -197,9 +197,9 @@ def _answer(answer: Answer, machine: Machine) -> Verdict:
         advice = f"leave it out of {variable} and set {CREDENTIALS[service]}"
         return Verdict(check=service, state="fails", detail=answer.complaint, advice=advice)
     if answer.complaint:
-        advice = f"start it (`igpt up` on this machine), or correct {variable} and {CREDENTIALS[service]}"
+        advice = f"start it (`igpt up` on this machine), or check {variable} and {CREDENTIALS[service]}"
         if answer.address == AMAZON:
-            advice = f"correct {CREDENTIALS[service]}, or set {variable}"
+            advice = f"check {CREDENTIALS[service]}, or set {variable}"
         return Verdict(check=service, state="fails", detail=f"{answer.address}: {answer.complaint}", advice=advice)
     version = f"{'answers as ' if service == 'S3' else ''}{answer.version or 'of unknown version'}"
     detail = f"{answer.address}, {version}"

@@ -43,6 +43,6 @@ def test_what_does_not_work_fails_with_what_to_do_and_without_a_secret(stack: St
     assert rows_by_check["Ray"][0] == "fails"
     assert "RAY_AUTH_TOKEN" in rows_by_check["Ray"][1]
     assert rows_by_check["Prefect"][0] == "ok"
-    assert "correct MLFLOW_TRACKING_URI" in advice
+    assert "check MLFLOW_TRACKING_URI" in advice
     for secret in (stack.s3_secret_key, stack.ray_token, *wrong.values()):
         assert secret in ("token", wrong["MLFLOW_TRACKING_URI"], stack.ray_address) or secret not in told.out + told.err

@@ -141,7 +141,7 @@ SERVICES = {
         {"address": "", "complaint": "its address carries a password"},
         *("Prefect", "fails", "leave it out of PREFECT_API_URL and set PREFECT_API_AUTH_STRING"),
     ),
-    "nobody answers": ("MLflow", {"complaint": "it does not answer"}, "MLflow", "fails", "correct MLFLOW_TRACKING_URI"),
+    "nobody answers": ("MLflow", {"complaint": "it does not answer"}, "MLflow", "fails", "check MLFLOW_TRACKING_URI"),
     "keys of Amazon": (
         "S3",
         {"address": AMAZON, "complaint": "InvalidAccessKeyId"},
