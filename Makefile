@@ -29,8 +29,9 @@ test-unit: $(DEV)
 test-services: $(DEV)
 	$(PYTEST) -m "not long and ((services or rig) and not faults or sample)"
 
+# Together with `test`, without those that it has run.
 test-faults: $(DEV) ## every fault: killed workers, lost nodes, failing stores and servers
-	$(PYTEST) -m "faults and not long"
+	$(PYTEST) -m "faults and not long$(if $(filter test,$(MAKECMDGOALS)), and not sample)"
 
 test-long: $(DEV) ## the rehearsal, long random histories and fuzzing
 	$(PYTEST) -m long

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 
-pytest_plugins = ["tests.rigs.fixtures"]
+pytest_plugins = ["tests.machine", "tests.rigs.fixtures"]
 # How long an example takes is the machine's business.
 hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("untimed")

@@ -27,6 +27,7 @@ from igpt_model.runs.metric_log import Report
 from igpt_model.runs.record import RunRecord
 from igpt_model.runs.result import TrainResult, check_same_data
 from igpt_model.runs.saver import Saver
+from igpt_model.training.compiler import require_compiler
 from igpt_model.training.optim import learning_rate
 from igpt_model.training.step import mean_loss, train_step
 from igpt_model.training.throughput import Throughput
@@ -61,8 +62,11 @@ def train(
     `heartbeat` is called on every rank at every step. `leaving` is asked on every rank at the same steps, all must get
     the same answer, and the first yes saves a checkpoint: some of the workers will soon be gone. Raises IgptError when
     a checkpoint belongs to another dataset, palette or shape, when more steps in a row than `max_skipped_steps` have no
-    finite loss and gradient, when no checkpoint can be written, or when the `fence` lets none pass any more.
+    finite loss and gradient, when no checkpoint can be written, when the `fence` lets none pass any more, or when
+    there is no compiler to compile with.
     """
+    if config.compile:
+        require_compiler(worker)
     training = _Training(config, snapshot, run, worker, listener, mlflow_run, fence)
     try:
         with Watchdog(config.hang_seconds, training.tell_stacks) as training.watchdog:

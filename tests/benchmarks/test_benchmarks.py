@@ -30,6 +30,7 @@ def run(module: str, output: Path, *arguments: str) -> list[dict]:
     return content["rows"]
 
 
+@pytest.mark.needs("compiler")
 def test_training(tmp_path: Path) -> None:
     shape = ("--layers", "2", "--width", "32", "--heads", "4", "--resolution", "8", "--batches", "2", "--threads", "1")
     rows = run("train_step", tmp_path / "a", *shape)
@@ -39,6 +40,7 @@ def test_training(tmp_path: Path) -> None:
     assert [row["contender"] for row in rows] == ["ours compiled", "ours", "nanoGPT-style compiled", "Hugging Face"]
 
 
+@pytest.mark.needs("compiler")
 def test_drawing(tmp_path: Path) -> None:
     arguments = ("--layers", "2", "--width", "32", "--heads", "4", "--resolutions", "4", "--batches", "2", "--compile")
     for precision in ("float32", "bfloat16"):

@@ -10,6 +10,7 @@ from tests.integration.conftest import ROOT
 pytestmark = pytest.mark.services
 
 
+@pytest.mark.needs("postgres")
 @pytest.mark.timeout(1600)
 def test_a_night_in_production_with_two_lost_nodes(needs_hosts: None) -> None:
     command = [sys.executable, "-m", "tests.rehearsal"]

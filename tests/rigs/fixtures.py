@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from flows.services.ports import HOST, free_port
+from tests import machine
 from tests.rigs.environments import build_wheel, with_wheel
 from tests.rigs.faulty_s3 import FaultyS3
-from tests.rigs.hosts import Host, Network, why_not
+from tests.rigs.hosts import Host, Network
 from tests.rigs.postgres import PostgresData, PostgresServer
 from tests.rigs.ray_nodes import RayNodes
 from tests.rigs.s3_server import S3Server, launch_here, serve
@@ -47,9 +48,7 @@ def own_ray() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def needs_hosts() -> None:
     """Skips where hosts cannot be made, and says why."""
-    reason = why_not()
-    if reason is not None:
-        pytest.skip(reason)
+    machine.require("hosts")
 
 
 @pytest.fixture(scope="session")
@@ -76,6 +75,7 @@ def rig(whole_rig: Rig) -> Rig:
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
     """A PostgreSQL server on loopback, started once; each test makes a database of its own."""
+    machine.require("postgres")
     with PostgresData() as data, data.serve(HOST, free_port(), launch_here) as server:
         yield server
 

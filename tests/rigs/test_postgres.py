@@ -36,6 +36,7 @@ def test_databases_are_apart_and_need_the_password(postgres: PostgresServer) -> 
         psycopg2.connect(host=postgres.address, port=postgres.port, user="postgres", password="x", dbname="rig_first")
 
 
+@pytest.mark.needs("postgres")
 def test_what_was_committed_outlives_a_kill_and_nothing_is_left() -> None:
     started: list[subprocess.Popen[bytes]] = []
 

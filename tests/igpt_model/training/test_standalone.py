@@ -96,7 +96,7 @@ def test_workers_of_torchrun_train_as_one_does(path: Path, tmp_path: Path) -> No
         ("dataset=/no/such/place", "no dataset snapshot there"),
         pytest.param(
             *("use_gpu=true", "PyTorch sees no GPU"),
-            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU"),
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="platform: this machine has a GPU"),
         ),
     ],
 )

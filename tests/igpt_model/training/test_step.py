@@ -68,7 +68,10 @@ def test_parts_of_any_size_add_up_to_the_gradient_of_the_whole_batch(size: int) 
         torch.testing.assert_close(ours[name], theirs[name], atol=1e-6, rtol=1e-4)
 
 
-@pytest.mark.parametrize("fields", [{"activation_checkpointing": True}, {"compile": True}])
+@pytest.mark.parametrize(
+    "fields",
+    [{"activation_checkpointing": True}, pytest.param({"compile": True}, marks=pytest.mark.needs("compiler"))],
+)
 def test_how_the_blocks_are_executed_does_not_change_the_gradient(fields: dict) -> None:
     tokens = some_tokens(12)
     plain, prepared = make(SMALL), make(SMALL)
@@ -84,6 +87,7 @@ def test_how_the_blocks_are_executed_does_not_change_the_gradient(fields: dict) 
         torch.testing.assert_close(ours[name], theirs[name], atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.needs("compiler")
 def test_all_blocks_are_compiled_once() -> None:
     model = make(replace(SMALL, layers=12))  # more than the eight compilations after which PyTorch gives up
     prepare_blocks(model, replace(CONFIG, compile=True))
