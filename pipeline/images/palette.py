@@ -78,7 +78,7 @@ def to_pixels(tokens: np.ndarray, palette_K3: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(to_rgb(palette_K3)), 0, 255).astype(np.uint8)[tokens]
 
 
-def lookup_table(palette_K3: np.ndarray) -> np.ndarray:
+def compute_lookup_table(palette_K3: np.ndarray) -> np.ndarray:
     """The nearest palette colour of every 24-bit colour: uint16 [2^24], indexed by r << 16 | g << 8 | b.
 
     Exact: equal to comparing every colour with every palette colour, squared distances in float64 and the lowest index

@@ -27,7 +27,7 @@ def lookup_table(palette_K3: np.ndarray) -> np.ndarray:
     body, checksum = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
     if len(body) == 2 * _ENTRIES and sha256(body).encode() == checksum:
         return np.frombuffer(body, "<u2").astype(np.uint16, copy=False)
-    table = palette.lookup_table(palette_K3)
+    table = palette.compute_lookup_table(palette_K3)
     body = table.astype("<u2").tobytes()
     partial = path.with_suffix(f".{os.getpid()}.partial")
     try:

@@ -125,7 +125,7 @@ def test_the_manifest_says_what_the_shards_are(built: BuildResult) -> None:
 
 
 def test_the_shards_hold_the_quantized_images(built: BuildResult, raw: Path) -> None:
-    table = palette.lookup_table(built.snapshot.palette())
+    table = palette.compute_lookup_table(built.snapshot.palette())
     found = tokens_by_key(built)
     index = {row["key"]: row for row in rows(built.snapshot.dataset, "index")}
     assert found.keys() == index.keys()
