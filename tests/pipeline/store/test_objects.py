@@ -217,7 +217,7 @@ def test_what_an_object_store_answers_becomes_one_line(
             raise error
 
     monkeypatch.setattr(objects, "filesystem", lambda url, **_: Store())
-    monkeypatch.setattr(objects, "patiently", lambda request, **_: request())
+    monkeypatch.setattr(objects, "with_retries", lambda request, **_: request())
     with pytest.raises(IgptError, match=rf"^s3://b/key: .*{words}") as raised:
         objects.read_bytes("s3://b/key")
     assert "\n" not in str(raised.value)
