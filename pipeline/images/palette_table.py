@@ -1,4 +1,4 @@
-"""The lookup table of a palette, made once on a machine and then read from its cache folder."""
+"""The lookup table of a palette, computed once per machine and cached in its temporary folder."""
 
 import os
 import tempfile
@@ -14,9 +14,9 @@ _CHECKSUM_BYTES = 64
 
 
 def lookup_table(palette_K3: np.ndarray) -> np.ndarray:
-    """palette.lookup_table, uint16 [2^24], from the cache where an earlier build has left it and it is whole.
+    """palette.compute_lookup_table, uint16 [2^24], from the cache if an undamaged copy is there.
 
-    A cache that cannot be written, on a full disk for one, is done without.
+    If the cache cannot be written, say on a full disk, the table is not cached.
     """
     folder = Path(tempfile.gettempdir()) / f"igpt-cache-{os.getuid()}" / "tables"
     path = folder / f"{palette.sha256(palette_K3)}.u16"
