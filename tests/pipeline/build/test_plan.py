@@ -132,7 +132,7 @@ def test_a_rerun_accounts_for_every_image_once_and_touches_only_what_changed(
         assert each.replaces is not None
         keys = new.keys.take(each.rows).text()
         assert keys == [key for key in old_keys[each.replaces.name] if key in set(keys)]
-        assert (each.split, int(each.name.split("-")[1])) == (each.replaces.split, each.replaces.index)
+        assert (each.split, int(each.name.split("-")[1])) == (each.replaces.split, each.replaces.number)
     fresh = {key for each in plan.make for key in new.keys.take(each.rows).text()}
     assert fresh == {key_of(f"a/{number}.png") for number in set(after) - set(before)}
     assert plan.new_images == len(set(after) - set(before))

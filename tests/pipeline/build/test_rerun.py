@@ -265,18 +265,18 @@ def test_retry_publishes_what_is_mended_and_nothing_else(
     whole = damage(config, "flower/03.jpg", "temple/04.png", "temple/05.png")
     first = build(config)
     nothing = retry_failed(config)
-    assert (nothing.tried, nothing.mended, nothing.snapshot) == (3, 0, first.snapshot)
+    assert (nothing.tried, nothing.recovered, nothing.snapshot) == (3, 0, first.snapshot)
     assert snapshot.latest_number(config.dataset) == 1
     for name in ("flower/03.jpg", "temple/04.png"):
         (Path(config.raw) / name).write_bytes(whole[name])
     save(config, "temple/new.png", photos[119])  # for the next build
-    mended = retry_failed(config)
-    assert (mended.tried, mended.mended, mended.gone) == (3, 2, 0)
-    assert (mended.snapshot.number, mended.snapshot.images()) == (2, 99)
-    assert sum(mended.snapshot.rejected.values()) == 1
-    assert verify(mended.snapshot) == []
+    recovered = retry_failed(config)
+    assert (recovered.tried, recovered.recovered, recovered.gone) == (3, 2, 0)
+    assert (recovered.snapshot.number, recovered.snapshot.images()) == (2, 99)
+    assert sum(recovered.snapshot.rejected.values()) == 1
+    assert verify(recovered.snapshot) == []
     kept = {shard.name for shard in first.snapshot.shards}
-    assert kept < {shard.name for shard in mended.snapshot.shards}, "no shard is rewritten"
+    assert kept < {shard.name for shard in recovered.snapshot.shards}, "no shard is rewritten"
     result = build(config)
     assert result.planned.plan is not None
     assert (result.planned.plan.new_images, result.planned.plan.changed_images) == (1, 0)
@@ -407,6 +407,6 @@ def test_a_source_that_never_stands_still_is_published_without_what_moved(
     restless = build(config)
     assert restless.snapshot.rejected == {"replaced_while_read": 1}
     monkeypatch.setattr(shard_tasks._Shard, "make", make)
-    mended = build(config)
-    assert (mended.snapshot.rejected, mended.snapshot.images()) == ({}, 100)
-    assert_sound(mended)
+    recovered = build(config)
+    assert (recovered.snapshot.rejected, recovered.snapshot.images()) == ({}, 100)
+    assert_sound(recovered)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.dataset import snapshot
-from pipeline.dataset.publish import commit, heal_latest
+from pipeline.dataset.publish import commit, repair_latest
 from pipeline.dataset.snapshot import ShardEntry, Snapshot
 from pipeline.errors import IgptError
 from pipeline.images import palette
@@ -110,7 +110,7 @@ def test_a_commit_without_a_whole_shard_is_refused(tmp_path: Path, damage: str) 
     if damage == "cut":
         path.write_bytes(bytes(7))
     before = files(tmp_path)
-    words = "is not in place" if damage == "missing" else "has 7 bytes, 101 were written"
+    words = "is missing" if damage == "missing" else "has 7 bytes, 101 were written"
     with pytest.raises(IgptError, match=f"{made.shards[1].path} {words}"):
         commit(made)
     assert files(tmp_path) == before
@@ -121,7 +121,7 @@ def test_a_commit_without_a_whole_shard_is_refused(tmp_path: Path, damage: str) 
 def test_a_commit_without_all_that_it_names_is_refused(tmp_path: Path, folder: str) -> None:
     made = make(tmp_path)
     next((tmp_path / folder).iterdir()).unlink()
-    with pytest.raises(IgptError, match=f"{folder}/.* is not in place"):
+    with pytest.raises(IgptError, match=f"{folder}/.* is missing"):
         commit(made)
     assert snapshot.latest_number(str(tmp_path)) is None
 
@@ -160,10 +160,10 @@ def test_latest_is_pointed_at_what_was_published_before_a_builder_died(tmp_path:
     commit(first)
     commit(second)
     (tmp_path / "LATEST").write_bytes(b"1\n")
-    heal_latest(str(tmp_path))
+    repair_latest(str(tmp_path))
     assert snapshot.read(str(tmp_path)) == second
     before = files(tmp_path)
-    heal_latest(str(tmp_path))
+    repair_latest(str(tmp_path))
     assert files(tmp_path) == before
     assert snapshot.numbers(str(tmp_path)) == [1, 2]
 
@@ -201,7 +201,7 @@ def changed(data: bytes, **fields: object) -> bytes:
     return json.dumps({**json.loads(data), **fields}).encode()
 
 
-@pytest.mark.parametrize(("schema", "remedy"), [(3, "upgrade"), (1, "build the dataset anew")])
+@pytest.mark.parametrize(("schema", "remedy"), [(3, "upgrade"), (1, "build the dataset again")])
 def test_a_manifest_of_another_schema_says_what_to_do(tmp_path: Path, schema: int, remedy: str) -> None:
     with pytest.raises(IgptError, match=f"schema {schema}, this version reads 2; {remedy}"):
         Snapshot.from_bytes(changed(make(tmp_path).to_bytes(), schema=schema), "a dataset")

@@ -266,7 +266,7 @@ def test_a_file_of_labels_names_files_whatever_unicode_form_their_names_have(tmp
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (None, "no file of labels there"),
+        (None, "no label file there"),
         ("name,label\na.png,cat\n", "no column file_name among name, label"),
         ("file_name,label\na.png,cat\na.png,dog\n", "'a.png' is named twice"),
     ],
@@ -315,7 +315,7 @@ def test_an_image_that_is_replaced_after_it_was_listed_is_noticed(tmp_path: Path
     with pytest.raises(SourceChangedError, match=r"b\.png: replaced since|a\.png: removed since"):
         contents(source)
     reasons = {
-        image.row: image.refused.reason.value for image in read_images(source.table, tolerant=True) if image.refused
+        image.row: image.rejection.reason.value for image in read_images(source.table, tolerant=True) if image.rejection
     }
     assert reasons == {0: "unreadable_object", 1: "replaced_while_read"}
 
@@ -379,13 +379,13 @@ def test_the_digest_says_what_is_in_the_source_and_not_where(image_folder: Path,
     assert len({digest, changed, listed(copy).digest}) == 3
 
 
-def test_progress_hears_of_every_image(tmp_path: Path) -> None:
-    heard: list[int] = []
+def test_progress_counts_every_image(tmp_path: Path) -> None:
+    counts: list[tuple[str, int, int, str]] = []
     write_tar(tmp_path / "a.tar", {f"{number}.png": b"" for number in range(5)})
     write_tar(tmp_path / "b.tar", {f"{number}.png": b"" for number in range(5, 9)})
     with Listing() as listing:
-        list_source(DatasetConfig(raw=str(tmp_path), dataset="-"), listing, progress=heard.append)
-    assert heard[-1] == 9
+        list_source(DatasetConfig(raw=str(tmp_path), dataset="-"), listing, progress=lambda *call: counts.append(call))
+    assert counts[-1] == ("list", 9, 0, "images")
 
 
 def assert_refused(url: Path, *words: str) -> None:
