@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -35,5 +36,6 @@ def lookup_table(palette_K3: np.ndarray) -> np.ndarray:
         partial.write_bytes(body + sha256(body).encode())
         partial.replace(path)
     except OSError:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
     return table
