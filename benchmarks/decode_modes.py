@@ -39,7 +39,7 @@ def main() -> None:
     histogram.add(exact_NHW3)
     palette_K3 = palette.fit(histogram, 512, 0)
     began = time.perf_counter()
-    table = palette.lookup_table(palette_K3)
+    table = palette.compute_lookup_table(palette_K3)
     table_seconds = time.perf_counter() - began
 
     def rate(recipe: Recipe) -> float:

@@ -26,6 +26,7 @@ from igpt_model.tracking import figures, runs
 from igpt_model.tracking import sheets as pictures
 from igpt_model.tracking.curve_logger import CurveLogger
 from igpt_model.tracking.runs import RunLogger
+from igpt_model.training.metric_names import TRAINING_METRICS
 from igpt_model.training.ray import TrainJob, train_on_cluster
 from pipeline.cluster.metrics import Meter
 from pipeline.dataset import snapshot
@@ -114,7 +115,7 @@ class _Listener:
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         self._curve.metrics(step, values)
-        self._meter.training(step, values)
+        self._meter.record(step, values)
 
 
 def train_tracked(
@@ -141,7 +142,10 @@ def train_tracked(
         fence=fence,
     )
     try:
-        with Gallery(config, data, run, logger, reporter) as gallery, Meter("pretrain", run) as meter:
+        with (
+            Gallery(config, data, run, logger, reporter) as gallery,
+            Meter("pretrain", run, TRAINING_METRICS) as meter,
+        ):
             listener = _Listener(curve, meter, reporter, gallery)
             result = train_on_cluster(job, listener, progress=together(reporter, meter.progress))
     except BaseException:

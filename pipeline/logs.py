@@ -1,4 +1,4 @@
-"""The name by which logging configurations outside the code know the JSON formatter (compose.yaml, Kubernetes)."""
+"""The stable name of the JSON formatter for logging configurations outside the code (compose.yaml, Kubernetes)."""
 
 from pipeline.cluster.logs import JsonFormatter
 

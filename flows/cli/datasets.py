@@ -145,7 +145,7 @@ def _plan_fields(planned: "PlannedBuild") -> dict[str, Any]:
 def retry_failed(
     config: ConfigFile = None, overrides: Overrides = None, as_json: Json = False, home: Home = None
 ) -> None:
-    """Decode again what is in quarantine, and publish a snapshot if anything is mended. Takes the build's config."""
+    """Decode the images in quarantine again, and publish a snapshot if any is recovered. Takes the build's config."""
     prepare(home, as_json=as_json)
     checked: DatasetConfig = load.load(DatasetConfig, config, overrides or [])
     from pipeline.build import retry
@@ -155,11 +155,11 @@ def retry_failed(
     reporter = Reporter("dataset")
     result = retry.retry_failed(checked, progress=reporter)
     reporter.say(
-        f"{result.mended} of {result.tried} images in quarantine are mended, {result.gone} are gone from the source; "
-        f"snapshot {result.snapshot.number} {'is published' if result.mended else 'stays'}"
+        f"{result.recovered} of {result.tried} images in quarantine recovered, {result.gone} are gone from the source; "
+        f"snapshot {result.snapshot.number} {'is published' if result.recovered else 'stays'}"
     )
     if as_json:
-        fields = {name: getattr(result, name) for name in ("tried", "mended", "gone")}
+        fields = {name: getattr(result, name) for name in ("tried", "recovered", "gone")}
         print_json({**fields, "snapshot": result.snapshot.number})
 
 

@@ -88,9 +88,9 @@ def _s3(home: Path, stack: Stack) -> Service:
     # 0.1 s for 400 MB, MD5 0.65 s. No client takes its 16 digits for an MD5.
     # No checksum: otherwise every GET hashes what it reads from its own disk again, which was half of its cost.
     command = (
-        *(_program("rclone"), "serve", "s3", str(home / "s3"), "--addr", f"{HOST}:{_port(stack.s3_url)}"),
-        *("--vfs-cache-mode", "off", "--dir-cache-time", "2s", "--etag-hash", "XXH3", "--no-checksum", "--config", ""),
-    )
+        _program("rclone"), "serve", "s3", str(home / "s3"), "--addr", f"{HOST}:{_port(stack.s3_url)}",
+        "--vfs-cache-mode", "off", "--dir-cache-time", "2s", "--etag-hash", "XXH3", "--no-checksum", "--config", "",
+    )  # fmt: skip
     # By environment, since a command line is public on the machine; CSV, hence the quotes.
     environment = {"RCLONE_AUTH_KEY": f'"{stack.s3_access_key},{stack.s3_secret_key}"'}
 
@@ -129,11 +129,11 @@ def _mlflow(home: Path, stack: Stack) -> Service:
     url = stack.mlflow_url
     port = _port(url)
     command = (
-        *(sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"),
-        *("--backend-store-uri", "sqlite:///mlflow.db"),  # relative, as Prefect's
-        *("--default-artifact-root", "s3://mlflow", "--no-serve-artifacts"),
-        *("--allowed-hosts", f"{HOST}:{port},localhost:{port}", "--uvicorn-opts=--no-access-log"),
-    )
+        sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1",
+        "--backend-store-uri", "sqlite:///mlflow.db",  # relative, as Prefect's
+        "--default-artifact-root", "s3://mlflow", "--no-serve-artifacts",
+        "--allowed-hosts", f"{HOST}:{port},localhost:{port}", "--uvicorn-opts=--no-access-log",
+    )  # fmt: skip
     environment = {
         **{name: v for name, v in stack.environment().items() if name.startswith(("AWS_", "MLFLOW_S3_"))},
         "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -150,13 +150,13 @@ def _ray(home: Path, stack: Stack, ray_folder: Path) -> Service:
     memory = min(_OBJECT_STORE_BYTES, psutil.virtual_memory().total // 4)
     # Every other port is one that the system gives, so that clusters on one machine do not meet.
     command = [
-        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),
-        *("--node-ip-address", HOST, "--port", address.rpartition(":")[2], "--temp-dir", str(ray_folder)),
-        *("--min-worker-port", "0", "--max-worker-port", "0", "--dashboard-agent-listen-port", "0"),
-        *("--include-dashboard", "false", "--num-cpus", str(max(2, os.cpu_count() or 1))),
-        *("--object-store-memory", str(memory)),
+        sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats",
+        "--node-ip-address", HOST, "--port", address.rpartition(":")[2], "--temp-dir", str(ray_folder),
+        "--min-worker-port", "0", "--max-worker-port", "0", "--dashboard-agent-listen-port", "0",
+        "--include-dashboard", "false", "--num-cpus", str(max(2, os.cpu_count() or 1)),
+        "--object-store-memory", str(memory),
         "--no-monitor",  # it scales clusters of the cloud, and its metrics have a fixed port
-    ]
+    ]  # fmt: skip
     if importlib.util.find_spec("grpc"):  # only then is there a client server, which wants a port other than 0
         command += ["--ray-client-server-port", str(free_port())]
     environment = {

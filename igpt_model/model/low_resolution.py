@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from pipeline.images import palette as palettes
+from pipeline.images.palette_table import lookup_table
 
 
 class Reducer:
@@ -19,7 +20,7 @@ class Reducer:
         pixels_K3 = palettes.to_pixels(np.arange(len(palette_K3)), palette_K3)
         self._pixels_K3 = torch.from_numpy(pixels_K3.astype(np.float32)).to(device)
         # int32: indexing is not implemented for uint16 on every device.
-        self._table = torch.from_numpy(palettes.lookup_table(palette_K3).astype(np.int32)).to(device)
+        self._table = torch.from_numpy(lookup_table(palette_K3).astype(np.int32)).to(device)
 
     def __call__(self, tokens_BT: Tensor) -> Tensor:
         """Tokens int64 [B, T] to those of the small images, int64 [B, P]."""

@@ -1,4 +1,4 @@
-"""The build: source listing -> plan -> palette -> shards -> committed snapshot, its tasks run on the Ray cluster."""
+"""The build: source listing -> plan -> palette -> shards -> committed snapshot, with tasks on the Ray cluster."""
 
 import time
 from collections import Counter
@@ -10,9 +10,9 @@ import numpy as np
 
 from pipeline.build import plan
 from pipeline.build.plan import Plan, Planner
-from pipeline.build.run_plan import check_counts, in_order, make_shards
+from pipeline.build.run_plan import check_counts, make_shards, sort_shards
 from pipeline.build.shard_tasks import ShardResult, count_colours
-from pipeline.build.source_state import Survey, survey
+from pipeline.build.source_state import SourceState, read_source_state
 from pipeline.cluster import tasks
 from pipeline.config import DatasetConfig
 from pipeline.dataset import index, snapshot
@@ -27,21 +27,21 @@ from pipeline.store import objects, presence
 from pipeline.store.lease import Fence
 
 _IMAGES_PER_COUNT = 500
-# A source that changes while it is read is listed and planned anew, this often in all; the last time, images that
-# changed are put into quarantine, and the next build mends them.
+# If the source changes while it is read, the build starts again, with at most this many tries. The last one puts the
+# changed images into quarantine instead; the next build recovers them.
 _TRIES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedBuild:
-    """What a build of a source would do, or has done, to its dataset."""
+    """What a build would do, or has done."""
 
     plan: Plan | None
-    """None when the source and the config are those of the newest snapshot."""
+    """None when source and config are those of the newest snapshot."""
     changed_config: tuple[str, ...]
-    """Fields of the config that differ from the parent snapshot's, for which everything is made anew."""
+    """Fields of the config that differ from the parent snapshot's; any such field rebuilds everything."""
     palette: str
-    """What happens to the palette: kept, given, fitted or refitted."""
+    """The origin of the palette: kept, given, fitted or refitted."""
     parent: int | None
     images_in: int
     ignored_files: int
@@ -50,32 +50,32 @@ class PlannedBuild:
 
 @dataclass(frozen=True, kw_only=True)
 class BuildResult:
-    """The snapshot that a build ended with, and what it took."""
+    """The snapshot that a build resulted in, and the time it took."""
 
     snapshot: Snapshot
     planned: PlannedBuild
     shards_reused: int
-    """Shards that an earlier, interrupted build had finished."""
+    """Number of shards that an earlier, interrupted build had finished."""
     images_taken_over: int
-    """Unchanged images of rewritten shards, whose samples were copied."""
+    """Number of unchanged images whose samples were copied into rewritten shards."""
     seconds: dict[str, float]
     """Time of each step on the driver: list, palette, shards, commit."""
     task_seconds: dict[str, float]
-    """Time summed over the tasks: read, decode, quantize, write."""
+    """Time summed over all tasks, by step: read, decode, quantize, write."""
 
     @property
     def unchanged(self) -> bool:
-        """Whether the snapshot was there already: same source, same config."""
+        """Whether the snapshot existed already: same source, same config."""
         return self.planned.plan is None
 
     @property
     def images_in(self) -> int:
-        """Images that the source lists."""
+        """Number of images in the source."""
         return self.planned.images_in
 
 
 Announce = Callable[[PlannedBuild], None]
-# Given a dataset, has it for oneself for the length of a block.
+# Holds the dataset of a URL exclusively within the block.
 Exclusively = Callable[[str], AbstractContextManager[Fence | None]]
 
 
@@ -84,9 +84,9 @@ def _not_exclusively(dataset: str) -> AbstractContextManager[None]:
 
 
 def plan_build(config: DatasetConfig, *, refit_palette: bool = False, progress: Progress = silent) -> PlannedBuild:
-    """What `build` would do; nothing is written. Raises IgptError as it does, as far as it can be told beforehand."""
-    with survey(config, keep_scans=False, progress=progress) as found:
-        return _Build(config, found, refit_palette, tolerant=False, progress=progress).dry_run()
+    """What `build` would do, without writing anything. Raises IgptError for errors that show before a build."""
+    with read_source_state(config, keep_scans=False, progress=progress) as state:
+        return _Build(config, state, refit_palette, tolerant=False, progress=progress).dry_run()
 
 
 def build(
@@ -97,33 +97,33 @@ def build(
     announce: Announce = lambda planned: None,
     exclusively: Exclusively = _not_exclusively,
 ) -> BuildResult:
-    """Bring the dataset that the config describes up to its source, on the cluster this process is connected to.
+    """Build or update the dataset of a config from its source, on the cluster this process is connected to.
 
-    `announce` hears what is to be done before it is, and what is written to the dataset is written inside of
-    `exclusively`. The palette stays with the dataset unless `refit_palette`. Raises IgptError for a source, a store or
-    a config that cannot be used, when too many images are rejected, when the counts do not add up, or when the fence
-    lets nothing pass any more; nothing is published then.
+    `announce` is called with the plan before it is run; the dataset is written within `exclusively`. A dataset keeps
+    its palette unless `refit_palette`. Raises IgptError, and publishes nothing, for an unusable source, store or
+    config, when too many images are rejected, when the counts do not add up, or when another process has taken over.
     """
-    for last in (False,) * (_TRIES - 1) + (True,):
+    tries = 1
+    while True:
         began = time.perf_counter()
         try:
-            with survey(config, keep_scans=True, progress=progress) as found:
-                running = _Build(config, found, refit_palette, tolerant=last, progress=progress)
-                running.seconds["list"] = time.perf_counter() - began
-                return running.run(announce, exclusively)
+            with read_source_state(config, keep_scans=True, progress=progress) as state:
+                attempt = _Build(config, state, refit_palette, tolerant=tries == _TRIES, progress=progress)
+                attempt.seconds["list"] = time.perf_counter() - began
+                return attempt.run(announce, exclusively)
         except SourceChangedError:
-            if last:
+            if tries == _TRIES:
                 raise
-    raise AssertionError("the last try returns or raises")
+        tries += 1
 
 
 class _Build:
-    """One try to build."""
+    """One try of a build."""
 
     def __init__(
-        self, config: DatasetConfig, found: Survey, refit_palette: bool, *, tolerant: bool, progress: Progress
+        self, config: DatasetConfig, state: SourceState, refit_palette: bool, *, tolerant: bool, progress: Progress
     ) -> None:
-        self._config, self._found, self._refit = config, found, refit_palette
+        self._config, self._state, self._refit = config, state, refit_palette
         self._tolerant, self._progress = tolerant, progress
         self.seconds: dict[str, float] = {}
         self._since = time.perf_counter()
@@ -141,12 +141,12 @@ class _Build:
         return self._planned(None if self._is_unchanged(sha256) else self._plan(sha256))
 
     def run(self, announce: Announce, exclusively: Exclusively) -> BuildResult:
-        found = self._found
+        state = self._state
         ready = self._ready_palette()
-        if ready is not None and found.parent is not None and self._is_unchanged(palette.sha256(ready)):
+        if ready is not None and state.parent is not None and self._is_unchanged(palette.sha256(ready)):
             announce(planned := self._planned(None))
             return BuildResult(
-                snapshot=found.parent,
+                snapshot=state.parent,
                 planned=planned,
                 shards_reused=0,
                 images_taken_over=0,
@@ -158,14 +158,14 @@ class _Build:
         self._lap("palette")
         announce(planned := self._planned(self._plan(sha256)))
         assert planned.plan is not None
-        with exclusively(found.dataset) as fence, presence.building(found.dataset):
+        with exclusively(state.dataset) as fence, presence.building(state.dataset):
             objects.write_bytes(
-                objects.join(found.dataset, snapshot.palette_path(sha256)), palette.to_bytes(palette_K3)
+                objects.join(state.dataset, snapshot.palette_path(sha256)), palette.to_bytes(palette_K3)
             )
-            results = make_shards(found, planned.plan.work, self._config, palette_K3, self._tolerant, self._progress)
+            results = make_shards(state, planned.plan.work, self._config, palette_K3, self._tolerant, self._progress)
             self._lap("shards")
             new = self._snapshot(planned.plan, results, sha256, len(palette_K3))
-            check_counts(new, len(found.rows), self._config)
+            check_counts(new, len(state.rows), self._config)
             commit(new, fence)
             self._lap("commit")
         return BuildResult(
@@ -178,76 +178,76 @@ class _Build:
         )
 
     def _is_unchanged(self, palette_sha256: str) -> bool:
-        parent = self._found.parent
-        same = parent is not None and parent.source_digest == self._found.source_digest
+        parent = self._state.parent
+        same = parent is not None and parent.source_digest == self._state.source_digest
         return same and self._is_rerun(palette_sha256)
 
     def _is_rerun(self, palette_sha256: str) -> bool:
-        """Whether what the parent snapshot has is what this build would make of the same images."""
-        parent = self._found.parent
+        """Whether this build would make the parent's shards from the same images: same config, same palette."""
+        parent = self._state.parent
         return parent is not None and not self._changed_config() and parent.palette_sha256 == palette_sha256
 
     def _changed_config(self) -> tuple[str, ...]:
-        parent, now = self._found.parent, self._config.fingerprint()
+        parent, now = self._state.parent, self._config.fingerprint()
         return () if parent is None else tuple(name for name in now if parent.config.get(name) != now[name])
 
     def _planned(self, planned: Plan | None) -> PlannedBuild:
-        parent = self._found.parent
+        parent = self._state.parent
         if self._config.palette is not None:
-            what = "given"
+            origin = "given"
         elif self._keeps_palette():
-            what = "kept"
+            origin = "kept"
         else:
-            what = "fitted" if parent is None else "refitted"
+            origin = "fitted" if parent is None else "refitted"
         return PlannedBuild(
             plan=planned,
             changed_config=self._changed_config(),
-            palette=what,
+            palette=origin,
             parent=None if parent is None else parent.number,
-            images_in=len(self._found.rows),
-            ignored_files=self._found.ignored_files,
-            unlabelled=self._found.unlabelled,
+            images_in=len(self._state.rows),
+            ignored_files=self._state.ignored_files,
+            unlabelled=self._state.unlabelled,
         )
 
     def _plan(self, palette_sha256: str) -> Plan:
-        found = self._found
-        planner = Planner(found.rows, found.splits, self._config, self._config.recipe_digest(palette_sha256))
-        if found.parent is None:
+        state = self._state
+        planner = Planner(state.rows, state.splits, self._config, self._config.recipe_digest(palette_sha256))
+        if state.parent is None:
             return planner.full()
         if self._is_rerun(palette_sha256):
-            return planner.rerun(found.parent.shards, index.parent_rows(found.parent))
-        return replace(planner.full(), drop=found.parent.shards)
+            return planner.rerun(state.parent.shards, index.parent_rows(state.parent))
+        return replace(planner.full(), drop=state.parent.shards)
 
     def _keeps_palette(self) -> bool:
-        parent = self._found.parent
+        parent = self._state.parent
         return not self._refit and parent is not None and parent.colours == self._config.colours
 
     def _ready_palette(self) -> np.ndarray | None:
-        """The palette of the build, float32 [K, 3]: the given one, or the parent's; None when one is to be fitted.
+        """The given palette, or the parent's, float32 [K, 3]; None when one is to be fitted.
 
-        The palette stays with the dataset unless asked: another one would change every token.
+        A dataset keeps its palette, because another one would change every token.
         """
         if self._config.palette is not None:
             return _given_palette(self._config)
-        if self._keeps_palette() and self._found.parent is not None:
-            return self._found.parent.palette()
-        if not self._found.images("train"):
+        if self._keeps_palette() and self._state.parent is not None:
+            return self._state.parent.palette()
+        if not self._state.images("train"):
             raise IgptError(
                 f"{self._config.raw}: no image falls into the training split; give more images or smaller fractions"
             )
         return None
 
     def _fit_palette(self) -> np.ndarray:
-        config, found = self._config, self._found
-        rows = plan.sample_for_palette(found.rows, found.splits, config)
+        config, state = self._config, self._state
+        rows = plan.sample_for_palette(state.rows, state.splits, config)
         parts = divide(rows, _IMAGES_PER_COUNT)
         histogram = palette.ColourHistogram()
         done = 0
         self._progress("palette", 0, len(rows), "images")
-        calls = ((table, False) for table in found.listing.gather(parts))
+        calls = ((table, False) for table in state.listing.gather(parts))
         counted = tasks.map_tasks(count_colours, calls, shared=(config,), after_crash=lambda call: (call[0], True))
-        for number, each in counted:
-            histogram.merge(each)
+        for number, counts in counted:
+            histogram.merge(counts)
             done += len(parts[number])
             self._progress("palette", done, len(rows), "images")
         if not histogram.counts.any():
@@ -257,25 +257,25 @@ class _Build:
         return palette.fit(histogram, config.colours, config.seed)
 
     def _snapshot(self, planned: Plan, results: Sequence[ShardResult], sha256: str, colours: int) -> Snapshot:
-        found, config = self._found, self._config
+        state, config = self._state, self._config
         entries = [*planned.keep, *(result.entry for result in results)]
         return Snapshot(
-            number=1 if found.parent is None else found.parent.number + 1,
-            parent=None if found.parent is None else found.parent.number,
+            number=1 if state.parent is None else state.parent.number + 1,
+            parent=None if state.parent is None else state.parent.number,
             resolution=config.resolution,
-            classes=found.classes,
+            classes=state.classes,
             palette_sha256=sha256,
             colours=colours,
             config=config.fingerprint(),
-            source_digest=found.source_digest,
-            shards=in_order(entries),
-            scans=found.scans,
-            dataset=found.dataset,
+            source_digest=state.source_digest,
+            shards=sort_shards(entries),
+            scans=state.scans,
+            dataset=state.dataset,
         )
 
 
 def _given_palette(config: DatasetConfig) -> np.ndarray:
-    """The palette that the config names, float32 [K, 3]. Raises IgptError when it is not there or does not fit."""
+    """The palette of the config's URL, float32 [K, 3]. Raises IgptError when it is missing or does not fit."""
     url = objects.absolute(config.palette or "")
     try:
         palette_K3 = palette.from_bytes(objects.read_bytes(url), url)

@@ -1,4 +1,4 @@
-"""Carry out a plan: one task per shard on the Ray cluster, and the counts that must add up before a commit."""
+"""Run a plan: one task per shard on the Ray cluster, and check before the commit that the counts add up."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.build.plan import ShardPlan
-from pipeline.build.shard_tasks import ShardOrder, ShardResult, make_shard
-from pipeline.build.source_state import Survey
-from pipeline.cluster import tasks as ray_cluster
+from pipeline.build.shard_tasks import ShardResult, ShardTask, make_shard
+from pipeline.build.source_state import SourceState
+from pipeline.cluster import tasks
 from pipeline.config import DatasetConfig
 from pipeline.dataset import index
 from pipeline.dataset.snapshot import SPLITS, ShardEntry, Snapshot
@@ -20,34 +20,34 @@ from pipeline.progress import Progress
 
 
 def make_shards(
-    found: Survey,
+    state: SourceState,
     plans: Sequence[ShardPlan],
     config: DatasetConfig,
     palette_K3: np.ndarray,
     tolerant: bool,
     progress: Progress,
 ) -> list[ShardResult]:
-    """Run one task per shard; returns their results in the order of the plans.
+    """Run one task per shard; returns the results in the order of the plans.
 
-    Raises IgptError when a shard does not account for every image of its plan.
+    Raises IgptError when a shard and its quarantine do not contain all images of the plan.
     """
-    planned = np.concatenate([np.zeros(0, np.int64), *(each.rows for each in plans)])
+    planned = np.concatenate([np.zeros(0, np.int64), *(shard.rows for shard in plans)])
     if len(np.unique(planned)) != len(planned):
         raise AssertionError("the plan has an image twice")
     progress("shards", 0, len(planned), "images")
-    tasks = ray_cluster.map_tasks(
+    finished = tasks.map_tasks(
         make_shard,
-        ((order,) for order in orders(found, plans, tolerant)),
+        ((task,) for task in shard_tasks(state, plans, tolerant)),
         shared=(config, lookup_table(palette_K3)),
         after_crash=lambda call: (replace(call[0], isolated=True),),
     )
     results: dict[int, ShardResult] = {}
     images_done = 0
-    for number, result in tasks:
+    for number, result in finished:
         wanted = len(plans[number].rows)
         if index.accounted(result.entry) != wanted:
             raise IgptError(
-                f"{found.dataset}: shard {result.entry.name} accounts for {index.accounted(result.entry)} of {wanted} "
+                f"{state.dataset}: shard {result.entry.name} accounts for {index.accounted(result.entry)} of {wanted} "
                 f"images; delete {result.entry.index_path} and run the build again"
             )
         results[number] = result
@@ -56,31 +56,31 @@ def make_shards(
     return [results[number] for number in range(len(plans))]
 
 
-def orders(found: Survey, plans: Sequence[ShardPlan], tolerant: bool) -> Iterator[ShardOrder]:
-    """The orders for some shards, one after the other, so that few are held at a time."""
-    keys = found.rows.keys
-    for each, listing in zip(plans, found.listing.gather([each.rows for each in plans]), strict=True):
-        instead = found.duplicate_of[each.rows]
-        names = keys.take(np.maximum(instead, 0)).text()
-        # A duplicate's version is another one than its listing's: it changes when the image is taken itself.
-        versions = pa.array(found.rows.versions[each.rows], pa.uint64())
+def shard_tasks(state: SourceState, plans: Sequence[ShardPlan], tolerant: bool) -> Iterator[ShardTask]:
+    """The inputs of the tasks for some shards; an iterator, so that few are in memory at a time."""
+    keys = state.rows.keys
+    for shard, listing in zip(plans, state.listing.gather([shard.rows for shard in plans]), strict=True):
+        kept_rows = state.duplicate_of[shard.rows]
+        kept_keys = keys.take(np.maximum(kept_rows, 0)).text()
+        # The version of a duplicate is not that of the listing, so that it changes when the image itself is kept.
+        versions = pa.array(state.rows.versions[shard.rows], pa.uint64())
         listing = listing.set_column(listing.schema.get_field_index("version"), "version", versions)
-        yield ShardOrder(
-            dataset=found.dataset,
-            name=each.name,
-            split=each.split,
+        yield ShardTask(
+            dataset=state.dataset,
+            name=shard.name,
+            split=shard.split,
             listing=listing,
-            labels=found.rows.labels[each.rows].astype(np.int64),
-            duplicate_of=[name if row >= 0 else None for row, name in zip(instead, names, strict=True)],
-            replaces=each.replaces,
+            labels=state.rows.labels[shard.rows].astype(np.int64),
+            duplicate_of=[key if row >= 0 else None for row, key in zip(kept_rows, kept_keys, strict=True)],
+            replaces=shard.replaces,
             tolerant=tolerant,
         )
 
 
 def check_counts(new: Snapshot, images_in: int, config: DatasetConfig) -> None:
-    """Refuse to publish when an image is missing or counted twice, or when too many were rejected.
+    """Raise IgptError when an image is missing or counted twice, or when too many were rejected.
 
-    Raises IgptError. Duplicates are no rejects.
+    Duplicates do not count as rejected.
     """
     accounted = sum(index.accounted(shard) for shard in new.shards)
     if accounted != images_in:
@@ -103,6 +103,6 @@ def check_counts(new: Snapshot, images_in: int, config: DatasetConfig) -> None:
         )
 
 
-def in_order(entries: Sequence[ShardEntry]) -> tuple[ShardEntry, ...]:
+def sort_shards(entries: Sequence[ShardEntry]) -> tuple[ShardEntry, ...]:
     """Shards in the order of a manifest: by split, then by number."""
-    return tuple(sorted(entries, key=lambda entry: (SPLITS.index(entry.split), entry.index, entry.name)))
+    return tuple(sorted(entries, key=lambda entry: (SPLITS.index(entry.split), entry.number, entry.name)))

@@ -1,7 +1,7 @@
-"""What one preprocessing task does, without the scheduler that runs it: count colours, or make one shard.
+"""The functions of preprocessing tasks, independent of the scheduler: count colours, or make one shard.
 
-A task is idempotent. It writes its shard whole, then its quarantine, then its index: a shard whose index is in place is
-done, and a task that finds it there only reads what it needs for the manifest.
+Making a shard is idempotent. It writes the shard, then its quarantine, then its index: a shard with an index is
+finished, and a task that finds one only reads the entry for the manifest.
 """
 
 import faulthandler
@@ -22,7 +22,7 @@ from pipeline.dataset import index, shards
 from pipeline.dataset.snapshot import ShardEntry
 from pipeline.hashing import sha256
 from pipeline.images import decode, palette
-from pipeline.images.decode import PASSING, Pictures, Reason, Rejection
+from pipeline.images.decode import TRANSIENT, Pictures, Reason, Rejection
 from pipeline.images.isolation import IsolatedDecoder
 from pipeline.source.raw_reads import read_images
 from pipeline.store import objects
@@ -32,8 +32,8 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShardOrder:
-    """What a task is to make of which rows of the listing."""
+class ShardTask:
+    """The input of a task that makes one shard from some rows of the listing."""
 
     dataset: str
     name: str
@@ -41,26 +41,26 @@ class ShardOrder:
     listing: pa.Table  # LISTING, in sample order
     labels: np.ndarray  # int64 [n], class numbers
     duplicate_of: list[str | None]
-    """For each row the key of the image with the same bytes that is taken in its place, or None."""
+    """For each row the key of the image with the same bytes that is kept instead, or None."""
     replaces: ShardEntry | None = None
-    """The shard whose samples are taken over where the image is unchanged."""
+    """The shard from which the samples of unchanged images are copied."""
     tolerant: bool = False
-    """Whether an image that changed since it was listed is refused, rather than the whole task."""
+    """Whether an image that changed since it was listed is rejected, rather than failing the task."""
     isolated: bool = False
-    """Whether images are decoded in a process of their own: after a task that died."""
+    """Whether images are decoded in a child process: after the task has died once."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardResult:
-    """What a finished shard adds to the snapshot, and where its time went."""
+    """A finished shard's entry in the snapshot, and the time it took."""
 
     entry: ShardEntry
     reused: bool = False
-    """Whether the shard was found finished."""
+    """Whether an earlier build had finished the shard."""
     taken_over: int = 0
-    """Images whose samples came from the shard that it replaces."""
+    """Number of images whose samples were copied from the replaced shard."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """Time by step: read (waiting for it), decode, quantize, write."""
+    """Time by step: read (waiting for data), decode, quantize, write."""
 
 
 class _Stopwatch:
@@ -75,9 +75,9 @@ class _Stopwatch:
 
 
 class _Watchdog:
-    """Ends this process when it is not fed for too long: nothing else ends a decoder that hangs.
+    """Ends this process when `feed` is not called for too long: nothing else stops a decoder that hangs.
 
-    The task then runs again, with its decoder in a process of its own. A context manager.
+    The task is then retried with its decoder in a child process. A context manager.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -91,7 +91,7 @@ class _Watchdog:
         faulthandler.cancel_dump_traceback_later()
 
     def feed(self) -> None:
-        """Arming starts a thread; not for each image."""
+        """Restart the timer; not for every image, because that starts a thread."""
         now = time.monotonic()
         if now - self._armed > self._seconds / 4:
             faulthandler.dump_traceback_later(1.25 * self._seconds, exit=True)
@@ -100,12 +100,12 @@ class _Watchdog:
 
 @dataclass(frozen=True, kw_only=True)
 class Decoded:
-    """What became of one row of a listing."""
+    """The outcome of decoding one row of a listing."""
 
     row: int
     outcome: Pictures | Rejection
     sha256: str
-    """Of the raw bytes, in hex; empty where there are none."""
+    """Of the raw bytes, in hex; empty if they could not be read."""
 
 
 def decode_rows(
@@ -117,9 +117,9 @@ def decode_rows(
     isolated: bool,
     stopwatch: _Stopwatch | None = None,
 ) -> Iterator[Decoded]:
-    """Read and decode the rows of a listing, in the order of their place in storage.
+    """Read and decode the rows of a listing, sorted by their position in storage.
 
-    Raises SourceChangedError for an image that is not what the listing says, unless `tolerant`.
+    Raises SourceChangedError for an image that changed since it was listed, unless `tolerant`.
     """
     stopwatch = stopwatch or _Stopwatch()
     recipe = config.recipe(split)
@@ -129,8 +129,8 @@ def decode_rows(
         watchdog = None if isolated else stack.enter_context(_Watchdog(config.max_seconds))
         for image in read_images(listing, tolerant=tolerant):
             stopwatch.lap("read")
-            if image.refused is not None:
-                yield Decoded(row=image.row, outcome=image.refused, sha256="")
+            if image.rejection is not None:
+                yield Decoded(row=image.row, outcome=image.rejection, sha256="")
                 continue
             outcome: Pictures | Rejection
             if isolator is not None:
@@ -144,9 +144,9 @@ def decode_rows(
 
 
 def count_colours(listing: pa.Table, isolated: bool, config: DatasetConfig) -> palette.ColourHistogram:
-    """Count the colours of training images; rejected ones count nothing here, their shard reports them."""
+    """Count the colours of training images. Rejected images are skipped: they are recorded with their shard."""
     histogram = palette.ColourHistogram()
-    waiting: list[np.ndarray] = []  # a histogram's cost is the same for one picture and for many
+    waiting: list[np.ndarray] = []  # counting costs the same for one picture as for many
     for decoded in decode_rows(listing, config, "train", tolerant=True, isolated=isolated):
         if isinstance(decoded.outcome, Pictures):
             waiting.append(decoded.outcome.pixels)
@@ -158,61 +158,61 @@ def count_colours(listing: pa.Table, isolated: bool, config: DatasetConfig) -> p
     return histogram
 
 
-def make_shard(order: ShardOrder, config: DatasetConfig, table: np.ndarray) -> ShardResult:
-    """Make one shard from the rows of a listing, in their order, and put it with its index in the dataset.
+def make_shard(task: ShardTask, config: DatasetConfig, table: np.ndarray) -> ShardResult:
+    """Make one shard from the rows of a listing, in their order, and put it into the dataset with its index.
 
     `table` is the palette's lookup table, uint16 [2^24]. Raises SourceChangedError for an image that changed since it
-    was listed, and IgptError when the store does not answer.
+    was listed, and IgptError when the store does not respond.
     """
-    finished = _finished(order)
+    finished = _finished(task)
     if finished is not None:
         return finished
-    return _Shard(order, config).make(table)
+    return _Shard(task, config).make(table)
 
 
-def _finished(order: ShardOrder) -> ShardResult | None:
+def _finished(task: ShardTask) -> ShardResult | None:
     """The result of a shard that an earlier build finished, or None."""
     try:
-        data = objects.read_bytes(objects.join(order.dataset, "index", f"{order.name}.parquet"))
+        data = objects.read_bytes(objects.join(task.dataset, "index", f"{task.name}.parquet"))
     except FileNotFoundError:
         return None
     entry = ShardEntry(**index.metadata_of(data)["entry"], index_sha256=sha256(data))
-    if objects.size(objects.join(order.dataset, entry.path)) != entry.bytes:
+    if objects.size(objects.join(task.dataset, entry.path)) != entry.bytes:
         return None
     return ShardResult(entry=entry, reused=True)
 
 
 class _Shard:
-    """A shard while it is made: for each row a rejection, or its tokens and its row of the index."""
+    """A shard in the making: for each row a rejection, or its tokens and its row of the index."""
 
-    def __init__(self, order: ShardOrder, config: DatasetConfig) -> None:
-        self._order, self._config = order, config
-        self._listing: list[dict[str, Any]] = order.listing.to_pylist()
+    def __init__(self, task: ShardTask, config: DatasetConfig) -> None:
+        self._task, self._config = task, config
+        self._listing: list[dict[str, Any]] = task.listing.to_pylist()
         count, side = len(self._listing), config.resolution
-        self._crops = max(1, config.recipe(order.split).crops)
+        self._crops = max(1, config.recipe(task.split).crops)
         self._tokens = np.zeros((count, self._crops, side, side), np.uint16)
         self._accepted: dict[int, dict[str, Any]] = {}
         self._rejected: dict[int, dict[str, Any]] = {}
 
     def make(self, table: np.ndarray) -> ShardResult:
-        order, stopwatch = self._order, _Stopwatch()
-        _log.info("shard %s of %s: begun with %d rows", order.name, order.dataset, len(self._listing))
-        for row, key in enumerate(order.duplicate_of):
+        task, stopwatch = self._task, _Stopwatch()
+        _log.info("shard %s of %s: started with %d rows", task.name, task.dataset, len(self._listing))
+        for row, key in enumerate(task.duplicate_of):
             if key is not None:
                 self._reject(row, Rejection(reason=Reason.DUPLICATE, detail=f"the same bytes as image {key}"))
-        taken_over = self._take_over(order.replaces) if order.replaces is not None else 0
+        taken_over = self._take_over(task.replaces) if task.replaces is not None else 0
         stopwatch.lap("read")
-        left = [row for row in range(len(self._listing)) if row not in self._accepted and row not in self._rejected]
+        pending = [row for row in range(len(self._listing)) if row not in self._accepted and row not in self._rejected]
         outcomes = decode_rows(
-            order.listing.take(pa.array(left, pa.int64())),
+            task.listing.take(pa.array(pending, pa.int64())),
             self._config,
-            order.split,
-            tolerant=order.tolerant,
-            isolated=order.isolated,
+            task.split,
+            tolerant=task.tolerant,
+            isolated=task.isolated,
             stopwatch=stopwatch,
         )
         for decoded in outcomes:
-            row, outcome = left[decoded.row], decoded.outcome
+            row, outcome = pending[decoded.row], decoded.outcome
             if isinstance(outcome, Rejection):
                 self._reject(row, outcome)
                 continue
@@ -221,29 +221,36 @@ class _Shard:
             stopwatch.lap("quantize")
         entry = self._write()
         stopwatch.lap("write")
-        counts = entry.images, taken_over, len(self._rejected)
-        _log.info("shard %s of %s: %d images (%d taken over), %d refused", entry.name, order.dataset, *counts)
+        _log.info(
+            "shard %s of %s: %d images (%d taken over), %d rejected",
+            entry.name,
+            task.dataset,
+            entry.images,
+            taken_over,
+            len(self._rejected),
+        )
         return ShardResult(entry=entry, taken_over=taken_over, seconds=dict(stopwatch.seconds))
 
-    def _accept(self, row: int, found: dict[str, Any]) -> None:
+    def _accept(self, row: int, properties: dict[str, Any]) -> None:
         listed = self._listing[row]
         self._accepted[row] = {
-            **self._account(listed),
+            **self._identity(listed),
             "url": listed["url"],
             "offset": listed["offset"],
-            "label": int(self._order.labels[row]),
-            **{name: found[name] for name in ("sha256", "width", "height")},
+            "label": int(self._task.labels[row]),
+            **{name: properties[name] for name in ("sha256", "width", "height")},
         }
 
-    def _reject(self, row: int, why: Rejection) -> None:
+    def _reject(self, row: int, rejection: Rejection) -> None:
         self._rejected[row] = {
-            **self._account(self._listing[row]),
-            "reason": why.reason.value,
-            "detail": why.detail,
+            **self._identity(self._listing[row]),
+            "reason": rejection.reason.value,
+            "detail": rejection.detail,
         }
 
     @staticmethod
-    def _account(listed: dict[str, Any]) -> dict[str, Any]:
+    def _identity(listed: dict[str, Any]) -> dict[str, Any]:
+        """The columns that index and quarantine have in common."""
         return {
             "key": listed["key"],
             "version": listed["version"],
@@ -253,11 +260,11 @@ class _Shard:
         }
 
     def _take_over(self, old: ShardEntry) -> int:
-        """Take over what the replaced shard and its quarantine say of the images that are unchanged.
+        """Copy samples and rejections of unchanged images from the replaced shard; returns the number of images.
 
-        A replaced shard that is damaged is not worth an error here: its images are made again.
+        If the replaced shard is missing or damaged, its images are decoded again.
         """
-        dataset = self._order.dataset
+        dataset = self._task.dataset
         try:
             data = objects.read_bytes(objects.join(dataset, old.path))
             accepted = index.read(dataset, old.index_path).to_pylist()
@@ -271,27 +278,27 @@ class _Shard:
         )
         old_tokens = view.tokens_NHW.reshape(old.images, self._crops, *view.tokens_NHW.shape[1:])
         rows = {(listed["key"], listed["version"]): row for row, listed in enumerate(self._listing)}
-        for old_row, found in enumerate(accepted):
-            row = rows.get((found["key"], found["version"]))
+        for old_row, image in enumerate(accepted):
+            row = rows.get((image["key"], image["version"]))
             if row is not None and row not in self._rejected:
                 self._tokens[row] = old_tokens[old_row]
-                self._accept(row, found)
-        for found in quarantined:
-            row = rows.get((found["key"], found["version"]))
-            if row is not None and found["reason"] not in PASSING:
-                self._reject(row, Rejection(reason=Reason(found["reason"]), detail=found["detail"]))
+                self._accept(row, image)
+        for image in quarantined:
+            row = rows.get((image["key"], image["version"]))
+            if row is not None and image["reason"] not in TRANSIENT:
+                self._reject(row, Rejection(reason=Reason(image["reason"]), detail=image["detail"]))
         return len(self._accepted)
 
     def _name(self) -> str:
-        """The planned name, or one of its own where images were refused for what may be different the next time.
+        """The planned name, or another one if images were rejected for a transient reason.
 
         So a name always stands for the same bytes, and a rerun tries those images again.
         """
-        passing = sorted((r["key"], r["reason"]) for r in self._rejected.values() if r["reason"] in PASSING)
-        if not passing:
-            return self._order.name
-        head, _, planned = self._order.name.rpartition("-")
-        return f"{head}-{sha256(repr((planned, passing)).encode())[:16]}"
+        transient = sorted((r["key"], r["reason"]) for r in self._rejected.values() if r["reason"] in TRANSIENT)
+        if not transient:
+            return self._task.name
+        head, _, planned = self._task.name.rpartition("-")
+        return f"{head}-{sha256(repr((planned, transient)).encode())[:16]}"
 
     def _write(self) -> ShardEntry:
         rows = sorted(self._accepted)
@@ -302,32 +309,32 @@ class _Shard:
             for key in (self._listing[row]["key"] for row in rows)
             for crop in range(self._crops)
         ]
-        labels = np.repeat(self._order.labels[rows], self._crops)
+        labels = np.repeat(self._task.labels[rows], self._crops)
         tar = shards.encode(keys, self._tokens[rows].reshape(-1, side, side), labels)
         quarantine = index.to_bytes(list(_in_order(self._rejected)), index.QUARANTINE) if self._rejected else None
         entry: dict[str, Any] = {
             "name": name,
-            "split": self._order.split,
+            "split": self._task.split,
             "samples": len(keys),
             "images": len(rows),
             "bytes": len(tar),
             "sha256": sha256(tar),
-            "rejected": dict(sorted(Counter(each["reason"] for each in self._rejected.values()).items())),
+            "rejected": dict(sorted(Counter(image["reason"] for image in self._rejected.values()).items())),
             "quarantine": None if quarantine is None else name,
             "quarantine_sha256": None if quarantine is None else sha256(quarantine),
         }
-        # The index tells a later build all of the entry but its own checksum.
-        account = index.to_bytes(list(_in_order(self._accepted)), index.INDEX, {"entry": entry})
-        made = ShardEntry(**entry, index_sha256=sha256(account))
-        # The sizes are compared with the store's own before the commit, for all shards in one request.
-        self._put(made.path, tar)
-        if quarantine is not None and made.quarantine_path is not None:
-            self._put(made.quarantine_path, quarantine)
-        self._put(made.index_path, account)
-        return made
+        # From the index a later build reads the whole entry, except the checksum of the index.
+        rows_of_index = index.to_bytes(list(_in_order(self._accepted)), index.INDEX, {"entry": entry})
+        shard = ShardEntry(**entry, index_sha256=sha256(rows_of_index))
+        # The commit compares the sizes with those in the store, for all shards in one listing.
+        self._put(shard.path, tar)
+        if quarantine is not None and shard.quarantine_path is not None:
+            self._put(shard.quarantine_path, quarantine)
+        self._put(shard.index_path, rows_of_index)
+        return shard
 
     def _put(self, path: str, data: bytes) -> None:
-        objects.write_bytes(objects.join(self._order.dataset, path), data)
+        objects.write_bytes(objects.join(self._task.dataset, path), data)
 
 
 def _in_order(rows: dict[int, dict[str, Any]]) -> Iterator[dict[str, Any]]:

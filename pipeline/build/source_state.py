@@ -1,4 +1,4 @@
-"""What there is before a build: the source's images with their splits and classes, and the snapshot to go on from."""
+"""The state before a build: the images of the source with their splits and classes, and the parent snapshot."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from pipeline.build import plan
 from pipeline.config import DatasetConfig
 from pipeline.dataset import snapshot
 from pipeline.dataset.keys import source_digest
-from pipeline.dataset.publish import heal_latest
+from pipeline.dataset.publish import repair_latest
 from pipeline.dataset.snapshot import SPLITS, Snapshot
 from pipeline.progress import Progress
 from pipeline.source import list_source
@@ -21,16 +21,16 @@ from pipeline.store import objects
 
 
 @dataclass(frozen=True, kw_only=True)
-class Survey:
-    """A source and the dataset that it goes into."""
+class SourceState:
+    """A source, and the dataset that is built from it."""
 
     dataset: str
     parent: Snapshot | None
     listing: Listing
     rows: Rows
-    """With class numbers as labels, and versions that are others for duplicates."""
-    splits: np.ndarray  # int8 [N], an index into SPLITS
-    duplicate_of: np.ndarray  # int64 [N], the row that is taken in the place of one; -1: none
+    """With class numbers as labels, and with the versions of duplicates changed."""
+    splits: np.ndarray  # int8 [N], positions in SPLITS
+    duplicate_of: np.ndarray  # int64 [N], the row that is kept instead; -1: the image is kept itself
     classes: tuple[str, ...]
     scans: tuple[str, ...]
     ignored_files: int
@@ -38,7 +38,7 @@ class Survey:
 
     @property
     def source_digest(self) -> str:
-        """Digest of what a snapshot of all this accounts for."""
+        """Digest of the images that a snapshot of this source contains."""
         return source_digest(self.rows.keys, self.rows.versions, self.splits)
 
     def images(self, split: str) -> int:
@@ -47,32 +47,28 @@ class Survey:
 
 
 @contextmanager
-def survey(config: DatasetConfig, *, keep_scans: bool, progress: Progress) -> Iterator[Survey]:
-    """List the source of a config and read the newest snapshot of its dataset. The listing goes with the block.
+def read_source_state(config: DatasetConfig, *, keep_scans: bool, progress: Progress) -> Iterator[SourceState]:
+    """List the source of a config and read the newest snapshot of its dataset. The listing exists within the block.
 
     Raises IgptError as list_source does.
     """
     dataset = objects.absolute(config.dataset)
     objects.check_reachable(dataset)
-    heal_latest(dataset)
+    repair_latest(dataset)
     latest = snapshot.latest_number(dataset)
     parent = None if latest is None else snapshot.read(dataset, latest)
-    scans = ScanCache(
-        dataset, keep=keep_scans, progress=lambda done, total: progress("scan", done, total, "containers")
-    )
+    scans = ScanCache(dataset, keep=keep_scans, progress=progress)
     with Listing() as listing:
-        source = list_source.list_source(
-            config, listing, scan=scans, progress=lambda count: progress("list", count, 0, "images")
-        )
+        source = list_source.list_source(config, listing, scan=scans, progress=progress)
         splits = plan.assign_splits(listing.rows, config)
         classes = _classes(listing.label_names, parent)
-        rows = _numbered(listing, classes)
+        rows = _with_class_numbers(listing, classes)
         duplicate_of = np.full(len(rows), -1)
         if config.drop_duplicates:
             duplicate_of = find_duplicates(listing, rows, splits, parent, progress)
             versions = np.where(duplicate_of >= 0, rows.versions ^ plan.DUPLICATE, rows.versions)
             rows = replace(rows, versions=versions)
-        yield Survey(
+        yield SourceState(
             dataset=dataset,
             parent=parent,
             listing=listing,
@@ -87,14 +83,14 @@ def survey(config: DatasetConfig, *, keep_scans: bool, progress: Progress) -> It
 
 
 def _classes(names: tuple[str, ...], parent: Snapshot | None) -> tuple[str, ...]:
-    """The classes in order: those of the parent first, whose numbers stand in its shards; new ones sorted."""
-    before = () if parent is None else parent.classes
-    new = set(names) - set(before)
+    """The classes by number: those of the parent keep their numbers, which its shards contain; new ones are sorted."""
+    old = () if parent is None else parent.classes
+    new = set(names) - set(old)
     by_number = all(name.isdecimal() for name in new)
-    return (*before, *sorted(new, key=lambda name: (int(name), name) if by_number else (0, name)))
+    return (*old, *sorted(new, key=lambda name: (int(name), name) if by_number else (0, name)))
 
 
-def _numbered(listing: Listing, classes: tuple[str, ...]) -> Rows:
+def _with_class_numbers(listing: Listing, classes: tuple[str, ...]) -> Rows:
     rows = listing.rows
     numbers = {name: number for number, name in enumerate(classes)}
     number_of = np.array([*(numbers[name] for name in listing.label_names), -1], np.int32)

@@ -1,7 +1,7 @@
-"""Logs for machines: one JSON object a line, with the ids of the flow run and of the Ray task that wrote it.
+"""Structured logs: one JSON object per line, with the ids of the flow run and the Ray task that wrote it.
 
-Prefect's processes use the format where their environment says so (infra/compose.yaml has the variables), Ray's workers
-always: what they log is in the files `worker-*` of Ray's nodes.
+Prefect's processes use the format if their environment sets it (see infra/compose.yaml), Ray's workers always; their
+logs are in the files `worker-*` of Ray's nodes.
 """
 
 import json
@@ -9,24 +9,31 @@ import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-# What Prefect adds to the records of its run loggers, and what `worker_setup` adds to those of Ray's workers.
-_IDS = (
-    *("flow_run_id", "flow_run_name", "flow_name", "task_run_id", "task_run_name", "worker_name", "work_pool_name"),
-    *("ray_job_id", "ray_node_id", "ray_task_id"),
+# Prefect adds these to the records of its run loggers, `worker_setup` adds Ray's to those of its workers.
+_PREFECT_IDS = (
+    "flow_run_id",
+    "flow_run_name",
+    "flow_name",
+    "task_run_id",
+    "task_run_name",
+    "worker_name",
+    "work_pool_name",
 )
+_RAY_IDS = ("ray_job_id", "ray_node_id", "ray_task_id")
 
 
 class JsonFormatter(logging.Formatter):
-    """A record as one line of JSON; the traceback, if there is one, is a field."""
+    """Formats a record as one line of JSON; the traceback, if there is one, is a field."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
+        ids = {name: getattr(record, name, None) for name in (*_PREFECT_IDS, *_RAY_IDS)}
         line = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),
-            **{name: str(value) for name in _IDS if (value := getattr(record, name, None)) not in (None, "")},
+            **{name: str(value) for name, value in ids.items() if value not in (None, "")},
         }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
@@ -34,7 +41,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def worker_setup(ids: Callable[[], dict[str, str]]) -> Callable[[], None]:
-    """What a worker process does to log in this format, warnings included; `ids` is asked at each line."""
+    """A setup hook that makes a worker process log in this format, warnings included; `ids` is called for each line."""
 
     def log_as_json() -> None:
         def add_ids(record: logging.LogRecord) -> bool:
@@ -47,8 +54,8 @@ def worker_setup(ids: Callable[[], dict[str, str]]) -> Callable[[], None]:
         for name in ("", "ray", "ray.train"):
             logger = logging.getLogger(name)
             logger.propagate = True
-            # What writes to Ray Train's own files, as JSON too, stays.
-            logger.handlers[:] = [each for each in logger.handlers if not _is_console(each)]
+            # The handlers of Ray Train's own files, also JSON, stay.
+            logger.handlers[:] = [handler for handler in logger.handlers if not _is_console(handler)]
         root = logging.getLogger()
         root.addHandler(console)
         root.setLevel(logging.INFO)

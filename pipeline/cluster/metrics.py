@@ -1,32 +1,23 @@
-"""What Prometheus is told of a run: gauges, which the Ray node of its driver serves with Ray's own metrics.
+"""Prometheus gauges of a run, served by the Ray node of its driver beside Ray's own metrics.
 
-Ray puts `ray_` in front of their names. Its nodes serve them where Ray's agent is installed, as by our extra `metrics`;
-elsewhere they are set and never seen.
+Ray prefixes their names with `ray_`. A node serves them only where Ray's agent is installed, as by the extra `metrics`;
+elsewhere setting them has no effect.
 """
 
 import threading
 from collections.abc import Mapping
 from functools import cache
-from types import TracebackType
+from typing import Any
 
 from ray.util.metrics import Gauge
 
-# Ray serves a gauge for some 20 s after it was set, and sends what was set every 10 s.
-_AGAIN_SECONDS = 5.0
-_STAGE = {
-    "stage_done": "What is done of the present step of a stage",
-    "stage_total": "What there is to do in the present step of a stage; 0: unknown",
-}
-_TRAINING = {
-    "step": "Optimizer steps done",
-    "train_loss": "Training loss, the mean over the last ten steps, in nats per pixel",
-    "validation_loss": "Loss on the validation split, in nats per pixel",
-    "learning_rate": "Learning rate",
-    "gradient_norm": "Norm of the gradient before it is clipped",
-    "images_per_second": "Images trained on a second, of the steps alone",
-    "flop_utilization": "Share of what a large matrix product reaches on the same device",
-    "data_wait_share": "Share of a step that waits for images",
-    "skipped_steps": "Steps left out because their loss or gradient was not finite",
+from pipeline.background import Ended, in_background
+
+# Ray exports gauges every 10 s, and drops one that was not set again for about 20 s.
+_REPEAT_SECONDS = 5.0
+STAGE_GAUGES = {
+    "stage_done": "Work done in the current step of a stage",
+    "stage_total": "Total work in the current step of a stage; 0: unknown",
 }
 
 
@@ -36,51 +27,50 @@ def _gauge(name: str, description: str, labels: tuple[str, ...]) -> Gauge:
 
 
 class Meter:
-    """Tells how far a stage is with its work on a subject: a dataset, a training run or a model.
+    """Gauges for the progress of a stage on a subject: a dataset, a training run or a model.
 
-    A context manager: while its block runs the newest values are set again and again, afterwards they vanish.
+    A context manager: within the block the newest values are set repeatedly, afterwards they disappear.
     """
 
-    def __init__(self, stage: str, subject: str) -> None:
-        self._stage, self._subject = stage, subject
+    def __init__(self, stage: str, subject: str, run_gauges: Mapping[str, str] | None = None) -> None:
+        """`run_gauges` describes the values that `record` exports, by name."""
+        self._stage, self._subject, self._run_gauges = stage, subject, run_gauges or {}
         self._lock = threading.Lock()
-        self._step: dict[str, float] = {}
-        self._step_name = ""
-        self._training: dict[str, float] = {}
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._repeat, daemon=True, name="ray-metrics")
+        self._step = ""
+        self._progress: dict[str, float] = {}
+        self._recorded: dict[str, float] = {}
+        self._thread = in_background(self._repeat, name="ray-metrics")
 
     def __enter__(self) -> "Meter":
-        self._thread.start()
+        self._thread.__enter__()
         return self
 
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self._ended.set()
-        self._thread.join()
+    def __exit__(self, *error: Any) -> None:
+        self._thread.__exit__(*error)
 
     def progress(self, step: str, done: int, total: int, detail: str = "") -> None:
-        """A Progress: of the step before nothing is told any more."""
+        """A Progress; replaces the values of the previous step."""
         with self._lock:
-            self._step_name, self._step = step, {"stage_done": done, "stage_total": total}
+            self._step, self._progress = step, {"stage_done": done, "stage_total": total}
 
-    def training(self, step: int, values: Mapping[str, float]) -> None:
-        """The newest numbers of a training, by the names that MLflow has for them; others are passed over."""
-        known = {name: values[name] for name in _TRAINING if name in values}
+    def record(self, step: int, values: Mapping[str, float]) -> None:
+        """Export the values that `run_gauges` names, and the step they belong to; ignore others."""
+        known = {name: values[name] for name in self._run_gauges if name in values}
         with self._lock:
-            self._training |= {**known, "step": step} if known else {}
+            self._recorded |= {**known, "step": step} if known else {}
 
-    def _repeat(self) -> None:
+    def _repeat(self, ended: Ended) -> None:
         while True:
             self._set()
-            if self._ended.wait(_AGAIN_SECONDS):
+            if ended(_REPEAT_SECONDS):
                 return
 
     def _set(self) -> None:
         with self._lock:
-            name, step, training = self._step_name, dict(self._step), dict(self._training)
-        labels = {"stage": self._stage, "subject": self._subject, "step": name}
-        for key, value in step.items():
-            _gauge(key, _STAGE[key], tuple(labels)).set(value, labels)
+            step, progress, recorded = self._step, dict(self._progress), dict(self._recorded)
+        stage = {"stage": self._stage, "subject": self._subject, "step": step}
+        for name, value in progress.items():
+            _gauge(name, STAGE_GAUGES[name], tuple(stage)).set(value, stage)
         run = {"run": self._subject}
-        for key, value in training.items():
-            _gauge(key, _TRAINING[key], tuple(run)).set(value, run)
+        for name, value in recorded.items():
+            _gauge(name, self._run_gauges[name], tuple(run)).set(value, run)

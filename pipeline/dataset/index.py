@@ -1,4 +1,4 @@
-"""The account of a shard: its index (a row per image in it) and its quarantine (a row per image that was refused)."""
+"""The tables beside a shard: its index (a row per image in the shard) and its quarantine (a row per rejected image)."""
 
 import io
 import json
@@ -18,9 +18,9 @@ INDEX = pa.schema(
     [
         ("key", pa.string()),
         ("version", pa.uint64()),
-        ("uri", pa.string()),  # where the image came from, for people: the object, or container#member
+        ("uri", pa.string()),  # source of the image, for people: the object, or container#member
         ("url", pa.string()),  # the object to read
-        ("offset", pa.int64()),  # the place in a container; -1: the image is the whole object
+        ("offset", pa.int64()),  # position in a container; -1: the image is the whole object
         ("etag", pa.string()),
         ("bytes", pa.int64()),
         ("sha256", pa.string()),
@@ -45,12 +45,12 @@ _READS_AT_ONCE = 8
 
 
 def uri_of(url: str, offset: int, name: str) -> str:
-    """Where an image came from, for people."""
+    """The source of an image, for people."""
     return url if offset < 0 else f"{url}#{name}"
 
 
 def to_bytes(rows: Sequence[dict[str, Any]], schema: pa.Schema, metadata: dict[str, Any] | None = None) -> bytes:
-    """A table as a Parquet file, with JSON metadata."""
+    """Write a table as a Parquet file, with JSON metadata."""
     table = pa.Table.from_pylist(list(rows), schema=schema)
     if metadata is not None:
         table = table.replace_schema_metadata({_METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()})
@@ -60,24 +60,24 @@ def to_bytes(rows: Sequence[dict[str, Any]], schema: pa.Schema, metadata: dict[s
 
 
 def metadata_of(data: bytes) -> dict[str, Any]:
-    """The JSON metadata of a file."""
+    """The JSON metadata of a file that to_bytes wrote."""
     return json.loads((pq.read_schema(io.BytesIO(data)).metadata or {})[_METADATA_KEY])
 
 
 def read(dataset: str, path: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read an index or a quarantine of a dataset. Raises FileNotFoundError when it is not there."""
+    """Read an index or a quarantine of a dataset. Raises FileNotFoundError when it does not exist."""
     data = objects.read_bytes(objects.join(dataset, path))
     return pq.read_table(io.BytesIO(data), columns=None if columns is None else list(columns))
 
 
 def read_all(dataset: str, paths: Iterable[str], columns: Sequence[str] | None = None) -> Iterable[pa.Table]:
-    """Read many, several at a time, in their order."""
+    """Read many tables in parallel; yields them in the order of the paths."""
     with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
         yield from pool.map(lambda path: read(dataset, path, columns), paths)
 
 
 def parent_rows(snapshot: Snapshot) -> ParentRows:
-    """What a snapshot accounts for, from the indexes and quarantines of its shards."""
+    """The images of a snapshot, from the indexes and quarantines of its shards."""
     files = [
         (number, path)
         for number, shard in enumerate(snapshot.shards)
@@ -94,5 +94,5 @@ def parent_rows(snapshot: Snapshot) -> ParentRows:
 
 
 def accounted(entry: ShardEntry) -> int:
-    """Number of images that a shard and its quarantine account for."""
+    """Number of images in a shard and its quarantine."""
     return entry.images + sum(entry.rejected.values())

@@ -1,4 +1,4 @@
-"""Publishing a snapshot: everything in place, then the manifest, which must not be there yet, then LATEST."""
+"""Publish a snapshot: verify that its files exist, create the manifest, then point LATEST at it."""
 
 from pipeline.dataset.snapshot import Snapshot, latest_number, read, snapshot_path
 from pipeline.errors import IgptError
@@ -8,12 +8,12 @@ from pipeline.store.lease import Fence
 
 
 def commit(snapshot: Snapshot, fence: Fence | None = None) -> None:
-    """Publish a snapshot: verify that everything it names is in place, create the manifest, then point LATEST at it.
+    """Publish a snapshot: verify that all files it names exist, create the manifest, then point LATEST at it.
 
-    Raises IgptError when another builder has published the same number first, or has taken over the lease of this one;
-    nothing of its work is touched.
+    Raises IgptError when another build published the same number first or took over this one's lease; the other's
+    files are left untouched.
     """
-    _check_in_place(snapshot)
+    _check_files_exist(snapshot)
     if fence is not None:
         fence.check()
     try:
@@ -21,22 +21,22 @@ def commit(snapshot: Snapshot, fence: Fence | None = None) -> None:
     except AlreadyExistsError:
         existing = read(snapshot.dataset, snapshot.number)
         if existing.digest != snapshot.digest:
-            _point_latest(snapshot.dataset, snapshot.number)  # whoever published it may have died before this step
+            _point_latest(snapshot.dataset, snapshot.number)  # the other build may have died before this step
             raise IgptError(
                 f"{snapshot.dataset}: another build published snapshot {snapshot.number} meanwhile; run this one again"
             ) from None
     _point_latest(snapshot.dataset, snapshot.number)
 
 
-def _check_in_place(snapshot: Snapshot) -> None:
-    there: dict[str, int] = {}
+def _check_files_exist(snapshot: Snapshot) -> None:
+    sizes: dict[str, int] = {}
     for folder in ("shards", "index", "quarantine", "palettes", "scans"):
-        there.update(bulk.sizes_below(objects.join(snapshot.dataset, folder)))
+        sizes.update(bulk.sizes_below(objects.join(snapshot.dataset, folder)))
     for path in snapshot.paths:
-        if objects.join(snapshot.dataset, path) not in there:
-            raise IgptError(f"{snapshot.dataset}: {path} is not in place; run the build again")
+        if objects.join(snapshot.dataset, path) not in sizes:
+            raise IgptError(f"{snapshot.dataset}: {path} is missing; run the build again")
     for shard in snapshot.shards:
-        size = there[objects.join(snapshot.dataset, shard.path)]
+        size = sizes[objects.join(snapshot.dataset, shard.path)]
         if size != shard.bytes:
             raise IgptError(
                 f"{snapshot.dataset}: {shard.path} has {size} bytes, {shard.bytes} were written; run the build again"
@@ -44,13 +44,13 @@ def _check_in_place(snapshot: Snapshot) -> None:
 
 
 def _point_latest(dataset: str, number: int) -> None:
-    """Name a snapshot's number as the newest, unless a newer one is named already."""
+    """Point LATEST at a snapshot, unless it points at a newer one already."""
     if (latest_number(dataset) or 0) < number:
         objects.write_bytes(objects.join(dataset, "LATEST"), f"{number}\n".encode())
 
 
-def heal_latest(dataset: str) -> None:
-    """Point LATEST at the newest snapshot, where a builder died between the two steps of its commit."""
+def repair_latest(dataset: str) -> None:
+    """Point LATEST at the newest snapshot, in case a build died between the two steps of its commit."""
     latest = latest_number(dataset) or 0
     newest = latest
     while objects.exists(objects.join(dataset, snapshot_path(newest + 1))):

@@ -1,7 +1,7 @@
-"""One shard: a plain WebDataset tar with its samples at a fixed stride: a memory-mapped shard IS an array. Pure.
+"""A shard: a plain WebDataset tar whose samples have a fixed stride, so that a memory-mapped shard IS an array. Pure.
 
-Per image two members, `{key}.npy` (uint16 [H, W], little-endian) and `{key}.cls` (the label as decimal text). Every
-header field is fixed but the key, the sizes and the checksum, so the bytes depend on keys, tokens and labels alone.
+Each image has two members, `{key}.npy` (uint16 [H, W], little-endian) and `{key}.cls` (the label as decimal text). All
+header fields but the name, the size and the checksum are constant, so the bytes depend only on keys, tokens and labels.
 """
 
 import io
@@ -13,8 +13,8 @@ import numpy as np
 from pipeline.errors import IgptError
 
 BLOCK = 512
-KEY_LENGTH = 20  # characters of an image's key; a random crop's has its number behind it
-_NAME_LENGTH = 100  # of a member, in its header
+KEY_LENGTH = 20  # characters of an image's key; the number of a random crop is appended to it
+_NAME_LENGTH = 100  # bytes of a member's name in its header
 _LABEL_BYTES = 16
 _CHECKSUM = slice(148, 156)
 _SIZE = slice(124, 136)
@@ -32,13 +32,13 @@ def _padded(size: int) -> int:
 
 
 def _layout(side: int) -> tuple[int, int]:
-    """Offset of the tokens in a sample and the stride from sample to sample, in bytes."""
+    """Offset of the tokens in a sample, and the stride between samples, in bytes."""
     npy = _npy_header(side)
     return BLOCK + len(npy), BLOCK + _padded(len(npy) + 2 * side * side) + 2 * BLOCK
 
 
 def _headers(keys: np.ndarray, extension: bytes, sizes: np.ndarray) -> np.ndarray:
-    """USTAR headers of regular files, uint8 [N, 512]; keys is bytes [N] of one length, sizes int64 [N]."""
+    """USTAR headers of regular files, uint8 [N, 512]; keys are bytes [N] of equal length, sizes int64 [N]."""
     headers = np.zeros((len(keys), BLOCK), np.uint8)
 
     def put(offset: int, text: bytes) -> None:
@@ -65,7 +65,7 @@ def _octal(values: np.ndarray, digits: int) -> np.ndarray:
 
 
 def encode(keys: list[str], tokens_NHW: np.ndarray, labels: np.ndarray) -> bytes:
-    """Build a shard from keys (ASCII, all of one length up to 96), token images and labels (-1 without one)."""
+    """Build a shard from keys (ASCII, of equal length up to 96), token images and labels (-1: no label)."""
     count, side = len(keys), tokens_NHW.shape[1]
     lengths = {len(key) for key in keys} or {KEY_LENGTH}
     if tokens_NHW.shape != (count, side, side) or len(labels) != count or len(lengths) > 1 or max(lengths) > 96:
@@ -85,19 +85,20 @@ def encode(keys: list[str], tokens_NHW: np.ndarray, labels: np.ndarray) -> bytes
 
 
 def _end_of_archive(size: int) -> bytes:
-    """Two zero blocks, then zeros up to a whole record of 10,240 bytes, as tar writes them."""
+    """Two zero blocks, then zeros up to a multiple of 10,240 bytes, as tar writes them."""
     return bytes(-(-(size + 2 * BLOCK) // 10240) * 10240 - size)
 
 
 class ShardView:
-    """The tokens and labels of a shard as arrays over its bytes: random access without parsing."""
+    """Array views of the tokens and labels in a shard's bytes: random access without parsing."""
 
     def __init__(self, data: np.ndarray, *, samples: int, side: int, name: str) -> None:
-        """Look at a shard's bytes, uint8 [size]. Raises IgptError unless it holds `samples` images of `side`."""
+        """View a shard's bytes, uint8 [size]. Raises IgptError unless it holds `samples` images of `side`."""
         start, stride = _layout(side)
         expected = samples * stride
         whole = len(data) == expected + len(_end_of_archive(expected))
-        # The padding lets neighbouring counts have one length: the last sample must be there, and nothing behind it.
+        # Because of the padding, shards of different counts may have the same size: check that the last sample exists
+        # and that nothing follows it.
         if not whole or data[expected] or (samples and not data[expected - stride]):
             raise IgptError(
                 f"{name}: {len(data)} bytes are not {samples} samples of {side}x{side}; "
@@ -106,10 +107,10 @@ class ShardView:
         self._records = data[:expected].reshape(samples, stride)
         self.tokens_NHW = self._records[:, start : start + 2 * side * side].view("<u2").reshape(samples, side, side)
 
-    # Read when asked for: in a mapped file they lie on as many pages as there are samples.
+    # Labels and keys are read on first use: in a mapped file that touches a page per sample.
     @cached_property
     def labels_N(self) -> np.ndarray:
-        """The labels, int64 [N]; -1 without one."""
+        """The labels, int64 [N]; -1: no label."""
         label = slice(self._records.shape[1] - BLOCK, self._records.shape[1] - BLOCK + _LABEL_BYTES)
         return self._records[:, label].copy().view(f"S{_LABEL_BYTES}").reshape(-1).astype(np.int64)
 

@@ -1,7 +1,7 @@
-"""A dataset snapshot: the immutable manifest that names everything a dataset consists of, and how it is read.
+"""A dataset snapshot: the immutable manifest that names every file of a dataset, and how to read it.
 
-The manifest is the commit (see commit.py): it is written after all it names is in place. It holds no time and no host,
-so the same inputs give the same bytes wherever and whenever they are built.
+Writing the manifest is the commit (see publish.py): all files that it names exist before. It contains no time and no
+host, so the same inputs give the same bytes wherever and whenever they are built.
 """
 
 import json
@@ -28,47 +28,47 @@ class ShardEntry:
     """File name without extension: {split}-{index}-{hash}."""
     split: str
     samples: int
-    """Token images; several of one image where random crops are taken."""
+    """Number of token images; several per image with random crops."""
     images: int
-    """Images of which there are samples: the rows of the index."""
+    """Number of images that have samples: the rows of the index."""
     bytes: int
     sha256: str
     rejected: dict[str, int] = field(hash=False)
-    """Images of the shard's plan that are in quarantine instead, by reason."""
+    """Number of the shard's images that are in quarantine instead, by reason."""
     quarantine: str | None
-    """Name, without extension, of the file that holds them; None when there is none."""
+    """Name of the quarantine file without extension; None when no image was rejected."""
     index_sha256: str
     quarantine_sha256: str | None
 
     @property
-    def index(self) -> int:
+    def number(self) -> int:
         """The shard's number in its split."""
         return int(self.name.split("-")[1])
 
     @property
     def path(self) -> str:
-        """Where the tar lies, relative to the dataset."""
+        """Path of the tar, relative to the dataset."""
         return f"shards/{self.name}.tar"
 
     @property
     def index_path(self) -> str:
-        """Where the index lies, relative to the dataset."""
+        """Path of the index, relative to the dataset."""
         return f"index/{self.name}.parquet"
 
     @property
     def quarantine_path(self) -> str | None:
-        """Where the quarantine lies, relative to the dataset."""
+        """Path of the quarantine, relative to the dataset."""
         return None if self.quarantine is None else f"quarantine/{self.quarantine}.parquet"
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """Every file of the shard, relative to the dataset."""
+        """Paths of all files of the shard, relative to the dataset."""
         return (self.path, self.index_path, *((self.quarantine_path,) if self.quarantine_path else ()))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """What a dataset is at one commit."""
+    """The contents of a dataset at one commit."""
 
     number: int
     parent: int | None
@@ -78,19 +78,19 @@ class Snapshot:
     colours: int
     config: dict[str, object]
     source_digest: str
-    """Digest of the images it accounts for: keys, versions and splits, quarantine included (keys.source_digest)."""
+    """Digest of the keys, versions and splits of its images, those in quarantine included (keys.source_digest)."""
     shards: tuple[ShardEntry, ...]
     scans: tuple[str, ...]
-    """Names of the scans of containers that the listing was made from; a rerun need not read the containers again."""
+    """Names of the scans of the source's containers; a rerun reads them instead of the containers."""
     dataset: str = field(compare=False)
     """URL of the dataset that the manifest was read from; not part of the manifest."""
 
     def samples(self, split: str | None = None) -> int:
-        """Number of token images in one split, or in all."""
+        """Number of token images in a split, or in all splits."""
         return sum(shard.samples for shard in self.shards if split in (None, shard.split))
 
     def images(self, split: str | None = None) -> int:
-        """Number of images that are in the shards of one split, or of all; those in quarantine not counted."""
+        """Number of images in the shards of a split, or of all splits, without those in quarantine."""
         return sum(shard.images for shard in self.shards if split in (None, shard.split))
 
     @property
@@ -100,12 +100,12 @@ class Snapshot:
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """Every file that the snapshot names, relative to the dataset."""
+        """Paths of all files that the snapshot names, relative to the dataset."""
         of_shards = (path for shard in self.shards for path in shard.paths)
         return (palette_path(self.palette_sha256), *of_shards, *(scan_path(name) for name in self.scans))
 
     def of_split(self, split: str) -> tuple[ShardEntry, ...]:
-        """The shards of a split, in order. Raises IgptError when it has none."""
+        """The shards of a split, by number. Raises IgptError when it has none."""
         shards = tuple(shard for shard in self.shards if shard.split == split and shard.samples)
         if not shards:
             raise IgptError(
@@ -127,12 +127,12 @@ class Snapshot:
 
     @classmethod
     def from_bytes(cls, data: bytes, dataset: str) -> "Snapshot":
-        """Read a manifest. Raises IgptError when it is not one, or of another schema."""
+        """Parse a manifest. Raises IgptError when it is damaged or has another schema."""
         try:
             fields = json.loads(data)
             schema = fields.pop("schema")
             if schema != SCHEMA:
-                remedy = "upgrade igpt-pipeline" if schema > SCHEMA else "build the dataset anew in another folder"
+                remedy = "upgrade igpt-pipeline" if schema > SCHEMA else "build the dataset again in another folder"
                 raise IgptError(f"{dataset}: the manifest has schema {schema}, this version reads {SCHEMA}; {remedy}")
             shards = tuple(ShardEntry(**entry) for entry in fields.pop("shards"))
             classes, scans = tuple(fields.pop("classes")), tuple(fields.pop("scans"))
@@ -141,7 +141,7 @@ class Snapshot:
             raise IgptError(f"{dataset}: damaged snapshot manifest ({error}); restore it or rebuild") from None
 
     def palette(self) -> np.ndarray:
-        """Load the palette, float32 [K, 3], verified against the manifest."""
+        """Load the palette, float32 [K, 3]. Raises IgptError when its checksum is not the manifest's."""
         url = objects.join(self.dataset, palette_path(self.palette_sha256))
         palette_K3 = palettes.from_bytes(objects.read_bytes(url), url)
         if palettes.sha256(palette_K3) != self.palette_sha256:
@@ -150,17 +150,17 @@ class Snapshot:
 
 
 def palette_path(sha256: str) -> str:
-    """Where a palette lies, relative to the dataset."""
+    """Path of a palette, relative to the dataset."""
     return f"palettes/{sha256}.npy"
 
 
 def scan_path(name: str) -> str:
-    """Where the scan of a container lies, relative to the dataset."""
+    """Path of the scan of a container, relative to the dataset."""
     return f"scans/{name}.parquet"
 
 
 def snapshot_path(number: int) -> str:
-    """Where a manifest lies, relative to the dataset."""
+    """Path of a manifest, relative to the dataset."""
     return f"snapshots/{number:06d}.json"
 
 
@@ -171,7 +171,7 @@ def numbers(dataset: str) -> list[int]:
 
 
 def latest_number(dataset: str) -> int | None:
-    """The number of the newest snapshot, or None when the dataset has none yet."""
+    """The number of the newest snapshot, or None when the dataset has none."""
     try:
         text = objects.read_bytes(objects.join(dataset, "LATEST")).decode()
         return int(text)
@@ -182,7 +182,7 @@ def latest_number(dataset: str) -> int | None:
 
 
 def read(dataset: str, number: int | None = None) -> Snapshot:
-    """Read a snapshot, the newest unless a number is given. Raises IgptError when it is not there."""
+    """Read a snapshot, the newest unless a number is given. Raises IgptError when it does not exist."""
     dataset = objects.absolute(dataset)
     objects.check_reachable(dataset)
     if number is None:

@@ -1,4 +1,4 @@
-"""Encoded image bytes to small square uint8 pictures, or a Rejection with a reason. Pure.
+"""Decode image bytes to small square uint8 pictures, or to a Rejection with a reason. Pure.
 
 Section 3.1 of Chen et al. 2020: the centre square, or random crops of it, averaged down to the dataset's resolution.
 """
@@ -12,14 +12,14 @@ from enum import StrEnum
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-# Read by name, so that an attacker's file cannot reach the decoders of exotic formats (PostScript, FPX, ...).
+# Named one by one, so that a malicious file cannot reach the decoders of exotic formats (PostScript, FPX, ...).
 _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"})
 
 # The paper resizes the short side to a random size in this range and takes a random square of 224 pixels.
 _SHORT_SIDES = (256, 384)
 _CROP = 224
-# A fast JPEG decoder keeps at least this many decoded pixels a side for each pixel of the result.
+# A fast JPEG decoder keeps at least this many decoded pixels per output pixel, along each side.
 _FAST_OVERSAMPLING = 2
 
 
@@ -40,14 +40,14 @@ class Reason(StrEnum):
     DUPLICATE = "duplicate"
 
 
-# These say something about a moment, not about the image: the same image may pass the next time.
-PASSING = frozenset({Reason.OUT_OF_MEMORY, Reason.UNREADABLE, Reason.REPLACED, Reason.TIME_OUT, Reason.DECODER_CRASH})
+# These depend on circumstances rather than the image, which may be accepted the next time.
+TRANSIENT = frozenset({Reason.OUT_OF_MEMORY, Reason.UNREADABLE, Reason.REPLACED, Reason.TIME_OUT, Reason.DECODER_CRASH})
 OUT_OF_MEMORY_DETAIL = "decoding needs more memory than there is"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How an image is decoded and made small."""
+    """How an image is decoded and downsampled."""
 
     resolution: int
     smallest_side: int
@@ -55,7 +55,7 @@ class Recipe:
     max_pixels: int
     """Largest accepted image, in pixels."""
     crops: int = 0
-    """Random crops of an image; 0: its centre square."""
+    """Number of random crops of an image; 0: its centre square."""
     fast: bool = False
     """Whether JPEGs are decoded at a fraction of their size (DCT scaling) where that is large enough."""
     seed: int = 0
@@ -64,7 +64,7 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Rejection:
-    """An image that was refused, the reason, and what was seen."""
+    """Why an image was rejected, and the observation behind it."""
 
     reason: Reason
     detail: str
@@ -72,23 +72,23 @@ class Rejection:
 
 @dataclass(frozen=True, kw_only=True)
 class Pictures:
-    """The pictures made of one image at the dataset's resolution, with the size that the image had."""
+    """The crops of one image at the dataset's resolution, and the size of the image."""
 
-    pixels: np.ndarray  # uint8 [crops, resolution, resolution, 3]; one crop where the centre square was taken
+    pixels: np.ndarray  # uint8 [crops, resolution, resolution, 3]; the centre square counts as one crop
     width: int
     height: int
 
 
 def has_image_extension(name: str) -> bool:
-    """Tell by its extension whether a file is an image."""
+    """Whether a file is an image, by its extension."""
     return f".{name.rpartition('.')[2].lower()}" in EXTENSIONS
 
 
 def decode(data: bytes, recipe: Recipe, key: str = "") -> Pictures | Rejection:
-    """Decode, turn upright, put on white, crop, and average down to resolution x resolution.
+    """Decode, rotate by the EXIF orientation, blend with white, crop, and average down to resolution x resolution.
 
     Each output pixel is the mean of the source pixels whose centres lie in its area (Pillow's box filter), computed on
-    the gamma-encoded values as OpenAI's data was. Random crops depend on the seed and `key` alone.
+    gamma-encoded values, as for OpenAI's data. Random crops depend only on the seed and `key`.
     """
     if not data:
         return Rejection(reason=Reason.ZERO_BYTES, detail="the object is empty")
@@ -104,7 +104,7 @@ def decode(data: bytes, recipe: Recipe, key: str = "") -> Pictures | Rejection:
                     reason=Reason.TOO_SMALL, detail=f"{width}x{height}, short side under {recipe.smallest_side} pixels"
                 )
             if recipe.fast:
-                # Of the random crops, the smallest decides how much detail is needed.
+                # The smallest random crop decides how much detail is needed.
                 side = min(width, height) * (_CROP / _SHORT_SIDES[1] if recipe.crops else 1)
                 scale = _FAST_OVERSAMPLING * recipe.resolution / side
                 image.draft("RGB", (max(1, round(width * scale)), max(1, round(height * scale))))
@@ -119,7 +119,7 @@ def decode(data: bytes, recipe: Recipe, key: str = "") -> Pictures | Rejection:
     except MemoryError:
         return Rejection(reason=Reason.OUT_OF_MEMORY, detail=OUT_OF_MEMORY_DETAIL)
     except (OSError, SyntaxError, ValueError, struct.error, EOFError, IndexError, OverflowError) as error:
-        # Pillow reports a damaged file with any of these, depending on the format and the place of the damage.
+        # Pillow reports a damaged file with any of these, depending on the format and on where the damage is.
         detail = str(error) or type(error).__name__
         cut = "truncated" in detail.lower() or isinstance(error, EOFError)
         return Rejection(reason=Reason.TRUNCATED if cut else Reason.CORRUPT, detail=detail)
@@ -137,10 +137,10 @@ def _centre_box(size: tuple[int, int]) -> Box:
 
 
 def random_boxes(size: tuple[int, int], recipe: Recipe, key: str) -> list[Box]:
-    """The squares of an image that its random crops show: left, top, right, bottom, in its own pixels.
+    """The squares of an image that its random crops show: left, top, right, bottom, in pixels of the image.
 
-    As in the paper, the short side is brought to a random size of 256 to 384 and a square of 224 is cut out at a random
-    place; the two are one step here, so that pixels are averaged once.
+    The paper resizes the short side to a random size of 256 to 384 and cuts out a square of 224 at a random position.
+    Here the two are one step, so that pixels are averaged once.
     """
     width, height = size
     boxes = []
@@ -150,7 +150,7 @@ def random_boxes(size: tuple[int, int], recipe: Recipe, key: str) -> list[Box]:
         short = _SHORT_SIDES[0] + int(u * (_SHORT_SIDES[1] - _SHORT_SIDES[0] + 1))
         side = min(width, height) * _CROP / short
         left, top = v * (width - side), w * (height - side)
-        # A rounding error must not make the box reach over the edge.
+        # Rounding must not extend the box beyond the edge.
         boxes.append((left, top, min(left + side, width), min(top + side, height)))
     return boxes
 

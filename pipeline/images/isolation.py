@@ -1,7 +1,7 @@
-"""Decoding in a process of its own, with a bound on time and memory: what crashes or hangs there costs one image.
+"""Decode in a child process with limits on time and memory, so that a crash or a hang costs only one image.
 
-Used for a shard whose task has died once. The child is this module run as a program; the two exchange frames of a
-length, JSON and bytes over pipes.
+Used for a shard whose task has died once. The child is this module run as a program. Parent and child exchange frames
+over pipes: the lengths of both parts, JSON, bytes.
 """
 
 import json
@@ -23,18 +23,18 @@ from pipeline.images.decode import Pictures, Reason, Recipe, Rejection
 from pipeline.operating_system import OUT_OF_MEMORY_STATUS, bound_memory
 
 _HEAD = struct.Struct("<IQ")
-# Bytes that decoding may take beside the interpreter: the file, Pillow's four bytes a pixel, and a few copies of it.
+# Memory for decoding on top of the interpreter's: the file, Pillow's four bytes per pixel, and a few copies.
 _SPARE_BYTES = 512 * 1024 * 1024
 _BYTES_PER_PIXEL = 24
-# A child that has just been started imports Pillow and NumPy first.
+# A new child imports Pillow and NumPy first.
 _START_SECONDS = 60.0
 
 
 class IsolatedDecoder:
-    """Decodes images one after the other in a child process, which is replaced when it dies. A context manager."""
+    """Decodes images one by one in a child process, which is replaced when it dies. A context manager."""
 
     def __init__(self, recipe: Recipe, seconds: float) -> None:
-        """`seconds` is the longest time an image may take."""
+        """`seconds` is the time limit of one image."""
         self._recipe, self._seconds = recipe, seconds
         self._child: subprocess.Popen[bytes] | None = None
 
@@ -45,11 +45,11 @@ class IsolatedDecoder:
         self._end()
 
     def decode(self, data: bytes, key: str) -> Pictures | Rejection:
-        """As images.decode, with two more reasons to refuse an image: time and crash."""
-        fresh = self._child is None
+        """As decode.decode, with two more reasons to reject an image: its decoding takes too long, or crashes."""
+        is_new = self._child is None
         child = self._child or self._start()
         assert child.stdin is not None and child.stdout is not None
-        deadline = time.monotonic() + self._seconds + (_START_SECONDS if fresh else 0)
+        deadline = time.monotonic() + self._seconds + (_START_SECONDS if is_new else 0)
         try:
             _write(child.stdin, {"key": key}, data)
             answer, pixels = _read(child.stdout, deadline)
@@ -73,7 +73,7 @@ class IsolatedDecoder:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            # The package is where this file is, also where it was sent to a worker rather than installed.
+            # The folder of the package, which may have been sent to the worker rather than installed.
             cwd=Path(__file__).parents[2],
         )
         return self._child
@@ -119,7 +119,7 @@ def main() -> None:
     recipe = Recipe(**json.loads(sys.argv[1]))
     bound_memory(_SPARE_BYTES + _BYTES_PER_PIXEL * recipe.max_pixels)
     source, sink = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a decoder prints must not get between the frames
+    os.dup2(2, 1)  # the output of decoders must not get between the frames
     while True:
         try:
             head, data = _read(source)

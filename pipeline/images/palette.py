@@ -1,4 +1,4 @@
-"""The palette of a dataset: colours by k-means from a colour histogram, an exact lookup table, load and save. Pure."""
+"""The palette of a dataset: k-means on a colour histogram, an exact lookup table, the file format. Pure."""
 
 import hashlib
 import io
@@ -9,20 +9,20 @@ import numpy as np
 
 from pipeline.errors import IgptError
 
-# The histogram has 2^18 cells: the upper six bits of each channel. A cell keeps the mean of its colours, so that the
-# fit sees the true colours of sparse images and an error of at most two grey levels in dense ones.
+# The histogram has 2^18 cells: the upper six bits of each channel. A cell keeps the mean of its colours, so the fit
+# sees exact colours where images have few, and is off by at most two grey levels where they have many.
 _BITS = 6
 _CELLS = 1 << (3 * _BITS)
 _FIT_ITERATIONS = 60
-# The table is filled in cubes of this side; smaller ones have fewer candidates and more overhead each.
+# The table is filled in cubes of this side; smaller cubes have fewer candidates, but more overhead.
 _LEAF = 8
-# What is worked on at a time: candidates while cubes are cut, colours in the leaves. Bounds of memory and cache.
+# Work is done in batches that fit memory and cache: candidates while cubes are divided, colours in the leaves.
 _GROUP_CANDIDATES = 1 << 17
 _LEAF_COLOURS = 1 << 15
 
 
 class ColourHistogram:
-    """Counts and colour sums by cell; mergeable, 8 MiB whatever the number of pixels."""
+    """Counts and colour sums by cell; mergeable, 8 MiB for any number of pixels."""
 
     def __init__(self) -> None:
         self.counts = np.zeros(_CELLS, np.int64)
@@ -47,9 +47,9 @@ class ColourHistogram:
 def fit(histogram: ColourHistogram, colours: int, seed: int) -> np.ndarray:
     """Fit `colours` palette colours by weighted k-means; return float32 [colours, 3] in [-1, 1], darkest first.
 
-    Raises IgptError when the images have fewer distinct colours than the palette is to have.
+    Raises IgptError when the images have fewer distinct colours than requested.
     """
-    from sklearn.cluster import KMeans  # noqa: PLC0415 (scikit-learn takes a second to import; only the fit needs it)
+    from sklearn.cluster import KMeans  # noqa: PLC0415 (importing scikit-learn takes a second; only the fit needs it)
     from threadpoolctl import threadpool_limits  # noqa: PLC0415
 
     filled = np.flatnonzero(histogram.counts)
@@ -60,9 +60,9 @@ def fit(histogram: ColourHistogram, colours: int, seed: int) -> np.ndarray:
         )
     means = histogram.sums[filled] / histogram.counts[filled, None]
     kmeans = KMeans(colours, n_init=1, max_iter=_FIT_ITERATIONS, random_state=seed, tol=1e-6)
-    with threadpool_limits(1):  # the order of a threaded sum varies, and with it the last bits of a centre
+    with threadpool_limits(1):  # threads sum in a varying order, which changes the last bits of a centre
         kmeans.fit(means, sample_weight=histogram.counts[filled].astype(np.float64))
-    # Rounded to 1/64 of a grey level, so that the rounding of sums on another processor does not show.
+    # Rounded to 1/64 of a grey level, to hide differences in rounding between processors.
     centres = np.round(kmeans.cluster_centers_ * 64) / 64
     order = np.lexsort((centres[:, 2], centres[:, 1], centres[:, 0], centres.sum(1)))
     return (centres[order] / 127.5 - 1).astype(np.float32)
@@ -78,17 +78,17 @@ def to_pixels(tokens: np.ndarray, palette_K3: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(to_rgb(palette_K3)), 0, 255).astype(np.uint8)[tokens]
 
 
-def lookup_table(palette_K3: np.ndarray) -> np.ndarray:
+def compute_lookup_table(palette_K3: np.ndarray) -> np.ndarray:
     """The nearest palette colour of every 24-bit colour: uint16 [2^24], indexed by r << 16 | g << 8 | b.
 
-    Exact: equal to comparing every colour with every palette colour, squared distances in float64 and the lowest index
-    among equals. The colour cube is halved in every direction until the cubes have the side `_LEAF`; each keeps of its
-    parent's palette colours only those that are nearest to some point of it (see `_halve`), and the colours of a leaf
-    are compared with what is left: a handful of 512.
+    Exact: equal to comparing every colour with every palette colour by squared distance in float64, with the lowest
+    palette index among equals. The colour cube is halved in every direction until the cubes have the side `_LEAF`. Each
+    cube keeps only those of its parent's palette colours that are nearest to some point of it (see `_halve`), and the
+    colours of a leaf are compared with the remaining candidates: a handful of 512.
     """
     rgb_K3 = to_rgb(palette_K3)
     table = np.empty((256, 256, 256), np.uint16)
-    # Depth first over groups of cubes, so that memory does not grow with the number of leaves.
+    # Depth first, so that memory does not grow with the number of leaves.
     waiting = [_Cubes(256, np.zeros((1, 3), np.int64), np.array([len(rgb_K3)]), np.arange(len(rgb_K3)))]
     while waiting:
         cubes = waiting.pop()
@@ -101,15 +101,15 @@ def lookup_table(palette_K3: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Cubes:
-    """Cubes of one side in the colour cube, each with the palette colours that may be nearest in it."""
+    """Cubes of equal side within the colour cube, with the palette colours that may be nearest in each."""
 
     side: int
-    origins_C3: np.ndarray  # int64, the lowest corner of each
-    counts_C: np.ndarray  # int64, how many candidates each has
+    origins_C3: np.ndarray  # int64, the lowest corner of each cube
+    counts_C: np.ndarray  # int64, the number of candidates of each cube
     candidates_P: np.ndarray  # int64, palette indices: those of the first cube, ascending, then of the second, ...
 
     def groups(self) -> list["_Cubes"]:
-        """The same cubes in groups with a bounded number of candidates, or of one cube."""
+        """The same cubes in groups with a bounded number of candidates; a cube with more is a group of its own."""
         ends_C = np.cumsum(self.counts_C)
         group_C = (ends_C - 1) // _GROUP_CANDIDATES
         cuts = np.flatnonzero(np.diff(group_C)) + 1
@@ -125,11 +125,11 @@ class _Cubes:
 
 
 def _halve(cubes: _Cubes, rgb_K3: np.ndarray) -> _Cubes:
-    """Cut every cube into eight and drop the candidates that are nearest to no point of a part.
+    """Divide every cube into eight parts, and drop the candidates of each part that are nearest to none of its points.
 
-    A palette colour a is dropped when the one nearest to the part's centre, b, is nearer than a in the whole part.
-    |x - b|^2 - |x - a|^2 is linear in x, so its largest value over the part stands at a corner, and is a sum of one
-    term per channel.
+    A palette colour a is dropped when b, the one nearest to the part's centre, is nearer than a in the whole part.
+    |x - b|^2 - |x - a|^2 is linear in x, so its maximum over the part is at a corner, and is a sum of one term per
+    channel.
     """
     side = cubes.side // 2
     corners_83 = np.stack(np.meshgrid(*[[0, side]] * 3, indexing="ij"), -1).reshape(8, 3)
@@ -144,35 +144,35 @@ def _halve(cubes: _Cubes, rgb_K3: np.ndarray) -> _Cubes:
     least_C = np.minimum.reduceat(distance_P, starts_C)
     at_least = np.flatnonzero(distance_P == least_C[cube_P])
     nearest_C = np.empty(len(counts_C), np.int64)
-    nearest_C[cube_P[at_least]] = candidates_P[at_least]  # any of equals will do
+    nearest_C[cube_P[at_least]] = candidates_P[at_least]  # any one of equals
     b_P3 = rgb_K3[nearest_C][cube_P]
     low_P3 = origins_C3[cube_P]
     towards_a_P3 = 2 * (a_P3 - b_P3)
     at_best_corner_P3 = np.where(towards_a_P3 > 0, low_P3 + side - 1, low_P3) * towards_a_P3
     advantage_P = at_best_corner_P3.sum(1) + ((b_P3 - a_P3) * (b_P3 + a_P3)).sum(1)
-    # The slack covers the rounding of this sum, and keeps equals: one candidate too few would be wrong.
+    # The tolerance covers rounding and keeps equals: a candidate too many costs time, one too few is an error.
     kept_P = advantage_P >= -1e-6
     return _Cubes(side, origins_C3, np.bincount(cube_P[kept_P], minlength=len(counts_C)), candidates_P[kept_P])
 
 
 def _fill_leaves(table: np.ndarray, leaves: _Cubes, rgb_K3: np.ndarray) -> None:
-    """Compare the colours of each leaf with its candidates, and enter the nearest in the table, uint16 [256]^3."""
+    """Compare the colours of each leaf with its candidates, and write the nearest into the table, uint16 [256]^3."""
     side = leaves.side
     per_axis = 256 // side
     blocks = table.reshape(per_axis, side, per_axis, side, per_axis, side).transpose(0, 2, 4, 1, 3, 5)
     starts_C = np.cumsum(leaves.counts_C) - leaves.counts_C
     steps = np.arange(side)
     for count in np.unique(leaves.counts_C):
-        alike = np.flatnonzero(leaves.counts_C == count)
-        for part in np.array_split(alike, -(-len(alike) * side**3 // _LEAF_COLOURS)):
+        same_count = np.flatnonzero(leaves.counts_C == count)
+        for part in np.array_split(same_count, -(-len(same_count) * side**3 // _LEAF_COLOURS)):
             candidates_MN = leaves.candidates_P[starts_C[part, None] + np.arange(count)]
-            place = tuple((leaves.origins_C3[part] // side).T)
+            positions = tuple((leaves.origins_C3[part] // side).T)
             if count == 1:
-                blocks[place] = candidates_MN[:, :, None, None]
+                blocks[positions] = candidates_MN[:, :, None, None]
                 continue
             levels_MS3 = leaves.origins_C3[part, None] + steps[:, None]
             squared_NMS3 = (levels_MS3 - rgb_K3[candidates_MN.T][:, :, None]) ** 2
-            # One candidate after the other over a chunk that the processor's cache holds: faster than argmin.
+            # One candidate after the other, over a chunk that fits the processor's cache: faster than argmin.
             best = np.full((len(part), side, side, side), np.inf)
             nearest = np.zeros(best.shape, np.int64)
             for number, squared_MS3 in enumerate(squared_NMS3):
@@ -181,7 +181,7 @@ def _fill_leaves(table: np.ndarray, leaves: _Cubes, rgb_K3: np.ndarray) -> None:
                 nearer = distance < best
                 np.copyto(best, distance, where=nearer)
                 np.copyto(nearest, number, where=nearer)
-            blocks[place] = np.take_along_axis(candidates_MN[:, None, None], nearest, -1)
+            blocks[positions] = np.take_along_axis(candidates_MN[:, None, None], nearest, -1)
 
 
 def quantize(pixels: np.ndarray, table: np.ndarray) -> np.ndarray:
@@ -198,9 +198,9 @@ def to_bytes(palette_K3: np.ndarray) -> bytes:
 
 
 def from_bytes(data: bytes, origin: str) -> np.ndarray:
-    """Read a palette from a .npy file, or from JSON: a list of [r, g, b] or an object with such a list as `clusters`.
+    """Read a palette from a .npy file, or from JSON: a list of [r, g, b], or an object with such a list as `clusters`.
 
-    Returns float32 [K, 3]; raises IgptError unless it is one with every value in [-1, 1].
+    Returns float32 [K, 3]. Raises IgptError unless the shape fits and every value lies in [-1, 1].
     """
     try:
         if data.startswith(b"\x93NUMPY"):

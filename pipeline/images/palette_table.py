@@ -1,7 +1,8 @@
-"""The lookup table of a palette, made once on a machine and then read from its cache folder."""
+"""The lookup table of a palette, computed once per machine and cached in its temporary folder."""
 
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,9 @@ _CHECKSUM_BYTES = 64
 
 
 def lookup_table(palette_K3: np.ndarray) -> np.ndarray:
-    """palette.lookup_table, uint16 [2^24], from the cache where an earlier build has left it and it is whole.
+    """palette.compute_lookup_table, uint16 [2^24], from the cache if an undamaged copy is there.
 
-    A cache that cannot be written, on a full disk for one, is done without.
+    If the cache cannot be written, say on a full disk, the table is not cached.
     """
     folder = Path(tempfile.gettempdir()) / f"igpt-cache-{os.getuid()}" / "tables"
     path = folder / f"{palette.sha256(palette_K3)}.u16"
@@ -27,7 +28,7 @@ def lookup_table(palette_K3: np.ndarray) -> np.ndarray:
     body, checksum = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
     if len(body) == 2 * _ENTRIES and sha256(body).encode() == checksum:
         return np.frombuffer(body, "<u2").astype(np.uint16, copy=False)
-    table = palette.lookup_table(palette_K3)
+    table = palette.compute_lookup_table(palette_K3)
     body = table.astype("<u2").tobytes()
     partial = path.with_suffix(f".{os.getpid()}.partial")
     try:
@@ -35,5 +36,6 @@ def lookup_table(palette_K3: np.ndarray) -> np.ndarray:
         partial.write_bytes(body + sha256(body).encode())
         partial.replace(path)
     except OSError:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
     return table

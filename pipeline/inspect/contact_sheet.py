@@ -1,4 +1,4 @@
-"""A sheet of some images of a snapshot: what the raw image shows at the dataset's resolution, beside its tokens."""
+"""A contact sheet of some images of a snapshot: the part of the raw image that a sample shows, beside its tokens."""
 
 import io
 from dataclasses import dataclass, replace
@@ -17,8 +17,8 @@ from pipeline.images.decode import Pictures
 from pipeline.source.raw_reads import read_images
 from pipeline.store import objects
 
-_CELL = 128  # pixels a picture is enlarged to, at least
-_CAPTION = 14  # pixels below a pair
+_CELL = 128  # side of an enlarged picture, in pixels, at most
+_CAPTION = 14  # height of a caption, in pixels
 _GAP = 8
 
 
@@ -30,9 +30,9 @@ class _Pair:
 
 
 def contact_sheet(chosen: Snapshot, *, count: int, seed: int, split: str = "train") -> bytes:
-    """A PNG of `count` images of a split, drawn at random: the raw image's square beside its quantized picture.
+    """A PNG of `count` images of a split, drawn at random: the square of the raw image beside its quantized picture.
 
-    Raises IgptError when the split has no images, or when none of the raw images is there any more.
+    Raises IgptError when the split has no images, or when none of the raw images can be read any more.
     """
     shards = chosen.of_split(split)
     generator = np.random.default_rng(seed)
@@ -53,20 +53,20 @@ def _pairs(chosen: Snapshot, shard: ShardEntry, rows: np.ndarray) -> list[_Pair]
     data = objects.read_bytes(objects.join(chosen.dataset, shard.path))
     view = ShardView(np.frombuffer(data, np.uint8), samples=shard.samples, side=chosen.resolution, name=shard.path)
     crops = shard.samples // shard.images
-    account = index.read(chosen.dataset, shard.index_path).take(pa.array(rows))
+    images = index.read(chosen.dataset, shard.index_path).take(pa.array(rows))
     listing = pa.table(
-        {"url": account["url"], "offset": account["offset"], "length": account["bytes"], "etag": account["etag"]}
+        {"url": images["url"], "offset": images["offset"], "length": images["bytes"], "etag": images["etag"]}
     )
     pairs = []
     for raw in read_images(listing, tolerant=True):
-        if raw.refused is not None:
+        if raw.rejection is not None:
             continue
         sample = int(rows[raw.row]) * crops
-        original = _square(raw.data, chosen, account["key"][raw.row].as_py(), shard.split)
+        original = _square(raw.data, chosen, images["key"][raw.row].as_py(), shard.split)
         if original is None:
             continue
-        label = account["label"][raw.row].as_py()
-        caption = account["uri"][raw.row].as_py().rsplit("/", 1)[-1]
+        label = images["label"][raw.row].as_py()
+        caption = images["uri"][raw.row].as_py().rsplit("/", 1)[-1]
         pairs.append(
             _Pair(
                 original=original,
@@ -78,7 +78,7 @@ def _pairs(chosen: Snapshot, shard: ShardEntry, rows: np.ndarray) -> list[_Pair]
 
 
 def _square(data: bytes, chosen: Snapshot, key: str, split: str) -> np.ndarray | None:
-    """What the first sample of an image shows, larger than its tokens; uint8 [C, C, 3]."""
+    """The part of an image that its first sample shows, at a higher resolution; uint8 [C, C, 3]."""
     config = DatasetConfig(raw=chosen.dataset, dataset=chosen.dataset, **chosen.config)  # type: ignore[arg-type]
     recipe = replace(config.recipe(split), resolution=_cell(chosen.resolution), smallest_side=1)
     large = decode.decode(data, recipe, key)
@@ -101,7 +101,7 @@ def _draw(pairs: list[_Pair]) -> bytes:
         enlarged = pair.quantized.repeat(cell // len(pair.quantized), 0).repeat(cell // len(pair.quantized), 1)
         sheet.paste(Image.fromarray(pair.original), (left, top))
         sheet.paste(Image.fromarray(enlarged), (left + cell, top))
-        caption = pair.caption.encode("ascii", "replace").decode()  # all that Pillow's own font has
+        caption = pair.caption.encode("ascii", "replace").decode()  # Pillow's built-in font has no other characters
         draw.text((left, top + cell + 1), caption[: width // 6], fill="black")
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG", optimize=True)

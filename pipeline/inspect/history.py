@@ -1,4 +1,4 @@
-"""What a dataset has been: its snapshots, what one holds, and what changed between two."""
+"""The history of a dataset: its snapshots, the contents of one, and the difference between two."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ from pipeline.dataset.snapshot import SPLITS, Snapshot
 from pipeline.errors import IgptError
 from pipeline.store import objects
 
-# Images of each kind of change that a difference names.
-_NAMED = 20
+# Number of examples of each kind of change in a difference.
+_EXAMPLES = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,49 +35,49 @@ class SnapshotSummary:
 
 
 def summaries(dataset: str) -> list[SnapshotSummary]:
-    """Every snapshot of a dataset, the oldest first. Raises IgptError when it has none."""
+    """All snapshots of a dataset, oldest first. Raises IgptError when it has none."""
     dataset = objects.absolute(dataset)
     objects.check_reachable(dataset)
     latest = snapshot.latest_number(dataset)
     published = {file.url: file.modified for file in objects.list_files(objects.join(dataset, "snapshots"))}
-    found = []
+    history = []
     for number in snapshot.numbers(dataset):
-        each = snapshot.read(dataset, number)
-        found.append(
+        manifest = snapshot.read(dataset, number)
+        history.append(
             SnapshotSummary(
                 number=number,
-                parent=each.parent,
+                parent=manifest.parent,
                 published=published[objects.join(dataset, snapshot.snapshot_path(number))],
                 latest=number == latest,
-                images=each.images(),
-                rejected=sum(each.rejected.values()),
-                shards=len(each.shards),
-                bytes=sum(shard.bytes for shard in each.shards),
-                resolution=each.resolution,
-                colours=each.colours,
-                palette_sha256=each.palette_sha256,
+                images=manifest.images(),
+                rejected=sum(manifest.rejected.values()),
+                shards=len(manifest.shards),
+                bytes=sum(shard.bytes for shard in manifest.shards),
+                resolution=manifest.resolution,
+                colours=manifest.colours,
+                palette_sha256=manifest.palette_sha256,
             )
         )
-    if not found:
+    if not history:
         raise IgptError(f"{dataset}: no dataset snapshot there; build one with `igpt dataset build`")
-    return found
+    return history
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """What a snapshot holds, counted."""
+    """The contents of a snapshot, counted."""
 
     snapshot: Snapshot
     images_by_split: dict[str, int]
     samples_by_split: dict[str, int]
     shards_by_split: dict[str, int]
     images_by_class: dict[str, dict[str, int]]
-    """By class name, then by split; under None's name, "", the images without a label."""
+    """By class name, then by split; images without a label under the name ""."""
     rejected: dict[str, int]
 
 
 def contents(chosen: Snapshot) -> Contents:
-    """Count a snapshot's images by split, class and reason of rejection; reads the labels of every index."""
+    """Count a snapshot's images by split, class and reason of rejection. Reads the labels of every index."""
     by_class: dict[str, Counter[str]] = {name: Counter() for name in (*chosen.classes, "")}
     tables = index.read_all(chosen.dataset, [shard.index_path for shard in chosen.shards], ("label",))
     for shard, table in zip(chosen.shards, tables, strict=True):
@@ -96,14 +96,14 @@ def contents(chosen: Snapshot) -> Contents:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """What a later snapshot has otherwise than an earlier one. Images in quarantine count, as images of the source."""
+    """The difference between two snapshots, in images of the source: those in quarantine count too."""
 
     before: int
     after: int
     added: int
     removed: int
     changed: int
-    """Images whose content or label differs."""
+    """Images with another content or label."""
     moved: int
     """Images in another split."""
     unchanged: int
@@ -113,23 +113,24 @@ class Difference:
     rejected_before: dict[str, int]
     rejected_after: dict[str, int]
     config: dict[str, tuple[object, object]]
-    """Fields of the config that differ: before and after."""
+    """Fields of the config that differ: their values before and after."""
     same_palette: bool
     new_classes: tuple[str, ...]
     examples: dict[str, list[str]]
-    """Where some of the added, removed and changed images come from."""
+    """Sources of some of the added, removed and changed images."""
 
 
 def difference(before: Snapshot, after: Snapshot) -> Difference:
     """Compare two snapshots of a dataset."""
     old, new = index.parent_rows(before), index.parent_rows(after)
-    place = match(new.keys, old.keys)
-    both = np.flatnonzero(place >= 0)
-    changed = both[old.versions[place[both]] != new.versions[both]]
-    moved = both[_splits(before, old)[place[both]] != _splits(after, new)[both]]
-    added = np.flatnonzero(place < 0)
+    in_old = match(new.keys, old.keys)
+    both = np.flatnonzero(in_old >= 0)
+    changed = both[old.versions[in_old[both]] != new.versions[both]]
+    moved = both[_splits(before, old)[in_old[both]] != _splits(after, new)[both]]
+    added = np.flatnonzero(in_old < 0)
     removed = np.flatnonzero(match(old.keys, new.keys) < 0)
-    old_names, new_names = ({shard.name for shard in each.shards} for each in (before, after))
+    old_names = {shard.name for shard in before.shards}
+    new_names = {shard.name for shard in after.shards}
     names = sorted({*before.config, *after.config})
     return Difference(
         before=before.number,
@@ -152,9 +153,9 @@ def difference(before: Snapshot, after: Snapshot) -> Difference:
         same_palette=before.palette_sha256 == after.palette_sha256,
         new_classes=tuple(name for name in after.classes if name not in before.classes),
         examples={
-            "added": _uris(after, new, added[:_NAMED]),
-            "removed": _uris(before, old, removed[:_NAMED]),
-            "changed": _uris(after, new, changed[:_NAMED]),
+            "added": _uris(after, new, added[:_EXAMPLES]),
+            "removed": _uris(before, old, removed[:_EXAMPLES]),
+            "changed": _uris(after, new, changed[:_EXAMPLES]),
         },
     )
 
@@ -164,14 +165,14 @@ def _splits(of: Snapshot, rows: ParentRows) -> np.ndarray:
 
 
 def _uris(of: Snapshot, rows: ParentRows, chosen: np.ndarray) -> list[str]:
-    """Where some images come from, sorted."""
+    """The sources of some images, sorted."""
     wanted = set(rows.keys.take(chosen).text())
-    found = []
+    uris: list[str] = []
     for number in np.unique(rows.shards[chosen]).tolist():
         shard = of.shards[number]
         for path in (shard.index_path, shard.quarantine_path):
             if path is not None:
                 table = index.read(of.dataset, path, ("key", "uri"))
                 pairs = zip(table["key"].to_pylist(), table["uri"].to_pylist(), strict=True)
-                found += [uri for key, uri in pairs if key in wanted]
-    return sorted(found)
+                uris += [uri for key, uri in pairs if key in wanted]
+    return sorted(uris)

@@ -1,4 +1,4 @@
-"""Every checksum and count of a snapshot compared with what lies in storage."""
+"""Verify a snapshot: compare every checksum and count of its manifest with the stored files."""
 
 import io
 from collections import Counter
@@ -23,7 +23,7 @@ _SHARDS_AT_ONCE = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """Something that is not as the manifest says."""
+    """A difference between a file and the manifest."""
 
     path: str
     """The file, relative to the dataset."""
@@ -31,7 +31,7 @@ class Problem:
 
 
 def verify(chosen: Snapshot, *, progress: Progress = silent) -> list[Problem]:
-    """Read everything that a snapshot names and compare it with the manifest; the problems, none when all is well."""
+    """Read all files that a snapshot names and compare them with the manifest; returns the problems."""
     problems: list[Problem] = []
     try:
         colours = len(chosen.palette())
@@ -39,12 +39,12 @@ def verify(chosen: Snapshot, *, progress: Progress = silent) -> list[Problem]:
             what = f"it has {colours} colours, the manifest says {chosen.colours}"
             problems.append(Problem(path=snapshot.palette_path(chosen.palette_sha256), what=what))
     except (IgptError, FileNotFoundError) as error:
-        problems.append(Problem(path=snapshot.palette_path(chosen.palette_sha256), what=_words(error)))
+        problems.append(Problem(path=snapshot.palette_path(chosen.palette_sha256), what=_describe(error)))
     progress("verify", 0, len(chosen.shards), "shards")
     with ThreadPoolExecutor(_SHARDS_AT_ONCE) as pool:
         checks = pool.map(lambda shard: list(_check_shard(chosen, shard)), chosen.shards)
-        for done, found in enumerate(checks, 1):
-            problems.extend(found)
+        for done, in_shard in enumerate(checks, 1):
+            problems.extend(in_shard)
             progress("verify", done, len(chosen.shards), "shards")
     for name in chosen.scans:
         if objects.size(objects.join(chosen.dataset, snapshot.scan_path(name))) is None:
@@ -99,15 +99,15 @@ def _check_samples(chosen: Snapshot, shard: ShardEntry, contents: dict[str, byte
         return
     if int(view.tokens_NHW.max()) >= chosen.colours:
         yield Problem(path=shard.path, what=f"it has tokens beyond the {chosen.colours} colours of the palette")
-    account = pq.read_table(io.BytesIO(contents[shard.index_path]), columns=["key", "label"])
+    rows = pq.read_table(io.BytesIO(contents[shard.index_path]), columns=["key", "label"])
     crops = shard.samples // shard.images
     keys = [key.decode().split("-")[0] for key in view.keys_N[::crops]]
-    if keys != account["key"].to_pylist() or view.labels_N[::crops].tolist() != account["label"].to_pylist():
+    if keys != rows["key"].to_pylist() or view.labels_N[::crops].tolist() != rows["label"].to_pylist():
         yield Problem(path=shard.index_path, what=f"its keys or labels are not those of {shard.path}")
 
 
 def _check_whole(chosen: Snapshot) -> Iterator[Problem]:
-    """What holds over all shards: no image twice, and all of them those that the manifest accounts for."""
+    """Check all shards together: no image is in two, and their images are those of the manifest."""
     rows = index.parent_rows(chosen)
     path = snapshot.snapshot_path(chosen.number)
     if len(np.unique(rows.keys.high)) != len(rows):
@@ -117,5 +117,5 @@ def _check_whole(chosen: Snapshot) -> Iterator[Problem]:
         yield Problem(path=path, what="the images of its shards are not those of its source_digest")
 
 
-def _words(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     return "it is missing" if isinstance(error, FileNotFoundError) else f"it cannot be read ({error})"

@@ -1,7 +1,7 @@
 """Files that hold many images: tars (plain or WebDataset) and Parquet with image bytes. Scanned once, read in parts.
 
-A member is known by the digest of its bytes, so that a container which was written anew, with some images more or
-less, leaves the images that it kept what they were.
+A member's etag is a digest of its bytes, so that images stay unchanged when their container is rewritten with some
+images more or less.
 """
 
 import io
@@ -10,6 +10,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,35 +23,35 @@ from pipeline.store import bulk, objects
 from pipeline.store.objects import StoredFile
 
 EXTENSIONS = (".tar", ".parquet")
-# Raised when a scan comes to something else from the same file: what was scanned before is then scanned again.
-SCANNER = 1
+# Bump when the scan of an unchanged file would differ: kept scans of other versions are not used.
+SCAN_VERSION = 1
 
 MEMBERS = pa.schema(
     [
         ("name", pa.string()),  # of the member in the container; unique there
-        ("offset", pa.int64()),  # in a tar the place of its bytes, in Parquet the number of its row
+        ("offset", pa.int64()),  # tar: offset of its bytes; Parquet: number of its row
         ("length", pa.int64()),  # bytes
         ("etag", pa.string()),  # digest of its bytes
-        ("label", pa.string()),  # what the container says, or null
-        ("part", pa.int32()),  # row group of a Parquet file, read as a whole; 0 in a tar
+        ("label", pa.string()),  # from the container, or null
+        ("part", pa.int32()),  # Parquet: row group, which is read as a whole; tar: 0
     ]
 )
 
 
 def is_container(name: str) -> bool:
-    """Tell by its extension whether a file holds many images."""
+    """Whether a file holds many images, by its extension."""
     return name.lower().endswith(EXTENSIONS)
 
 
-def member_etag(sha256: str) -> str:
-    """The etag of a member: 128 bits of the SHA-256 of its bytes."""
-    return sha256[:32]
+def member_etag(checksum: str) -> str:
+    """The etag of a member: the first 128 bits of the SHA-256 of its bytes."""
+    return checksum[:32]
 
 
 def scan(file: StoredFile) -> pa.Table:
-    """List the images of a container; MEMBERS, in the order in which they stand there.
+    """List the images of a container, in the order of the file; schema MEMBERS.
 
-    Reads the whole file. Raises IgptError when it cannot be read through.
+    Reads the whole file. Raises IgptError when it is damaged.
     """
     if file.url.lower().endswith(".parquet"):
         return _scan_parquet(file)
@@ -64,8 +65,8 @@ def _scan_tar(file: StoredFile) -> pa.Table:
     try:
         with tarfile.open(fileobj=stream, mode="r:") as archive:
             for member in archive:
-                archive.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
-                name = member.name.removeprefix("./").lstrip("/")  # `tar -C folder .` puts "./" first
+                archive.members = []  # type: ignore[attr-defined]  # or tarfile would keep every header
+                name = member.name.removeprefix("./").lstrip("/")  # `tar -C folder .` adds "./"
                 if not member.isreg() or member.issparse() or is_hidden(name):
                     continue
                 stream.seek(member.offset_data)
@@ -73,7 +74,7 @@ def _scan_tar(file: StoredFile) -> pa.Table:
                     rows.append((name, member.offset_data, member.size, member_etag(sha256(stream.read(member.size)))))
                 elif name.lower().endswith(".cls") and member.size <= 1000:
                     labels[name[:-4]] = stream.read(member.size).decode(errors="replace").strip()
-            # tarfile takes a damaged header, or none at all, for the end; a complete tar ends in blocks of zeros.
+            # tarfile treats a damaged or missing header as the end of the archive; a complete tar ends with zeros.
             stream.seek(archive.offset)
             if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError(f"cut off or damaged at byte {archive.offset}")
@@ -90,50 +91,50 @@ def _scan_tar(file: StoredFile) -> pa.Table:
 
 
 def _unique(names: Sequence[str]) -> list[str]:
-    """The names, a second image of a name marked as such: a tar may hold two."""
-    seen: Counter[str] = Counter()
+    """Make names unique by appending #2, #3, ...: a tar may hold several members of one name."""
+    counts: Counter[str] = Counter()
     unique = []
     for name in names:
-        seen[name] += 1
-        unique.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+        counts[name] += 1
+        unique.append(name if counts[name] == 1 else f"{name}#{counts[name]}")
     return unique
 
 
 def sample_of(name: str) -> str:
-    """The WebDataset sample that a member belongs to: its path up to the first dot of the file name."""
+    """The WebDataset sample of a member: its path up to the first dot of the file name."""
     folder, slash, file = name.rpartition("/")
     return f"{folder}{slash}{file.split('.', 1)[0]}"
 
 
 def folder_of(name: str) -> str | None:
-    """The name of the folder that a file lies in, or None at the top."""
+    """The name of a file's folder, or None at the top level."""
     return PurePosixPath(name).parent.name or None
 
 
 def is_hidden(name: str) -> bool:
-    """Tell whether a path is one of those that file managers leave behind."""
+    """Whether a path is hidden or a leftover of a file manager."""
     return any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
 
 
 def _scan_parquet(file: StoredFile) -> pa.Table:
-    opened = _open_parquet(file.url, file.size)
-    class_names = _class_names(opened.schema_arrow)
+    parquet = _open_parquet(file.url, file.size)
+    class_names = _class_names(parquet.schema_arrow)
     tables = []
     first = 0
-    for group in range(opened.num_row_groups):
-        data = _image_bytes(opened, group, file.url)
-        labels = _labels(opened, group, class_names)
+    for group in range(parquet.num_row_groups):
+        images = _image_bytes(parquet, group, file.url)
+        labels = _labels(parquet, group, class_names)
         tables.append(
             _members(
-                names=[f"{first + row:08d}" for row in range(len(data))],
-                offsets=range(first, first + len(data)),
-                lengths=[len(each) for each in data],
-                etags=[member_etag(sha256(each)) for each in data],
+                names=[f"{first + row:08d}" for row in range(len(images))],
+                offsets=range(first, first + len(images)),
+                lengths=[len(image) for image in images],
+                etags=[member_etag(sha256(image)) for image in images],
                 labels=labels,
-                parts=[group] * len(data),
+                parts=[group] * len(images),
             )
         )
-        first += len(data)
+        first += len(images)
     return pa.concat_tables(tables) if tables else MEMBERS.empty_table()
 
 
@@ -145,12 +146,12 @@ def _open_parquet(url: str, size: int) -> pq.ParquetFile:
 
 
 def _image_column(schema: pa.Schema, url: str) -> str:
-    """The column with the images' bytes: `image`, a struct with `bytes` as Hugging Face writes it, or plain binary."""
+    """The column with the image bytes: `image`, a struct with `bytes` as in Hugging Face datasets, or binary."""
     if "image" in schema.names:
-        kind = schema.field("image").type
-        if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        column_type = schema.field("image").type
+        if pa.types.is_struct(column_type) and column_type.get_field_index("bytes") >= 0:
             return "image.bytes"
-        if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        if pa.types.is_binary(column_type) or pa.types.is_large_binary(column_type):
             return "image"
     raise IgptError(
         f"{url}: no column image: struct<bytes, path> or image: binary among {', '.join(schema.names)}; "
@@ -158,10 +159,10 @@ def _image_column(schema: pa.Schema, url: str) -> str:
     )
 
 
-def _image_bytes(opened: pq.ParquetFile, group: int, url: str) -> list[bytes]:
-    column = _image_column(opened.schema_arrow, url)
+def _image_bytes(parquet: pq.ParquetFile, group: int, url: str) -> list[bytes]:
+    column = _image_column(parquet.schema_arrow, url)
     try:
-        table = opened.read_row_group(group, columns=[column])
+        table = parquet.read_row_group(group, columns=[column])
     except (pa.ArrowInvalid, OSError) as error:
         raise IgptError(f"{url}: row group {group} cannot be read ({error}); write the file again") from None
     values = table["image"].combine_chunks()
@@ -170,21 +171,22 @@ def _image_bytes(opened: pq.ParquetFile, group: int, url: str) -> list[bytes]:
     return [value.as_py() or b"" for value in values]
 
 
-def _labels(opened: pq.ParquetFile, group: int, class_names: Sequence[str] | None) -> list[str | None]:
-    rows = opened.metadata.row_group(group).num_rows
-    if "label" not in opened.schema_arrow.names:
+def _labels(parquet: pq.ParquetFile, group: int, class_names: Sequence[str] | None) -> list[str | None]:
+    rows = parquet.metadata.row_group(group).num_rows
+    if "label" not in parquet.schema_arrow.names:
         return [None] * rows
-    values = opened.read_row_group(group, columns=["label"])["label"].to_pylist()
-    named = []
-    for value in values:
-        known = class_names is not None and isinstance(value, int) and 0 <= value < len(class_names)
-        unlabelled = value is None or value == -1
-        named.append(None if unlabelled else class_names[value] if known and class_names else str(value))
-    return named
+    values = parquet.read_row_group(group, columns=["label"])["label"].to_pylist()
+    return [_class_name(value, class_names or ()) for value in values]
+
+
+def _class_name(label: Any, class_names: Sequence[str]) -> str | None:
+    if label is None or label == -1:
+        return None
+    return class_names[label] if isinstance(label, int) and 0 <= label < len(class_names) else str(label)
 
 
 def _class_names(schema: pa.Schema) -> list[str] | None:
-    """The names of the classes, where the file carries the features that Hugging Face datasets write."""
+    """The names of the classes, if the file has the metadata of Hugging Face datasets."""
     text = (schema.metadata or {}).get(b"huggingface")
     try:
         label = json.loads(text)["info"]["features"]["label"] if text else None
@@ -206,34 +208,34 @@ def _members(
 
 
 def read_members(url: str, offsets: Sequence[int], lengths: Sequence[int]) -> Iterator[list[bytes]]:
-    """Read members of a container, in ascending order of their offsets; yields them in that order, some at a time."""
+    """Read members of a container, given by ascending offsets; yields them in that order, in batches."""
     if not url.lower().endswith(".parquet"):
         yield bulk.read_ranges(url, offsets, lengths)
         return
     size = objects.size(url)
     if size is None:
         raise FileNotFoundError(f"{url} is gone")
-    opened = _open_parquet(url, size)
+    parquet = _open_parquet(url, size)
     rows = np.asarray(offsets, np.int64)
-    ends = np.cumsum([opened.metadata.row_group(group).num_rows for group in range(opened.num_row_groups)])
+    ends = np.cumsum([parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)])
     groups = np.searchsorted(ends, rows, side="right")
     for group in np.unique(groups):
         if group >= len(ends):
             raise FileNotFoundError(f"{url} has no row {rows[groups == group][0]}")
-        data = _image_bytes(opened, int(group), url)
-        first = int(ends[group]) - len(data)
-        yield [data[int(row) - first] for row in rows[groups == group]]
+        images = _image_bytes(parquet, int(group), url)
+        first = int(ends[group]) - len(images)
+        yield [images[int(row) - first] for row in rows[groups == group]]
 
 
 def to_bytes(members: pa.Table) -> bytes:
-    """A scan as a Parquet file."""
+    """Write a scan as a Parquet file."""
     buffer = io.BytesIO()
     pq.write_table(members, buffer, compression="zstd")
     return buffer.getvalue()
 
 
 def from_bytes(data: bytes) -> pa.Table:
-    """Read what to_bytes wrote. Raises ValueError when it is something else."""
+    """Read a scan that to_bytes wrote. Raises ValueError when the file is something else."""
     table = pq.read_table(io.BytesIO(data))
     if table.schema != MEMBERS:
         raise ValueError("not a scan of a container")

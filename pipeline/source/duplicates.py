@@ -1,4 +1,4 @@
-"""Images with the same bytes: of each set one is taken, the others are accounted for as duplicates of it."""
+"""Images with the same bytes: one of each set is kept, the others are rejected as duplicates of it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,14 +20,14 @@ _ROWS_PER_TASK = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Contents:
-    """The upper 128 bits of the SHA-256 of images, [N]; known says of which."""
+class _Checksums:
+    """The first 128 bits of the SHA-256 of images, [N]."""
 
     high: np.ndarray  # uint64
     low: np.ndarray  # uint64
-    known: np.ndarray  # bool
+    known: np.ndarray  # bool, whether the image has a checksum yet
 
-    def enter(self, rows: np.ndarray, digests: list[str]) -> None:
+    def set(self, rows: np.ndarray, digests: list[str]) -> None:
         raw = np.frombuffer(bytes.fromhex("".join(digest[:32] for digest in digests)), ">u8").reshape(-1, 2)
         self.high[rows], self.low[rows], self.known[rows] = raw[:, 0], raw[:, 1], True
 
@@ -35,69 +35,69 @@ class _Contents:
 def find_duplicates(
     listing: Listing, rows: Rows, splits: np.ndarray, parent: Snapshot | None, progress: Progress
 ) -> np.ndarray:
-    """For every image the row that is taken in its place, -1 where it is taken itself; int64 [N].
+    """For every image the row of the image that is kept instead, -1 where it is kept itself; int64 [N].
 
-    Of images with the same bytes the one that the parent snapshot has is taken, else one of the test split before one
-    of validation before one to train on, so that nothing that is held out is trained on.
+    Among images with the same bytes, the one in the parent snapshot is kept, else one of the test split before
+    validation before train, so that no held-out image is trained on.
     """
-    contents = _Contents(
+    checksums = _Checksums(
         high=np.zeros(len(rows), np.uint64), low=np.zeros(len(rows), np.uint64), known=np.zeros(len(rows), bool)
     )
-    had = np.zeros(len(rows), bool)
+    in_parent = np.zeros(len(rows), bool)
     if parent is not None:
-        _enter_known(contents, had, rows, parent)
-    _enter_members(contents, listing, rows)
-    _hash_others(contents, listing, progress)
+        _set_unchanged(checksums, in_parent, rows, parent)
+    _set_members(checksums, listing, rows)
+    _hash_others(checksums, listing, progress)
     precedence = np.array([{"test": 0, "validation": 1, "train": 2}[name] for name in SPLITS])[splits]
-    order = np.lexsort((rows.keys.high, precedence, ~had, contents.low, contents.high))
-    order = order[contents.known[order]]
+    order = np.lexsort((rows.keys.high, precedence, ~in_parent, checksums.low, checksums.high))
+    order = order[checksums.known[order]]
     first = np.ones(len(order), bool)
-    first[1:] = (np.diff(contents.high[order]) != 0) | (np.diff(contents.low[order]) != 0)
-    taken = order[first][np.cumsum(first) - 1]
+    first[1:] = (np.diff(checksums.high[order]) != 0) | (np.diff(checksums.low[order]) != 0)
+    kept = order[first][np.cumsum(first) - 1]
     duplicate_of = np.full(len(rows), -1)
-    duplicate_of[order] = np.where(first, -1, taken)
+    duplicate_of[order] = np.where(first, -1, kept)
     return duplicate_of
 
 
-def _enter_known(contents: _Contents, had: np.ndarray, rows: Rows, parent: Snapshot) -> None:
-    """What the parent's indexes say of images that are unchanged."""
+def _set_unchanged(checksums: _Checksums, in_parent: np.ndarray, rows: Rows, parent: Snapshot) -> None:
+    """Take the checksums of unchanged images from the parent's indexes."""
     columns = ("key", "version", "sha256")
     tables = index.read_all(parent.dataset, [shard.index_path for shard in parent.shards], columns)
     for table in tables:
-        places = match(Keys.of(table["key"].to_pylist()), rows.keys)
-        same = (places >= 0) & (rows.versions[places] == table["version"].to_numpy())
-        contents.enter(places[same], table["sha256"].filter(pa.array(same)).to_pylist())
-        had[places[same]] = True
+        positions = match(Keys.of(table["key"].to_pylist()), rows.keys)
+        unchanged = (positions >= 0) & (rows.versions[positions] == table["version"].to_numpy())
+        checksums.set(positions[unchanged], table["sha256"].filter(pa.array(unchanged)).to_pylist())
+        in_parent[positions[unchanged]] = True
 
 
-def _enter_members(contents: _Contents, listing: Listing, rows: Rows) -> None:
-    """Members of containers are known by their content already."""
-    members = np.flatnonzero((rows.groups >= 0) & ~contents.known)
+def _set_members(checksums: _Checksums, listing: Listing, rows: Rows) -> None:
+    """The etags of container members are checksums already."""
+    members = np.flatnonzero((rows.groups >= 0) & ~checksums.known)
     for start in range(0, len(members), _ROWS_AT_ONCE):
         part = members[start : start + _ROWS_AT_ONCE]
-        contents.enter(part, listing.take(part)["etag"].to_pylist())
+        checksums.set(part, listing.take(part)["etag"].to_pylist())
 
 
-def _hash_others(contents: _Contents, listing: Listing, progress: Progress) -> None:
-    left = np.flatnonzero(~contents.known)
-    if not len(left):
+def _hash_others(checksums: _Checksums, listing: Listing, progress: Progress) -> None:
+    unknown = np.flatnonzero(~checksums.known)
+    if not len(unknown):
         return
-    parts = divide(left, _ROWS_PER_TASK)
+    parts = divide(unknown, _ROWS_PER_TASK)
     done = 0
-    progress("hash", 0, len(left), "images")
+    progress("hash", 0, len(unknown), "images")
 
     def calls() -> Iterator[tuple[pa.Table]]:
         return ((table,) for table in listing.gather(parts))
 
     for number, digests in tasks.map_tasks(_digests, calls()):
-        readable = [place for place, digest in enumerate(digests) if digest]
-        contents.enter(parts[number][readable], [digests[place] for place in readable])
+        readable = [row for row, digest in enumerate(digests) if digest]
+        checksums.set(parts[number][readable], [digests[row] for row in readable])
         done += len(digests)
-        progress("hash", done, len(left), "images")
+        progress("hash", done, len(unknown), "images")
 
 
 def _digests(listing: pa.Table) -> list[str]:
-    """SHA-256, in hex, of the images of a listing; empty for one that cannot be read."""
+    """SHA-256, in hex, of the images of a listing; empty for those that cannot be read."""
     digests = [""] * listing.num_rows
     for image in read_images(listing, tolerant=True):
         digests[image.row] = image.sha256

@@ -1,9 +1,9 @@
-"""Raw images to a listing: image folders, tars and Parquet files of images on any store, with labels and splits."""
+"""List raw images with their labels and splits: image folders, tars and Parquet files of images on any store."""
 
 import io
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,6 +18,7 @@ from pipeline.dataset.keys import key_of
 from pipeline.dataset.snapshot import SPLITS
 from pipeline.errors import IgptError
 from pipeline.images import decode
+from pipeline.progress import Progress, silent
 from pipeline.source import containers
 from pipeline.source.listing import NO_SPLIT, Batch, Listing
 from pipeline.store import bulk, objects
@@ -29,26 +30,26 @@ _SPLIT_NAMES = {"training": "train", "val": "validation", "valid": "validation",
 
 
 class Scanner(Protocol):
-    """Lists the members of containers, in the order in which they are given."""
+    """Returns the members of each container, in the order of the containers."""
 
     def __call__(self, files: Sequence[StoredFile]) -> Iterable[pa.Table]: ...
 
 
 def scan_here(files: Sequence[StoredFile]) -> Iterator[pa.Table]:
-    """Scan containers in this process, one after the other."""
+    """Scan containers one by one in this process."""
     return map(containers.scan, files)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """The listing of a source, and what else was found there."""
+    """The listing of a source, its containers, and counts."""
 
     listing: Listing
     containers: tuple[StoredFile, ...]
     ignored_files: int
-    """Files that are neither images nor containers of images, by their extension."""
+    """Number of files that are neither images nor containers, by their extension."""
     unlabelled: int
-    """Images that the file of labels does not name; 0 without one."""
+    """Number of images that the label file does not name; 0 if there is none."""
 
 
 def list_source(
@@ -56,37 +57,36 @@ def list_source(
     listing: Listing,
     *,
     scan: Scanner = scan_here,
-    progress: Callable[[int], None] = lambda count: None,
+    progress: Progress = silent,
 ) -> Source:
     """List the images of `config.raw` into an empty listing: a folder (any depth), a tar or Parquet file, or one image.
 
-    A class is what the file of labels says, else what a container says, else the name of the folder. Raises IgptError
-    when the source does not exist, is empty, holds no image, or does not have the labels or splits that it should.
-    `progress` hears the number of images found so far.
+    The class of an image comes from the label file, else from its container, else it is the name of its folder. Raises
+    IgptError when the source does not exist, is empty, has no image, or lacks the labels or splits that it should have.
     """
     url = objects.absolute(config.raw)
     objects.check_reachable(url)
     labels = None if config.labels is None else Labels.read(config.labels)
     rows = _Rows(listing, labels, config, progress)
-    found_containers: list[tuple[str, StoredFile]] = []
+    container_files: list[tuple[str, StoredFile]] = []
     files = ignored = 0
-    aside = None if config.labels is None else objects.absolute(config.labels)
+    label_file = None if config.labels is None else objects.absolute(config.labels)
     for file in bulk.list_files(url):
         name = file.url[len(url) :].lstrip("/") or file.url.rsplit("/", 1)[-1]
-        if (file.size == 0 and file.url.endswith("/")) or containers.is_hidden(name) or file.url == aside:
+        if (file.size == 0 and file.url.endswith("/")) or containers.is_hidden(name) or file.url == label_file:
             continue
         files += 1
         if decode.has_image_extension(name):
             rows.add(name, file.url, -1, file.size, file.etag, containers.folder_of(name))
         elif containers.is_container(name):
-            found_containers.append((name, file))
+            container_files.append((name, file))
         else:
             ignored += 1
-    found_containers.sort()
-    alone = files == 1 and len(found_containers) == 1 and found_containers[0][1].url == url
-    scanned = scan([file for _, file in found_containers])
-    for (name, file), members in zip(found_containers, scanned, strict=True):
-        rows.add_container("" if alone else f"{name}/", file, members)
+    container_files.sort()
+    is_source = files == 1 and len(container_files) == 1 and container_files[0][1].url == url
+    scanned = scan([file for _, file in container_files])
+    for (name, file), members in zip(container_files, scanned, strict=True):
+        rows.add_container("" if is_source else f"{name}/", file, members)
     rows.flush()
     if not files:
         raise IgptError(f"{url}: nothing is there; give the folder, prefix or file that holds the raw images")
@@ -97,18 +97,16 @@ def list_source(
         )
     return Source(
         listing=listing,
-        containers=tuple(file for _, file in found_containers),
+        containers=tuple(file for _, file in container_files),
         ignored_files=ignored,
         unlabelled=rows.unlabelled,
     )
 
 
 class _Rows:
-    """Gathers rows into batches, and gives each its label and its split."""
+    """Collects rows into batches, with their labels and splits."""
 
-    def __init__(
-        self, listing: Listing, labels: "Labels | None", config: DatasetConfig, progress: Callable[[int], None]
-    ) -> None:
+    def __init__(self, listing: Listing, labels: "Labels | None", config: DatasetConfig, progress: Progress) -> None:
         self._listing, self._labels, self._config, self._progress = listing, labels, config, progress
         self._batch = Batch()
         self._groups = 0
@@ -119,12 +117,12 @@ class _Rows:
 
     def add_container(self, prefix: str, file: StoredFile, members: pa.Table) -> None:
         whole = file.url.lower().endswith(".parquet")
-        part_before = None
+        previous_part = None
         columns = [members[field].to_pylist() for field in ("name", "offset", "length", "etag", "label", "part")]
         for name, offset, length, etag, label, part in zip(*columns, strict=True):
-            if part != part_before:
+            if part != previous_part:
                 self._groups += 1
-                part_before = part
+                previous_part = part
             self._append(prefix + name, file.url, offset, length, etag, label, group=self._groups, whole=whole)
 
     def _append(
@@ -152,18 +150,18 @@ class _Rows:
             batch.labels = self._labels.of(batch.names)
             self.unlabelled += batch.labels.count(None)
         self._listing.add(batch)
-        self._progress(len(self._listing))
+        self._progress("list", len(self._listing), 0, "images")
 
 
 def _split_of(name: str, label: str | None) -> tuple[int, str | None]:
-    """The split that a folder or container of a path names, as an index into SPLITS, and the label without it.
+    """The split named by a folder or container in a path, as a position in SPLITS, and the label.
 
-    Raises IgptError when none does.
+    A folder that names the split is no label. Raises IgptError when no folder names a split.
     """
     for part in name.split("/")[:-1]:
-        found = _SPLIT_FOLDER.match(part)
-        if found:
-            word = found.group(1).lower()
+        split = _SPLIT_FOLDER.match(part)
+        if split:
+            word = split.group(1).lower()
             return SPLITS.index(_SPLIT_NAMES.get(word, word)), None if label == part else label
     raise IgptError(
         f"splits is 'folders' and {name!r} lies in no folder train, val or test; move it into one or set splits to hash"
@@ -172,20 +170,20 @@ def _split_of(name: str, label: str | None) -> tuple[int, str | None]:
 
 @dataclass(frozen=True, kw_only=True)
 class Labels:
-    """The labels of a file that names images and their classes; 12 bytes an image."""
+    """The contents of a label file, in 12 bytes per image."""
 
-    hashes: np.ndarray  # uint64 [n], ascending: of the names
-    numbers: np.ndarray  # int32 [n], an index into `classes`
+    hashes: np.ndarray  # uint64 [n], hashes of the names, ascending
+    numbers: np.ndarray  # int32 [n], positions in `classes`
     classes: tuple[str, ...]
 
     @classmethod
     def read(cls, url: str) -> "Labels":
-        """Read a CSV or Parquet file with the columns file_name and label. Raises IgptError when it is no such file."""
+        """Read a CSV or Parquet file with the columns file_name and label. Raises IgptError when it is unusable."""
         url = objects.absolute(url)
         try:
             data = io.BytesIO(objects.read_bytes(url))
         except (FileNotFoundError, IsADirectoryError):
-            raise IgptError(f"{url}: no file of labels there; correct labels or leave it empty") from None
+            raise IgptError(f"{url}: no label file there; correct labels or leave it empty") from None
         try:
             table = pq.read_table(data) if url.lower().endswith(".parquet") else pyarrow.csv.read_csv(data)
         except pa.ArrowInvalid as error:
@@ -203,16 +201,16 @@ class Labels:
         order = np.argsort(hashes, kind="stable")
         twice = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
         if len(twice):
-            raise IgptError(f"{url}: {names[order[twice[0]]]!r} is named twice; leave one of its rows")
+            raise IgptError(f"{url}: {names[order[twice[0]]]!r} is named twice; keep one of its rows")
         return cls(hashes=hashes[order], numbers=numbers[order], classes=tuple(encoded.dictionary.to_pylist()))
 
     def of(self, names: Sequence[str]) -> list[str | None]:
-        """The label of each name, None where the file has none."""
+        """The label of each name, None if the file has none."""
         if not len(self.hashes) or not names:
             return [None] * len(names)
         wanted = np.array([_name_hash(name) for name in names], np.uint64)
-        place = np.minimum(np.searchsorted(self.hashes, wanted), len(self.hashes) - 1)
-        numbers = np.where(self.hashes[place] == wanted, self.numbers[place], -1)
+        positions = np.minimum(np.searchsorted(self.hashes, wanted), len(self.hashes) - 1)
+        numbers = np.where(self.hashes[positions] == wanted, self.numbers[positions], -1)
         return [None if number < 0 else self.classes[number] for number in numbers.tolist()]
 
 

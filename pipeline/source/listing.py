@@ -1,6 +1,6 @@
-"""The listing of a source: one row per image, in Parquet parts on local disk, and what of it a plan needs in memory.
+"""The listing of a source: one row per image in Parquet files on local disk, and the columns of a plan in memory.
 
-A row of a listing of ten million images takes about 300 bytes on disk and 29 in memory.
+With ten million images, a row takes about 300 bytes on disk and 29 in memory.
 """
 
 import tempfile
@@ -19,30 +19,30 @@ from pipeline.errors import IgptError
 LISTING = pa.schema(
     [
         ("key", pa.string()),  # the identity of an image in the dataset: a hash of its name
-        ("version", pa.uint64()),  # a hash of what of the image decides its sample: content tag, length, label
-        ("name", pa.string()),  # its path below the source, the name in a container included
+        ("version", pa.uint64()),  # a hash of etag, length and label, which decide the image's sample
+        ("name", pa.string()),  # its path below the source, including the name in a container
         ("url", pa.string()),  # the object to read
-        ("offset", pa.int64()),  # the place in a container (see containers.py); -1: the image is the whole object
+        ("offset", pa.int64()),  # position in a container (see containers.py); -1: the image is the whole object
         ("length", pa.int64()),  # bytes
         ("etag", pa.string()),  # of the object, or of the member of a container
-        ("label", pa.string()),  # the class's name, or null
+        ("label", pa.string()),  # name of the class, or null
     ]
 )
 _PART_ROWS = 100_000
-# What is held in memory when rows are gathered from the parts.
+# Rows held in memory while rows are gathered from the parts.
 _BUCKET_ROWS = 400_000
 NO_SPLIT = -1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """What a plan knows of each image of a listing, [N]."""
+    """The columns of a listing that a plan needs, [N]."""
 
     keys: Keys
     versions: np.ndarray  # uint64
-    labels: np.ndarray  # int32, an index into the listing's label names; -1 without one
-    splits: np.ndarray  # int8, an index into SPLITS where the source says it, NO_SPLIT where it does not
-    groups: np.ndarray  # int32, rows of one number stand together in a container; -1: an object of its own
+    labels: np.ndarray  # int32, positions in the listing's label names; -1: no label
+    splits: np.ndarray  # int8, positions in SPLITS if the source has splits, else NO_SPLIT
+    groups: np.ndarray  # int32, equal for neighbours in a container; -1: an object of its own
     whole_groups: np.ndarray  # bool, whether the group can only be read as a whole
 
     def __len__(self) -> int:
@@ -62,7 +62,7 @@ _COLUMNS = {
 
 @dataclass(kw_only=True)
 class Batch:
-    """Rows on their way into a listing, as columns."""
+    """Rows to be added to a listing, as columns."""
 
     names: list[str] = field(default_factory=list)
     urls: list[str] = field(default_factory=list)
@@ -76,7 +76,7 @@ class Batch:
 
 
 class Listing:
-    """A listing in a folder of its own, which goes with it. Filled by `add`, then read."""
+    """A listing in a temporary folder of its own. Filled by `add`, then read. A context manager."""
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="igpt-listing-")
@@ -98,7 +98,7 @@ class Listing:
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        """The names of the classes, in the order in which they came."""
+        """The names of the classes, in the order of their first images."""
         return tuple(self._label_numbers)
 
     def add(self, batch: Batch) -> None:
@@ -112,8 +112,8 @@ class Listing:
         columns = (numeric.high, numeric.low, versions, labels, batch.splits, batch.groups, batch.whole_groups)
         for (name, kind), values in zip(_COLUMNS.items(), columns, strict=True):
             self._columns[name].append(np.asarray(values, kind))
-        full = [keys, versions, batch.names, batch.urls, batch.offsets, batch.lengths, batch.etags, batch.labels]
-        self._pending.append(pa.table(full, schema=LISTING))
+        row_columns = [keys, versions, batch.names, batch.urls, batch.offsets, batch.lengths, batch.etags, batch.labels]
+        self._pending.append(pa.table(row_columns, schema=LISTING))
         self._pending_rows += len(keys)
         if self._pending_rows >= _PART_ROWS:
             self._flush()
@@ -132,7 +132,7 @@ class Listing:
     def rows(self) -> Rows:
         """The rows as arrays. Raises IgptError when two images have the same key."""
         if self._rows is None:
-            # One column after the other, so that only one is there twice for a moment.
+            # One column after the other, so that memory holds only one of them twice.
             whole = {
                 name: np.concatenate([np.zeros(0, kind), *self._columns.pop(name)]) for name, kind in _COLUMNS.items()
             }
@@ -148,14 +148,14 @@ class Listing:
             raise IgptError(f"{pair[0]!r} and {pair[1]!r} have the same key; rename one of the two")
 
     def take(self, rows: np.ndarray) -> pa.Table:
-        """Some rows in full, in their order; LISTING."""
+        """Some rows in full, in the given order; schema LISTING."""
         return next(self.gather([rows]))
 
     def gather(self, groups: Sequence[np.ndarray]) -> Iterator[pa.Table]:
-        """The rows of each group in full, in their order, group after group.
+        """The rows of each group in full, in the given order; schema LISTING.
 
-        Holds a bounded number of rows: the parts are read once and their rows put into buckets of neighbouring groups,
-        then each bucket is read and divided.
+        Holds a bounded number of rows in memory: reads the parts once and writes their rows into buckets of consecutive
+        groups, then reads and divides each bucket.
         """
         self._flush()
         total = sum(len(group) for group in groups)
@@ -171,27 +171,27 @@ class Listing:
             buckets[number].append(group)
         with tempfile.TemporaryDirectory(prefix="igpt-buckets-") as folder:
             paths = [Path(folder) / f"{number:04d}.parquet" for number in range(len(buckets))]
-            places = self._fill(buckets, paths)
-            for bucket, path, place in zip(buckets, paths, places, strict=True):
+            positions_in_buckets = self._fill(buckets, paths)
+            for bucket, path, positions in zip(buckets, paths, positions_in_buckets, strict=True):
                 table = pq.read_table(path)
-                yield from _divide(table.take(place), bucket)
+                yield from _divide(table.take(positions), bucket)
 
     def _read(self, rows: np.ndarray) -> pa.Table:
         ends = np.cumsum(self._parts)
         part_of = np.searchsorted(ends, rows, side="right")
         needed = np.unique(part_of)
         tables = []
-        places = np.zeros(len(rows), np.int64)
+        positions = np.zeros(len(rows), np.int64)
         first = 0
         for part in needed:
-            here = np.flatnonzero(part_of == part)
-            tables.append(pq.read_table(self._part(int(part))).take(rows[here] - (ends[part] - self._parts[part])))
-            places[here] = first + np.arange(len(here))
-            first += len(here)
-        return pa.concat_tables(tables).take(places) if tables else LISTING.empty_table()
+            in_part = np.flatnonzero(part_of == part)
+            tables.append(pq.read_table(self._part(int(part))).take(rows[in_part] - (ends[part] - self._parts[part])))
+            positions[in_part] = first + np.arange(len(in_part))
+            first += len(in_part)
+        return pa.concat_tables(tables).take(positions) if tables else LISTING.empty_table()
 
     def _fill(self, buckets: Sequence[Sequence[np.ndarray]], paths: Sequence[Path]) -> list[np.ndarray]:
-        """Write each bucket's rows in the order of the parts; return for each the places of its rows in its file."""
+        """Write each bucket's rows in the order of the parts; returns the positions of its rows in its file."""
         wanted = [np.concatenate([np.zeros(0, np.int32), *bucket]) for bucket in buckets]
         orders = [np.argsort(rows, kind="stable").astype(np.int32) for rows in wanted]
         sorted_rows = [rows[order] for rows, order in zip(wanted, orders, strict=True)]
@@ -209,17 +209,17 @@ class Listing:
         finally:
             for writer in writers:
                 writer.close()
-        places = []
+        positions_in_buckets = []
         for order in orders:
-            place = np.empty(len(order), np.int32)
-            place[order] = np.arange(len(order), dtype=np.int32)
-            places.append(place)
-        return places
+            positions = np.empty(len(order), np.int32)
+            positions[order] = np.arange(len(order), dtype=np.int32)
+            positions_in_buckets.append(positions)
+        return positions_in_buckets
 
 
 def _divide(table: pa.Table, groups: Sequence[np.ndarray]) -> Iterator[pa.Table]:
     start = 0
     for group in groups:
-        # Taken, not sliced: a slice that travels to a task takes along all that it was cut from.
+        # Taken, not sliced: serialising a slice for a task would serialise the whole table.
         yield table.take(np.arange(start, start + len(group)))
         start += len(group)

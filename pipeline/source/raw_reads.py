@@ -1,4 +1,4 @@
-"""The bytes of the images of a listing, read in few large requests, the next while the last is used."""
+"""Read the images of a listing in few large requests, and the next batch ahead."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,31 +12,31 @@ from pipeline.images.decode import Reason, Rejection
 from pipeline.source import containers
 from pipeline.store import bulk
 
-# Raw bytes of a batch; a task holds two, the one in use and the one that is read ahead.
+# Raw bytes of a batch; a task holds two, the one in use and the next.
 _BATCH_BYTES = 16 * 1024 * 1024
 _BATCH_OBJECTS = 128
 
 
 class SourceChangedError(IgptError):
-    """An image is not what the listing says: it was replaced or removed since."""
+    """An image was replaced or removed since it was listed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RawImage:
-    """The bytes of one row of a listing, or why there are none."""
+    """The bytes of one row of a listing, or the reason why they cannot be read."""
 
     row: int
     data: bytes
     sha256: str
-    """In hex; empty where there are no bytes."""
-    refused: Rejection | None = None
+    """In hex; empty without bytes."""
+    rejection: Rejection | None = None
 
 
 def read_images(listing: pa.Table, *, tolerant: bool) -> Iterator[RawImage]:
-    """Read the rows of a listing, in the order of their place in storage.
+    """Read the rows of a listing, sorted by their position in storage.
 
-    Every image is compared with what the listing says of it. One that was replaced or removed since raises
-    SourceChangedError, or, if `tolerant`, comes as refused. Raises IgptError when the store does not answer.
+    An image that was replaced or removed since it was listed raises SourceChangedError, or, if `tolerant`, is yielded
+    with a rejection. Raises IgptError when the store does not respond.
     """
     reader = _Reader(listing, tolerant)
     with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as ahead:
@@ -57,13 +57,13 @@ class _Reader:
 
     def batches(self) -> Iterator[list[RawImage]]:
         order = sorted(range(len(self._urls)), key=lambda row: (self._urls[row], self._offsets[row]))
-        for rows in self._cut(order):
+        for rows in self._batch_rows(order):
             if self._offsets[rows[0]] < 0:
                 yield self._objects(rows)
             else:
                 yield from self._members(rows)
 
-    def _cut(self, order: list[int]) -> Iterator[list[int]]:
+    def _batch_rows(self, order: list[int]) -> Iterator[list[int]]:
         """Rows that are read together: objects of their own, or members of one container."""
         batch: list[int] = []
         total = 0
@@ -81,21 +81,21 @@ class _Reader:
         return self._urls[row] if self._offsets[row] >= 0 else None
 
     def _objects(self, rows: list[int]) -> list[RawImage]:
-        answers = bulk.read_objects([self._urls[row] for row in rows], [self._lengths[row] for row in rows])
+        results = bulk.read_objects([self._urls[row] for row in rows], [self._lengths[row] for row in rows])
         images = []
-        for row, answer in zip(rows, answers, strict=True):
-            if isinstance(answer, bulk.ReadObject):
-                if answer.etag == self._etags[row] and len(answer.data) == self._lengths[row]:
-                    images.append(RawImage(row=row, data=answer.data, sha256=sha256(answer.data)))
+        for row, result in zip(rows, results, strict=True):
+            if isinstance(result, bulk.ReadObject):
+                if result.etag == self._etags[row] and len(result.data) == self._lengths[row]:
+                    images.append(RawImage(row=row, data=result.data, sha256=sha256(result.data)))
                 else:
                     images.append(self._changed(row, Reason.REPLACED, "replaced since it was listed"))
-            elif isinstance(answer, FileNotFoundError):
+            elif isinstance(result, FileNotFoundError):
                 images.append(self._changed(row, Reason.UNREADABLE, "removed since it was listed"))
-            elif isinstance(answer, PermissionError):
-                refused = Rejection(reason=Reason.UNREADABLE, detail=f"not readable: {answer}")
-                images.append(RawImage(row=row, data=b"", sha256="", refused=refused))
+            elif isinstance(result, PermissionError):
+                rejection = Rejection(reason=Reason.UNREADABLE, detail=f"not readable: {result}")
+                images.append(RawImage(row=row, data=b"", sha256="", rejection=rejection))
             else:
-                raise answer
+                raise result
         return images
 
     def _members(self, rows: list[int]) -> Iterator[list[RawImage]]:
@@ -104,11 +104,11 @@ class _Reader:
             parts = containers.read_members(
                 url, [self._offsets[row] for row in rows], [self._lengths[row] for row in rows]
             )
-            taken = 0
+            done = 0
             for part in parts:
-                here = rows[taken : taken + len(part)]
-                taken += len(part)
-                yield [self._member(row, data) for row, data in zip(here, part, strict=True)]
+                part_rows = rows[done : done + len(part)]
+                done += len(part)
+                yield [self._member(row, data) for row, data in zip(part_rows, part, strict=True)]
         except (FileNotFoundError, EOFError):
             yield [self._changed(row, Reason.UNREADABLE, f"{url} was removed since it was listed") for row in rows]
 
@@ -121,4 +121,4 @@ class _Reader:
     def _changed(self, row: int, reason: Reason, what: str) -> RawImage:
         if not self._tolerant:
             raise SourceChangedError(f"{self._urls[row]}: {what}; run the build again")
-        return RawImage(row=row, data=b"", sha256="", refused=Rejection(reason=reason, detail=what))
+        return RawImage(row=row, data=b"", sha256="", rejection=Rejection(reason=reason, detail=what))

@@ -1,8 +1,8 @@
-"""Listing and reading many objects at once: S3 by the clients that cost least, other stores by fsspec.
+"""List and read many objects: S3 through its cheapest clients, other stores through fsspec.
 
-Whole S3 objects come through obstore, whose GET costs a tenth of s3fs's; ranges through boto3, since obstore refuses a
-range that the server answers with status 200 instead of 206, as `rclone serve s3` does. Read through s3fs, the bytes of
-a photograph of 110 KB in a tar cost 0.2 ms of processor time, and slow its decoder down as much again.
+Whole S3 objects are read with obstore, whose GET costs a tenth of s3fs's; ranges with boto3, because obstore refuses a
+range that the server answers with status 200 instead of 206, as `rclone serve s3` does. With s3fs, reading a 110 KB
+photograph from a tar costs 0.2 ms of processor time, and slows its decoder down by as much again.
 """
 
 import io
@@ -28,36 +28,35 @@ from obstore.store import S3Store
 from pipeline.errors import IgptError, first_line
 from pipeline.store import local_files, objects
 from pipeline.store.errors import (
-    PATIENCE_SECONDS,
+    RETRY_SECONDS,
     ShortReadError,
     is_transient,
     one_line_errors,
-    patiently,
+    with_retries,
 )
 from pipeline.store.objects import StoredFile
 
-# A read of neighbouring ranges fetches what lies between them when that is less than this many bytes: one request of
-# 64 KiB more costs less than one request more.
+# Ranges with a gap of at most this many bytes are read in one request: 64 KiB more cost less than one more request.
 _MAX_GAP_BYTES = 64 * 1024
 _MAX_RANGE_BYTES = 16 * 1024 * 1024
 _BLOCK_BYTES = 8 * 1024 * 1024
 _REQUESTS_AT_ONCE = 8
-_LISTED_AT_ONCE = 10_000
-_ASK_CREDENTIALS_AGAIN = timedelta(minutes=5)
+_OBJECTS_PER_PAGE = 10_000
+_CREDENTIALS_VALID_FOR = timedelta(minutes=5)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReadObject:
-    """A whole object, and the tag that it had when it was read."""
+    """A whole object, and its etag when it was read."""
 
     data: bytes
     etag: str
 
 
 def list_files(url: str) -> Iterator[StoredFile]:
-    """List every object below a URL, or the one object it names, without holding the listing; in no certain order.
+    """List every object below a URL, or the one object it names, as a stream in no particular order.
 
-    Links to folders are followed, unlike by storage.list_files: images may lie on several disks.
+    Follows links to folders, unlike objects.list_files: images may be spread over several disks.
     """
     with one_line_errors(url):
         match objects.protocol(url):
@@ -71,25 +70,25 @@ def list_files(url: str) -> Iterator[StoredFile]:
 
 def _list_s3(url: str) -> Iterator[StoredFile]:
     bucket, _, prefix = url.removeprefix("s3://").partition("/")
-    after = ""  # the listing goes on behind the last object when a page of it fails
+    after = ""  # the last object listed; the listing resumes behind it when a page fails
     began = time.monotonic()
     while True:
         try:
-            pages = obstore.list(_s3_store(bucket), prefix or None, offset=after or None, chunk_size=_LISTED_AT_ONCE)
+            pages = obstore.list(_s3_store(bucket), prefix or None, offset=after or None, chunk_size=_OBJECTS_PER_PAGE)
             for page in pages:
-                for found in page:
-                    after = found["path"]
-                    yield _s3_file(bucket, found)
+                for entry in page:
+                    after = entry["path"]
+                    yield _s3_file(bucket, entry)
                 began = time.monotonic()
             break
         except InvalidPathError:
-            # A key that is no path for obstore, such as a//b. s3fs holds the whole listing, and takes any key.
+            # obstore does not accept every key as a path, a//b for one. s3fs does, but holds the whole listing.
             yield from (file for file in objects.list_files(url) if _s3_path(file.url)[1] > after)
             break
         except BaseError as error:
             if _is_refusal(error):
                 raise PermissionError(first_line(error)) from None
-            if not is_transient(error) or time.monotonic() - began > PATIENCE_SECONDS:
+            if not is_transient(error) or time.monotonic() - began > RETRY_SECONDS:
                 raise
             time.sleep(1)
     if not after and prefix:
@@ -97,7 +96,7 @@ def _list_s3(url: str) -> Iterator[StoredFile]:
 
 
 def _is_refusal(error: BaseError) -> bool:
-    """Tell a refusal of the keys; obstore has no type of its own for one in a listing."""
+    """Whether the store refused the credentials; obstore has no error type for that when it lists."""
     return isinstance(error, PermissionDeniedError | UnauthenticatedError) or "status code: 403" in str(error)
 
 
@@ -106,18 +105,18 @@ def _s3_path(url: str) -> tuple[str, str]:
     return bucket, path
 
 
-def _s3_file(bucket: str, found: Any) -> StoredFile:
+def _s3_file(bucket: str, entry: Any) -> StoredFile:
     return StoredFile(
-        url=f"s3://{bucket}/{found['path']}",
-        size=found["size"],
-        etag=(found["e_tag"] or "").strip('"') or f"{found['size']}-{found['last_modified'].timestamp()}",
-        modified=found["last_modified"].timestamp(),
+        url=f"s3://{bucket}/{entry['path']}",
+        size=entry["size"],
+        etag=(entry["e_tag"] or "").strip('"') or f"{entry['size']}-{entry['last_modified'].timestamp()}",
+        modified=entry["last_modified"].timestamp(),
     )
 
 
 @lru_cache(maxsize=16)
 def _s3_store(bucket: str) -> S3Store:
-    """obstore's client of a bucket, with the endpoint, keys and certificates that botocore finds."""
+    """obstore's client for a bucket, with botocore's endpoint, credentials and certificates."""
     session = get_session()
     credentials = session.get_credentials()
     if credentials is None:
@@ -126,13 +125,13 @@ def _s3_store(bucket: str) -> S3Store:
         )
     endpoint, region = _endpoint(bucket)
 
-    def give_credentials() -> Any:
-        frozen = credentials.get_frozen_credentials()  # fresh ones, where they expire
+    def current_credentials() -> Any:
+        frozen = credentials.get_frozen_credentials()  # botocore refreshes those that expire
         return {
             "access_key_id": frozen.access_key,
             "secret_access_key": frozen.secret_key,
             "token": frozen.token,
-            "expires_at": datetime.now(UTC) + _ASK_CREDENTIALS_AGAIN,
+            "expires_at": datetime.now(UTC) + _CREDENTIALS_VALID_FOR,
         }
 
     options: Any = {"allow_http": endpoint.startswith("http://"), "timeout": "5min", "read_timeout": "30s"}
@@ -145,7 +144,7 @@ def _s3_store(bucket: str) -> S3Store:
         region=region,
         client_options=options,
         retry_config={"max_retries": 3, "retry_timeout": timedelta(seconds=30)},
-        credential_provider=give_credentials,
+        credential_provider=current_credentials,
     )
 
 
@@ -155,16 +154,16 @@ def _threads() -> ThreadPoolExecutor:
 
 
 def read_objects(urls: Sequence[str], sizes: Sequence[int]) -> list[ReadObject | Exception]:
-    """Read whole objects at once; in the place of one that cannot be read stands the exception that it raised.
+    """Read whole objects in parallel; for one that cannot be read, the exception is returned instead.
 
-    `sizes` are those of the listing: an object that comes shorter is read again, in case the answer was cut off.
+    `sizes` are those of the listing: a shorter object is read again, in case the response was cut off.
     """
 
     def read(url: str, size: int) -> ReadObject | Exception:
         try:
             with one_line_errors(url):
-                return patiently(lambda: _whole(url, size)) if objects.protocol(url) != "file" else _local(url)
-        except Exception as error:  # noqa: BLE001 (given to the caller, in its place)
+                return with_retries(lambda: _whole(url, size)) if objects.protocol(url) != "file" else _local(url)
+        except Exception as error:  # noqa: BLE001 (returned to the caller)
             return error
 
     if len(urls) == 1 or objects.protocol(next(iter(urls), "")) == "file":
@@ -179,14 +178,14 @@ def _local(url: str) -> ReadObject:
 
 
 def _whole(url: str, size: int) -> ReadObject:
-    """One try to read an object."""
+    """Read an object, without retries."""
     if objects.protocol(url) == "s3":
         bucket, path = _s3_path(url)
         try:
-            answer = obstore.get(_s3_store(bucket), path)
-            etag = (answer.meta["e_tag"] or "").strip('"')
-            data = bytes(answer.bytes())
-            expected = answer.meta["size"]
+            response = obstore.get(_s3_store(bucket), path)
+            etag = (response.meta["e_tag"] or "").strip('"')
+            data = bytes(response.bytes())
+            expected = response.meta["size"]
         except InvalidPathError:
             return _whole_by_fsspec(url, size)
         except BaseError as error:
@@ -194,7 +193,7 @@ def _whole(url: str, size: int) -> ReadObject:
                 raise PermissionError(first_line(error)) from None
             raise
         if len(data) != expected:
-            raise ShortReadError(f"{len(data)} bytes of {expected} came")
+            raise ShortReadError(f"read {len(data)} of {expected} bytes")
         return ReadObject(data=data, etag=etag)
     return _whole_by_fsspec(url, size)
 
@@ -204,12 +203,12 @@ def _whole_by_fsspec(url: str, size: int) -> ReadObject:
     data = fs.cat_file(url)
     file = objects.stored_file(url, fs._strip_protocol(url), fs.info(url))
     if len(data) != file.size:
-        raise ShortReadError(f"{len(data)} bytes of {size} came")
+        raise ShortReadError(f"read {len(data)} of {size} bytes")
     return ReadObject(data=data, etag=file.etag)
 
 
 def read_range(url: str, start: int, stop: int) -> bytes:
-    """Read the bytes start to stop (without it) of an object. Raises FileNotFoundError when it is not there."""
+    """Read the bytes from start up to, but not including, stop. Raises FileNotFoundError when there is no object."""
 
     def read() -> bytes:
         if objects.protocol(url) == "s3":
@@ -217,17 +216,17 @@ def read_range(url: str, start: int, stop: int) -> bytes:
         else:
             data = objects.filesystem(url).cat_file(url, start=start, end=stop)
         if len(data) != stop - start:
-            raise ShortReadError(f"{len(data)} bytes of {stop - start} came")
+            raise ShortReadError(f"read {len(data)} of {stop - start} bytes")
         return data
 
-    return objects.ask(url, read)
+    return objects.request(url, read)
 
 
 def _s3_range(url: str, start: int, stop: int) -> bytes:
     bucket, path = _s3_path(url)
     try:
-        answer = _boto_client().get_object(Bucket=bucket, Key=path, Range=f"bytes={start}-{stop - 1}")
-        return answer["Body"].read()
+        response = _boto_client().get_object(Bucket=bucket, Key=path, Range=f"bytes={start}-{stop - 1}")
+        return response["Body"].read()
     except ClientError as error:
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
         known = {403: PermissionError, 404: FileNotFoundError}.get(status or 0)
@@ -245,7 +244,7 @@ def _boto_client() -> Any:
             connect_timeout=10,
             read_timeout=30,
             max_pool_connections=2 * _REQUESTS_AT_ONCE,
-            # Some servers answer a range with the checksum of the whole object; members have their own.
+            # Some servers send the checksum of the whole object with a range; members have their own checksums.
             response_checksum_validation="when_required",
         ),
     )
@@ -253,18 +252,18 @@ def _boto_client() -> Any:
 
 @lru_cache(maxsize=16)
 def _endpoint(bucket: str) -> tuple[str, str]:
-    """URL and region of a bucket's server."""
+    """Endpoint URL and region of a bucket."""
     fs = objects.filesystem(f"s3://{bucket}")
     fs.connect()
     return fs.s3.meta.endpoint_url, fs.s3.meta.region_name or "us-east-1"
 
 
 def read_ranges(url: str, starts: Sequence[int], lengths: Sequence[int]) -> list[bytes]:
-    """Read byte ranges of one object, in order of their starts; neighbouring ones share a request."""
-    wanted = [i for i, length in enumerate(lengths) if length > 0]  # S3 has no way to ask for no bytes
-    answers = [b""] * len(starts)
+    """Read byte ranges of one object, given in ascending order; neighbouring ranges share a request."""
+    wanted = [i for i, length in enumerate(lengths) if length > 0]  # S3 cannot request an empty range
+    contents = [b""] * len(starts)
     if not wanted:
-        return answers
+        return contents
     _, merged_starts, merged_stops = merge_offset_ranges(
         [url] * len(wanted),
         [starts[i] for i in wanted],
@@ -279,15 +278,15 @@ def read_ranges(url: str, starts: Sequence[int], lengths: Sequence[int]) -> list
         while not merged_starts[block] <= starts[i] < merged_stops[block]:
             block += 1
         begin = starts[i] - merged_starts[block]
-        answers[i] = blocks[block][begin : begin + lengths[i]]
-    return answers
+        contents[i] = blocks[block][begin : begin + lengths[i]]
+    return contents
 
 
 class BlockReader(io.RawIOBase):
-    """An object as a seekable file, read forwards in large blocks, the next one while the last is used."""
+    """An object as a seekable file, read in large blocks; the following block is fetched ahead."""
 
     def __init__(self, url: str, size: int) -> None:
-        self._url, self._size, self._place = url, size, 0
+        self._url, self._size, self._position = url, size, 0
         self._block, self._block_start = b"", 0
         self._ahead: tuple[int, Future[bytes]] | None = None
 
@@ -298,24 +297,24 @@ class BlockReader(io.RawIOBase):
         return True
 
     def tell(self) -> int:
-        return self._place
+        return self._position
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._size}[whence]
-        self._place = base + offset
-        return self._place
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        self._position = base + offset
+        return self._position
 
     def read(self, size: int | None = -1) -> bytes:
-        """Read up to `size` bytes, all that is left without one; fewer only at the end."""
-        stop = self._size if size is None or size < 0 else min(self._place + size, self._size)
+        """Read `size` bytes, or up to the end without one; fewer only at the end."""
+        stop = self._size if size is None or size < 0 else min(self._position + size, self._size)
         parts = []
-        while self._place < stop:
-            if not self._block_start <= self._place < self._block_start + len(self._block):
-                self._load(self._place - self._place % _BLOCK_BYTES)
-            begin = self._place - self._block_start
-            part = self._block[begin : begin + stop - self._place]
+        while self._position < stop:
+            if not self._block_start <= self._position < self._block_start + len(self._block):
+                self._load(self._position - self._position % _BLOCK_BYTES)
+            begin = self._position - self._block_start
+            part = self._block[begin : begin + stop - self._position]
             parts.append(part)
-            self._place += len(part)
+            self._position += len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _load(self, start: int) -> None:
@@ -332,5 +331,5 @@ class BlockReader(io.RawIOBase):
 
 
 def sizes_below(url: str) -> dict[str, int]:
-    """The size in bytes of every object below a URL, by its URL."""
+    """Size in bytes of every object below a URL, by URL."""
     return {file.url: file.size for file in list_files(url)}

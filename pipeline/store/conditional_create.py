@@ -1,4 +1,4 @@
-"""Create an object only where none is: of two creators at once one wins, also on a store without conditional writes."""
+"""Create an object only if it does not exist: one of several concurrent creators wins, whatever the store supports."""
 
 import random
 import time
@@ -9,20 +9,21 @@ from functools import partial
 from pipeline.store import local_files, objects
 from pipeline.store.errors import one_line_errors
 
-# A claim to create an object holds this long; who made it has created the object by then, or has died.
+# A claim is valid this long; its owner has created the object by then, or has died.
 _CLAIM_SECONDS = 15.0
 
 
 class AlreadyExistsError(Exception):
-    """A conditional create found the object in place."""
+    """The object to be created exists already."""
 
 
 def create_bytes(url: str, data: bytes) -> None:
-    """Put an object that must not be there yet. Raises AlreadyExistsError when it is.
+    """Put an object that must not exist yet. Raises AlreadyExistsError when it does.
 
-    Of two creators at once one wins: by the store's condition where it has conditional writes (AWS S3 and most others),
-    and by a claim beside the object on one that ignores the condition (`rclone serve s3`). Who sees no claim but his
-    own after writing it may create as long as others heed it; the other, whose claim came later, sees the first.
+    One of several concurrent creators wins: by a conditional write where the store has them (AWS S3 and most others),
+    by claims beside the object where the store ignores the condition (`rclone serve s3`). A creator writes a claim,
+    then lists the claims. If its own is the only one, it may create the object for as long as others respect the claim;
+    a creator whose claim came later sees the first.
     """
     if objects.exists(url):
         raise AlreadyExistsError(url)
@@ -34,39 +35,40 @@ def create_bytes(url: str, data: bytes) -> None:
             raise AlreadyExistsError(url) from None
         return
     claims = f"{url}.claims"
-    mine = objects.join(claims, uuid.uuid4().hex)
+    own_claim = objects.join(claims, uuid.uuid4().hex)
     tried = False
     try:
         while True:
-            heeded_until = time.monotonic() + 2 / 3 * _CLAIM_SECONDS
-            objects.write_bytes(mine, b"")
-            seen = {file.url: file.modified for file in objects.list_files(claims)}
-            held = [at for claim, at in seen.items() if claim != mine and at > seen.get(mine, at) - _CLAIM_SECONDS]
+            valid_until = time.monotonic() + 2 / 3 * _CLAIM_SECONDS
+            objects.write_bytes(own_claim, b"")
+            written = {file.url: file.modified for file in objects.list_files(claims)}
+            now = written.get(own_claim, 0.0)
+            others = [claim for claim, at in written.items() if claim != own_claim and at > now - _CLAIM_SECONDS]
             if objects.exists(url):
                 break
-            if mine in seen and not held:
+            if own_claim in written and not others:
                 tried = True
                 with suppress(_ClaimExpiredError):
-                    objects.ask(url, partial(_create_while_claimed, url, data, heeded_until))
+                    objects.request(url, partial(_create_while_claimed, url, data, valid_until))
                     break
-            objects.delete(mine)
+            objects.delete(own_claim)
             time.sleep(random.uniform(0.2, 2.0))
-        # Ours even if it was there already, where the answer to a try was lost.
+        # The response to an earlier try may have been lost: an object with our content is ours.
         with suppress(FileNotFoundError):
             if tried and objects.read_bytes(url) == data:
                 return
         raise AlreadyExistsError(url)
     finally:
-        objects.delete(mine)
+        objects.delete(own_claim)
 
 
 class _ClaimExpiredError(Exception):
-    """Others no longer heed the claim."""
+    """Others no longer respect the claim."""
 
 
-def _create_while_claimed(url: str, data: bytes, heeded_until: float) -> None:
-    """One try to create an object; not when it comes late. The answer is no proof: see who reads it."""
-    if time.monotonic() > heeded_until:
+def _create_while_claimed(url: str, data: bytes, valid_until: float) -> None:
+    """Try once to create an object, unless the claim has expired. The caller reads the object to see who created it."""
+    if time.monotonic() > valid_until:
         raise _ClaimExpiredError
     with suppress(FileExistsError):
         objects.filesystem(url, patient=False).pipe_file(url, data, mode="create")

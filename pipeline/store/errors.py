@@ -1,4 +1,4 @@
-"""What an object store may answer: which faults pass by themselves and are tried again, and one line for the rest."""
+"""Errors of object stores: which are transient and retried, and a one-line message for the others."""
 
 import errno
 import re
@@ -10,30 +10,43 @@ from pipeline.errors import IgptError, first_line
 
 Answer = TypeVar("Answer")
 
-# An outage of the store that is shorter than this costs time and nothing else.
-PATIENCE_SECONDS = 120.0
+# A store outage shorter than this only costs time.
+RETRY_SECONDS = 120.0
 _LONGEST_WAIT_SECONDS = 8.0
 
-# Known by name, so that no client has to be imported to know its errors.
+# By name, so that recognising a client's errors does not need its import.
 _NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError"}
 _NO_ANSWER = {
-    *("EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError", "ConnectionClosedError"),
-    *("HTTPClientError", "ResponseParserError", "IncompleteRead", "IncompleteReadError", "ResponseStreamingError"),
-    *("ClientError", "ClientConnectorError", "ClientOSError", "ClientPayloadError", "ServerDisconnectedError"),
-    *("FSTimeoutError", "JoinError", "ShortReadError"),
+    "ClientConnectorError",
+    "ClientError",
+    "ClientOSError",
+    "ClientPayloadError",
+    "ConnectTimeoutError",
+    "ConnectionClosedError",
+    "EndpointConnectionError",
+    "FSTimeoutError",
+    "HTTPClientError",
+    "IncompleteRead",
+    "IncompleteReadError",
+    "JoinError",
+    "ReadTimeoutError",
+    "ResponseParserError",
+    "ResponseStreamingError",
+    "ServerDisconnectedError",
+    "ShortReadError",
 }
 _FINAL = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
-_FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # of this machine, where a download goes
+_FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # of this machine, while downloading
 _CLIENT_ERROR = re.compile(r"status code: 4(?!08|29)\d\d")
 _THROTTLING = ("SlowDown", "RequestTimeout", "Throttling", "TooManyRequests", "reduce your request rate")
 
 
 class ShortReadError(Exception):
-    """Fewer bytes came than were asked for, though the store announced no fault."""
+    """The store returned fewer bytes than requested, without an error."""
 
 
 def is_transient(error: BaseException) -> bool:
-    """Tell whether the same request may well succeed later: no answer, a broken one, a 5xx, a request to slow down."""
+    """Whether the same request may succeed later: no response, a broken one, a 5xx, a request to slow down."""
     if isinstance(error, (*_FINAL, IgptError)) or (isinstance(error, OSError) and error.errno in _FULL_DISK):
         return False
     response = _response(error)
@@ -41,26 +54,26 @@ def is_transient(error: BaseException) -> bool:
         status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         code = str(response.get("Error", {}).get("Code", ""))
         return status >= 500 or status == 429 or any(word in code for word in _THROTTLING)
-    if type(error).__name__ == "GenericError":  # obstore's; its text is all there is to tell them apart by
+    if type(error).__name__ == "GenericError":  # obstore's; only its text tells client errors from server errors
         return _CLIENT_ERROR.search(str(error)) is None
     return isinstance(error, OSError | TimeoutError) or type(error).__name__ in _NO_ANSWER
 
 
 def _response(error: BaseException) -> dict[str, Any] | None:
-    """The parsed answer of S3 behind an error of botocore, or behind what s3fs made of it."""
-    for each in (error, error.__cause__):
-        response = getattr(each, "response", None)
+    """The parsed S3 response of a botocore error, or of the botocore error that s3fs translated."""
+    for origin in (error, error.__cause__):
+        response = getattr(origin, "response", None)
         if isinstance(response, dict):
             return response
     return None
 
 
-def patiently(request: Callable[[], Answer], *, seconds: float = PATIENCE_SECONDS) -> Answer:
-    """Make an idempotent request, again after every transient fault until `seconds` have passed; then raise the last.
+def with_retries(request: Callable[[], Answer], *, seconds: float = RETRY_SECONDS) -> Answer:
+    """Make an idempotent request; retry transient errors for up to `seconds`, then raise the last one.
 
-    Waits are random and grow, so that many workers do not come back in step.
+    Waits grow and are randomised, so that many workers do not retry in step.
     """
-    # Not on every machine that trains; local files need no patience.
+    # Not installed on every training machine; requests to local files are not retried.
     from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential  # noqa: PLC0415
 
     retrying = Retrying(
@@ -74,11 +87,11 @@ def patiently(request: Callable[[], Answer], *, seconds: float = PATIENCE_SECOND
 
 @contextmanager
 def one_line_errors(url: str) -> Iterator[None]:
-    """Turn what a store answered in the end into one line that names the URL and the remedy."""
+    """Turn store errors into a one-line IgptError that names the URL and the remedy."""
     try:
         yield
     except FileNotFoundError as error:
-        if "specified bucket does not exist" in str(error).lower():  # a path may well have the word "bucket" in it
+        if "specified bucket does not exist" in str(error).lower():  # the word "bucket" alone may be part of a path
             raise IgptError(f"{url}: the bucket does not exist; create it or correct the URL") from None
         raise
     except PermissionError as error:

@@ -1,4 +1,4 @@
-"""An object that is written anew while its process is at work, and so tells the living from the dead."""
+"""An object that a process rewrites while it works, so that others can tell whether it is alive."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,15 +7,15 @@ from pipeline.background import Ended, in_background
 from pipeline.errors import IgptError
 from pipeline.store import objects
 
-_AGAIN_SECONDS = 1.0
+_RETRY_SECONDS = 1.0
 
 
 @contextmanager
 def beating(url: str, content: Callable[[int], bytes], seconds: float) -> Iterator[None]:
-    """Write `content` of 1, 2, ... to an object, one every `seconds`, for the length of the block.
+    """Write content(1), content(2), ... to an object, one every `seconds`, while the block runs.
 
-    One that fails is tried again soon. The block's end waits some seconds for one that is under way; what a store has
-    received and not yet answered may appear after that.
+    A failed write is retried soon. The end of the block waits a few seconds for a write in flight; one that the store
+    has received but not confirmed may still appear later.
     """
 
     def beat(ended: Ended) -> None:
@@ -25,8 +25,8 @@ def beating(url: str, content: Callable[[int], bytes], seconds: float) -> Iterat
             try:
                 objects.write_bytes(url, content(count), patient=False)
                 wait = seconds
-            except (IgptError, OSError):  # a store that is away, a full disk: either may be mended soon
-                wait = min(seconds, _AGAIN_SECONDS)
+            except (IgptError, OSError):  # an unreachable store or a full disk may recover soon
+                wait = min(seconds, _RETRY_SECONDS)
 
     with in_background(beat, name=f"heartbeat {url}"):
         yield

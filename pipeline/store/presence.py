@@ -1,12 +1,10 @@
-"""Who works on a dataset: marks of running builds and collections, so that none removes what another is about to name.
+"""Running builds and garbage collections of a dataset, so that no collection removes files that a build will name.
 
-Each writes its mark first and looks for the other's then; of two that begin at once, one at least sees the other. A
-mark is renewed while its process lives; one that is not is of a process that died.
+Each process first writes a record of its own, then looks for others: of two that start at once, at least one sees the
+other. A record is renewed while its process lives; one that is not renewed belongs to a dead process.
 """
 
 import json
-import os
-import socket
 import time
 import uuid
 from collections.abc import Iterator
@@ -15,6 +13,7 @@ from dataclasses import dataclass
 
 from pipeline.errors import IgptError
 from pipeline.store import heartbeat, objects
+from pipeline.store.lease import process_name
 
 _RENEW_SECONDS = 20.0
 _DEAD_SECONDS = 120.0
@@ -22,8 +21,8 @@ _WAIT_SECONDS = 600.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mark:
-    """One process at work on a dataset."""
+class Activity:
+    """The record of a process that works on a dataset."""
 
     kind: str
     """build or gc."""
@@ -34,10 +33,10 @@ class Mark:
 
 @contextmanager
 def building(dataset: str) -> Iterator[None]:
-    """Mark the block as a build; waits for a collection that is under way."""
-    with _marked(dataset, "build") as mine:
+    """Record the block as a build; first waits for a running collection to end."""
+    with _recorded(dataset, "build") as own:
         deadline = time.monotonic() + _WAIT_SECONDS
-        while others := [mark for mark in at_work(dataset, mine) if mark.kind == "gc"]:
+        while others := [activity for activity in others_active(dataset, own) if activity.kind == "gc"]:
             if time.monotonic() > deadline:
                 raise IgptError(f"{dataset}: `igpt dataset gc` of {others[0].who} does not end; try again later")
             time.sleep(1)
@@ -46,37 +45,37 @@ def building(dataset: str) -> Iterator[None]:
 
 @contextmanager
 def collecting(dataset: str) -> Iterator[str]:
-    """Mark the block as a collection; yields the mark's URL. Raises IgptError while anything else is at work."""
-    with _marked(dataset, "gc") as mine:
-        others = at_work(dataset, mine)
+    """Record the block as a collection; yields the record's URL. Raises IgptError while another process is active."""
+    with _recorded(dataset, "gc") as own:
+        others = others_active(dataset, own)
         if others:
             kind = "build" if others[0].kind == "build" else "`igpt dataset gc`"
             raise IgptError(f"{dataset}: a {kind} is running ({others[0].who}); nothing was removed, try again later")
-        yield mine
+        yield own
 
 
-def at_work(dataset: str, mine: str) -> list[Mark]:
-    """The marks of other living processes; `mine` is the URL of the caller's, whose time tells that of the store."""
-    found = {file.url: file.modified for file in objects.list_files(objects.join(dataset, "active"))}
-    now = found.get(mine, max(found.values(), default=0.0))
-    marks = []
-    for url, modified in found.items():
-        if url == mine or modified < now - _DEAD_SECONDS:
+def others_active(dataset: str, own: str) -> list[Activity]:
+    """The records of other living processes; `own` is the URL of the caller's, whose time is the store's clock."""
+    modified_at = {file.url: file.modified for file in objects.list_files(objects.join(dataset, "active"))}
+    now = modified_at.get(own, max(modified_at.values(), default=0.0))
+    activities = []
+    for url, modified in modified_at.items():
+        if url == own or modified < now - _DEAD_SECONDS:
             continue
-        with suppress(FileNotFoundError, ValueError, KeyError):  # gone, or just being written
+        with suppress(FileNotFoundError, ValueError, KeyError):  # deleted, or just being written
             fields = json.loads(objects.read_bytes(url))
-            marks.append(Mark(kind=fields["kind"], who=fields["who"], url=url))
-    return marks
+            activities.append(Activity(kind=fields["kind"], who=fields["who"], url=url))
+    return activities
 
 
 @contextmanager
-def _marked(dataset: str, kind: str) -> Iterator[str]:
+def _recorded(dataset: str, kind: str) -> Iterator[str]:
     url = objects.join(dataset, "active", f"{kind}-{uuid.uuid4().hex}.json")
-    content = json.dumps({"kind": kind, "who": f"process {os.getpid()} on {socket.gethostname()}"}).encode()
+    content = json.dumps({"kind": kind, "who": process_name()}).encode()
     objects.write_bytes(url, content)
     try:
         with heartbeat.beating(url, lambda count: content, _RENEW_SECONDS):
             yield url
     finally:
-        with suppress(IgptError, OSError):  # then it is one of the dead before long
+        with suppress(IgptError, OSError):  # if it fails, the record counts as dead before long
             objects.delete(url, patient=False)

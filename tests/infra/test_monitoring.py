@@ -5,7 +5,8 @@ from typing import Any
 
 import yaml
 
-from pipeline.cluster import metrics
+from igpt_model.training.metric_names import TRAINING_METRICS
+from pipeline.cluster.metrics import STAGE_GAUGES
 from tests.infra.monitoring_names import DASHBOARD, queries
 from tests.infra.test_kubernetes import FOLDER, OBJECTS, pods
 
@@ -46,7 +47,7 @@ def test_the_pod_monitor_finds_the_port_of_every_ray_pod_and_no_one_else_reaches
 
 
 def test_the_dashboard_draws_what_the_pipeline_tells() -> None:
-    told = {f"ray_igpt_{name}" for name in (*metrics._STAGE, *metrics._TRAINING)}
+    told = {f"ray_igpt_{name}" for name in (*STAGE_GAUGES, *TRAINING_METRICS)}
     drawn = set().union(*(query.metrics for query in queries()))
     assert {name for name in drawn if name.startswith("ray_igpt_")} == told - {"ray_igpt_learning_rate"}
     described = (ROOT / "infra" / "README.md").read_text()

@@ -63,7 +63,7 @@ def test_the_webdataset_package_reads_the_same_pixels(refreshed: Refreshed, digi
     dataset = webdataset.WebDataset(paths, shardshuffle=False)
     found = {s["__key__"]: (np.load(io.BytesIO(s["npy"]), allow_pickle=False), int(s["cls"])) for s in dataset}
     assert len(found) == 400
-    table = palette.lookup_table(data.palette())
+    table = palette.compute_lookup_table(data.palette())
     for file in list(objects.list_files(digits))[:50]:
         if file.url.endswith(("cut.png", ".txt")):
             continue

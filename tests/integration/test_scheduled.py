@@ -272,7 +272,7 @@ def test_two_workers_at_once_do_the_work_once(workers: Production) -> None:
     messages = [workers.wait(run, "COMPLETED", "CANCELLED") for run in runs]
     states = [workers.state(run)[0] for run in runs]
     assert "COMPLETED" in states  # the other found it at work, or, if it began later, nothing to do
-    assert all("is at work on it" in text for text, state in zip(messages, states, strict=True) if state == "CANCELLED")
+    assert all("is working on it" in text for text, state in zip(messages, states, strict=True) if state == "CANCELLED")
     assert snapshot.read("s3://datasets/two-workers").number == 1
 
 
@@ -280,7 +280,7 @@ def test_a_run_that_finds_another_alive_ends_as_cancelled_and_says_which(workers
     with lease.hold("s3://datasets/two-workers/turn", {"flow_run": "of-elsewhere"}):
         workers.worker()
         run = workers.order("scheduled-build/two-workers")
-        assert "(flow run of-elsewhere) is at work on it" in workers.wait(run, "CANCELLED")
+        assert "(flow run of-elsewhere) is working on it" in workers.wait(run, "CANCELLED")
 
 
 def test_a_worker_killed_in_the_build_is_found_and_its_work_goes_on(workers: Production) -> None:

@@ -62,7 +62,7 @@ def test_no_answer_to_a_put_is_an_error_and_a_late_one_is_none(
     monkeypatch.setattr(s3, "_SLOWEST_BYTES_PER_SECOND", 4_000_000)
     objects.write_bytes("s3://raw/object", b"before", patient=False)
     store.freeze()
-    with pytest.raises(IgptError, match=r"^s3://raw/object: the object store does not answer \(no answer to put_"):
+    with pytest.raises(IgptError, match=r"^s3://raw/object: the object store does not answer \(no response to put_"):
         objects.write_bytes("s3://raw/object", bytes(size), patient=False)
     store.thaw()
     objects.write_bytes("s3://raw/object", b"after")

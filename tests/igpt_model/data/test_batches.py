@@ -30,7 +30,7 @@ def colours(photos: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def table(colours: np.ndarray) -> np.ndarray:
-    return palette.lookup_table(colours)
+    return palette.compute_lookup_table(colours)
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,12 @@
 """A full build: every image in one place, the same bytes again, and nothing published that is not whole."""
 
 import hashlib
+import json
 import os
 import shutil
 import tarfile
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +26,8 @@ from pipeline.images import decode, palette
 from pipeline.images.decode import Recipe
 from pipeline.source import list_source
 from pipeline.source.listing import Listing
+from pipeline.store import objects
+from pipeline.store.lease import Fence, LeaseLostError
 
 BAD_IMAGES = {
     "temple/zero.png": "zero_bytes",
@@ -125,7 +129,7 @@ def test_the_manifest_says_what_the_shards_are(built: BuildResult) -> None:
 
 
 def test_the_shards_hold_the_quantized_images(built: BuildResult, raw: Path) -> None:
-    table = palette.lookup_table(built.snapshot.palette())
+    table = palette.compute_lookup_table(built.snapshot.palette())
     found = tokens_by_key(built)
     index = {row["key"]: row for row in rows(built.snapshot.dataset, "index")}
     assert found.keys() == index.keys()
@@ -286,3 +290,27 @@ def test_progress_ends_where_the_images_do(config: DatasetConfig, built: BuildRe
     assert shards == sorted(shards)
     assert shards[-1] == (104, 104)
     assert {step for step, _, _ in heard} == {"list", "palette", "shards"}
+
+
+def take_term(folder: str, term: int) -> Fence:
+    """The fence of a process that has just taken a term."""
+    holder = f"holder of term {term}"
+    objects.write_bytes(objects.join(folder, "lease", f"{term:08d}.json"), json.dumps({"id": holder}).encode())
+    return Fence(folder=folder, term=term, holder=holder)
+
+
+def test_a_build_that_lost_its_lease_publishes_nothing_and_the_next_one_uses_its_shards(
+    image_folder: Path, tmp_path: Path
+) -> None:
+    config = DatasetConfig(raw=str(image_folder), dataset=str(tmp_path / "built"), resolution=16, colours=24)
+    first, others = take_term(config.dataset, 1), []
+
+    def progress(step: str, done: int, total: int, detail: str = "") -> None:
+        if step == "shards":
+            others.append(take_term(config.dataset, 2))  # in the middle of the work
+
+    with pytest.raises(LeaseLostError, match="another process took over"):
+        build(config, progress=progress, exclusively=lambda dataset: nullcontext(first))
+    assert snapshot.latest_number(config.dataset) is None and not snapshot.numbers(config.dataset)
+    heir = build(config, exclusively=lambda dataset: nullcontext(others[0]))
+    assert heir.snapshot.number == 1 and heir.shards_reused == len(heir.snapshot.shards)

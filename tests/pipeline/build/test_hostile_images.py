@@ -21,7 +21,7 @@ from PIL import Image
 _open = Image.open
 def hostile_open(file, *arguments, **options):
     end = file.getvalue()[-8:]
-    if end == b"CRASH..." and not os.path.exists({mended!r}):
+    if end == b"CRASH..." and not os.path.exists({recovered!r}):
         os.abort()
     if end == b"HANG....":
         re.match("(a+)+$", "a" * 60 + "b")  # holds Python's lock for longer than anybody lives
@@ -31,15 +31,15 @@ Image.open = hostile_open
 
 
 @pytest.fixture(scope="module")
-def mended(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def recovered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file whose presence means that the decoder no longer crashes."""
-    return tmp_path_factory.mktemp("decoder") / "mended"
+    return tmp_path_factory.mktemp("decoder") / "recovered"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cluster(mended: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def cluster(recovered: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     site = tmp_path_factory.mktemp("site")
-    (site / "sitecustomize.py").write_text(SITE.format(mended=str(mended)))
+    (site / "sitecustomize.py").write_text(SITE.format(recovered=str(recovered)))
     ray.shutdown()
     ray.init(
         address="local",
@@ -52,7 +52,7 @@ def cluster(mended: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     ray.shutdown()
 
 
-def test_a_crash_and_a_hang_cost_one_image_each(photos: np.ndarray, mended: Path, tmp_path: Path) -> None:
+def test_a_crash_and_a_hang_cost_one_image_each(photos: np.ndarray, recovered: Path, tmp_path: Path) -> None:
     (tmp_path / "raw").mkdir()
     for number in range(60):
         path = tmp_path / "raw" / f"{number:02d}.png"
@@ -74,8 +74,8 @@ def test_a_crash_and_a_hang_cost_one_image_each(photos: np.ndarray, mended: Path
     assert result.snapshot.images() == 58
     assert verify(result.snapshot) == []
     assert build(config).unchanged
-    mended.touch()
+    recovered.touch()
     again = retry_failed(config)
-    assert (again.tried, again.mended) == (2, 1)
+    assert (again.tried, again.recovered) == (2, 1)
     assert again.snapshot.rejected == {"time_out": 1}
     assert verify(again.snapshot) == []

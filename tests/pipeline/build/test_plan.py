@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.build.plan import Plan, Planner, ShardPlan, assign_splits, sample_for_palette
 from pipeline.config import DatasetConfig
-from pipeline.dataset.keys import Keys, ParentRows, key_of, match, source_digest, version_of
+from pipeline.dataset.keys import Keys, ParentRows, key_of
 from pipeline.dataset.snapshot import SPLITS, ShardEntry
 from pipeline.errors import IgptError
 from pipeline.source.listing import NO_SPLIT, Rows
@@ -132,7 +132,7 @@ def test_a_rerun_accounts_for_every_image_once_and_touches_only_what_changed(
         assert each.replaces is not None
         keys = new.keys.take(each.rows).text()
         assert keys == [key for key in old_keys[each.replaces.name] if key in set(keys)]
-        assert (each.split, int(each.name.split("-")[1])) == (each.replaces.split, each.replaces.index)
+        assert (each.split, int(each.name.split("-")[1])) == (each.replaces.split, each.replaces.number)
     fresh = {key for each in plan.make for key in new.keys.take(each.rows).text()}
     assert fresh == {key_of(f"a/{number}.png") for number in set(after) - set(before)}
     assert plan.new_images == len(set(after) - set(before))
@@ -258,20 +258,6 @@ def test_a_row_group_of_parquet_is_not_torn() -> None:
     assert sum(len(np.unique(groups[p.rows])) for p in plans) == 30
 
 
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        (("etag", 400, "cat"), ("etag2", 400, "cat")),
-        (("etag", 400, "cat"), ("etag", 401, "cat")),
-        (("etag", 400, "cat"), ("etag", 400, "dog")),
-        (("etag", 400, None), ("etag", 400, "")),
-    ],
-)
-def test_what_changes_an_image_changes_its_version(one: tuple, other: tuple) -> None:
-    assert version_of(*one) != version_of(*other)
-    assert version_of(*one) == version_of(*one)
-
-
 def test_a_changed_version_renames_only_its_own_shard() -> None:
     names = numbered(300, classes=3)
     before, after = shards_of(rows_of(names)), shards_of(rows_of(names, versions={names[7]: 2}))
@@ -334,33 +320,6 @@ def test_the_palette_sees_training_images_alone() -> None:
         sample_for_palette(rows, splits, replace(config, palette_images=10**6)),
         np.flatnonzero(splits == SPLITS.index("train")),
     )
-
-
-@given(
-    keys=st.lists(st.integers(0, 400), unique=True, max_size=100),
-    among=st.lists(st.integers(0, 400), unique=True, max_size=100),
-)
-def test_a_match_is_the_place_of_the_same_key(keys: list[int], among: list[int]) -> None:
-    places = match(Keys.of([key_of(str(n)) for n in keys]), Keys.of([key_of(str(n)) for n in among]))
-    assert places.tolist() == [among.index(n) if n in among else -1 for n in keys]
-
-
-def test_keys_that_share_their_upper_half_are_told_apart() -> None:
-    one, other = "0123456789abcdef0001", "0123456789abcdef0002"
-    assert match(Keys.of([one]), Keys.of([other])).tolist() == [-1]
-    assert Keys.of([one, other]).text() == [one, other]
-
-
-def test_the_digest_of_a_source_knows_no_order() -> None:
-    rows = rows_of(numbered(50))
-    splits = assign_splits(rows, CONFIG)
-    order = np.random.default_rng(0).permutation(50)
-    digest = source_digest(rows.keys, rows.versions, splits)
-    assert source_digest(rows.keys.take(order), rows.versions[order], splits[order]) == digest
-    other = splits.copy()
-    other[3] = 1 - other[3] % 2
-    assert source_digest(rows.keys, rows.versions, other) != digest
-    assert source_digest(rows.keys, rows.versions + np.uint64(1), splits) != digest
 
 
 @pytest.mark.parametrize(

@@ -13,33 +13,15 @@ from PIL import Image
 
 from pipeline.build import shard_tasks
 from pipeline.build.build import BuildResult, build, plan_build
-from pipeline.build.retry import retry_failed
 from pipeline.config import DatasetConfig
 from pipeline.dataset import snapshot
 from pipeline.dataset.keys import key_of
-from pipeline.errors import IgptError
 from pipeline.images import palette
 from pipeline.inspect.verify import verify
 from tests.conftest import write_tar
 from tests.pipeline.build.test_build import contents, rows, times, tokens_by_key
 
 pytestmark = pytest.mark.usefixtures("without_cluster")
-
-
-@pytest.fixture
-def config(image_folder: Path, tmp_path: Path) -> DatasetConfig:
-    """A source of 100 images that the test may change, and a dataset that does not exist yet."""
-    shutil.copytree(image_folder, tmp_path / "raw")
-    return DatasetConfig(
-        raw=str(tmp_path / "raw"),
-        dataset=str(tmp_path / "dataset"),
-        resolution=16,
-        colours=24,
-        samples_per_shard=20,
-        validation_fraction=0.15,
-        test_fraction=0.1,
-        max_reject_fraction=0.2,
-    )
 
 
 def save(config: DatasetConfig, name: str, pixels: np.ndarray) -> None:
@@ -183,20 +165,6 @@ def test_an_image_more_in_a_tar_leaves_the_others_alone(
     assert_sound(result)
 
 
-def test_a_scanned_tar_is_not_read_again(
-    config: DatasetConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    members = {str(p.relative_to(config.raw)): p.read_bytes() for p in sorted(Path(config.raw).rglob("*.*"))}
-    in_tar = replace(config, raw=str(write_tar(tmp_path / "all.tar", members)))
-    build(in_tar)
-
-    def refuse(*_: object) -> None:
-        raise AssertionError("the tar is read")
-
-    monkeypatch.setattr("pipeline.source.containers._scan_tar", refuse)
-    assert build(in_tar).unchanged
-
-
 @pytest.mark.parametrize(
     "change",
     [{"resolution": 8}, {"min_size": 20}, {"samples_per_shard": 50}, {"validation_fraction": 0.3}, {"decode": "fast"}],
@@ -257,84 +225,6 @@ def test_a_mended_image_comes_out_of_quarantine_by_a_rerun(config: DatasetConfig
     assert sum(result.snapshot.rejected.values()) == 1
     assert_sound(result)
     assert_holds_what_a_first_build_holds(result, config, tmp_path)
-
-
-def test_retry_publishes_what_is_mended_and_nothing_else(
-    config: DatasetConfig, photos: np.ndarray, tmp_path: Path
-) -> None:
-    whole = damage(config, "flower/03.jpg", "temple/04.png", "temple/05.png")
-    first = build(config)
-    nothing = retry_failed(config)
-    assert (nothing.tried, nothing.mended, nothing.snapshot) == (3, 0, first.snapshot)
-    assert snapshot.latest_number(config.dataset) == 1
-    for name in ("flower/03.jpg", "temple/04.png"):
-        (Path(config.raw) / name).write_bytes(whole[name])
-    save(config, "temple/new.png", photos[119])  # for the next build
-    mended = retry_failed(config)
-    assert (mended.tried, mended.mended, mended.gone) == (3, 2, 0)
-    assert (mended.snapshot.number, mended.snapshot.images()) == (2, 99)
-    assert sum(mended.snapshot.rejected.values()) == 1
-    assert verify(mended.snapshot) == []
-    kept = {shard.name for shard in first.snapshot.shards}
-    assert kept < {shard.name for shard in mended.snapshot.shards}, "no shard is rewritten"
-    result = build(config)
-    assert result.planned.plan is not None
-    assert (result.planned.plan.new_images, result.planned.plan.changed_images) == (1, 0)
-    assert_sound(result)
-    assert_holds_what_a_first_build_holds(result, config, tmp_path)
-
-
-def test_retry_wants_the_config_of_the_snapshot(config: DatasetConfig) -> None:
-    with pytest.raises(IgptError, match="no dataset snapshot there"):
-        retry_failed(config)
-    build(config)
-    with pytest.raises(IgptError, match="resolution differ from snapshot 1's"):
-        retry_failed(replace(config, resolution=8))
-
-
-def test_of_images_with_the_same_bytes_one_is_taken(config: DatasetConfig, tmp_path: Path) -> None:
-    raw = Path(config.raw)
-    for number in range(5):
-        shutil.copy(raw / "temple" / f"{number:02d}.png", raw / "flower" / f"copy-{number}.png")
-    single = replace(config, drop_duplicates=True, max_reject_fraction=0.0)
-    result = build(single)
-    assert result.snapshot.rejected == {"duplicate": 5}
-    assert result.snapshot.images() == 100
-    details = {row["key"]: row["detail"] for row in rows(config.dataset, "quarantine")}
-    taken = {row["key"] for row in rows(config.dataset, "index")}
-    for number in range(5):
-        pair = {key_of(f"temple/{number:02d}.png"), key_of(f"flower/copy-{number}.png")}
-        (left_out,) = pair & details.keys()
-        (kept,) = pair & taken
-        assert details[left_out] == f"the same bytes as image {kept}"
-    assert_sound(result)
-    assert build(single).unchanged
-    # The one that was taken is deleted: its copy comes in its place.
-    (kept,) = {key_of("temple/02.png"), key_of("flower/copy-2.png")} & taken
-    gone = raw / ("temple/02.png" if kept == key_of("temple/02.png") else "flower/copy-2.png")
-    gone.unlink()
-    after = build(single)
-    assert after.snapshot.rejected == {"duplicate": 4}
-    assert after.snapshot.images() == 100
-    assert_sound(after)
-
-
-def test_a_copy_of_a_held_out_image_is_not_trained_on(config: DatasetConfig) -> None:
-    raw = Path(config.raw)
-    for path in sorted(raw.rglob("*.png")):
-        shutil.copy(path, path.with_name(f"copy-{path.name}"))
-    result = build(replace(config, drop_duplicates=True))
-    index = {row["key"]: row["sha256"] for row in rows(config.dataset, "index")}
-    assert len(set(index.values())) == len(index) == 100
-    found = {split: set() for split in snapshot.SPLITS}
-    for shard in result.snapshot.shards:
-        found[shard.split] |= {row["sha256"] for row in rows_of(config.dataset, shard.index_path)}
-    plain = build(replace(config, dataset=f"{config.dataset}-all"))
-    held_out: set[str] = set()
-    for shard in plain.snapshot.shards:
-        if shard.split != "train":
-            held_out |= {row["sha256"] for row in rows_of(plain.snapshot.dataset, shard.index_path)}
-    assert not held_out & found["train"]
 
 
 def test_random_crops_are_samples_of_training_images_alone(config: DatasetConfig, tmp_path: Path) -> None:
@@ -407,6 +297,6 @@ def test_a_source_that_never_stands_still_is_published_without_what_moved(
     restless = build(config)
     assert restless.snapshot.rejected == {"replaced_while_read": 1}
     monkeypatch.setattr(shard_tasks._Shard, "make", make)
-    mended = build(config)
-    assert (mended.snapshot.rejected, mended.snapshot.images()) == ({}, 100)
-    assert_sound(mended)
+    recovered = build(config)
+    assert (recovered.snapshot.rejected, recovered.snapshot.images()) == ({}, 100)
+    assert_sound(recovered)

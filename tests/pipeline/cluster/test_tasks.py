@@ -123,7 +123,7 @@ def test_a_task_on_a_node_that_fell_silent_is_run_a_second_time(
 ) -> None:
     looks = iter([{"one", "two"}])
     monkeypatch.setattr(tasks, "_alive_nodes", lambda: next(looks, {"one"}))
-    monkeypatch.setattr(tasks, "_LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(tasks, "_CHECK_SECONDS", 0.2)
     monkeypatch.setattr(tasks, "_GRACE_SECONDS", 0.5)
 
     def silent_once(number: int) -> int:

@@ -59,7 +59,7 @@ PALETTES = {
 @pytest.mark.parametrize("name", PALETTES)
 def test_the_table_equals_brute_force(name: str) -> None:
     palette_K3 = PALETTES[name]
-    table = palette.lookup_table(palette_K3)
+    table = palette.compute_lookup_table(palette_K3)
     assert table.shape == (1 << 24,)
     assert table.dtype == np.uint16
     near_colours = np.rint(palette.to_rgb(palette_K3))[:, None] + RANDOM.integers(-20, 21, (len(palette_K3), 20, 3))
@@ -73,7 +73,7 @@ def test_the_table_equals_brute_force(name: str) -> None:
 
 def test_the_whole_table_equals_brute_force() -> None:
     palette_K3 = np.concatenate([CORNERS[1:6], PALETTES["two"], CORNERS[1:2]])
-    table = palette.lookup_table(palette_K3).reshape(256, -1)
+    table = palette.compute_lookup_table(palette_K3).reshape(256, -1)
     rgb_K3 = palette.to_rgb(palette_K3)
     squared = (np.arange(256.0)[:, None, None] - rgb_K3.T) ** 2  # [256, 3, K]
     for red in range(256):
@@ -82,7 +82,7 @@ def test_the_whole_table_equals_brute_force() -> None:
 
 
 def test_the_lowest_of_equal_colours_is_taken() -> None:
-    table = palette.lookup_table(PALETTES["ties"])
+    table = palette.compute_lookup_table(PALETTES["ties"])
     greys = np.arange(256)
     assert not table[(greys << 16) | (greys << 8) | 77].any()
 
@@ -90,7 +90,7 @@ def test_the_lowest_of_equal_colours_is_taken() -> None:
 @pytest.mark.parametrize("shape", [(64, 64), (5, 32, 32), (1, 2)])
 def test_quantize_takes_the_nearest_colour_of_every_pixel(shape: tuple[int, ...]) -> None:
     pixels = np.random.default_rng(1).integers(0, 256, (*shape, 3)).astype(np.uint8)
-    tokens = palette.quantize(pixels, palette.lookup_table(PALETTES["corners"]))
+    tokens = palette.quantize(pixels, palette.compute_lookup_table(PALETTES["corners"]))
     assert tokens.dtype == np.uint16
     assert tokens.shape == shape
     # The nearest corner has each channel on the pixel's side of the middle; 4, 2 and 1 are the corners' strides.
@@ -102,12 +102,12 @@ def test_palette_colours_survive_quantization() -> None:
         RANDOM.permutation(np.stack(np.meshgrid(*[[0, 50, 130, 255]] * 3), -1).reshape(-1, 3))
     )
     tokens = np.arange(64).reshape(8, 8)
-    table = palette.lookup_table(palette_K3)
+    table = palette.compute_lookup_table(palette_K3)
     assert np.array_equal(palette.quantize(palette.to_pixels(tokens, palette_K3), table), tokens)
 
 
 def test_flips_commute_with_quantization(photos: np.ndarray) -> None:
-    table = palette.lookup_table(PALETTES["512"])
+    table = palette.compute_lookup_table(PALETTES["512"])
     tokens = palette.quantize(photos, table)
     assert np.array_equal(palette.quantize(photos[:, :, ::-1], table), tokens[:, :, ::-1])
     assert np.array_equal(palette.quantize(photos[:, ::-1], table), tokens[:, ::-1])

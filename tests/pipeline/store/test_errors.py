@@ -8,7 +8,7 @@ from botocore.exceptions import ClientError, EndpointConnectionError
 from obstore.exceptions import GenericError
 
 from pipeline.errors import IgptError
-from pipeline.store.errors import ShortReadError, is_transient, one_line_errors, patiently
+from pipeline.store.errors import ShortReadError, is_transient, one_line_errors, with_retries
 
 
 def answered(status: int, code: str) -> ClientError:
@@ -36,7 +36,7 @@ PASSING = {
     "obstore, broken body": GenericError("error decoding response body"),
     "obstore, 503": GenericError("Server returned non-2xx status code: 503 Service Unavailable"),
     "obstore, 429": GenericError("Server returned non-2xx status code: 429 Too Many Requests"),
-    "cut off": ShortReadError("5 bytes of 7 came"),
+    "cut off": ShortReadError("read 5 of 7 bytes"),
 }
 FINAL = {
     "missing": FileNotFoundError("missing"),
@@ -62,7 +62,7 @@ def test_what_passes_is_tried_again(name: str) -> None:
             raise PASSING[name]
         return "answer"
 
-    assert patiently(request) == "answer"
+    assert with_retries(request) == "answer"
     assert len(tries) == 4
 
 
@@ -76,13 +76,13 @@ def test_what_does_not_pass_is_raised_at_once(name: str) -> None:
         raise FINAL[name]
 
     with pytest.raises(type(FINAL[name])):
-        patiently(request)
+        with_retries(request)
     assert len(tries) == 1
 
 
 def test_patience_ends() -> None:
     with pytest.raises(TimeoutError):
-        patiently(always(TimeoutError()), seconds=0.3)
+        with_retries(always(TimeoutError()), seconds=0.3)
 
 
 def always(error: Exception) -> Callable[[], None]:

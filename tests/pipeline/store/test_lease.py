@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from pipeline.store import lease, objects
-from pipeline.store.lease import Fence, LeaseHeldError, LeaseLostError, Sight, Step, next_step
+from pipeline.store.lease import Fence, LeaseHeldError, LeaseLostError, Observation, Step, next_step
 from pipeline.store.objects import StoredFile
 
 DEAD = 0.6  # seconds; thirty in production
 
 
-def seen(term: int = 3, renewal: str = "a", age: float = 0.0, ended: bool = False) -> Sight:
-    return Sight(term=term, renewal=renewal, age=age, ended=ended)
+def seen(term: int = 3, renewal: str = "a", age: float = 0.0, ended: bool = False) -> Observation:
+    return Observation(term=term, renewal=renewal, age=age, ended=ended)
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def seen(term: int = 3, renewal: str = "a", age: float = 0.0, ended: bool = Fals
         (seen(), seen(), 31, Step.TAKE),
     ],
 )
-def test_what_is_seen_decides(first: Sight, now: Sight, waited: float, step: Step) -> None:
+def test_what_is_seen_decides(first: Observation, now: Observation, waited: float, step: Step) -> None:
     assert next_step(first, now, waited, dead_seconds=30) is step
 
 
@@ -52,8 +52,8 @@ def test_a_look_takes_the_newest_term_and_the_clock_of_the_store() -> None:
         file("look-1", 150),
         file("00000008.json.claims", 149),
     ]
-    assert lease.sight(files, "s3://b/d/lease/look-1") == seen(term=7, renewal="third", age=10)
-    assert lease.sight([], "s3://b/d/lease/look-1") == seen(term=0, renewal="")
+    assert lease.observation(files, "s3://b/d/lease/look-1") == seen(term=7, renewal="third", age=10)
+    assert lease.observation([], "s3://b/d/lease/look-1") == seen(term=0, renewal="")
 
 
 def die_with(folder: str, **about: str) -> Fence:
@@ -65,7 +65,7 @@ def test_the_second_is_refused_while_the_first_is_alive_and_let_in_afterwards(tm
     folder, dead = str(tmp_path), 5 * DEAD  # a busy machine may stand still for a while
     with lease.hold(folder, {"flow_run": "1234"}, dead_seconds=dead) as first:
         with (
-            pytest.raises(LeaseHeldError, match=r"process \d+ on .* \(flow run 1234\) is at work"),
+            pytest.raises(LeaseHeldError, match=r"process \d+ on .* \(flow run 1234\) is working"),
             lease.hold(folder, dead_seconds=dead),
         ):
             pass
@@ -90,7 +90,7 @@ def test_a_dead_holder_is_replaced_and_its_token_refused(tmp_path: Path) -> None
         held.fence.check()
         with pytest.raises(LeaseLostError, match="another process took over"):
             old.check()
-    assert any("the dead (flow run 1234) died at work" in line for line in lines)
+    assert any("the dead (flow run 1234) died while working" in line for line in lines)
     with pytest.raises(LeaseLostError):
         old.check()  # for ever
 
@@ -165,12 +165,12 @@ def test_old_terms_are_forgotten_and_their_numbers_never_come_back(tmp_path: Pat
 
 def test_who_looked_long_ago_gets_no_old_term(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = str(tmp_path)
-    look, stale = lease._look, seen(term=0)
+    look, stale = lease._observe, seen(term=0)
     for _ in range(4):
         with lease.hold(folder):
             pass
     looks = [stale]  # a process that slept between its look and its step
-    monkeypatch.setattr(lease, "_look", lambda folder: looks.pop() if looks else look(folder))
+    monkeypatch.setattr(lease, "_observe", lambda folder: looks.pop() if looks else look(folder))
     with lease.hold(folder) as held:
         assert held.fence.term == 5
         looks.append(stale)  # another
@@ -194,9 +194,9 @@ def test_nobody_is_dead_because_the_one_who_looks_stood_still(tmp_path: Path, mo
     """Or because the store was away: then all leases look old, and their holders renew in a moment."""
     folder, dead = str(tmp_path), 4.0
     fence = die_with(folder)
-    look, looked = lease._look, 0
+    look, looked = lease._observe, 0
 
-    def slow(folder: str) -> Sight:
+    def slow(folder: str) -> Observation:
         nonlocal looked
         looked += 1
         if looked == 2:
@@ -205,7 +205,7 @@ def test_nobody_is_dead_because_the_one_who_looks_stood_still(tmp_path: Path, mo
             objects.write_bytes(f"{folder}/lease/{fence.term:08d}.renewed", b"1")
         return look(folder)
 
-    monkeypatch.setattr(lease, "_look", slow)
+    monkeypatch.setattr(lease, "_observe", slow)
     with pytest.raises(LeaseHeldError), lease.hold(folder, dead_seconds=dead):
         pass
     fence.check()

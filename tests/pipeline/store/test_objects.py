@@ -1,18 +1,13 @@
 """Storage on a local disk: whole objects or none, conditional creation, and errors in one line."""
 
-import errno
 import os
 import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pipeline.errors import IgptError
-from pipeline.store import bulk, objects
-from pipeline.store.conditional_create import AlreadyExistsError, create_bytes
-from pipeline.store.objects import StoredFile
+from pipeline.store import objects
 
 CONTENT = bytes(os.urandom(300_000))
 
@@ -45,25 +40,6 @@ def test_a_failed_put_leaves_the_object_as_it_was(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["object"]
 
 
-def test_creation_never_replaces(tmp_path: Path) -> None:
-    url = str(tmp_path / "new" / "object")
-    create_bytes(url, b"first")
-    for content in (b"second", b"first"):
-        with pytest.raises(AlreadyExistsError):
-            create_bytes(url, content)
-    assert objects.read_bytes(url) == b"first"
-    assert [file.name for file in Path(url).parent.iterdir()] == ["object"]
-
-
-def test_of_two_creators_that_both_saw_nothing_one_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    url = str(tmp_path / "object")
-    create_bytes(url, b"first")
-    monkeypatch.setattr(objects, "exists", lambda url: False)  # looked just before the other created it
-    with pytest.raises(AlreadyExistsError):
-        create_bytes(url, b"second")
-    assert objects.read_bytes(url) == b"first"
-
-
 def test_readers_never_see_a_part_of_an_object(tmp_path: Path) -> None:
     url = str(tmp_path / "object")
     contents = {bytes([number]) * 200_000 for number in range(4)}
@@ -93,60 +69,6 @@ def test_a_listing_is_sorted_and_complete(tmp_path: Path) -> None:
     assert [file.size for file in files] == [len(name) for name in sorted(names)]
     assert [file.url for file in objects.list_files(str(tmp_path / "a"))] == [str(tmp_path / "a")]
     assert list(objects.list_files(str(tmp_path / "missing"))) == []
-
-
-@pytest.mark.parametrize("listing", [objects.list_files, bulk.list_files])
-def test_a_folder_that_cannot_be_read_is_an_error_and_not_empty(
-    listing: Callable[[str], Iterator[StoredFile]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("a/1", "b/2"):
-        objects.write_bytes(objects.join(str(tmp_path), name), b"")
-    scandir = os.scandir
-
-    def refuse(path: Path) -> Any:
-        if Path(path).name == "b":
-            raise PermissionError(errno.EACCES, "Permission denied", str(path))
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", refuse)
-    with pytest.raises(IgptError, match="/b: permission denied; check its owner and mode"):
-        list(listing(str(tmp_path)))
-
-
-def test_what_is_removed_while_it_is_listed_is_left_out(tmp_path: Path) -> None:
-    names = [f"{number:02d}" for number in range(20)]
-    for name in names:
-        objects.write_bytes(objects.join(str(tmp_path), name), b"")
-    listing = objects.list_local(str(tmp_path), follow_links=True)
-    first = next(listing)
-    for name in names:
-        (tmp_path / name).unlink()
-    assert [first, *listing] == [first]
-
-
-def test_links_that_lead_nowhere_are_no_files_and_one_to_a_file_is_as_new_as_itself(tmp_path: Path) -> None:
-    old = tmp_path / "elsewhere" / "old"
-    objects.write_bytes(str(old), b"old")
-    os.utime(old, (1000, 1000))
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    (folder / "loop").symlink_to("loop")
-    (folder / "broken").symlink_to("missing")
-    (folder / "new").symlink_to(old)
-    (folder / "deep").symlink_to(tmp_path / "elsewhere")
-    (file,) = objects.list_files(str(folder))
-    assert (file.url, file.size) == (str(folder / "new"), 3) and file.modified > 1000
-    assert [file.url for file in bulk.list_files(str(folder))] == [str(folder / "new"), str(folder / "deep" / "old")]
-
-
-def test_the_tag_of_a_file_changes_with_its_content(tmp_path: Path) -> None:
-    path = tmp_path / "object"
-    tags = set()
-    for content, time in ((b"one", 1), (b"two", 2), (b"longer", 2)):
-        path.write_bytes(content)
-        os.utime(path, (time, time))
-        tags.add(next(objects.list_files(str(path))).etag)
-    assert len(tags) == 3
 
 
 def test_upload_and_download_are_inverse(tmp_path: Path) -> None:
@@ -217,7 +139,7 @@ def test_what_an_object_store_answers_becomes_one_line(
             raise error
 
     monkeypatch.setattr(objects, "filesystem", lambda url, **_: Store())
-    monkeypatch.setattr(objects, "patiently", lambda request, **_: request())
+    monkeypatch.setattr(objects, "with_retries", lambda request, **_: request())
     with pytest.raises(IgptError, match=rf"^s3://b/key: .*{words}") as raised:
         objects.read_bytes("s3://b/key")
     assert "\n" not in str(raised.value)

@@ -1,7 +1,6 @@
-"""What a process publishes after another has taken its lease over: nothing, and it says why in a line."""
+"""A training whose lease another process took over publishes nothing more, and says why in one line."""
 
 import json
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +10,6 @@ import torch
 from igpt_model.runs import checkpoint
 from igpt_model.training.loop import train
 from igpt_model.worker import Worker
-from pipeline.build.build import build
-from pipeline.config import DatasetConfig
-from pipeline.dataset import snapshot
 from pipeline.store import objects
 from pipeline.store.lease import Fence, LeaseLostError
 from tests.igpt_model.training.test_loop import Recorder, digits_snapshot, short_training
@@ -26,21 +22,6 @@ def fence(folder: str, term: int) -> Fence:
     holder = f"holder of term {term}"
     objects.write_bytes(objects.join(folder, "lease", f"{term:08d}.json"), json.dumps({"id": holder}).encode())
     return Fence(folder=folder, term=term, holder=holder)
-
-
-def test_a_build_publishes_nothing_and_the_next_one_uses_its_shards(image_folder: Path, tmp_path: Path) -> None:
-    config = DatasetConfig(raw=str(image_folder), dataset=str(tmp_path / "built"), resolution=16, colours=24)
-    first, others = fence(config.dataset, 1), []
-
-    def progress(step: str, done: int, total: int, detail: str = "") -> None:
-        if step == "shards":
-            others.append(fence(config.dataset, 2))  # in the middle of the work
-
-    with pytest.raises(LeaseLostError, match="another process took over"):
-        build(config, progress=progress, exclusively=lambda dataset: nullcontext(first))
-    assert snapshot.latest_number(config.dataset) is None and not snapshot.numbers(config.dataset)
-    heir = build(config, exclusively=lambda dataset: nullcontext(others[0]))
-    assert heir.snapshot.number == 1 and heir.shards_reused == len(heir.snapshot.shards)
 
 
 def test_a_training_marks_and_prunes_no_checkpoint(tmp_path: Path) -> None:
