@@ -17,7 +17,7 @@ from tests.rigs.hosts import Host
 from tests.rigs.ray_nodes import RayNodes
 from tests.rigs.s3_faults import Fault, Faults
 
-pytestmark = pytest.mark.services
+pytestmark = [pytest.mark.services, pytest.mark.faults]
 
 IMAGES = 900
 FEW = 40

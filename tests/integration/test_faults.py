@@ -18,7 +18,7 @@ from pipeline.store import objects
 from tests.conftest import Command
 from tests.integration.conftest import IGPT, ROOT, Refreshed, igpt
 
-pytestmark = pytest.mark.services
+pytestmark = [pytest.mark.services, pytest.mark.faults]
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen, seconds: float = 120) -> None:

@@ -15,7 +15,7 @@ from pipeline.store import lease, objects, presence, s3
 from pipeline.store.s3 import BoundedS3FileSystem
 from tests.rigs.s3_server import launch_here, serve
 
-pytestmark = pytest.mark.services
+pytestmark = [pytest.mark.services, pytest.mark.faults]
 
 
 @dataclass(frozen=True)
