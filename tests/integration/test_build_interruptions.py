@@ -87,6 +87,7 @@ def shard_workers(stack: Stack) -> list[psutil.Process]:
     return found
 
 
+@pytest.mark.sample
 def test_workers_killed_in_the_middle_of_a_shard(digits: str, stack: Stack, undisturbed: dict[str, bytes]) -> None:
     process = start(digits, "killed-workers")
     killed: list[psutil.Process] = []
@@ -127,9 +128,12 @@ conditional_create._create_while_claimed = create_or_die
 """,
     "before LATEST": "import pipeline.dataset.publish\npipeline.dataset.publish._point_latest = die\n",
 }
+_SAMPLE = "while it creates the manifest"
 
 
-@pytest.mark.parametrize("place", DEATHS)
+@pytest.mark.parametrize(
+    "place", [pytest.param(place, marks=[pytest.mark.sample] if place == _SAMPLE else []) for place in DEATHS]
+)
 def test_the_driver_killed_and_the_same_command_again(place: str, digits: str, undisturbed: dict[str, bytes]) -> None:
     name = "killed-" + place.replace(" ", "-")
     code, said = end(start(digits, name, DEATHS[place]))
