@@ -250,6 +250,7 @@ def assert_same_bits(training: Training, calm: Training) -> None:
     assert training.weights() == calm.weights()
 
 
+@pytest.mark.sample
 def test_workers_killed_in_a_step_and_in_an_upload_and_one_that_hangs(rig: Rig, place: Place, calm: Training) -> None:
     training = Training(place, "workers", upload_seconds=8, hang_seconds=12).start()
     training.wait_until(lambda: training.has_done(EVERY + 5))
@@ -270,6 +271,7 @@ def test_workers_killed_in_a_step_and_in_an_upload_and_one_that_hangs(rig: Rig, 
     assert_same_bits(training, calm)
 
 
+@pytest.mark.sample
 def test_a_node_that_is_to_be_taken_away_and_is_and_a_lost_node_that_comes_back(
     rig: Rig, place: Place, calm: Training
 ) -> None:
@@ -361,6 +363,7 @@ def test_three_nodes_to_two_and_back_to_three(rig: Rig, place: Place, tmp_path: 
     assert ours == pytest.approx({step: values["train_loss"] for step, values in heard.values.items()}, abs=5e-3)
 
 
+@pytest.mark.sample
 def test_a_loss_that_is_not_finite_ends_the_run_in_a_line_and_it_can_go_on(rig: Rig, place: Place) -> None:
     training = Training(place, "nan", learning_rate=1e30, max_skipped_steps=3, workers=2).start()
     assert training.driver.wait(timeout=300) == 2

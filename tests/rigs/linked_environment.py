@@ -4,7 +4,6 @@ Its files are links to those of this environment, so that it takes a second; a p
 it.
 """
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -33,7 +32,7 @@ def link_environment(folder: Path, requirements: Iterable[str]) -> Path:
             if ".." not in file.parts:  # programs, which know their interpreter
                 link = packages / file
                 link.parent.mkdir(parents=True, exist_ok=True)
-                link.symlink_to(os.fspath(package.locate_file(file)))
+                link.symlink_to(str(package.locate_file(file)))
         for entry in package.entry_points.select(group="console_scripts"):
             script = programs / entry.name
             script.write_text(

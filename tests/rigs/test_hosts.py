@@ -17,7 +17,7 @@ from tests.rigs.hosts import Network
 from tests.rigs.ray_nodes import RayNodes
 from tests.rigs.waiting import wait_until
 
-pytestmark = [pytest.mark.services, pytest.mark.usefixtures("needs_hosts")]
+pytestmark = [pytest.mark.services, pytest.mark.faults, pytest.mark.usefixtures("needs_hosts")]
 
 ROOT = Path(__file__).parent.parent.parent
 SLEEP = ["sh", "-c", "setsid sleep 600 & exec sleep 600"]  # one process that its parent knows, and one that it does not
