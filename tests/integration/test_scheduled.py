@@ -206,7 +206,7 @@ def build_entry(digits: str, name: str, samples_per_shard: int = 4, **more: Any)
 
 def refresh_entry(digits: str, name: str) -> dict[str, Any]:
     config = refresh_config(digits, name)
-    config["pretrain"]["steps"] = 400
+    config["pretrain"]["steps"] = 200
     return {
         "name": name,
         "entrypoint": "flows.scheduled.scheduled_refresh",
@@ -432,7 +432,7 @@ def test_a_worker_killed_in_each_stage_of_a_refresh_continues_the_same_run(worke
     ]
     (result,) = [file.url for file in objects.list_files(runs) if file.url.endswith("result.json")]
     found = json.loads(objects.read_bytes(result))
-    assert found["restarts"] >= 1 and found["steps"] == 400
+    assert found["restarts"] >= 1 and found["steps"] == 200
     run = tracked()
     assert run is not None and run.info.status == "FINISHED"
     for name in ("train_loss", "probe_test_accuracy"):
