@@ -32,7 +32,7 @@ def igpt(*arguments: str, environment: dict[str, str] | None = None, seconds: in
 
     With an environment of its own it is started as a user does it, otherwise it begins with the libraries imported.
     """
-    if environment is None:
+    if not environment:
         return ended(_warm.command(*arguments), seconds)
     done = subprocess.run(
         [*IGPT, *arguments],

@@ -286,17 +286,16 @@ def test_a_node_that_is_to_be_taken_away_and_is_and_a_worker_that_hangs_is_ended
     assert not training.has_done(STEPS - 5), "it was taken away too late"
     rig.nodes.heal()
 
-    def begun(restart: int) -> int:
-        """The first step of all ranks after so many restarts; 0 before it."""
-        steps = [line.step for line in training.lines() if line.numbers[0] == restart]
-        return min(steps) if len(steps) > 3 else 0
+    def restarted() -> list[Line]:
+        """What was logged after a restart; the checkpoint knows of none yet, so that it is the first each time."""
+        return [line for line in training.lines() if line.numbers[0] == 1]
 
-    training.wait_until(lambda: begun(restart=1) > 0)
+    training.wait_until(lambda: len(restarted()) > 3)
     psutil.Process(training.worker(1)).suspend()  # Ray ends it with the group, by SIGKILL
     assert not training.has_done(STEPS - 5), "it was stopped too late"
     said = training.finish()
-    assert begun(restart=1) == saved + 1  # the notice was in time: nothing before was lost
-    assert begun(restart=2) == saved + 1
+    assert min(line.step for line in restarted()) == saved + 1  # the notice was in time: nothing before was lost
+    assert len({line.pid for line in restarted() if line.step == saved + 1}) == 6  # both times
     # Those who wait for it end by themselves, in whichever order.
     assert re.search(rf"worker [02] made no step for 12 s after step \d+: .*/{training.name}/stacks/", said)
     stacks = "".join(path.read_text() for path in (training.folder / "stacks").iterdir())
