@@ -1,6 +1,6 @@
 """Two runs of pytest side by side: the tests on hosts of their own, and the others. Both wait for much.
 
-    python -m tests.side_by_side MARKERS [OPTION ...]
+    python -m tests.side_by_side [OPTION ...] -m MARKERS
 
 What the tests on hosts print comes when both have ended.
 """
@@ -10,9 +10,10 @@ import sys
 import tempfile
 
 
-def main(markers: str, *options: str) -> int:
+def main(*arguments: str) -> int:
     """Run both; the exit status of the first that failed, or 0."""
-    command = [sys.executable, "-m", "pytest", *options, "-m"]
+    *options, markers = arguments
+    command = [sys.executable, "-m", "pytest", *options]
     with tempfile.TemporaryFile("w+") as said:
         beside = subprocess.Popen([*command, f"rig and ({markers})"], stdout=said, stderr=subprocess.STDOUT)
         try:

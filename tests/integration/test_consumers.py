@@ -34,7 +34,7 @@ from igpt_model.registry.client import Version
 from igpt_model.registry.register import register
 from pipeline.store import objects
 from tests.integration.conftest import ROOT
-from tests.rigs.linked_environment import link_environment
+from tests.rigs.environments import with_requirements
 
 pytestmark = pytest.mark.services
 
@@ -101,7 +101,7 @@ def requirements(registered: Version, tmp_path_factory: pytest.TempPathFactory) 
 @pytest.fixture(scope="module")
 def empty_environment(requirements: Path) -> Path:
     """The programs of a virtual environment with the requirements of the registered version, and nothing else."""
-    return link_environment(requirements.parent / "venv", requirements.read_text().split())
+    return with_requirements(requirements.read_text().split(), requirements.parent / "venv")
 
 
 PROGRAM = """
