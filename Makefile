@@ -6,6 +6,7 @@ RUN := $(VENV)/.ready-to-run
 DEV := $(VENV)/.ready-to-develop
 PIP := $(BIN)/pip --disable-pip-version-check --quiet --quiet
 PYTEST := $(BIN)/pytest $(PYTEST_FLAGS)
+SIDE_BY_SIDE := $(BIN)/python -m tests.side_by_side $(PYTEST_FLAGS) -m
 
 # A part that fails does not keep the next ones from running; make still exits with an error.
 MAKEFLAGS += --keep-going
@@ -27,11 +28,11 @@ test-unit: $(DEV)
 	$(PYTEST) -m "not (services or faults or rig or long)"
 
 test-services: $(DEV)
-	$(PYTEST) -m "not long and ((services or rig) and not faults or sample)"
+	$(SIDE_BY_SIDE) "not long and ((services or rig) and not faults or sample)"
 
 # Together with `test`, without those that it has run.
 test-faults: $(DEV) ## every fault: killed workers, lost nodes, failing stores and servers
-	$(PYTEST) -m "faults and not long$(if $(filter test,$(MAKECMDGOALS)), and not sample)"
+	$(SIDE_BY_SIDE) "faults and not long$(if $(filter test,$(MAKECMDGOALS)), and not sample)"
 
 test-long: $(DEV) ## the rehearsal, long random histories and fuzzing
 	$(PYTEST) -m long

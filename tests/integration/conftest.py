@@ -18,23 +18,43 @@ from flows.services import local_stack, settings
 from flows.services.local_stack import Stack
 from pipeline.store import objects
 from tests.conftest import Command
+from tests.rigs.warm_start import WarmProcess, WarmStart
 
 IGPT = [sys.executable, "-m", "flows.cli"]
 ROOT = Path(__file__).parent.parent.parent
 
 
+_warm = WarmStart(ROOT)
+
+
 def igpt(*arguments: str, environment: dict[str, str] | None = None, seconds: int = 500) -> Command:
-    """Run the command line as a user would, against the session's services."""
+    """Run the command line in a process of its own, against the session's services.
+
+    With an environment of its own it is started as a user does it, otherwise it begins with the libraries imported.
+    """
+    if not environment:
+        return ended(_warm.command(*arguments), seconds)
     done = subprocess.run(
         [*IGPT, *arguments],
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env={**os.environ, **(environment or {})},
+        env={**os.environ, **environment},
         timeout=seconds,
         check=False,
     )
     return Command(code=done.returncode, out=done.stdout, err=done.stderr)
+
+
+def ended(process: WarmProcess, seconds: int = 500) -> Command:
+    """How a command ends."""
+    out, err = process.communicate(timeout=seconds)
+    return Command(code=process.wait(), out=out, err=err)
+
+
+def python(code: str, *arguments: str) -> WarmProcess:
+    """Start Python code in a process of its own that knows the session's services and begins with the libraries."""
+    return _warm.program(code, *arguments)
 
 
 @pytest.fixture(scope="session")
@@ -58,7 +78,8 @@ def stack(home: Path) -> Iterator[Stack]:
     for name in [name for name in os.environ if name.startswith("RAY_")]:
         del os.environ[name]
     try:
-        yield started
+        with _warm:
+            yield started
     finally:
         local_stack.down(home)
         os.environ.clear()

@@ -2,8 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,9 +13,10 @@ from flows.services.local_stack import Stack
 from pipeline.dataset import snapshot
 from pipeline.inspect.verify import verify
 from pipeline.store import objects
-from tests.integration.conftest import ROOT
+from tests.integration.conftest import python
+from tests.rigs.warm_start import WarmProcess
 
-pytestmark = pytest.mark.services
+pytestmark = [pytest.mark.services, pytest.mark.faults]
 
 # Fifty shards, so that there is a time between the first and the last.
 FIELDS = {"resolution": 8, "colours": 16, "samples_per_shard": 8, "validation_fraction": 0.1, "test_fraction": 0.1}
@@ -25,7 +24,6 @@ FIELDS = {"resolution": 8, "colours": 16, "samples_per_shard": 8, "validation_fr
 _DRIVER = """
 import json, os, signal, sys
 from flows.services import settings
-settings.activate(settings.default_home())
 from pipeline.cluster import tasks as ray_cluster
 from pipeline.build.build import build
 from pipeline.config import DatasetConfig
@@ -41,19 +39,13 @@ except IgptError as error:
 """
 
 
-def start(digits: str, name: str, patch: str = "", **fields: object) -> subprocess.Popen[str]:
+def start(digits: str, name: str, patch: str = "", **fields: object) -> WarmProcess:
     """Build a dataset in a process of its own."""
     config = {"raw": digits, "dataset": f"s3://datasets/{name}", **FIELDS, **fields}
-    return subprocess.Popen(
-        [sys.executable, "-c", _DRIVER.format(patch=patch), json.dumps(config)],
-        cwd=ROOT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+    return python(_DRIVER.format(patch=patch), json.dumps(config))
 
 
-def end(process: subprocess.Popen[str]) -> tuple[int, str]:
+def end(process: WarmProcess) -> tuple[int, str]:
     out, err = process.communicate(timeout=120)
     return process.returncode, out + err
 
@@ -74,7 +66,7 @@ def undisturbed(digits: str) -> dict[str, bytes]:
     return files_of("undisturbed")
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 60) -> None:
+def wait_for(condition: Callable[[], bool], process: WarmProcess, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, "the build ended before it could be disturbed"
@@ -95,6 +87,7 @@ def shard_workers(stack: Stack) -> list[psutil.Process]:
     return found
 
 
+@pytest.mark.sample
 def test_workers_killed_in_the_middle_of_a_shard(digits: str, stack: Stack, undisturbed: dict[str, bytes]) -> None:
     process = start(digits, "killed-workers")
     killed: list[psutil.Process] = []
@@ -122,7 +115,7 @@ def counted(function, calls, **options):
         yield result
 tasks.map_tasks = counted
 """,
-    "after the last shard": "import pipeline.build.build\npipeline.build.check_counts = die\n",
+    "after the last shard": "import pipeline.build.build\npipeline.build.build.check_counts = die\n",
     "before the manifest": "import pipeline.dataset.publish\npipeline.dataset.publish.create_bytes = die\n",
     "while it creates the manifest": """
 from pipeline.store import conditional_create
@@ -135,9 +128,12 @@ conditional_create._create_while_claimed = create_or_die
 """,
     "before LATEST": "import pipeline.dataset.publish\npipeline.dataset.publish._point_latest = die\n",
 }
+_SAMPLE = "while it creates the manifest"
 
 
-@pytest.mark.parametrize("place", DEATHS)
+@pytest.mark.parametrize(
+    "place", [pytest.param(place, marks=[pytest.mark.sample] if place == _SAMPLE else []) for place in DEATHS]
+)
 def test_the_driver_killed_and_the_same_command_again(place: str, digits: str, undisturbed: dict[str, bytes]) -> None:
     name = "killed-" + place.replace(" ", "-")
     code, said = end(start(digits, name, DEATHS[place]))

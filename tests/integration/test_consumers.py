@@ -34,6 +34,7 @@ from igpt_model.registry.client import Version
 from igpt_model.registry.register import register
 from pipeline.store import objects
 from tests.integration.conftest import ROOT
+from tests.rigs.environments import with_requirements
 
 pytestmark = pytest.mark.services
 
@@ -85,25 +86,22 @@ def registered(stack: Stack) -> Version:
 
 
 @pytest.fixture(scope="module")
-def empty_environment(registered: Version, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The programs of a virtual environment with the requirements of the registered version, and nothing else."""
+def requirements(registered: Version, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file in which the registered version names what it requires."""
     folder = tmp_path_factory.mktemp("consumer")
-    requirements = mlflow.artifacts.download_artifacts(f"{URI}/requirements.txt", dst_path=str(folder))
-    lines = Path(requirements).read_text().split()
+    path = Path(mlflow.artifacts.download_artifacts(f"{URI}/requirements.txt", dst_path=str(folder)))
+    lines = path.read_text().split()
     assert all("==" in line for line in lines)
     assert sorted(line.split("==")[0] for line in lines) == sorted(
         ["mlflow-skinny", "torch", "numpy", "pandas", "pillow", "safetensors", "boto3"]
     )
-    subprocess.run([sys.executable, "-m", "venv", str(folder / "venv")], check=True)
-    subprocess.run(
-        [
-            *(str(folder / "venv" / "bin" / "pip"), "install", "--quiet", "--quiet", "--no-compile"),
-            *("--disable-pip-version-check", "-r", requirements),
-        ],
-        check=True,
-        timeout=400,
-    )
-    return folder / "venv" / "bin"
+    return path
+
+
+@pytest.fixture(scope="module")
+def empty_environment(requirements: Path) -> Path:
+    """The programs of a virtual environment with the requirements of the registered version, and nothing else."""
+    return with_requirements(requirements.read_text().split(), requirements.parent / "venv")
 
 
 PROGRAM = """
@@ -127,8 +125,22 @@ print(json.dumps({
 
 
 def test_the_model_loads_where_nothing_of_ours_is_installed(empty_environment: Path, tmp_path: Path) -> None:
+    assert_loads(empty_environment, tmp_path)
+
+
+@pytest.mark.long
+def test_the_model_loads_where_pip_has_installed_what_it_names(requirements: Path, tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
+    programs = tmp_path / "venv" / "bin"
+    command = [str(programs / "pip"), "install", "--quiet", "--quiet", "--disable-pip-version-check", "-r"]
+    subprocess.run([*command, str(requirements)], check=True, timeout=400)
+    assert_loads(programs, tmp_path)
+
+
+def assert_loads(programs: Path, tmp_path: Path) -> None:
+    """In the environment with these programs the model loads, answers, and takes nothing from elsewhere."""
     done = subprocess.run(
-        [str(empty_environment / "python"), "-W", "error::UserWarning:mlflow", "-c", PROGRAM, URI],
+        [str(programs / "python"), "-W", "error::UserWarning:mlflow", "-c", PROGRAM, URI],
         capture_output=True,
         text=True,
         cwd=tmp_path,

@@ -47,6 +47,8 @@ def test_a_step_that_is_repeated_has_its_first_value(logger: RunLogger) -> None:
     assert [step for step, _ in logger.metric_history("images_per_second")] == [10, 20, 30, 40]
 
 
+@pytest.mark.faults
+@pytest.mark.sample
 def test_what_is_told_while_the_server_is_away_comes_when_it_is_back(server: MlflowServer, logger: RunLogger) -> None:
     curve = CurveLogger(logger)
     curve.metrics(10, {"train_loss": 1.0})
@@ -77,6 +79,7 @@ def test_nobody_waits_for_a_server_that_does_not_answer() -> None:
             curve.flush(seconds=0.2)
 
 
+@pytest.mark.faults
 def test_an_outage_is_told_once_and_so_is_its_end(server: MlflowServer, logger: RunLogger) -> None:
     told: list[str] = []
     curve = CurveLogger(logger, told.append)
@@ -91,6 +94,7 @@ def test_an_outage_is_told_once_and_so_is_its_end(server: MlflowServer, logger: 
     assert [line.split(" ", 3)[3].split(" (")[0] for line in told] == ["does not take metrics", "takes metrics again"]
 
 
+@pytest.mark.faults
 def test_a_run_that_cannot_be_closed_is_one_line_if_it_was_well_and_else_what_was_wrong(
     server: MlflowServer, logger: RunLogger
 ) -> None:

@@ -18,7 +18,7 @@ from pipeline.store import objects
 from tests.conftest import Command
 from tests.integration.conftest import IGPT, ROOT, Refreshed, igpt
 
-pytestmark = pytest.mark.services
+pytestmark = [pytest.mark.services, pytest.mark.faults]
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen, seconds: float = 120) -> None:
@@ -78,6 +78,7 @@ def mlflow_status(stack: Stack) -> str:
     return run.info.status
 
 
+@pytest.mark.sample
 def test_ctrl_c_in_the_training_is_one_line_and_closes_its_run(stopped: Command, stack: Stack) -> None:
     assert stopped.code == 130, stopped.out + stopped.err
     assert stopped.err.strip().splitlines()[-1].startswith("igpt: interrupted")
@@ -86,6 +87,7 @@ def test_ctrl_c_in_the_training_is_one_line_and_closes_its_run(stopped: Command,
     assert mlflow_status(stack) == "KILLED"
 
 
+@pytest.mark.sample
 @pytest.mark.usefixtures("stopped")
 def test_runs_resume_goes_on_and_a_killed_worker_costs_nothing_but_time(refreshed: Refreshed, stack: Stack) -> None:
     """That the same command goes on too is tested on nodes of their own, in test_training_faults.py."""
@@ -127,6 +129,7 @@ def test_ctrl_c_in_the_build_publishes_nothing_and_a_rerun_completes_it(digits: 
     assert objects.read_bytes("s3://datasets/stopped/LATEST") == b"1\n"
 
 
+@pytest.mark.sample
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(refreshed: Refreshed) -> None:
     copy = "s3://runs/damaged"
     objects.write_many(

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.services
     ("fields", "pictures"),
     [
         ("objective=masked ema_decay=0.9 micro_batch=5", {"reconstructions.png"}),
-        ("class_conditional=true low_resolution=4 flip=true", {"upscaled.png"}),
+        ("class_conditional=true low_resolution=4 flip=true workers=1", {"upscaled.png"}),
     ],
 )
 def test_a_model_of_another_kind_is_trained_and_shown(
@@ -56,7 +56,7 @@ def test_a_training_starts_from_a_registered_version(refreshed: Refreshed, stack
     shape = [f"{name}={value}" for name, value in fields.items() if name in {"preset", "layers", "width", "heads"}]
     command = [
         *("pretrain", "dataset=s3://datasets/refreshed", "runs=s3://runs/children", "steps=10", "global_batch=32"),
-        *("warmup_steps=5", "sample_every=0", "experiment=children", *shape),
+        *("workers=1", "warmup_steps=5", "sample_every=0", "experiment=children", *shape),
     ]
     child = igpt(*command, "parent=models:/refreshed/1")
     assert child.code == 0, child.out + child.err

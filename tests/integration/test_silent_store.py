@@ -15,7 +15,7 @@ from pipeline.store import lease, objects, presence, s3
 from pipeline.store.s3 import BoundedS3FileSystem
 from tests.rigs.s3_server import launch_here, serve
 
-pytestmark = pytest.mark.services
+pytestmark = [pytest.mark.services, pytest.mark.faults]
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
             BoundedS3FileSystem.clear_instance_cache()
 
 
-@pytest.mark.parametrize("size", [10, 14_000_000], ids=["small", "large"])
+@pytest.mark.parametrize("size", [pytest.param(10, marks=pytest.mark.sample), 14_000_000], ids=["small", "large"])
 def test_no_answer_to_a_put_is_an_error_and_a_late_one_is_none(
     store: Store, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -69,7 +69,9 @@ def test_no_answer_to_a_put_is_an_error_and_a_late_one_is_none(
     assert objects.read_bytes("s3://raw/object") == b"after"
 
 
-@pytest.mark.parametrize("leave", [Store.freeze, Store.kill], ids=["silent", "gone"])
+@pytest.mark.parametrize(
+    "leave", [Store.freeze, pytest.param(Store.kill, marks=pytest.mark.sample)], ids=["silent", "gone"]
+)
 def test_work_that_failed_ends_soon_and_says_why(store: Store, leave: Callable[[Store], None]) -> None:
     began = time.monotonic()
     with (

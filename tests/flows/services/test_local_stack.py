@@ -172,6 +172,7 @@ def start_elsewhere(home: Path) -> subprocess.Popen:
     return process
 
 
+@pytest.mark.faults
 def test_an_interrupted_start_leaves_nothing_behind(other_home: Path) -> None:
     process = start_elsewhere(other_home)
     process.send_signal(signal.SIGSTOP)  # on a busy machine the services would answer while they are looked at
@@ -184,6 +185,7 @@ def test_an_interrupted_start_leaves_nothing_behind(other_home: Path) -> None:
     assert local_stack.load(other_home) is None
 
 
+@pytest.mark.faults
 def test_a_failed_start_is_explained_in_a_line_and_leaves_nothing_behind(other_home: Path) -> None:
     (other_home / "mlflow").mkdir()
     (other_home / "mlflow" / "mlflow.db").write_bytes(b"no database " * 1000)
@@ -198,6 +200,7 @@ def test_a_failed_start_is_explained_in_a_line_and_leaves_nothing_behind(other_h
     assert local_stack.load(other_home) is None
 
 
+@pytest.mark.faults
 def test_a_damaged_record_is_named_and_down_clears_what_it_named(other_home: Path) -> None:
     process = start_elsewhere(other_home)
     process.kill()
@@ -279,6 +282,8 @@ def test_status_names_refused_keys(home: Path, stack: Stack) -> None:
     assert "refuses the recorded keys" in wrong.detail
 
 
+@pytest.mark.faults
+@pytest.mark.sample
 def test_a_killed_service_is_noticed_and_started_again_once(home: Path, stack: Stack) -> None:
     before = found(home)
     orphans = kill(home, "ray")
@@ -305,6 +310,7 @@ def test_a_killed_service_is_noticed_and_started_again_once(home: Path, stack: S
     assert read(stack, "kept") == b"kept"
 
 
+@pytest.mark.faults
 def test_a_service_whose_port_is_taken_moves_and_those_that_knew_it_follow(home: Path, stack: Stack) -> None:
     old = family(home)
     prefect = found(home)["prefect"].pid
