@@ -123,7 +123,8 @@ def test_every_room_has_its_place_in_the_order() -> None:
 def test_packages_have_no_code_of_their_own() -> None:
     inits = [path for package in PACKAGES for path in (ROOT / package).rglob("__init__.py")]
     assert len(inits) > 20
-    assert [relative(path) for path in inits if path.read_text().strip()] == []
+    # It says why: an older registered model brings packages of the same names.
+    assert [relative(path) for path in inits if path.read_text().strip()] == ["igpt_model/__init__.py"]
     folders = {path.parent for path in FILES}
     assert {path.parent for path in inits} >= folders, "a folder without __init__.py is in no wheel"
 
