@@ -1,6 +1,6 @@
-"""What is not the same on Linux and macOS: a bound on memory, and the number of open files.
+"""Differences between Linux and macOS: the memory limit of a process, the limit on open files.
 
-Imports nothing that Windows lacks, so that a program can say in one line that it does not run there.
+Imports nothing that Windows lacks, so that programs can end there with one line.
 """
 
 import os
@@ -9,11 +9,11 @@ import threading
 import time
 from collections.abc import Callable
 
-# What macOS takes as RLIMIT_NOFILE although its hard limit reads "unlimited" (OPEN_MAX, setrlimit(2)).
+# The largest RLIMIT_NOFILE that macOS accepts, although its hard limit reads "unlimited" (OPEN_MAX, setrlimit(2)).
 _OPEN_FILES = 10_240
-_LOOK_SECONDS = 0.02
+_CHECK_SECONDS = 0.02
 OUT_OF_MEMORY_STATUS = 86
-"""How a process ends that grew beyond its bound where the system does not refuse it the memory."""
+"""Exit status of a process that exceeded its memory limit on a system that does not enforce one."""
 
 ON_WINDOWS = (
     "Windows is not supported; use WSL: run `wsl --install` in PowerShell, then the same commands in its Ubuntu shell"
@@ -21,19 +21,19 @@ ON_WINDOWS = (
 
 
 def end_on_windows(platform: str = sys.platform) -> None:
-    """End the program with 1 and one line on Windows, before an import fails there."""
+    """On Windows, end the program with status 1 and one line, before an import fails."""
     if platform == "win32":
         sys.exit(f"igpt: {ON_WINDOWS}")
 
 
 def bound_memory(spare_bytes: int, platform: str = sys.platform) -> None:
-    """Bound the memory that this process may take beside what it has now.
+    """Limit the memory that this process may use in addition to what it uses now.
 
-    On Linux an allocation beyond it raises MemoryError. macOS does not enforce RLIMIT_AS, and refuses to set it below
-    the hundreds of gigabytes that a process has reserved there: instead a thread looks at the resident memory every
-    20 ms, and ends the process with OUT_OF_MEMORY_STATUS when it is too much.
+    On Linux an allocation beyond the limit raises MemoryError. macOS does not enforce RLIMIT_AS, and does not accept a
+    value below the hundreds of gigabytes that a process has reserved: there a thread checks the resident memory every
+    20 ms, and ends the process with OUT_OF_MEMORY_STATUS when it exceeds the limit.
     """
-    import psutil  # noqa: PLC0415 (not on every machine that trains)
+    import psutil  # noqa: PLC0415 (not installed on every training machine)
 
     process = psutil.Process()
     if platform == "darwin":
@@ -46,18 +46,18 @@ def bound_memory(spare_bytes: int, platform: str = sys.platform) -> None:
 
 
 def _watch(resident_bytes: Callable[[], int], limit: int) -> None:
-    def look() -> None:
+    def watch() -> None:
         while resident_bytes() <= limit:
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(_CHECK_SECONDS)
         os._exit(OUT_OF_MEMORY_STATUS)
 
-    threading.Thread(target=look, daemon=True, name="memory bound").start()
+    threading.Thread(target=watch, daemon=True, name="memory limit").start()
 
 
 def allow_open_files() -> None:
-    """Raise the soft limit on open files to 10,240, or as far as the hard limit lets it.
+    """Raise the soft limit on open files to 10,240, or to the hard limit.
 
-    A shell on macOS starts with 256, which Ray and an open dataset of many shards exceed.
+    A shell on macOS starts with 256, which Ray and a dataset of many shards exceed.
     """
     import resource  # noqa: PLC0415 (not on Windows)
 

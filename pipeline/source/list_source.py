@@ -215,5 +215,5 @@ class Labels:
 
 
 def _name_hash(name: str) -> int:
-    # Composed: files that macOS programs named carry an accent as a letter and a mark, tables that people wrote do not.
+    # macOS programs decompose accents in file names into a letter and a mark, label files usually have one character.
     return int(key_of(unicodedata.normalize("NFC", name))[:16], 16)

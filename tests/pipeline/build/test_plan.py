@@ -249,7 +249,7 @@ def test_images_of_a_tar_are_read_in_runs() -> None:
         assert jumps <= 1000 // 32 + 2
 
 
-def test_a_row_group_of_parquet_is_not_torn() -> None:
+def test_a_row_group_of_parquet_stays_in_one_shard() -> None:
     rows = rows_of(numbered(3000))
     groups = np.repeat(np.arange(30, dtype=np.int32), 100)
     rows = replace(rows, groups=groups, whole_groups=np.ones(3000, bool))
@@ -302,7 +302,7 @@ def test_another_palette_renames_every_shard() -> None:
     ],
     ids=str,
 )
-def test_what_decides_no_bytes_changes_no_plan_and_no_fingerprint(change: dict) -> None:
+def test_settings_that_decide_no_bytes_change_neither_plan_nor_fingerprint(change: dict) -> None:
     rows = rows_of(numbered(300))
     other = replace(CONFIG, **change)
     assert [p.name for p in shards_of(rows)] == [p.name for p in shards_of(rows, other)]

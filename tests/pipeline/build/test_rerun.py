@@ -117,7 +117,7 @@ def test_a_changed_and_a_deleted_image_rewrite_their_own_shards(
     assert snapshot.read(config.dataset, 1) == first.snapshot
 
 
-def test_a_touched_file_with_the_same_content_is_made_again_to_the_same_tokens(config: DatasetConfig) -> None:
+def test_a_touched_file_with_the_same_content_gives_the_same_tokens(config: DatasetConfig) -> None:
     first = build(config)
     os.utime(Path(config.raw) / "temple" / "01.png", (1, 1))
     result = build(config)
@@ -135,7 +135,7 @@ def test_an_image_that_moves_to_another_class_is_one_gone_and_one_new(config: Da
     assert_holds_what_a_first_build_holds(result, config, tmp_path)
 
 
-def test_a_label_that_changes_in_the_file_of_labels_rewrites_its_shard(config: DatasetConfig, tmp_path: Path) -> None:
+def test_a_label_that_changes_in_the_label_file_rewrites_its_shard(config: DatasetConfig, tmp_path: Path) -> None:
     names = sorted(str(path.relative_to(config.raw)) for path in Path(config.raw).rglob("*.*"))
     labels = tmp_path / "labels.csv"
     labels.write_text("file_name,label\n" + "".join(f"{name},{name[0]}\n" for name in names))
@@ -149,9 +149,7 @@ def test_a_label_that_changes_in_the_file_of_labels_rewrites_its_shard(config: D
     assert_sound(result)
 
 
-def test_an_image_more_in_a_tar_leaves_the_others_alone(
-    config: DatasetConfig, photos: np.ndarray, tmp_path: Path
-) -> None:
+def test_one_more_image_in_a_tar_changes_no_other(config: DatasetConfig, photos: np.ndarray, tmp_path: Path) -> None:
     members = {str(p.relative_to(config.raw)): p.read_bytes() for p in sorted(Path(config.raw).rglob("*.*"))}
     tar = write_tar(tmp_path / "all.tar", members)
     in_tar = replace(config, raw=str(tar))
@@ -170,7 +168,7 @@ def test_an_image_more_in_a_tar_leaves_the_others_alone(
     [{"resolution": 8}, {"min_size": 20}, {"samples_per_shard": 50}, {"validation_fraction": 0.3}, {"decode": "fast"}],
     ids=str,
 )
-def test_another_config_makes_everything_anew_and_says_so(config: DatasetConfig, change: dict, tmp_path: Path) -> None:
+def test_another_config_rebuilds_everything_and_says_so(config: DatasetConfig, change: dict, tmp_path: Path) -> None:
     first = build(config)
     other = replace(config, **change)
     before = contents(config.dataset)
@@ -217,7 +215,7 @@ def damage(config: DatasetConfig, *names: str) -> dict[str, bytes]:
     return whole
 
 
-def test_a_mended_image_comes_out_of_quarantine_by_a_rerun(config: DatasetConfig, tmp_path: Path) -> None:
+def test_a_repaired_image_leaves_quarantine_in_a_rerun(config: DatasetConfig, tmp_path: Path) -> None:
     whole = damage(config, "flower/03.jpg", "temple/04.png")
     assert sum(build(config).snapshot.rejected.values()) == 2
     (Path(config.raw) / "flower/03.jpg").write_bytes(whole["flower/03.jpg"])
@@ -282,7 +280,7 @@ def palette_of(result: BuildResult) -> str:
     return str(Path(result.snapshot.dataset) / snapshot.palette_path(result.snapshot.palette_sha256))
 
 
-def test_a_source_that_never_stands_still_is_published_without_what_moved(
+def test_a_source_that_keeps_changing_is_published_without_the_changing_images(
     config: DatasetConfig, photos: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make = shard_tasks._Shard.make

@@ -17,7 +17,7 @@ from tests.pipeline.build.test_rerun import assert_holds_what_a_first_build_hold
 pytestmark = pytest.mark.usefixtures("without_cluster")
 
 
-def test_retry_publishes_what_is_mended_and_nothing_else(
+def test_retry_publishes_recovered_images_and_nothing_else(
     config: DatasetConfig, photos: np.ndarray, tmp_path: Path
 ) -> None:
     whole = damage(config, "flower/03.jpg", "temple/04.png", "temple/05.png")
@@ -42,7 +42,7 @@ def test_retry_publishes_what_is_mended_and_nothing_else(
     assert_holds_what_a_first_build_holds(result, config, tmp_path)
 
 
-def test_retry_wants_the_config_of_the_snapshot(config: DatasetConfig) -> None:
+def test_retry_needs_the_config_of_the_snapshot(config: DatasetConfig) -> None:
     with pytest.raises(IgptError, match="no dataset snapshot there"):
         retry_failed(config)
     build(config)

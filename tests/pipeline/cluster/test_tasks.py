@@ -66,7 +66,7 @@ def test_tasks_in_flight_are_bounded_and_every_call_has_its_result() -> None:
     assert results == {number: 10 * number for number in range(20)}
 
 
-def test_an_error_for_the_user_reaches_him_unwrapped() -> None:
+def test_an_error_for_the_user_is_not_wrapped() -> None:
     def refuse(number: int) -> None:
         raise IgptError(f"{number} is refused")
 
@@ -101,7 +101,7 @@ def test_a_task_that_loses_its_worker_is_run_again(tmp_path: Path) -> None:
     assert (tmp_path / "2").exists()
 
 
-def test_a_call_that_loses_its_worker_is_changed_as_it_is_asked() -> None:
+def test_after_a_crash_the_changed_call_is_retried() -> None:
     def die_unless(careful: bool) -> bool:
         if not careful:
             os._exit(1)
@@ -118,7 +118,7 @@ def test_a_task_that_always_loses_its_worker_gives_up_in_one_line(monkeypatch: p
     assert "\n" not in str(raised.value)
 
 
-def test_a_task_on_a_node_that_fell_silent_is_run_a_second_time(
+def test_a_task_on_a_node_that_disappeared_is_started_a_second_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks = iter([{"one", "two"}])

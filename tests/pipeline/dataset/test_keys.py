@@ -37,7 +37,7 @@ def test_keys_that_share_their_upper_half_are_told_apart() -> None:
     assert Keys.of([one, other]).text() == [one, other]
 
 
-def test_the_digest_of_a_source_knows_no_order() -> None:
+def test_the_digest_of_a_source_is_independent_of_the_order() -> None:
     keys = Keys.of([key_of(str(number)) for number in range(50)])
     versions = np.arange(50, dtype=np.uint64)
     splits = (np.arange(50) % 3).astype(np.int8)

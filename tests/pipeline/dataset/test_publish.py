@@ -53,7 +53,7 @@ def test_a_commit_is_idempotent(tmp_path: Path) -> None:
     assert files(tmp_path) == before
 
 
-def test_a_builder_that_died_before_latest_blocks_nobody(tmp_path: Path) -> None:
+def test_a_build_that_died_before_latest_blocks_no_other(tmp_path: Path) -> None:
     dead, living = make(tmp_path), make(tmp_path, source_digest="cd" * 32)
     commit(dead)
     (tmp_path / "LATEST").unlink()
@@ -64,7 +64,7 @@ def test_a_builder_that_died_before_latest_blocks_nobody(tmp_path: Path) -> None
     assert snapshot.latest_number(str(tmp_path)) == 2
 
 
-def test_latest_is_pointed_at_what_was_published_before_a_builder_died(tmp_path: Path) -> None:
+def test_latest_is_repaired_after_a_build_died(tmp_path: Path) -> None:
     first, second = make(tmp_path), make(tmp_path, number=2)
     commit(first)
     commit(second)
@@ -77,7 +77,7 @@ def test_latest_is_pointed_at_what_was_published_before_a_builder_died(tmp_path:
     assert snapshot.numbers(str(tmp_path)) == [1, 2]
 
 
-def test_a_late_builder_does_not_turn_latest_back(tmp_path: Path) -> None:
+def test_a_late_build_does_not_set_latest_back(tmp_path: Path) -> None:
     first, second = make(tmp_path), make(tmp_path, number=2)
     commit(first)
     commit(second)

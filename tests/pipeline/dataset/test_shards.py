@@ -35,7 +35,7 @@ def view(data: bytes, count: int, side: int) -> ShardView:
     side=st.sampled_from([4, 8, 10, 32, 64]),
     labels=st.lists(st.integers(-1, 10**12), min_size=40, max_size=40),
 )
-def test_what_is_encoded_is_viewed(count: int, side: int, labels: list[int]) -> None:
+def test_a_view_has_the_encoded_samples(count: int, side: int, labels: list[int]) -> None:
     keys, tokens_NHW, _ = samples(count, side)
     shard = view(shards.encode(keys, tokens_NHW, np.array(labels[:count], np.int64)), count, side)
     assert np.array_equal(shard.tokens_NHW, tokens_NHW)
@@ -122,7 +122,7 @@ def test_a_shard_of_another_count_or_resolution_is_refused(side: int, count: int
 
 
 @pytest.mark.parametrize("kept", [0, 1, 511, 512, 5000, -10240, -1])
-def test_a_cut_shard_is_refused(tmp_path: Path, kept: int) -> None:
+def test_a_truncated_shard_is_refused(tmp_path: Path, kept: int) -> None:
     path = tmp_path / "cut.tar"
     path.write_bytes(shards.encode(*samples(40, 8))[:kept])
     with pytest.raises(IgptError, match=r"cut\.tar"):

@@ -78,7 +78,7 @@ def test_a_committed_snapshot_is_read_as_it_was(tmp_path: Path) -> None:
     assert snapshot.latest_number(str(tmp_path)) == 1
 
 
-def test_the_manifest_does_not_say_where_it_lies(tmp_path: Path) -> None:
+def test_the_manifest_does_not_contain_its_location(tmp_path: Path) -> None:
     here, there = make(tmp_path / "here"), make(tmp_path / "there")
     assert here.to_bytes() == there.to_bytes()
     assert str(tmp_path) not in here.to_bytes().decode()
@@ -102,7 +102,7 @@ def test_samples_and_shards_by_split(tmp_path: Path) -> None:
             made.of_split(split)
 
 
-def test_what_was_rejected_is_the_sum_over_the_shards(tmp_path: Path) -> None:
+def test_rejected_images_are_summed_over_the_shards(tmp_path: Path) -> None:
     made = make(tmp_path)
     shards = (replace(made.shards[0], rejected={"truncated": 2, "corrupt": 1}), *made.shards[1:])
     assert replace(made, shards=shards).rejected == {"corrupt": 1, "truncated": 4}
@@ -115,7 +115,7 @@ def test_a_damaged_latest_is_named(tmp_path: Path, content: bytes) -> None:
         snapshot.read(str(tmp_path))
 
 
-def test_what_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_snapshot_is_named(tmp_path: Path) -> None:
     with pytest.raises(IgptError, match="no dataset snapshot there"):
         snapshot.read(str(tmp_path / "missing"))
     commit(make(tmp_path))

@@ -32,7 +32,7 @@ def huge() -> bytes:
     return png(Image.new("RGB", (9000, 9000), (200, 30, 30)))
 
 
-def test_it_gives_what_decoding_here_gives(photos: np.ndarray) -> None:
+def test_isolated_decoding_equals_decoding_in_this_process(photos: np.ndarray) -> None:
     recipe = Recipe(resolution=16, smallest_side=20, max_pixels=10**6, crops=2, seed=3)
     inputs = {
         "photo": png(Image.fromarray(photos[3])),

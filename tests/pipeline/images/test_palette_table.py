@@ -33,7 +33,7 @@ def test_a_cached_table_is_read_and_a_damaged_one_computed_again(cache: Path, mo
         assert file.read_bytes() == whole
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(cache: Path) -> None:
+def test_without_a_writable_cache_the_table_is_computed(cache: Path) -> None:
     for folder in cache.iterdir():
         folder.rmdir()
     (cache / f"igpt-cache-{palette_table.os.getuid()}").write_text("a file in the place of the folder")

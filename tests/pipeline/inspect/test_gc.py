@@ -31,7 +31,7 @@ def make_litter(dataset: Path) -> set[str]:
     return litter
 
 
-def test_what_no_snapshot_names_is_removed(dataset: Path) -> None:
+def test_files_that_no_snapshot_names_are_removed(dataset: Path) -> None:
     litter = make_litter(dataset)
     assert set(collect(str(dataset), min_age_seconds=3600, dry_run=True).files) == litter
     assert all((dataset / name).exists() for name in litter)
@@ -58,7 +58,7 @@ def test_nothing_is_removed_while_a_build_runs(dataset: Path) -> None:
     assert not list((dataset / "active").glob("*.json"))
 
 
-def test_a_build_that_died_long_ago_hinders_nobody(dataset: Path) -> None:
+def test_a_build_that_died_long_ago_blocks_no_collection(dataset: Path) -> None:
     objects.write_bytes(str(dataset / "active" / "build-dead.json"), b'{"kind": "build", "who": "process 1 on host"}')
     os.utime(dataset / "active" / "build-dead.json", (1e9, 1e9))
     assert "active/build-dead.json" in collect(str(dataset), min_age_seconds=3600).files

@@ -30,7 +30,7 @@ def test_a_tar_equals_the_folder_that_it_holds(tmp_path: Path, tar_format: int) 
     assert contents(tar) == contents(folder)
 
 
-def test_the_dot_that_tar_puts_first_is_no_part_of_the_name(tmp_path: Path) -> None:
+def test_the_leading_dot_of_tar_is_not_part_of_the_name(tmp_path: Path) -> None:
     members = {"./cats/1.png": b"a", "./2.png": b"b", "/dogs/3.png": b"c"}
     source = listed(write_tar(tmp_path / "all.tar", members))
     assert column(source, "name") == ["2.png", "cats/1.png", "dogs/3.png"]
@@ -55,7 +55,7 @@ def test_the_same_name_twice_in_a_tar_is_two_images(tmp_path: Path) -> None:
     assert list(contents(source).values()) == [b"first", b"second"]
 
 
-def test_a_tar_that_was_written_anew_leaves_its_images_what_they_were(tmp_path: Path) -> None:
+def test_images_of_a_rewritten_tar_are_unchanged(tmp_path: Path) -> None:
     members = {f"cats/{number}.png": bytes([number]) * 50 for number in range(9)}
     before = listed(write_tar(tmp_path / "a" / "all.tar", members))
     grown = {"cats/new.png": b"new", **dict(reversed(members.items()))}

@@ -16,7 +16,7 @@ from tests.pipeline.build.test_rerun import assert_sound, rows_of
 pytestmark = pytest.mark.usefixtures("without_cluster")
 
 
-def test_of_images_with_the_same_bytes_one_is_taken(config: DatasetConfig, tmp_path: Path) -> None:
+def test_one_of_the_images_with_the_same_bytes_is_kept(config: DatasetConfig, tmp_path: Path) -> None:
     raw = Path(config.raw)
     for number in range(5):
         shutil.copy(raw / "temple" / f"{number:02d}.png", raw / "flower" / f"copy-{number}.png")

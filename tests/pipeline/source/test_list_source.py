@@ -128,7 +128,7 @@ def test_a_folder_of_tars_and_images(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
-def test_a_file_of_labels_beside_a_flat_folder(tmp_path: Path, kind: str) -> None:
+def test_a_label_file_beside_a_flat_folder(tmp_path: Path, kind: str) -> None:
     for name in ("a.png", "b.png", "c.png"):
         write(tmp_path / name)
     table = pa.table({"label": ["dog", "cat", "cat"], "file_name": ["b.png", "a.png", "gone.png"], "more": [1, 2, 3]})
@@ -140,7 +140,7 @@ def test_a_file_of_labels_beside_a_flat_folder(tmp_path: Path, kind: str) -> Non
     assert (source.source.unlabelled, source.source.ignored_files) == (1, 0)
 
 
-def test_a_file_of_labels_names_files_whatever_unicode_form_their_names_have(tmp_path: Path) -> None:
+def test_a_label_file_matches_names_in_any_unicode_form(tmp_path: Path) -> None:
     # An accent is one code point in what people type, and a letter and a mark in what many macOS programs write.
     write(tmp_path / unicodedata.normalize("NFD", "été.png"))
     write(tmp_path / unicodedata.normalize("NFC", "naïve.png"))
@@ -160,7 +160,7 @@ def test_a_file_of_labels_names_files_whatever_unicode_form_their_names_have(tmp
         ("file_name,label\na.png,cat\na.png,dog\n", "'a.png' is named twice"),
     ],
 )
-def test_a_file_of_labels_that_cannot_be_used_is_refused(tmp_path: Path, content: str | None, words: str) -> None:
+def test_an_unusable_label_file_is_refused(tmp_path: Path, content: str | None, words: str) -> None:
     write(tmp_path / "raw" / "a.png")
     if content is not None:
         (tmp_path / "labels.csv").write_text(content)

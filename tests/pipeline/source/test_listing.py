@@ -105,6 +105,6 @@ def planning_bytes(count: int) -> int:
     return int(done.stdout)
 
 
-def test_planning_holds_numbers_and_not_the_listing() -> None:
+def test_planning_needs_little_memory_per_image() -> None:
     """benchmarks/plan_listing.py plans ten million rows. Two million as objects of Python would take over 2 GB."""
     assert planning_bytes(2_000_000) < 800 * 2**20

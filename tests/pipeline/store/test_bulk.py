@@ -68,7 +68,7 @@ def test_whole_objects_come_with_the_tags_of_the_listing(tmp_path: Path) -> None
         assert (answer.data, answer.etag) == (bytes([number]) * number, file.etag)
 
 
-def test_what_cannot_be_read_comes_back_as_an_exception_in_its_place(url: str) -> None:
+def test_objects_that_cannot_be_read_are_returned_as_exceptions(url: str) -> None:
     answers = bulk.read_objects([url, f"{url}.missing", url], [300_000, 5, 300_000])
     assert [type(answer) for answer in answers] == [ReadObject, FileNotFoundError, ReadObject]
     assert bulk.read_objects([], []) == []
@@ -109,7 +109,7 @@ def test_a_listing_of_nothing_is_empty(tmp_path: Path) -> None:
     assert bulk.sizes_below(str(tmp_path)) == {}
 
 
-def test_both_listings_say_the_same(tmp_path: Path) -> None:
+def test_both_listings_are_equal(tmp_path: Path) -> None:
     for name in ("a", "b/1", "b/c/2"):
         objects.write_bytes(str(tmp_path / name), name.encode())
     fast, plain = bulk.list_files(str(tmp_path)), objects.list_files(str(tmp_path))

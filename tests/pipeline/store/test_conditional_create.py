@@ -18,7 +18,7 @@ def test_creation_never_replaces(tmp_path: Path) -> None:
     assert [file.name for file in Path(url).parent.iterdir()] == ["object"]
 
 
-def test_of_two_creators_that_both_saw_nothing_one_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_of_two_creators_wins_when_both_saw_no_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = str(tmp_path / "object")
     create_bytes(url, b"first")
     monkeypatch.setattr(objects, "exists", lambda url: False)  # looked just before the other created it

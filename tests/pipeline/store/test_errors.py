@@ -24,7 +24,7 @@ def translated(status: int, code: str) -> OSError:
     return error
 
 
-PASSING = {
+TRANSIENT = {
     "500": answered(500, "InternalError"),
     "503": answered(503, "SlowDown"),
     "503 of s3fs": translated(503, "SlowDown"),
@@ -51,15 +51,15 @@ FINAL = {
 }
 
 
-@pytest.mark.parametrize("name", PASSING)
-def test_what_passes_is_tried_again(name: str) -> None:
-    assert is_transient(PASSING[name])
+@pytest.mark.parametrize("name", TRANSIENT)
+def test_transient_errors_are_retried(name: str) -> None:
+    assert is_transient(TRANSIENT[name])
     tries: list[int] = []
 
     def request() -> str:
         tries.append(1)
         if len(tries) < 4:
-            raise PASSING[name]
+            raise TRANSIENT[name]
         return "answer"
 
     assert with_retries(request) == "answer"
@@ -67,7 +67,7 @@ def test_what_passes_is_tried_again(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FINAL)
-def test_what_does_not_pass_is_raised_at_once(name: str) -> None:
+def test_permanent_errors_are_raised_at_once(name: str) -> None:
     assert not is_transient(FINAL[name])
     tries: list[int] = []
 
@@ -80,7 +80,7 @@ def test_what_does_not_pass_is_raised_at_once(name: str) -> None:
     assert len(tries) == 1
 
 
-def test_patience_ends() -> None:
+def test_retries_end() -> None:
     with pytest.raises(TimeoutError):
         with_retries(always(TimeoutError()), seconds=0.3)
 
@@ -92,9 +92,9 @@ def always(error: Exception) -> Callable[[], None]:
     return request
 
 
-@pytest.mark.parametrize("name", PASSING)
-def test_what_never_passes_is_told_in_one_line(name: str) -> None:
+@pytest.mark.parametrize("name", TRANSIENT)
+def test_transient_errors_that_persist_become_one_line(name: str) -> None:
     words = r"^s3://b/k: the object store does not answer \(.*\); start it"
     with pytest.raises(IgptError, match=words) as raised, one_line_errors("s3://b/k"):
-        raise PASSING[name]
+        raise TRANSIENT[name]
     assert "\n" not in str(raised.value)

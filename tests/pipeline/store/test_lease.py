@@ -37,11 +37,11 @@ def seen(term: int = 3, renewal: str = "a", age: float = 0.0, ended: bool = Fals
         (seen(), seen(), 31, Step.TAKE),
     ],
 )
-def test_what_is_seen_decides(first: Observation, now: Observation, waited: float, step: Step) -> None:
+def test_observations_decide_the_next_step(first: Observation, now: Observation, waited: float, step: Step) -> None:
     assert next_step(first, now, waited, dead_seconds=30) is step
 
 
-def test_a_look_takes_the_newest_term_and_the_clock_of_the_store() -> None:
+def test_an_observation_has_the_newest_term_and_its_age_by_the_clock_of_the_store() -> None:
     def file(name: str, modified: float, etag: str = "") -> StoredFile:
         return StoredFile(url=f"s3://b/d/lease/{name}", size=1, etag=etag, modified=modified)
 
@@ -61,7 +61,7 @@ def die_with(folder: str, **about: str) -> Fence:
     return lease._acquire(folder, {"who": "the dead", **about}, DEAD, print).fence
 
 
-def test_the_second_is_refused_while_the_first_is_alive_and_let_in_afterwards(tmp_path: Path) -> None:
+def test_the_second_process_is_refused_while_the_first_is_alive_and_admitted_afterwards(tmp_path: Path) -> None:
     folder, dead = str(tmp_path), 5 * DEAD  # a busy machine may stand still for a while
     with lease.hold(folder, {"flow_run": "1234"}, dead_seconds=dead) as first:
         with (
@@ -103,7 +103,7 @@ def test_an_error_inside_ends_the_lease_at_once(tmp_path: Path) -> None:
         assert time.monotonic() - began < 20  # of thirty
 
 
-def test_a_renewal_that_failed_is_not_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_renewals_continue_after_one_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write, failed = objects.write_bytes, threading.Event()
 
     def fail_once(url: str, data: bytes, *, patient: bool = True) -> None:
@@ -122,7 +122,7 @@ def test_a_renewal_that_failed_is_not_the_last(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("after_a_death", [False, True])
-def test_of_many_at_once_one_has_it(tmp_path: Path, after_a_death: bool) -> None:
+def test_one_of_many_concurrent_processes_gets_the_lease(tmp_path: Path, after_a_death: bool) -> None:
     folder = str(tmp_path)
     if after_a_death:
         die_with(folder)
@@ -155,7 +155,7 @@ def test_of_many_at_once_one_has_it(tmp_path: Path, after_a_death: bool) -> None
     assert (max(most), len(refused)) == (1, 7)
 
 
-def test_old_terms_are_forgotten_and_their_numbers_never_come_back(tmp_path: Path) -> None:
+def test_old_terms_are_deleted_and_their_numbers_never_reused(tmp_path: Path) -> None:
     for term in range(1, 5):
         with lease.hold(str(tmp_path)) as held:
             assert held.fence.term == term
@@ -163,7 +163,7 @@ def test_old_terms_are_forgotten_and_their_numbers_never_come_back(tmp_path: Pat
     assert names == {"00000003.json", "00000003.ended", "00000004.json", "00000004.ended"}
 
 
-def test_who_looked_long_ago_gets_no_old_term(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_with_a_stale_observation_gets_no_old_term(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = str(tmp_path)
     look, stale = lease._observe, seen(term=0)
     for _ in range(4):
@@ -181,7 +181,7 @@ def test_who_looked_long_ago_gets_no_old_term(tmp_path: Path, monkeypatch: pytes
         held.fence.check()
 
 
-def test_of_two_that_created_one_term_the_later_has_it(tmp_path: Path) -> None:
+def test_the_later_of_two_creators_of_a_term_holds_it(tmp_path: Path) -> None:
     """A store without conditional writes lets a late creator overwrite it."""
     folder = str(tmp_path)
     with lease.hold(folder) as held:
@@ -190,7 +190,9 @@ def test_of_two_that_created_one_term_the_later_has_it(tmp_path: Path) -> None:
             held.fence.check()
 
 
-def test_nobody_is_dead_because_the_one_who_looks_stood_still(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_holder_is_not_declared_dead_after_a_standstill_of_the_observer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Or because the store was away: then all leases look old, and their holders renew in a moment."""
     folder, dead = str(tmp_path), 4.0
     fence = die_with(folder)

@@ -31,7 +31,7 @@ def test_a_folder_that_cannot_be_read_is_an_error_and_not_empty(
         list(listing(str(tmp_path)))
 
 
-def test_what_is_removed_while_it_is_listed_is_left_out(tmp_path: Path) -> None:
+def test_files_removed_during_a_listing_are_left_out(tmp_path: Path) -> None:
     names = [f"{number:02d}" for number in range(20)]
     for name in names:
         objects.write_bytes(objects.join(str(tmp_path), name), b"")
@@ -42,7 +42,7 @@ def test_what_is_removed_while_it_is_listed_is_left_out(tmp_path: Path) -> None:
     assert [first, *listing] == [first]
 
 
-def test_links_that_lead_nowhere_are_no_files_and_one_to_a_file_is_as_new_as_itself(tmp_path: Path) -> None:
+def test_dangling_links_are_no_files_and_a_link_to_a_file_has_its_own_time(tmp_path: Path) -> None:
     old = tmp_path / "elsewhere" / "old"
     objects.write_bytes(str(old), b"old")
     os.utime(old, (1000, 1000))

@@ -131,7 +131,7 @@ def test_an_unknown_protocol_is_refused_in_one_line() -> None:
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
-def test_what_an_object_store_answers_becomes_one_line(
+def test_errors_of_an_object_store_become_one_line(
     monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
 ) -> None:
     class Store:
