@@ -17,7 +17,7 @@ import yaml
 from igpt_model import train
 from igpt_model.inference.features import image_features
 from igpt_model.runs import metric_log
-from igpt_model.runs.open_model import load_run
+from igpt_model.runs.open_model import load_model
 from tests.compatibility.earlier import ROOT, copy, read_json
 from tests.conftest import Command
 
@@ -107,7 +107,7 @@ def test_runs_are_listed_and_shown(kept: Path, igpt: Callable[..., Command]) -> 
 
 
 def test_the_model_of_a_run_is_the_one_that_was_registered_from_it(kept: Path) -> None:
-    folder, expected = load_run(str(kept / FINISHED)), read_json("answers.json")
-    tokens = torch.from_numpy(folder.quantize(np.array(expected["images"], np.uint8)))
-    features = image_features(folder, tokens).transpose(0, 1).numpy()
+    bundle, expected = load_model(str(kept / FINISHED)), read_json("answers.json")
+    tokens = torch.from_numpy(bundle.quantize(np.array(expected["images"], np.uint8)))
+    features = image_features(bundle, tokens).transpose(0, 1).numpy()
     assert features == pytest.approx(np.array(expected["all_layers"]), abs=1e-5)
