@@ -22,9 +22,12 @@ hypothesis.settings.load_profile("untimed")
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Mark the tests on hosts of their own, so that they can be run beside the others."""
+    """Mark what tests share, so that those that share nothing can be run side by side."""
     if "needs_hosts" in getattr(item, "fixturenames", ()):
         item.add_marker(pytest.mark.rig)
+    shared = item._fixtureinfo.name2fixturedefs.get("stack") if isinstance(item, pytest.Function) else None
+    if shared and shared[-1].scope == "session":
+        item.add_marker(pytest.mark.stack)
 
 
 @pytest.fixture(scope="session")

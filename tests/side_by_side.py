@@ -1,8 +1,8 @@
-"""Two runs of pytest side by side: the tests on hosts of their own, and the others. Both wait for much.
+"""Two runs of pytest side by side: the tests on the stack that serves all of them, and those that start their own.
 
     python -m tests.side_by_side [OPTION ...] -m MARKERS
 
-What the tests on hosts print comes when both have ended.
+Both wait for much. What the second prints comes when both have ended.
 """
 
 import subprocess
@@ -15,9 +15,9 @@ def main(*arguments: str) -> int:
     *options, markers = arguments
     command = [sys.executable, "-m", "pytest", *options]
     with tempfile.TemporaryFile("w+") as said:
-        beside = subprocess.Popen([*command, f"rig and ({markers})"], stdout=said, stderr=subprocess.STDOUT)
+        beside = subprocess.Popen([*command, f"not stack and ({markers})"], stdout=said, stderr=subprocess.STDOUT)
         try:
-            code = subprocess.run([*command, f"not rig and ({markers})"], check=False).returncode
+            code = subprocess.run([*command, f"stack and ({markers})"], check=False).returncode
         finally:
             code_beside = beside.wait()  # Ctrl-C reaches it too
             said.seek(0)
