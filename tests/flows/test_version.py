@@ -6,6 +6,7 @@ import subprocess
 import tomllib
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -54,7 +55,8 @@ def test_without_a_checkout_it_is_what_pip_recorded(tmp_path: Path, monkeypatch:
     recorded = {"url": "https://localhost/r.git", "vcs_info": {"vcs": "git", "commit_id": "beef"}}
     monkeypatch.setattr(version, "_CHECKOUT", tmp_path)
     for text, expected in ((json.dumps(recorded), "beef"), (json.dumps({"url": "file:///x"}), None), (None, None)):
-        monkeypatch.setattr(metadata.PathDistribution, "read_text", lambda self, name, text=text: text)
+        files = {"direct_url.json": text}
+        monkeypatch.setattr(metadata, "distribution", lambda name, files=files: SimpleNamespace(read_text=files.get))
         assert version.commit(None) == expected
 
 
