@@ -7,7 +7,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import sysconfig
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +19,6 @@ from flows.services.process import shortened
 
 _SECONDS = 60  # torch's import from a cold network disk is the slowest
 _CGROUP = Path("/sys/fs/cgroup")
-_PROGRAM = "#include <cstdlib>\n#include <Python.h>\nint main() { return EXIT_SUCCESS; }\n"
 _ASK_TORCH = """
 import json, warnings
 with warnings.catch_warnings(record=True) as told:
@@ -28,7 +26,15 @@ with warnings.catch_warnings(record=True) as told:
     import torch
     usable = torch.cuda.device_count() if torch.cuda.is_available() else 0
     complaint = str(told[-1].message) if told and torch.version.cuda and not usable else ""
-print(json.dumps({"version": torch.__version__, "cuda": torch.version.cuda, "usable": usable, "complaint": complaint}))
+from igpt_model.training import compiler
+facts = {
+    "version": torch.__version__,
+    "cuda": torch.version.cuda,
+    "usable_gpus": usable,
+    "complaint": complaint,
+    "compiling": compiler.why_not(torch.device("cuda" if usable else "cpu")) or "",
+}
+print(json.dumps(facts))
 """
 
 
@@ -43,15 +49,6 @@ class Disk:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compiler:
-    """The C++ compiler that torch.compile would call."""
-
-    path: str | None
-    complaint: str
-    """Why it does not compile a program for Python; empty when it does."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Torch:
     """The installed PyTorch."""
 
@@ -61,6 +58,8 @@ class Torch:
     usable_gpus: int
     complaint: str
     """Why it cannot be imported, or cannot use a GPU that its build is for."""
+    compiling: str
+    """Why compile=true would not work, with what to install; empty when it would."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +100,6 @@ class Machine:
     """How many files a process may have open; None without a limit."""
     processes: int | None
     """How many processes and threads the user may have; None without a limit."""
-    compiler: Compiler
     torch: Torch
     gpus: Gpus
 
@@ -126,7 +124,6 @@ def examine(home: Path) -> Machine:
         loopback=_loopback(),
         open_files=_soft_limit(resource.RLIMIT_NOFILE),
         processes=_soft_limit(resource.RLIMIT_NPROC),
-        compiler=_compiler(),
         torch=_torch(),
         gpus=_gpus(),
     )
@@ -196,26 +193,12 @@ def _soft_limit(kind: int) -> int | None:
     return None if soft == resource.RLIM_INFINITY else soft
 
 
-def _compiler() -> Compiler:
-    path = next((path for name in ("g++", "clang++") if (path := shutil.which(name))), None)
-    if path is None:
-        return Compiler(path=None, complaint="")
-    include = sysconfig.get_path("include")
-    asked = _run([path, "-x", "c++", "-fsyntax-only", "-I", include, "-"], text=_PROGRAM)
-    return Compiler(path=path, complaint="" if asked.succeeded else asked.first_error)
-
-
 def _torch() -> Torch:
     asked = _run([sys.executable, "-c", _ASK_TORCH])
     if not asked.succeeded:
-        return Torch(version=None, cuda=None, usable_gpus=0, complaint=asked.last_error)
+        return Torch(version=None, cuda=None, usable_gpus=0, complaint=asked.last_error, compiling="")
     told = json.loads(asked.output.splitlines()[-1])
-    return Torch(
-        version=told["version"],
-        cuda=told["cuda"],
-        usable_gpus=told["usable"],
-        complaint=shortened(told["complaint"]),
-    )
+    return Torch(**{**told, "complaint": shortened(told["complaint"])})
 
 
 def _gpus() -> Gpus:
@@ -240,18 +223,13 @@ class _Ended:
     errors: str
 
     @property
-    def first_error(self) -> str:
-        lines = [line for line in self.errors.splitlines() if "error" in line] or self.errors.splitlines()
-        return shortened((lines or ["it says nothing"])[0])
-
-    @property
     def last_error(self) -> str:
         return shortened((self.errors.strip().splitlines() or ["it says nothing"])[-1])
 
 
-def _run(command: Sequence[str], text: str = "") -> _Ended:
+def _run(command: Sequence[str]) -> _Ended:
     try:
-        done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=_SECONDS, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         return _Ended(succeeded=False, output="", errors=str(error))
     return _Ended(succeeded=done.returncode == 0, output=done.stdout, errors=done.stderr)

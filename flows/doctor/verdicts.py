@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from flows.doctor.addresses import Answer
-from flows.doctor.machine import Compiler, Disk, Gpus, Machine, Torch
+from flows.doctor.machine import Disk, Gpus, Machine, Torch
 from flows.services.local_stack import ServiceStatus
 from flows.services.settings import AMAZON, CREDENTIALS, VARIABLES
 from flows.terminal.tables import size_text
@@ -49,8 +49,8 @@ def judge(machine: Machine, stack: Sequence[ServiceStatus], answers: Sequence[An
         _loopback(machine),
         _limit("open files", machine.open_files, _OPEN_FILES, "-n"),
         _limit("processes", machine.processes, _PROCESSES, "-u"),
-        _compiler(machine.compiler, machine.system),
         _torch(machine.torch, machine.gpus),
+        *_compiling(machine.torch),
         _gpus(machine.gpus, machine.torch),
         *_stack(stack),
         *(_answer(answer, machine) for answer in answers),
@@ -140,15 +140,6 @@ def _limit(check: str, number: int | None, wanted: int, option: str) -> Verdict:
     return Verdict(check=check, state="warning", detail=detail, advice=advice)
 
 
-def _compiler(compiler: Compiler, system: str) -> Verdict:
-    if compiler.path is not None and not compiler.complaint:
-        return Verdict(check="C++ compiler", state="ok", detail=compiler.path)
-    detail = "none" if compiler.path is None else f"{compiler.path}: {compiler.complaint}"
-    packages = "xcode-select --install" if system == "Darwin" else "on Debian apt install g++ libc6-dev python3-dev"
-    advice = f"only for training with compile=true: install a compiler and the headers of Python ({packages})"
-    return Verdict(check="C++ compiler", state="warning", detail=detail, advice=advice)
-
-
 def _torch(torch: Torch, gpus: Gpus) -> Verdict:
     if torch.version is None:
         advice = "install the project again with its locked dependencies"
@@ -158,6 +149,17 @@ def _torch(torch: Torch, gpus: Gpus) -> Verdict:
         advice = "install the CUDA build of the same version (docs/install.md), so that the GPU is used"
         return Verdict(check="PyTorch", state="warning", detail=detail, advice=advice)
     return Verdict(check="PyTorch", state="ok", detail=detail)
+
+
+def _compiling(torch: Torch) -> Iterator[Verdict]:
+    if torch.version is None:
+        return
+    if not torch.compiling:
+        yield Verdict(check="compiler", state="ok", detail="what compile=true needs is there")
+        return
+    complaint, _, remedy = torch.compiling.rpartition(": ")
+    advice = f"only for training with compile=true: {remedy}"
+    yield Verdict(check="compiler", state="warning", detail=complaint, advice=advice)
 
 
 def _gpus(gpus: Gpus, torch: Torch) -> Verdict:

@@ -17,7 +17,7 @@ from pipeline import operating_system
 ROOT = Path(__file__).parents[2]
 # The other way, that of macOS, works on both.
 ENFORCED = pytest.param(
-    "linux", marks=pytest.mark.skipif(sys.platform == "darwin", reason="macOS does not enforce RLIMIT_AS")
+    "linux", marks=pytest.mark.skipif(sys.platform == "darwin", reason="platform: macOS does not enforce RLIMIT_AS")
 )
 
 

@@ -63,15 +63,10 @@ def test_a_control_group_of_the_first_version_does_too(tmp_path: Path) -> None:
     assert machine._group_cores(tmp_path) == 0.5
 
 
-def test_the_compiler_is_tried_and_not_only_looked_for(programs: Path) -> None:
-    assert machine._compiler().path is None
-    put(programs, "g++", 'echo "<stdin>:2:10: fatal error: Python.h: No such file or directory" >&2; exit 1')
-    compiler = machine._compiler()
-    assert compiler.path == str(programs / "g++")
-    assert compiler.complaint == "<stdin>:2:10: fatal error: Python.h: No such file or directory"
-    # What it is given names the headers that torch's compiler includes, and where they are to be.
-    put(programs, "g++", 'while read -r line; do case "$line" in *Python.h*) exit 0;; esac; done; exit 1')
-    assert machine._compiler().complaint == ""
+def test_without_a_compiler_the_reason_and_what_to_install_are_told(programs: Path) -> None:
+    torch = machine._torch()
+    assert torch.version is not None
+    assert "there is none" in torch.compiling and "g++ libc6-dev python3-dev" in torch.compiling
 
 
 def test_gpus_are_what_the_driver_lists(programs: Path) -> None:

@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 
 from flows.doctor.addresses import Answer
-from flows.doctor.machine import Compiler, Disk, Gpus, Machine, Torch
+from flows.doctor.machine import Disk, Gpus, Machine, Torch
 from flows.doctor.verdicts import Verdict, judge
 from flows.services.local_stack import ServiceStatus
 from flows.services.settings import AMAZON
 
 GIB = 2**30
-CPU_TORCH = Torch(version="2.13.0+cpu", cuda=None, usable_gpus=0, complaint="")
-CUDA_TORCH = Torch(version="2.13.0", cuda="13.0", usable_gpus=1, complaint="")
+CPU_TORCH = Torch(version="2.13.0+cpu", cuda=None, usable_gpus=0, complaint="", compiling="")
+CUDA_TORCH = Torch(version="2.13.0", cuda="13.0", usable_gpus=1, complaint="", compiling="")
 ONE_GPU = Gpus(names=("NVIDIA H100, 80 GiB",), driver="580.1", complaint="")
 MACHINE = Machine(
     system="Linux",
@@ -32,7 +32,6 @@ MACHINE = Machine(
     loopback="",
     open_files=10_240,
     processes=None,
-    compiler=Compiler(path="/usr/bin/g++", complaint=""),
     torch=CPU_TORCH,
     gpus=Gpus(names=(), driver="", complaint=""),
 )
@@ -99,13 +98,12 @@ MACHINES = {
     "no loopback": ({"loopback": "Network is unreachable"}, ("loopback", "fails", "lo up")),
     "few open files": ({"open_files": 256}, ("open files", "warning", "ulimit -n 4096")),
     "few processes": ({"processes": 512}, ("processes", "warning", "ulimit -u 4096")),
-    "no compiler": ({"compiler": Compiler(path=None, complaint="")}, ("C++ compiler", "warning", "g++ libc6-dev")),
-    "no headers of Python": (
-        {"compiler": Compiler(path="/usr/bin/g++", complaint="fatal error: Python.h: No such file")},
-        ("C++ compiler", "warning", "python3-dev"),
+    "no compiler": (
+        {"torch": replace(CPU_TORCH, compiling="torch.compile needs a compiler, and: there is none: install g++")},
+        ("compiler", "warning", "only for training with compile=true: install g++"),
     ),
     "no PyTorch": (
-        {"torch": Torch(version=None, cuda=None, usable_gpus=0, complaint="no module named torch")},
+        {"torch": Torch(version=None, cuda=None, usable_gpus=0, complaint="no module named torch", compiling="")},
         ("PyTorch", "fails", "install the project again"),
     ),
     "a GPU that is used": ({"gpus": ONE_GPU, "torch": CUDA_TORCH}, None),
