@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -60,7 +61,11 @@ def test_a_run_that_was_cut_off_is_resumed_and_comes_to_its_loss(kept: Path) -> 
 def ask_for(
     kept: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[[dict[str, Any]], str]:
-    """Runs `python -m igpt_model.train` on a flat config, in this process; returns what it prints."""
+    """Runs `python -m igpt_model.train` on a flat config, in this process; returns what it prints.
+
+    The dataset has lost its shards: a run that is not found cannot begin anew.
+    """
+    shutil.rmtree(kept / "dataset" / "shards")
 
     def ask(config: dict[str, Any]) -> str:
         monkeypatch.chdir(kept)
