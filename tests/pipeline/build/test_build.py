@@ -87,14 +87,14 @@ def rows(dataset: str | Path, folder: str) -> list[dict[str, object]]:
 
 def tokens_by_key(result: BuildResult) -> dict[str, np.ndarray]:
     """Token images of all shards by key; fails on a key that is there twice."""
-    found: dict[str, np.ndarray] = {}
+    tokens: dict[str, np.ndarray] = {}
     for shard in result.snapshot.shards:
         path = Path(result.snapshot.dataset) / shard.path
         view = ShardView.open(path, samples=shard.samples, side=result.snapshot.resolution)
         for key, tokens_HW in zip(view.keys_N, view.tokens_NHW, strict=True):
-            assert key.decode() not in found
-            found[key.decode()] = np.array(tokens_HW)
-    return found
+            assert key.decode() not in tokens
+            tokens[key.decode()] = np.array(tokens_HW)
+    return tokens
 
 
 def test_the_counts_add_up(built: BuildResult, config: DatasetConfig) -> None:
@@ -130,15 +130,15 @@ def test_the_manifest_says_what_the_shards_are(built: BuildResult) -> None:
 
 def test_the_shards_hold_the_quantized_images(built: BuildResult, raw: Path) -> None:
     table = palette.compute_lookup_table(built.snapshot.palette())
-    found = tokens_by_key(built)
+    tokens = tokens_by_key(built)
     index = {row["key"]: row for row in rows(built.snapshot.dataset, "index")}
-    assert found.keys() == index.keys()
+    assert tokens.keys() == index.keys()
     for key, row in index.items():
         path = Path(str(row["uri"]))
         data = path.read_bytes()
         pictures = decode.decode(data, Recipe(resolution=16, smallest_side=16, max_pixels=10**6))
         assert key == key_of(str(path.relative_to(raw)))
-        assert np.array_equal(found[key], palette.quantize(pictures.pixels[0], table))
+        assert np.array_equal(tokens[key], palette.quantize(pictures.pixels[0], table))
         assert row["sha256"] == hashlib.sha256(data).hexdigest()
         assert row["bytes"] == len(data)
         assert (row["width"], row["height"]) == (pictures.width, pictures.height)
@@ -214,9 +214,9 @@ def test_a_tar_gives_the_tokens_of_the_folder(
     from_tar = build(replace(config, raw=str(tmp_path / "raw.tar"), dataset=str(tmp_path / "dataset")))
     assert from_tar.snapshot.rejected == built.snapshot.rejected
     assert from_tar.snapshot.palette_sha256 == built.snapshot.palette_sha256
-    found, expected = tokens_by_key(from_tar), tokens_by_key(built)
-    assert found.keys() == expected.keys()
-    assert all(np.array_equal(found[key], expected[key]) for key in expected)
+    actual, expected = tokens_by_key(from_tar), tokens_by_key(built)
+    assert actual.keys() == expected.keys()
+    assert all(np.array_equal(actual[key], expected[key]) for key in expected)
 
 
 def test_a_shard_whose_images_are_all_rejected_is_accounted_for(
@@ -281,15 +281,15 @@ def test_progress_ends_where_the_images_do(config: DatasetConfig, built: BuildRe
     shutil.copytree(config.dataset, tmp_path / "dataset")
     (tmp_path / "dataset" / "LATEST").unlink()
     shutil.rmtree(tmp_path / "dataset" / "snapshots")
-    heard: list[tuple[str, int, int]] = []
+    calls: list[tuple[str, int, int]] = []
     build(
         replace(config, dataset=str(tmp_path / "dataset")),
-        progress=lambda step, done, total, detail="": heard.append((step, done, total)),
+        progress=lambda step, done, total, detail="": calls.append((step, done, total)),
     )
-    shards = [(done, total) for step, done, total in heard if step == "shards"]
+    shards = [(done, total) for step, done, total in calls if step == "shards"]
     assert shards == sorted(shards)
     assert shards[-1] == (104, 104)
-    assert {step for step, _, _ in heard} == {"list", "palette", "shards"}
+    assert {step for step, _, _ in calls} == {"list", "palette", "shards"}
 
 
 def take_term(folder: str, term: int) -> Fence:

@@ -65,16 +65,16 @@ def entry_of(plan: ShardPlan) -> ShardEntry:
 def carried_out(plan: Plan, rows: Rows, before: dict[str, list[str]]) -> dict[str, list[str]]:
     """The keys of each shard after a plan was carried out on shards with the keys `before`."""
     after = {shard.name: before[shard.name] for shard in plan.keep}
-    after |= {each.name: rows.keys.take(each.rows).text() for each in plan.work}
+    after |= {shard.name: rows.keys.take(shard.rows).text() for shard in plan.work}
     return after
 
 
 def parent_of(rows: Rows, plans: tuple[ShardPlan, ...]) -> tuple[list[ShardEntry], ParentRows]:
     """What the index of a snapshot with these shards says."""
-    order = np.concatenate([each.rows for each in plans])
-    shards = np.concatenate([np.full(len(each.rows), number, np.int32) for number, each in enumerate(plans)])
+    order = np.concatenate([shard.rows for shard in plans])
+    shards = np.concatenate([np.full(len(shard.rows), number, np.int32) for number, shard in enumerate(plans)])
     parent = ParentRows(keys=rows.keys.take(order), versions=rows.versions[order], shards=shards)
-    return [entry_of(each) for each in plans], parent
+    return [entry_of(shard) for shard in plans], parent
 
 
 @given(
@@ -128,12 +128,12 @@ def test_a_rerun_accounts_for_every_image_once_and_touches_only_what_changed(
     assert sorted(all_keys) == sorted(new.keys.text())
     touched = {key_of(f"a/{number}.png") for number in (changed & set(before)) | (set(before) - set(after))}
     assert {shard.name for shard in plan.keep} == {name for name, keys in old_keys.items() if not touched & set(keys)}
-    for each in plan.rewrite:
-        assert each.replaces is not None
-        keys = new.keys.take(each.rows).text()
-        assert keys == [key for key in old_keys[each.replaces.name] if key in set(keys)]
-        assert (each.split, int(each.name.split("-")[1])) == (each.replaces.split, each.replaces.number)
-    fresh = {key for each in plan.make for key in new.keys.take(each.rows).text()}
+    for shard in plan.rewrite:
+        assert shard.replaces is not None
+        keys = new.keys.take(shard.rows).text()
+        assert keys == [key for key in old_keys[shard.replaces.name] if key in set(keys)]
+        assert (shard.split, int(shard.name.split("-")[1])) == (shard.replaces.split, shard.replaces.number)
+    fresh = {key for shard in plan.make for key in new.keys.take(shard.rows).text()}
     assert fresh == {key_of(f"a/{number}.png") for number in set(after) - set(before)}
     assert plan.new_images == len(set(after) - set(before))
     assert plan.deleted_images == len(set(before) - set(after))
@@ -158,9 +158,9 @@ def test_an_image_that_moves_to_another_split_leaves_its_shard() -> None:
     shards, parent = parent_of(train, shards_of(train, replace(config, validation_fraction=0.0)))
     plan = planner_of(replace(train, splits=held_out), replace(config, validation_fraction=0.0)).rerun(shards, parent)
     assert plan.changed_images == 3
-    assert [each.split for each in plan.make] == ["test"]
+    assert [shard.split for shard in plan.make] == ["test"]
     assert sorted(plan.make[0].rows.tolist()) == [0, 1, 2]
-    assert not {0, 1, 2} & {row for each in plan.rewrite for row in each.rows.tolist()}
+    assert not {0, 1, 2} & {row for shard in plan.rewrite for row in shard.rows.tolist()}
 
 
 def test_a_shard_that_loses_its_last_image_is_dropped() -> None:

@@ -40,16 +40,16 @@ def assert_holds_what_a_first_build_holds(result: BuildResult, config: DatasetCo
     fresh = build(replace(config, dataset=str(tmp_path / "fresh"), palette=str(palette_path)))
     assert fresh.snapshot.source_digest == result.snapshot.source_digest
     assert fresh.snapshot.rejected == result.snapshot.rejected
-    found, expected = tokens_by_key(result), tokens_by_key(fresh)
-    assert found.keys() == expected.keys()
-    assert all(np.array_equal(found[key], expected[key]) for key in expected)
+    actual, expected = tokens_by_key(result), tokens_by_key(fresh)
+    assert actual.keys() == expected.keys()
+    assert all(np.array_equal(actual[key], expected[key]) for key in expected)
     labels = [
         {
-            row["key"]: each.snapshot.classes[row["label"]]
-            for row in rows(each.snapshot.dataset, "index")
-            if row["key"] in found
+            row["key"]: outcome.snapshot.classes[row["label"]]
+            for row in rows(outcome.snapshot.dataset, "index")
+            if row["key"] in actual
         }
-        for each in (result, fresh)
+        for outcome in (result, fresh)
     ]
     assert labels[0] == labels[1]
     for split in snapshot.SPLITS:
@@ -109,7 +109,7 @@ def test_a_changed_and_a_deleted_image_rewrite_their_own_shards(
     assert 1 <= len(plan.rewrite) <= 2
     assert len(plan.keep) == len(first.snapshot.shards) - len(plan.rewrite)
     assert decoded == [key_of("temple/01.png")], "the other images of the shard are taken over, not decoded"
-    assert result.images_taken_over == sum(len(each.rows) for each in plan.rewrite) - 1
+    assert result.images_taken_over == sum(len(shard.rows) for shard in plan.rewrite) - 1
     assert_sound(result)
     assert_holds_what_a_first_build_holds(result, config, tmp_path)
     # The old snapshot stays as it was.
@@ -244,9 +244,9 @@ def test_random_crops_are_samples_of_training_images_alone(config: DatasetConfig
             palette=str(Path(config.dataset) / snapshot.palette_path(again.snapshot.palette_sha256)),
         )
     )
-    found, expected = tokens_by_key(again), tokens_by_key(fresh)
-    assert found.keys() == expected.keys()
-    assert all(np.array_equal(found[key], expected[key]) for key in expected)
+    actual, expected = tokens_by_key(again), tokens_by_key(fresh)
+    assert actual.keys() == expected.keys()
+    assert all(np.array_equal(actual[key], expected[key]) for key in expected)
 
 
 def during_the_first_shard(action: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:

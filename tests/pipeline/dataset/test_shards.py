@@ -45,7 +45,7 @@ def test_a_view_has_the_encoded_samples(count: int, side: int, labels: list[int]
 
 def test_keys_of_random_crops_have_their_number_behind_them() -> None:
     keys, tokens_NHW, labels = samples(4, 8)
-    numbered = [f"{each}-{crop:03d}" for crop, each in enumerate(keys)]
+    numbered = [f"{key}-{crop:03d}" for crop, key in enumerate(keys)]
     shard = view(shards.encode(numbered, tokens_NHW, labels), 4, 8)
     assert [name.decode() for name in shard.keys_N] == numbered
     assert np.array_equal(shard.tokens_NHW, tokens_NHW)

@@ -44,13 +44,13 @@ def test_isolated_decoding_equals_decoding_in_this_process(photos: np.ndarray) -
     }
     with IsolatedDecoder(recipe, 30) as decoder:
         for key, data in inputs.items():
-            expected, found = decode.decode(data, recipe, key), decoder.decode(data, key)
+            expected, actual = decode.decode(data, recipe, key), decoder.decode(data, key)
             if isinstance(expected, Rejection):
-                assert found == expected
+                assert actual == expected
             else:
-                assert isinstance(found, Pictures)
-                assert np.array_equal(found.pixels, expected.pixels)
-                assert (found.width, found.height) == (expected.width, expected.height)
+                assert isinstance(actual, Pictures)
+                assert np.array_equal(actual.pixels, expected.pixels)
+                assert (actual.width, actual.height) == (expected.width, expected.height)
 
 
 def test_an_image_that_takes_too_long_is_refused_and_the_next_decoded(photos: np.ndarray, huge: bytes) -> None:

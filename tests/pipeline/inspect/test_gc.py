@@ -35,8 +35,8 @@ def test_files_that_no_snapshot_names_are_removed(dataset: Path) -> None:
     litter = make_litter(dataset)
     assert set(collect(str(dataset), min_age_seconds=3600, dry_run=True).files) == litter
     assert all((dataset / name).exists() for name in litter)
-    found = collect(str(dataset), min_age_seconds=3600)
-    assert (set(found.files), found.snapshots, found.too_young) == (litter, 2, 0)
+    collected = collect(str(dataset), min_age_seconds=3600)
+    assert (set(collected.files), collected.snapshots, collected.too_young) == (litter, 2, 0)
     assert not any((dataset / name).exists() for name in litter)
     assert (dataset / "NOTES.txt").exists()
     for number in (1, 2):
@@ -45,8 +45,8 @@ def test_files_that_no_snapshot_names_are_removed(dataset: Path) -> None:
 
 def test_young_files_are_kept(dataset: Path) -> None:
     objects.write_bytes(str(dataset / "shards" / "train-000077-0123456789abcdef.tar"), b"litter")
-    found = collect(str(dataset), min_age_seconds=3600)
-    assert (found.files, found.too_young) == ([], 1)
+    collected = collect(str(dataset), min_age_seconds=3600)
+    assert (collected.files, collected.too_young) == ([], 1)
 
 
 def test_nothing_is_removed_while_a_build_runs(dataset: Path) -> None:

@@ -18,25 +18,27 @@ def test_the_history_has_every_snapshot(twice_built: DatasetConfig) -> None:
 
 
 def test_the_contents_are_counted_by_split_class_and_reason(twice_built: DatasetConfig) -> None:
-    found = history.contents(snapshot.read(twice_built.dataset))
-    by_class = {name: sum(counts.values()) for name, counts in found.images_by_class.items()}
+    contents = history.contents(snapshot.read(twice_built.dataset))
+    by_class = {name: sum(counts.values()) for name, counts in contents.images_by_class.items()}
     assert by_class == {"digit": 20, "flower": 38, "temple": 39, "bud": 10}
     for split in snapshot.SPLITS:
-        assert found.images_by_split[split] == sum(counts.get(split, 0) for counts in found.images_by_class.values())
-    assert found.rejected == {"truncated": 1}
+        assert contents.images_by_split[split] == sum(
+            counts.get(split, 0) for counts in contents.images_by_class.values()
+        )
+    assert contents.rejected == {"truncated": 1}
 
 
 def test_the_difference_names_what_changed(twice_built: DatasetConfig) -> None:
     first, second = (snapshot.read(twice_built.dataset, number) for number in (1, 2))
-    found = history.difference(first, second)
-    assert (found.added, found.removed, found.changed, found.moved, found.unchanged) == (10, 2, 2, 0, 96)
+    diff = history.difference(first, second)
+    assert (diff.added, diff.removed, diff.changed, diff.moved, diff.unchanged) == (10, 2, 2, 0, 96)
     raw = twice_built.raw
-    assert found.examples["added"] == [f"{raw}/bud/{number}.png" for number in range(10)]
-    assert found.examples["removed"] == [f"{raw}/flower/02.jpg", f"{raw}/temple/01.png"]
-    assert found.examples["changed"] == [f"{raw}/flower/03.jpg", f"{raw}/temple/00.png"]
-    assert (found.rejected_before, found.rejected_after) == ({}, {"truncated": 1})
-    assert (found.same_palette, found.new_classes, found.config) == (True, ("bud",), {})
-    assert found.shards_kept + found.shards_gone == len(first.shards)
-    assert found.shards_kept + found.shards_new == len(second.shards)
+    assert diff.examples["added"] == [f"{raw}/bud/{number}.png" for number in range(10)]
+    assert diff.examples["removed"] == [f"{raw}/flower/02.jpg", f"{raw}/temple/01.png"]
+    assert diff.examples["changed"] == [f"{raw}/flower/03.jpg", f"{raw}/temple/00.png"]
+    assert (diff.rejected_before, diff.rejected_after) == ({}, {"truncated": 1})
+    assert (diff.same_palette, diff.new_classes, diff.config) == (True, ("bud",), {})
+    assert diff.shards_kept + diff.shards_gone == len(first.shards)
+    assert diff.shards_kept + diff.shards_new == len(second.shards)
     back = history.difference(second, first)
     assert (back.added, back.removed, back.changed) == (2, 10, 2)

@@ -60,7 +60,7 @@ def test_images_of_a_rewritten_tar_are_unchanged(tmp_path: Path) -> None:
     before = listed(write_tar(tmp_path / "a" / "all.tar", members))
     grown = {"cats/new.png": b"new", **dict(reversed(members.items()))}
     after = listed(write_tar(tmp_path / "b" / "all.tar", grown))
-    versions = [dict(zip(column(found, "key"), column(found, "version"), strict=True)) for found in (before, after)]
+    versions = [dict(zip(column(source, "key"), column(source, "version"), strict=True)) for source in (before, after)]
     assert versions[0].items() <= versions[1].items()
     assert len(versions[1]) == 10
 
@@ -105,8 +105,8 @@ def test_parquet_in_the_layout_of_hugging_face(tmp_path: Path) -> None:
     assert column(source, "label") == ["cat", "dog", None, None, "dog", "cat", "cat", "dog"]
     assert list(contents(source).values()) == images
     some = source.table.take([7, 0, 4])
-    found = {image.row: image.data for image in read_images(some, tolerant=False)}
-    assert found == {0: images[7], 1: images[0], 2: images[4]}
+    contents_by_row = {image.row: image.data for image in read_images(some, tolerant=False)}
+    assert contents_by_row == {0: images[7], 1: images[0], 2: images[4]}
 
 
 def test_parquet_without_class_names_or_labels(tmp_path: Path) -> None:

@@ -50,12 +50,12 @@ def test_a_copy_of_a_held_out_image_is_not_trained_on(config: DatasetConfig) -> 
     result = build(replace(config, drop_duplicates=True))
     index = {row["key"]: row["sha256"] for row in rows(config.dataset, "index")}
     assert len(set(index.values())) == len(index) == 100
-    found = {split: set() for split in snapshot.SPLITS}
+    checksums = {split: set() for split in snapshot.SPLITS}
     for shard in result.snapshot.shards:
-        found[shard.split] |= {row["sha256"] for row in rows_of(config.dataset, shard.index_path)}
+        checksums[shard.split] |= {row["sha256"] for row in rows_of(config.dataset, shard.index_path)}
     plain = build(replace(config, dataset=f"{config.dataset}-all"))
     held_out: set[str] = set()
     for shard in plain.snapshot.shards:
         if shard.split != "train":
             held_out |= {row["sha256"] for row in rows_of(plain.snapshot.dataset, shard.index_path)}
-    assert not held_out & found["train"]
+    assert not held_out & checksums["train"]

@@ -53,14 +53,14 @@ def listed(url: object, **fields: object) -> Listed:
     return Listed(table=table.sort_by("name"), source=source, digest=digest)
 
 
-def column(found: Listed, name: str) -> list:
-    return found.table[name].to_pylist()
+def column(source: Listed, name: str) -> list:
+    return source.table[name].to_pylist()
 
 
-def contents(found: Listed) -> dict[str, bytes]:
+def contents(source: Listed) -> dict[str, bytes]:
     """What the listing's URLs, offsets and lengths lead to, by key."""
-    keys = column(found, "key")
-    return {keys[image.row]: image.data for image in read_images(found.table, tolerant=False)}
+    keys = column(source, "key")
+    return {keys[image.row]: image.data for image in read_images(source.table, tolerant=False)}
 
 
 def test_a_folder_of_classes(image_folder: Path) -> None:
@@ -177,9 +177,9 @@ def test_splits_from_folder_names(tmp_path: Path) -> None:
     config = DatasetConfig(raw=str(tmp_path / "raw"), dataset="-", splits="folders")
     with Listing() as listing:
         list_source(config, listing)
-        found = listing.take(np.arange(5)).to_pylist()
+        rows = listing.take(np.arange(5)).to_pylist()
         splits = [SPLITS[number] for number in assign_splits(listing.rows, config)]
-    assert {row["name"]: (split, row["label"]) for row, split in zip(found, splits, strict=True)} == {
+    assert {row["name"]: (split, row["label"]) for row, split in zip(rows, splits, strict=True)} == {
         "train/cat/1.png": ("train", "cat"),
         "val/cat/2.png": ("validation", "cat"),
         "Test/3.png": ("test", None),
