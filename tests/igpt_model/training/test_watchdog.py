@@ -11,7 +11,6 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
-import torch
 import yaml
 
 from igpt_model.runs import metric_log
@@ -109,7 +108,6 @@ def test_a_collective_whose_partner_is_stuck_ends_and_the_run_goes_on(tmp_path: 
     again = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
     heard = Recorder()
-    torch.set_num_threads(1)
     train(config, data, str(tmp_path / "calm"), Worker(), heard)
     curve = {report.step: report.values["train_loss"] for report in metric_log.read(str(run))}
     assert curve == pytest.approx({step: values["train_loss"] for step, values in heard.values.items()}, abs=1e-4)
