@@ -25,7 +25,7 @@ check: lint test-unit ## lint, types and unit tests
 test: lint test-unit test-services ## check, the tests on real services, and one fault of every kind
 
 test-unit: $(DEV)
-	$(PYTEST) -m "not (services or faults or rig or long)"
+	$(PYTEST) --numprocesses 2 --dist loadfile -m "not (services or faults or rig or long)"
 
 test-services: $(DEV)
 	$(SIDE_BY_SIDE) "not long and ((services or rig) and not faults or sample)"

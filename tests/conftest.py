@@ -1,6 +1,7 @@
 """Fixtures that need no service: real photographs, an image folder made of them, and builds without a cluster."""
 
 import io
+import os
 import sys
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
@@ -12,8 +13,14 @@ from unittest import mock
 import hypothesis
 import numpy as np
 import pytest
+import threadpoolctl
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
+
+# One thread in each process, of those that tests start too: threads that wait for each other on busy cores take many
+# times as long. PyTorch, loaded later, reads the variable; what NumPy and scikit-learn have loaded is told.
+os.environ["OMP_NUM_THREADS"] = "1"
+threadpoolctl.threadpool_limits(1)
 
 pytest_plugins = ["tests.machine", "tests.rigs.fixtures"]
 # How long an example takes is the machine's business.

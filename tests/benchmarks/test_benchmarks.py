@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -19,50 +21,71 @@ ROOT = Path(__file__).parents[2]
 TINY = ModelConfig(layers=2, width=32, heads=4, resolution=8, colours=512)
 
 
-def run(module: str, output: Path, *arguments: str) -> list[dict]:
-    """The rows that a benchmark writes."""
-    command = [sys.executable, "-m", f"benchmarks.{module}", "--output", str(output), "--rounds", "2", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert output.with_suffix(".md").read_text() in done.stdout
+@dataclass(frozen=True, kw_only=True)
+class Benchmarks:
+    """Runs benchmarks in this process, which has loaded what they need."""
+
+    monkeypatch: pytest.MonkeyPatch
+    capfd: pytest.CaptureFixture[str]
+
+    def rows(self, module: str, output: Path, *arguments: str) -> list[dict]:
+        """The rows that a benchmark writes."""
+        self.monkeypatch.setattr(sys, "argv", [module, "--output", str(output), *arguments])
+        import_module(f"benchmarks.{module}").main()
+        return written(output, self.capfd.readouterr().out)
+
+
+@pytest.fixture
+def benchmarks(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Benchmarks:
+    return Benchmarks(monkeypatch=monkeypatch, capfd=capfd)
+
+
+def written(output: Path, out: str) -> list[dict]:
+    """The rows of the files that a benchmark wrote, after a look at the rest."""
+    assert output.with_suffix(".md").read_text() in out
     content = json.loads(output.with_suffix(".json").read_text())
     assert {"cpu", "threads", "packages", "load_average_before"} <= set(content["machine"])
     return content["rows"]
 
 
+SHAPE = ("--layers", "2", "--width", "32", "--heads", "4", "--batches", "2", "--rounds", "2")
+
+
 @pytest.mark.needs("compiler")
-def test_training(tmp_path: Path) -> None:
-    shape = ("--layers", "2", "--width", "32", "--heads", "4", "--resolution", "8", "--batches", "2", "--threads", "1")
-    rows = run("train_step", tmp_path / "a", *shape)
+def test_training(benchmarks: Benchmarks, tmp_path: Path) -> None:
+    shape = (*SHAPE, "--resolution", "8", "--threads", "1")
+    rows = benchmarks.rows("train_step", tmp_path / "a", *shape)
     assert [row["contender"] for row in rows] == ["ours", "ours compiled", "Hugging Face"]
     assert all(row["images/s"] > 0 and len(row["seconds"]) == 2 for row in rows)
-    rows = run("train_step", tmp_path / "b", *shape, "--whole-steps", "--precision", "bfloat16")  # as on a GPU
+    whole_steps = ("--whole-steps", "--precision", "bfloat16")  # as on a GPU
+    rows = benchmarks.rows("train_step", tmp_path / "b", *shape, *whole_steps)
     assert [row["contender"] for row in rows] == ["ours compiled", "ours", "nanoGPT-style compiled", "Hugging Face"]
 
 
 @pytest.mark.needs("compiler")
-def test_drawing(tmp_path: Path) -> None:
-    arguments = ("--layers", "2", "--width", "32", "--heads", "4", "--resolutions", "4", "--batches", "2", "--compile")
+def test_drawing(benchmarks: Benchmarks, tmp_path: Path) -> None:
     for precision in ("float32", "bfloat16"):
-        rows = run("sample", tmp_path / precision, *arguments, "--precision", precision)
+        arguments = (*SHAPE, "--resolutions", "4", "--compile", "--precision", precision)
+        rows = benchmarks.rows("sample", tmp_path / precision, *arguments)
         assert [row["contender"] for row in rows] == ["ours", "Hugging Face", "ours compiled"]
 
 
 def test_loading(tmp_path: Path) -> None:
     data = digits_snapshot(tmp_path, samples_per_shard=300)
-    rows = run("loader", tmp_path / "loader", "--dataset", data.dataset, "--steps", "3")
+    arguments = ["--dataset", data.dataset, "--steps", "3", "--rounds", "2", "--output", str(tmp_path / "loader")]
+    command = [sys.executable, "-m", "benchmarks.loader", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = written(tmp_path / "loader", done.stdout)
     assert [row["contender"].split(",")[0] for row in rows[:4]] == ["ours", "ours", "webdataset", "webdataset"]
     assert rows[0]["images/s"] > 10 * rows[2]["images/s"]
     assert rows[4]["times longer than ours"].endswith("% of the step")
 
 
-def test_quality(tmp_path: Path) -> None:
+def test_quality(benchmarks: Benchmarks, tmp_path: Path) -> None:
     data = digits_snapshot(tmp_path, samples_per_shard=300, test_fraction=0.2)
-    command = [sys.executable, "-m", "benchmarks.quality", "--dataset", data.dataset, "--run", str(tmp_path / "run")]
-    arguments = ["--minutes", "0.02", "--preset", "tiny", "--batch", "16", "--output", str(tmp_path / "quality")]
-    done = subprocess.run([*command, *arguments], capture_output=True, text=True, cwd=ROOT, check=False, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    rows = json.loads((tmp_path / "quality.json").read_text())["rows"]
+    arguments = ("--minutes", "0.02", "--preset", "tiny", "--batch", "16", "--run", str(tmp_path / "run"))
+    rows = benchmarks.rows("quality", tmp_path / "quality", "--dataset", data.dataset, *arguments)
     assert [row["layer"] for row in rows] == list(range(7))
     assert all(0.1 < float(row["test accuracy, trained"].rstrip("%")) / 100 <= 1 for row in rows)
     assert {path.name for path in (tmp_path / "run").glob("*.png")} == {"samples.png", "completions.png"}

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -23,7 +22,6 @@ KINDS = {"masked": {"objective": "masked"}, "by_class": {"classes": 3}, "upscali
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trained run in run/, untrained models of each kind in their folders, and two image files."""
-    torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("models")
     data = digits_snapshot(root)
     train(short_training(data, root), data, str(root / "run"), Worker(), Recorder())

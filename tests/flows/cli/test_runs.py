@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from igpt_model.runs import checkpoint
 from igpt_model.runs import record as run_record
@@ -19,7 +18,6 @@ from tests.igpt_model.training.test_loop import KilledError, Recorder, digits_sn
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A runs folder with a finished run and one that was cut off at step 17."""
-    torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("runs")
     data = digits_snapshot(root)
     config = replace(short_training(data, root), seed=7)

@@ -50,7 +50,6 @@ print(sum(int(cache.open(shard).tokens_NHW.sum()) for shard in data.of_split("tr
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
     """240 training images in twelve shards."""
-    torch.set_num_threads(1)
     return digits_snapshot(tmp_path_factory.mktemp("digits"), samples_per_shard=20)
 
 

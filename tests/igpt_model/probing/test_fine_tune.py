@@ -1,6 +1,5 @@
 """Fine-tuning learns, leaves the model as it was, and chooses by validation; the cache knows networks by contents."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -17,15 +16,6 @@ from igpt_model.probing.fine_tune import LabelledTokens, fine_tune
 from pipeline.errors import IgptError
 
 CONFIG = FineTuneConfig(steps=40, batch=16, learning_rate=0.005)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """On a busy machine, threads that wait for each other take minutes for what one does in a second."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def make_bundle(**fields: object) -> ModelBundle:

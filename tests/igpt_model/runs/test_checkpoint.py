@@ -29,7 +29,6 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
-    torch.set_num_threads(1)
     return digits_snapshot(tmp_path_factory.mktemp("digits"))
 
 

@@ -22,7 +22,6 @@ from tests.igpt_model.training.test_loop import KilledError, Recorder, digits_sn
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
-    torch.set_num_threads(1)
     return digits_snapshot(tmp_path_factory.mktemp("digits"))
 
 

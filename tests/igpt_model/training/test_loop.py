@@ -54,12 +54,6 @@ def build_here(raw: Path, dataset: Path, **fields: object) -> Snapshot:
         return build(config).snapshot
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> None:
-    """Threads that wait for each other on busy cores take a hundred times as long."""
-    torch.set_num_threads(1)
-
-
 def digits_snapshot(root: Path, **fields: object) -> Snapshot:
     """300 real digits as a snapshot on local disk."""
     digits = load_digits()

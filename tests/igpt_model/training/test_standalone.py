@@ -1,7 +1,6 @@
 """Training without the pipeline's services: `python -m igpt_model.train`, alone and under torchrun."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+from igpt_model.train import main
 from igpt_model.training.standalone import read_config
 from pipeline.dataset.snapshot import Snapshot
 from pipeline.errors import IgptError
@@ -43,9 +43,8 @@ def path(data: Snapshot, tmp_path: Path) -> Path:
 
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [sys.executable, *command], capture_output=True, text=True, cwd=ROOT, check=False, env=environment, timeout=300
+        [sys.executable, *command], capture_output=True, text=True, cwd=ROOT, check=False, timeout=300
     )
 
 
@@ -93,20 +92,33 @@ def test_workers_of_torchrun_train_as_one_does(path: Path, tmp_path: Path) -> No
         ("global_batch=0", "global_batch is 0: it must be at least 1"),
         ("steps", "'steps' is not an override"),
         ("dataset=", "dataset is empty"),
-        ("dataset=/no/such/place", "no dataset snapshot there"),
         pytest.param(
             *("use_gpu=true", "PyTorch sees no GPU"),
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason="platform: this machine has a GPU"),
         ),
     ],
 )
-def test_each_mistake_is_one_line(override: str, expected: str, path: Path) -> None:
-    ended = run("-m", "igpt_model.train", str(path), override)
-    assert ended.returncode == 2, ended.stdout + ended.stderr
-    (line,) = ended.stderr.splitlines()
+def test_each_mistake_is_one_line(
+    override: str, expected: str, path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["igpt_model.train", str(path), override])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert_one_line(capsys.readouterr().err, expected)
+    assert not (path.parent / "runs").exists()
+
+
+def assert_one_line(err: str, expected: str) -> None:
+    (line,) = err.splitlines()
     assert line.startswith("igpt: ")
     assert expected in line
-    assert not (path.parent / "runs").exists()
+
+
+def test_a_process_with_a_mistake_ends_with_two(path: Path) -> None:
+    ended = run("-m", "igpt_model.train", str(path), "dataset=/no/such/place")
+    assert ended.returncode == 2, ended.stdout + ended.stderr
+    assert_one_line(ended.stderr, "no dataset snapshot there")
 
 
 def test_a_config_is_yaml_or_json_and_typed(path: Path) -> None:

@@ -33,7 +33,6 @@ CONFIG = PretrainConfig(runs="r", preset="tiny", global_batch=12, workers=1)
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
-    torch.set_num_threads(1)
     return digits_snapshot(tmp_path_factory.mktemp("digits"))
 
 
