@@ -89,8 +89,8 @@ def share_of_a_step(data: Snapshot, config: PretrainConfig, device: torch.device
         data = replace(data, shards=(*data.of_split("train"), *few))
         train(config, data, folder, Worker(device=device), heard)
     return {
-        "contender": f"share of a step of {config.preset} at {data.resolution}x{data.resolution}, batch "
-        f"{config.global_batch}, {device.type}",
+        "contender": f"share of a step of {config.model.preset} at {data.resolution}x{data.resolution}, batch "
+        f"{config.optimizer.global_batch}, {device.type}",
         "images/s": "",
         "microseconds a batch": "",
         "times longer than ours": f"{heard.last['data_wait_share']:.3%} of the step",
@@ -137,7 +137,7 @@ def main() -> None:
             }
             for name, measured in seconds.items()
         ]
-        config = PretrainConfig(
+        config = PretrainConfig.from_fields(
             runs="unused",
             preset=options.preset,
             steps=options.steps,

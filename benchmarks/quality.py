@@ -39,7 +39,7 @@ _TRIAL_STEPS = 30
 def steps_in(minutes: float, config: PretrainConfig, data: Snapshot, worker: Worker) -> int:
     """The number of steps that a training has time for, from the time of the last two thirds of a short one."""
     moments: list[float] = []
-    trial = replace(config, steps=_TRIAL_STEPS, evaluate_every=10**9, checkpoint_every=10**9)
+    trial = config.with_fields(steps=_TRIAL_STEPS, evaluate_every=10**9, checkpoint_every=10**9)
     with tempfile.TemporaryDirectory(prefix="igpt-benchmark-") as folder:
         few = tuple(entry for entry in data.of_split("validation")[:1])
         short = replace(data, shards=(*data.of_split("train"), *few))
@@ -93,7 +93,7 @@ def main() -> None:
     device, on_gpu = torch.device(options.device), options.device == "cuda"
     described = machine(device)
     data = snapshot.read(options.dataset)
-    config = PretrainConfig(
+    config = PretrainConfig.from_fields(
         runs=str(options.run.parent),
         preset=options.preset,
         global_batch=options.batch,
@@ -107,8 +107,8 @@ def main() -> None:
     )
     worker = Worker(device=device)
     steps = steps_in(options.minutes, config, data, worker)
-    config = replace(
-        config, steps=steps, warmup_steps=steps // 20, evaluate_every=max(1, steps // 8), checkpoint_every=steps
+    config = config.with_fields(
+        steps=steps, warmup_steps=steps // 20, evaluate_every=max(1, steps // 8), checkpoint_every=steps
     )
     result = train(config, data, str(options.run), worker, Printer())
     bundle = on_device(load_model(str(options.run)), options.device)
@@ -130,10 +130,11 @@ def main() -> None:
     ]
     loss = result.validation_loss
     notes = (
-        f"{config.preset}, {result.parameters:,} parameters, {data.resolution}x{data.resolution}, "
-        f"{data.colours} colours, {data.samples('train'):,} training images; {steps:,} steps of {config.global_batch}, "
-        f"{result.seconds / 60:.1f} minutes, {result.images_per_second:.0f} images/s. Validation loss {loss:.4f} nats "
-        f"per pixel, {loss / math.log(2):.4f} bits, on {result.validation_images:,} images. Linear probe fitted on "
+        f"{config.model.preset}, {result.parameters:,} parameters, {data.resolution}x{data.resolution}, "
+        f"{data.colours} colours, {data.samples('train'):,} training images; {steps:,} steps of "
+        f"{config.optimizer.global_batch}, {result.seconds / 60:.1f} minutes, {result.images_per_second:.0f} images/s. "
+        f"Validation loss {loss:.4f} nats per pixel, {loss / math.log(2):.4f} bits, on "
+        f"{result.validation_images:,} images. Linear probe fitted on "
         f"{min(options.probe_images, data.samples('train')):,} images."
     )
     save(options.output or RESULTS / f"quality-{options.device}", "What is learnt", described, rows, notes)

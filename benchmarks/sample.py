@@ -46,7 +46,7 @@ def contenders(
         else:
             ours = ours.to(dtype).eval()
             if "compiled" in name:
-                prepare_blocks(ours, PretrainConfig(runs="unused", compile=True))
+                prepare_blocks(ours, PretrainConfig.from_fields(runs="unused", compile=True))
             made[name] = lambda m=ours: draw(m, batch, Drawing(), cache_bytes=_NEVER_SPLIT)
     return made
 

@@ -14,7 +14,7 @@ from prefect import flow
 from rich.text import Text
 
 from flows.config.demo import DIGITS_URL
-from flows.config.load import RefreshConfig
+from flows.config.refresh import RefreshConfig
 from flows.refresh import RefreshOutcome, run_stages
 from flows.terminal.console import Reporter, console
 from flows.terminal.memory import StageMeter

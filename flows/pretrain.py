@@ -19,7 +19,7 @@ from igpt_model.config import PretrainConfig
 from igpt_model.data.shard_cache import ShardCache
 from igpt_model.model.losses import Baselines, TokenCounts
 from igpt_model.registry.client import Registry
-from igpt_model.runs import initial_model, metric_log
+from igpt_model.runs import initial_model, metric_log, record
 from igpt_model.runs.open_model import open_model
 from igpt_model.runs.result import TrainResult, finished
 from igpt_model.tracking import figures, runs
@@ -60,12 +60,10 @@ def pretrain(config: PretrainConfig) -> PretrainOutcome:
     """Train on a dataset snapshot, or continue, or find the run finished; log curves and pictures to MLflow."""
     known = settings.load()
     runs.check_reachable(known.mlflow_tracking_uri)
-    if not config.dataset:
-        raise IgptError("dataset is empty: give the URL or path of a dataset that `igpt dataset build` made")
-    data = snapshot.read(config.dataset, config.snapshot)
+    data = snapshot.read(config.given_dataset, config.data.snapshot)
     data.of_split("validation")
-    objects.check_reachable(objects.absolute(config.runs))
-    run = objects.join(objects.absolute(config.runs), config.run_name(data.digest))
+    objects.check_reachable(objects.absolute(config.keeping.runs))
+    run = record.folder_of(config, data)
     ray_job.begin(known.ray_address)
     reporter = Reporter("pretrain")
     tags = {
@@ -93,7 +91,7 @@ def pretrain(config: PretrainConfig) -> PretrainOutcome:
 
 def _keep_parent(config: PretrainConfig, data: Snapshot, run: str, tracking_uri: str) -> None:
     """Bring the model that the training starts from into the run's folder, where the workers look for it."""
-    initial_model.keep(run, Registry(tracking_uri).open(config.parent), config, data)
+    initial_model.keep(run, Registry(tracking_uri).open(config.model.parent), config, data)
 
 
 def open_tracked(
@@ -101,7 +99,7 @@ def open_tracked(
 ) -> RunLogger:
     """The MLflow run of a training run; those of others that died unheard are closed."""
     logger = runs.open_run(tracking_uri, config, data, run, tags)
-    for abandoned in runs.close_abandoned(tracking_uri, config.experiment):
+    for abandoned in runs.close_abandoned(tracking_uri, config.tracking.experiment):
         reporter.say(f"the MLflow run {abandoned} was abandoned: it counts as killed now")
     return logger
 
@@ -160,7 +158,7 @@ def _show(
     config: PretrainConfig, data: Snapshot, run: str, result: TrainResult, logger: RunLogger, reporter: Reporter
 ) -> PretrainOutcome:
     """Judge a finished run by its baselines, and draw what it has learnt."""
-    cache = ShardCache(data, config.cache)
+    cache = ShardCache(data, config.execution.cache)
     baselines = _count(data, cache, "train").baselines(_count(data, cache, "validation"))
     sheets = draw_all(config, data, open_model(run, Registry(logger.tracking_uri).open), reporter)
     levels = {

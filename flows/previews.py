@@ -20,7 +20,7 @@ _LAST_WAIT_SECONDS = 60.0
 
 def held_out_images(config: PretrainConfig, data: Snapshot) -> tuple[np.ndarray, np.ndarray]:
     """The images that are completed, upscaled or filled in: tokens [N, T] and class numbers [N]."""
-    images = ShardCache(data, config.cache).open(data.of_split("validation")[0])
+    images = ShardCache(data, config.execution.cache).open(data.of_split("validation")[0])
     tokens_NHW = np.array(images.tokens_NHW[:_SHOWN_IMAGES])
     return tokens_NHW.reshape(len(tokens_NHW), -1), np.array(images.labels_N[:_SHOWN_IMAGES])
 
@@ -29,8 +29,8 @@ def draw_all(config: PretrainConfig, data: Snapshot, bundle: ModelBundle, report
     """The sheets that show a finished model, each drawn by a task of its own, with a GPU where training had them."""
     tokens_NT, labels_N = held_out_images(config, data)
     names = pictures.sheet_names(bundle)
-    device, gpus = ("cuda", 1) if config.use_gpu else ("cpu", 0)
-    calls = ((bundle, name, tokens_NT, labels_N, config.seed, device) for name in names)
+    device, gpus = ("cuda", 1) if config.execution.use_gpu else ("cpu", 0)
+    calls = ((bundle, name, tokens_NT, labels_N, config.optimizer.seed, device) for name in names)
     sheets: dict[str, np.ndarray] = {}
     reporter("draw", 0, len(names), "pictures")
     for done, (number, sheet) in enumerate(tasks.map_tasks(pictures.draw_sheet, calls, num_gpus=gpus), 1):
@@ -62,8 +62,8 @@ class Gallery:
 
     def saved(self, step: int) -> None:
         """Draw from the checkpoint of a step, if one is due; the last step's are drawn when training has ended."""
-        every = self._config.sample_every
-        if every == 0 or step % every or step >= self._config.steps:
+        every = self._config.tracking.sample_every
+        if every == 0 or step % every or step >= self._config.optimizer.steps:
             return
         if self._drawing is not None and not self._drawing.done():
             self._reporter.say(f"no picture of step {step}: that of an earlier step is still being drawn")
@@ -73,7 +73,7 @@ class Gallery:
     def _draw(self, step: int) -> None:
         try:
             tokens_NT, labels_N = held_out_images(self._config, self._data)
-            call = (checkpoint.folder_of(self._run, step), tokens_NT, labels_N, self._config.seed)
+            call = (checkpoint.folder_of(self._run, step), tokens_NT, labels_N, self._config.optimizer.seed)
             for _, (name, sheet) in tasks.map_tasks(pictures.draw_checkpoint, [call], num_cpus=0):
                 self._logger.picture_at(step, sheet, name)
         except Exception as error:  # noqa: BLE001 (whatever it is, training goes on)

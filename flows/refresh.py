@@ -9,7 +9,7 @@ from prefect.events import emit_event
 from prefect.logging import get_run_logger
 
 from flows.build_dataset import build_dataset
-from flows.config.load import RefreshConfig
+from flows.config.refresh import RefreshConfig
 from flows.pretrain import PretrainOutcome, pretrain
 from flows.probe import ProbeOutcome, probe
 from flows.services import settings
@@ -48,7 +48,7 @@ def run_stages(config: RefreshConfig, meter: StageMeter) -> RefreshOutcome:
     known = settings.load()
     # What the last stages need is looked at first: a night's training is not to end at a server that is not there.
     runs.check_reachable(known.mlflow_tracking_uri)
-    for url in (config.dataset.raw, config.dataset.dataset, config.pretrain.runs):
+    for url in (config.dataset.raw, config.dataset.dataset, config.pretrain.keeping.runs):
         objects.check_reachable(objects.absolute(url))
     with meter.measure("build_dataset"):
         built = build_dataset(config.dataset)
@@ -61,7 +61,7 @@ def _train_probe_and_register(
 ) -> RefreshOutcome:
     dataset, number = built.snapshot.dataset, built.snapshot.number
     with meter.measure("pretrain"):
-        trained = pretrain(replace(config.pretrain, dataset=dataset, snapshot=number))
+        trained = pretrain(config.pretrain.with_fields(dataset=dataset, snapshot=number))
     with meter.measure("probe"):
         probed = probe(
             replace(config.probe, model=trained.run, dataset=dataset, snapshot=number), mlflow_run=trained.mlflow_run
@@ -87,7 +87,7 @@ def _register(config: RefreshConfig, known: settings.Settings, trained: Pretrain
     }
     version = register.register(
         open_model(trained.run, client.Registry(known.mlflow_tracking_uri).open),
-        name=config.pretrain.model_name,
+        name=config.pretrain.tracking.model_name,
         tracking_uri=known.mlflow_tracking_uri,
         run_id=trained.mlflow_run,
         tags=tags,

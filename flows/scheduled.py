@@ -17,7 +17,7 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
 from flows.build_dataset import build_dataset
-from flows.config.load import RefreshConfig
+from flows.config.refresh import RefreshConfig
 from flows.prefect_ops import flow_runs
 from flows.prefect_ops.lease import exclusively
 from flows.probe import probe
@@ -45,7 +45,7 @@ def scheduled_build(config: DatasetConfig, quiet_seconds: float = 0) -> None:
 @flow(name="scheduled-refresh")
 def scheduled_refresh(config: RefreshConfig) -> None:
     """Raw images to a registered model: what `igpt refresh` does, on a schedule."""
-    _in_turn(config.pretrain.runs, lambda: refresh(config))
+    _in_turn(config.pretrain.keeping.runs, lambda: refresh(config))
 
 
 @flow(name="scheduled-probe")

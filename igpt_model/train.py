@@ -1,7 +1,6 @@
 """`python -m igpt_model.train CONFIG.yaml [FIELD=VALUE]...`: a training by itself or under torchrun."""
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 from pipeline.errors import IgptError
@@ -11,21 +10,23 @@ from pipeline.operating_system import end_on_windows
 def main() -> None:
     """Train as a worker of torchrun, or as the only one. Exits with 2 after bad input, in one line."""
     end_on_windows()
+    from igpt_model.config import PretrainConfig
+    from igpt_model.runs import record
     from igpt_model.runs.result import finished
     from igpt_model.training import standalone
     from igpt_model.training.loop import train
     from pipeline.dataset import snapshot as snapshots
-    from pipeline.store import objects
+    from pipeline.typed_config import file as config_file
 
     arguments = sys.argv[1:]
     if not arguments or arguments[0].startswith("-"):
         sys.exit(standalone.USAGE)
     try:
-        config = standalone.read_config(Path(arguments[0]), arguments[1:])
+        config = config_file.load(PretrainConfig, Path(arguments[0]), arguments[1:])
         with standalone.worker(config) as worker:
-            data = snapshots.read(config.dataset, config.snapshot)
-            run = objects.join(objects.absolute(config.runs), config.run_name(data.digest))
-            config = replace(config, workers=worker.world_size)
+            data = snapshots.read(config.given_dataset, config.data.snapshot)
+            run = record.folder_of(config, data)
+            config = config.with_fields(workers=worker.world_size)
             result = finished(config, data, run) or train(config, data, run, worker, standalone.Printer())
             if worker.rank == 0:
                 print(

@@ -20,7 +20,7 @@ ALLOWED_PACKAGES = {
 # A room (a folder, or a file at a package's top) imports only from its own and from those before it.
 ORDER = {
     "pipeline": (
-        *("operating_system", "errors", "progress", "hashing", "partition", "background"),
+        *("operating_system", "errors", "progress", "hashing", "partition", "background", "typed_config"),
         *("store", "cluster", "images", "config", "dataset", "source", "build", "inspect"),
         "logs",  # the name of the JSON formatter for logging configurations
     ),
@@ -39,7 +39,7 @@ EXCEPTIONS = {
 }
 # Of the data side, the model side may use only what needs no cluster; its Ray modules may use the cluster's.
 PURE_PIPELINE = {
-    *("operating_system", "errors", "progress", "hashing", "partition", "background"),
+    *("operating_system", "errors", "progress", "hashing", "partition", "background", "typed_config"),
     *("config", "images", "dataset", "store"),
 }
 WITH_MLFLOW = {

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.cli.options import ConfigFile, Home, Json, Overrides, prepare
-from flows.config import load
 from flows.services import preflight, settings
 from flows.terminal.console import Reporter, console
 from flows.terminal.tables import print_json, print_table, size_text
@@ -20,6 +19,7 @@ from pipeline.errors import IgptError
 from pipeline.inspect import contact_sheet, history, verify
 from pipeline.inspect import gc as collect
 from pipeline.store import objects
+from pipeline.typed_config import file as config_file
 
 if TYPE_CHECKING:
     from pipeline.build.build import PlannedBuild
@@ -81,7 +81,7 @@ def build(
 
 
 def _config(path: Path | None, overrides: list[str] | None, palette: str | None) -> DatasetConfig:
-    checked: DatasetConfig = load.load(DatasetConfig, path, overrides or [])
+    checked: DatasetConfig = config_file.load(DatasetConfig, path, overrides or [])
     return checked if palette is None else replace(checked, palette=palette)
 
 
@@ -147,7 +147,7 @@ def retry_failed(
 ) -> None:
     """Decode the images in quarantine again, and publish a snapshot if any is recovered. Takes the build's config."""
     prepare(home, as_json=as_json)
-    checked: DatasetConfig = load.load(DatasetConfig, config, overrides or [])
+    checked: DatasetConfig = config_file.load(DatasetConfig, config, overrides or [])
     from pipeline.build import retry
     from pipeline.cluster import tasks
 

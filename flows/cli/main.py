@@ -10,8 +10,9 @@ from typer.exceptions import TyperException
 from flows import version
 from flows.cli import datasets, deploy, doctor, models, registry, runs
 from flows.cli.options import ConfigFile, Home, Overrides, prepare, read_config
-from flows.config import load
 from flows.config.demo import demo_config
+from flows.config.describe import KINDS, describe
+from flows.config.refresh import RefreshConfig
 from flows.services import local_stack, settings
 from flows.terminal.console import console
 from flows.terminal.tables import print_table
@@ -134,7 +135,7 @@ def probe(config: ConfigFile = None, overrides: Overrides = None, home: Home = N
 @app.command()
 def refresh(config: ConfigFile = None, overrides: Overrides = None, home: Home = None) -> None:
     """Build, pretrain, probe and register: what is scheduled."""
-    checked = read_config(load.RefreshConfig, config, overrides, home)
+    checked = read_config(RefreshConfig, config, overrides, home)
     from flows.refresh import refresh as flow
 
     console.print(f"registered {flow(checked).model_uri}")
@@ -145,9 +146,9 @@ def print_config(
     kind: Annotated[str, typer.Argument(help="refresh, dataset, pretrain, probe or promotion.")] = "refresh",
 ) -> None:
     """Print a config file with every field, its sentence and its default."""
-    if kind not in load.KINDS:
-        raise IgptError(f"{kind!r} has no config: choose one of {', '.join(load.KINDS)}")
-    sys.stdout.write(load.describe(load.KINDS[kind]))
+    if kind not in KINDS:
+        raise IgptError(f"{kind!r} has no config: choose one of {', '.join(KINDS)}")
+    sys.stdout.write(describe(KINDS[kind]))
 
 
 models.register(app)

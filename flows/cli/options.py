@@ -5,9 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.config import load
 from flows.services import preflight, settings
 from flows.terminal.console import console
+from pipeline.typed_config import file as config_file
 
 Home = Annotated[
     Path | None,
@@ -35,6 +35,6 @@ def prepare(home: Path | None, *, as_json: bool = False) -> Path:
 def read_config(kind: type[Any], path: Path | None, overrides: list[str] | None, home: Path | None) -> Any:
     """The config of a flow, and a Prefect server that answers: what can be told before seconds of imports."""
     prepare(home)
-    config = load.load(kind, path, overrides or [])
+    config = config_file.load(kind, path, overrides or [])
     preflight.check_prefect(settings.load().prefect_api_url)
     return config

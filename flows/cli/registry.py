@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows.cli.options import ConfigFile, Home, Json, Overrides, prepare
-from flows.config import load
 from flows.services import settings
 from flows.terminal.console import console
 from flows.terminal.tables import print_json, print_table
 from igpt_model.registry.gate import ACCURACY, BITS, GateConfig
 from pipeline.errors import IgptError
+from pipeline.typed_config import file as config_file
 
 if TYPE_CHECKING:
     from igpt_model.registry.client import Registry, Version
@@ -89,7 +89,7 @@ def promote(
     min_probe_accuracy=0.9. The decision and the numbers compared are written on the version as tags.
     """
     registry = _registry(home, as_json=as_json)
-    result = registry.promote(model, load.load(GateConfig, config, overrides or []))
+    result = registry.promote(model, config_file.load(GateConfig, config, overrides or []))
     decision, version = result.decision, result.version
     if as_json:
         fields = {"promoted": decision.passed, "refusals": decision.refusals, "compared": dict(decision.compared)}

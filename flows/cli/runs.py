@@ -1,6 +1,5 @@
 """The commands of `igpt runs`: what became of training runs, and going on with one."""
 
-from dataclasses import MISSING, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -47,16 +46,16 @@ def _row(run: str) -> dict[str, Any]:
     config = run_record.read(run).config
     result = train_result.read_result(run)
     steps = checkpoint.marked_steps(run)
-    finished = result is not None and result.steps >= config.steps
+    finished = result is not None and result.steps >= config.optimizer.steps
     return {
         "name": run.rsplit("/", 1)[-1],
         "state": "finished" if finished else "unfinished",
         "step": steps[-1] if steps else 0,
-        "of": config.steps,
+        "of": config.optimizer.steps,
         "validation loss": None if result is None else round(result.validation_loss, 4),
         "restarts": None if result is None else result.restarts,
-        "preset": config.preset,
-        "dataset": f"{config.dataset.rstrip('/').rsplit('/', 1)[-1]} {config.snapshot}",
+        "preset": config.model.preset,
+        "dataset": f"{config.data.dataset.rstrip('/').rsplit('/', 1)[-1]} {config.data.snapshot}",
         "url": run,
     }
 
@@ -125,8 +124,9 @@ def _checkpoint_row(run: str, step: int, *, verify: bool) -> dict[str, Any]:
 
 def _changed_fields(config: Any) -> dict[str, Any]:
     """What is not as it is by default."""
-    values = {field.name: (getattr(config, field.name), field.default) for field in fields(config)}
-    return {name: value for name, (value, default) in values.items() if default is MISSING or value != default}
+    runs = config.keeping.runs
+    unset = type(config).from_fields(runs=runs).flat()
+    return {"runs": runs, **{name: value for name, value in config.flat().items() if value != unset[name]}}
 
 
 def _short(value: float | None) -> str:
@@ -143,7 +143,7 @@ def resume(run: Run, home: Home = None) -> None:
     url = objects.absolute(run).rstrip("/")
     objects.check_reachable(url)
     runs, _, name = url.rpartition("/")
-    config = replace(run_record.read(url).config, runs=runs, name=name)
+    config = run_record.read(url).config.with_fields(runs=runs, name=name)
     from flows.pretrain import pretrain as flow
 
     outcome = flow(config)

@@ -4,23 +4,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flows.config import load
-from flows.config.load import RefreshConfig
+from flows.config.refresh import RefreshConfig
 from pipeline.errors import IgptError
 from pipeline.store import objects
+from pipeline.typed_config import file as config_file
 
 DIGITS_URL = "s3://raw/digits"
 
 # Small enough for two cores and five minutes; what each demo can show is in the README.
 _COMMON: dict[str, Any] = {
     "pretrain": {
-        "runs": "s3://runs/demo",
-        "warmup_steps": 50,
-        "workers": 2,
-        "evaluate_every": 100,
-        "checkpoint_every": 200,
-        "sample_every": 200,
-        "experiment": "demo",
+        "optimizer": {"warmup_steps": 50},
+        "execution": {"workers": 2},
+        "keeping": {"runs": "s3://runs/demo", "checkpoint_every": 200},
+        "tracking": {"evaluate_every": 100, "sample_every": 200, "experiment": "demo"},
     },
 }
 _DIGITS: dict[str, Any] = {
@@ -33,7 +30,11 @@ _DIGITS: dict[str, Any] = {
         "validation_fraction": 0.1,
         "test_fraction": 0.2,
     },
-    "pretrain": {"preset": "tiny", "steps": 500, "global_batch": 64, "model_name": "igpt-digits"},
+    "pretrain": {
+        "model": {"preset": "tiny"},
+        "optimizer": {"steps": 500, "global_batch": 64},
+        "tracking": {"model_name": "igpt-digits"},
+    },
 }
 _IMAGES: dict[str, Any] = {
     "dataset": {
@@ -43,7 +44,11 @@ _IMAGES: dict[str, Any] = {
         "validation_fraction": 0.02,
         "test_fraction": 0.04,
     },
-    "pretrain": {"preset": "tiny", "steps": 1000, "global_batch": 32, "model_name": "igpt-images"},
+    "pretrain": {
+        "model": {"preset": "tiny"},
+        "optimizer": {"steps": 1000, "global_batch": 32},
+        "tracking": {"model_name": "igpt-images"},
+    },
 }
 
 
@@ -59,7 +64,7 @@ def demo_config(raw: str | None, overrides: Sequence[str]) -> RefreshConfig:
         raw = objects.absolute(raw)
         name = Path(raw.rstrip("/")).name.removesuffix(".tar") or "images"
         fields = _merge(fields, {"dataset": {"raw": raw, "dataset": f"s3://datasets/{name}"}})
-    return load.load_fields(RefreshConfig, fields, overrides)
+    return config_file.load_fields(RefreshConfig, fields, overrides)
 
 
 def _merge(base: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:

@@ -1,13 +1,12 @@
 """What `igpt deploy` registers with a Prefect server: deployments of a prefect.yaml, their work pool, automations."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, get_type_hints
 from uuid import UUID
 
-import yaml
 from prefect import Flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
@@ -22,8 +21,10 @@ from prefect.flows import load_flow_from_entrypoint
 from prefect.schedules import Schedule
 from prefect.workers.process import ProcessWorker
 
-from flows.config import load
 from pipeline.errors import IgptError
+from pipeline.typed_config import file as config_file
+from pipeline.typed_config import values
+from pipeline.typed_config.config import Config
 
 _ENDED = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed", "TimedOut")}
 # A run beats every half minute (PREFECT_FLOWS_HEARTBEAT_FREQUENCY). So long, that a server that is started anew does
@@ -36,8 +37,6 @@ NOTIFY_AUTOMATION = "igpt: tell of runs that failed"
 @dataclass(frozen=True, kw_only=True)
 class ScheduleEntry:
     """When a deployment runs: `cron` or `interval`."""
-
-    __pydantic_config__ = {"extra": "forbid"}
 
     slug: str
     """Its name."""
@@ -61,17 +60,15 @@ class ScheduleEntry:
 class WorkPoolEntry:
     """Whose workers run a deployment."""
 
-    __pydantic_config__ = {"extra": "forbid"}
-
     name: str
     job_variables: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeploymentEntry:
+class DeploymentEntry(Config):
     """One deployment of the file; the names are those of Prefect's own format."""
 
-    __pydantic_config__ = {"extra": "forbid"}
+    shown_by: ClassVar[str] = "infra/prefect.yaml"
 
     name: str
     entrypoint: str
@@ -101,39 +98,52 @@ class Deployable:
 
 def read(path: Path, only: Sequence[str] = ()) -> list[Deployable]:
     """The deployments of a file, or those named, checked. Raises IgptError with the line that says what is wrong."""
-    try:
-        fields = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise IgptError(f"{path}: {error.strerror}; give the path of a prefect.yaml with --file") from None
-    except yaml.YAMLError:
-        raise IgptError(f"{path}: not valid YAML") from None
-    entries = fields.get("deployments") if isinstance(fields, dict) else None
-    if not entries or not isinstance(entries, list):
+    deployments = config_file.read_file(path).get("deployments")
+    if not deployments or not isinstance(deployments, list):
         raise IgptError(f"{path}: has no list of deployments; compare with infra/prefect.yaml")
-    found = [
-        load.load_fields(DeploymentEntry, each, [], origin=f"{path}: deployment {number}")
-        for number, each in enumerate(entries, 1)
+    entries = [
+        config_file.load_fields(DeploymentEntry, given, origin=f"{path}: deployment {number}")
+        for number, given in enumerate(deployments, 1)
     ]
-    unknown = set(only) - {entry.name for entry in found}
+    unknown = set(only) - {entry.name for entry in entries}
     if unknown:
-        names = ", ".join(entry.name for entry in found)
+        names = ", ".join(entry.name for entry in entries)
         raise IgptError(f"{path}: no deployment {sorted(unknown)[0]!r}; it has {names}")
-    return [_check(entry, path) for entry in found if not only or entry.name in only]
+    return [
+        _check(entry, given.get("parameters") or {}, path)
+        for entry, given in zip(entries, deployments, strict=True)
+        if not only or entry.name in only
+    ]
 
 
-def _check(entry: DeploymentEntry, path: Path) -> Deployable:
+def _check(entry: DeploymentEntry, given: Mapping[str, Any], path: Path) -> Deployable:
     try:
         flow: Flow[..., Any] = load_flow_from_entrypoint(entry.entrypoint, use_placeholder_flow=False)
     except (ImportError, AttributeError, MissingFlowError, ValueError, TypeError) as error:
         raise IgptError(f"{path}: {entry.name}: {entry.entrypoint} is no flow ({error})") from None
     # What an event fills in is not known yet.
-    parameters = {**entry.parameters, **{name: "" for each in entry.triggers for name in each.get("parameters", {})}}
+    from_events = {name: "" for each in entry.triggers for name in each.get("parameters", {})}
     try:
-        flow.validate_parameters(parameters)
+        parameters = _typed_parameters(flow, given)
+        flow.validate_parameters({**parameters, **from_events})
     except (ParameterTypeError, IgptError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise IgptError(f"{path}: {entry.name}: {flow.name} does not take its parameters ({reason})") from None
-    return Deployable(entry=entry, flow=flow)
+    return Deployable(entry=replace(entry, parameters=parameters), flow=flow)
+
+
+def _typed_parameters(flow: Flow[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters as the schema of the flow has them: those of our configs nested, with numbers for what reads as one.
+
+    The server compares them with that schema before anything of ours sees them.
+    """
+    kinds = get_type_hints(flow.fn)
+    return {
+        str(name): values.typed(kinds[name], value, name)
+        if isinstance(kinds.get(name), type) and issubclass(kinds[name], Config)
+        else values.resolved(value)
+        for name, value in given.items()
+    }
 
 
 def register(deployables: Sequence[Deployable], report: Callable[[str], None]) -> None:

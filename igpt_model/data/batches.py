@@ -37,9 +37,9 @@ class Preparation:
     def __init__(
         self, config: PretrainConfig, model: ModelConfig, palette_K3: np.ndarray, device: torch.device
     ) -> None:
-        if config.crop_padding >= model.resolution:
+        if config.data.crop_padding >= model.resolution:
             raise IgptError(
-                f"crop_padding is {config.crop_padding}: it must be below the resolution {model.resolution}"
+                f"crop_padding is {config.data.crop_padding}: it must be below the resolution {model.resolution}"
             )
         self._config, self._model, self._device = config, model, device
         self._reduce: Reducer | None = None
@@ -53,7 +53,11 @@ class Preparation:
         config = self._config
         numbers_B = self._numbers(images, first_position)
         tokens_BT = augment(
-            self._tokens(images), numbers_B, seed=config.seed, flip=config.flip, crop_padding=config.crop_padding
+            self._tokens(images),
+            numbers_B,
+            seed=config.optimizer.seed,
+            flip=config.data.flip,
+            crop_padding=config.data.crop_padding,
         )
         return self._inputs(tokens_BT, images, numbers_B, "training mask")
 
@@ -79,7 +83,7 @@ class Preparation:
         if self._model.objective == "masked":
             positions = self._model.positions
             masked_BT = draw_masks(
-                numbers_B, positions, seed=config.seed, purpose=purpose, fraction=config.mask_fraction
+                numbers_B, positions, seed=config.optimizer.seed, purpose=purpose, fraction=config.model.mask_fraction
             )
         low_BP = None if self._reduce is None else self._reduce(tokens_BT)
         return Inputs(tokens_BT=tokens_BT, condition=Condition(labels_B=labels_B, low_BP=low_BP), masked_BT=masked_BT)

@@ -1,50 +1,43 @@
 """The shape and kind of an Image GPT, and the presets of the paper."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from pipeline.errors import IgptError
+from pipeline.typed_config import values
+from pipeline.typed_config.ranges import Range
 
 Preset = Literal["tiny", "small", "igpt-s", "igpt-m", "igpt-l", "igpt-xl"]
 Objective = Literal["autoregressive", "masked"]
+Count = Annotated[int, Range(at_least=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The shape and kind of an Image GPT. A model folder keeps it; a folder without the later fields has defaults."""
 
-    layers: int
-    width: int
-    heads: int
-    resolution: int
-    colours: int
+    layers: Count
+    width: Count
+    heads: Count
+    resolution: Count
+    colours: Count
     objective: Objective = "autoregressive"
     """What it learnt: each pixel from those before it, or the pixels that were masked from all the others (BERT)."""
-    classes: int | None = None
+    classes: Count | None = None
     """Class-conditional: number of classes, each with a vector in place of the start vector; none: one start vector."""
-    low_resolution: int | None = None
+    low_resolution: Count | None = None
     """Super-resolution: side of the small image whose tokens stand in front of the pixels; none: there is none."""
 
     def __post_init__(self) -> None:
-        for name in ("layers", "width", "heads", "resolution", "colours", "classes", "low_resolution"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise IgptError(f"{name} is {value}: it must be at least 1")
-        if self.width % self.heads:
-            raise IgptError(
-                f"width {self.width} is not divisible by heads {self.heads}: choose a width that is a multiple of heads"
-            )
+        values.check(self)
+        check_heads(self.width, self.heads)
+        check_objective(self.objective, by_class=self.classes is not None, upscales=self.low_resolution is not None)
         if self.low_resolution is not None and (
             self.low_resolution >= self.resolution or self.resolution % self.low_resolution
         ):
             raise IgptError(
                 f"low_resolution is {self.low_resolution}: it must be a smaller divisor of the resolution "
                 f"{self.resolution}"
-            )
-        if self.objective == "masked" and (self.classes is not None or self.low_resolution is not None):
-            raise IgptError(
-                "objective is masked: it has no start vector to give a class in and nothing to upscale, "
-                "leave class_conditional and low_resolution out or train autoregressively"
             )
 
     @property
@@ -78,6 +71,21 @@ class ModelConfig:
         attention = (2 if self.objective == "autoregressive" else 4) * self.width * self.sequence**2
         blocks = self.layers * (24 * self.width**2 * self.sequence + attention)
         return 3 * (blocks + 2 * self.colours * self.width * self.positions)
+
+
+def check_heads(width: int, heads: int) -> None:
+    """Raise IgptError when the residual stream does not divide into heads."""
+    if width % heads:
+        raise IgptError(f"width {width} is not divisible by heads {heads}: choose a width that is a multiple of heads")
+
+
+def check_objective(objective: Objective, *, by_class: bool, upscales: bool) -> None:
+    """Raise IgptError when a model is told what its objective has no place for."""
+    if objective == "masked" and (by_class or upscales):
+        raise IgptError(
+            "objective is masked: it has no start vector to give a class in and nothing to upscale, "
+            "leave class_conditional and low_resolution out or train autoregressively"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,10 @@ accuracy would spoil the test.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
-from pipeline.errors import IgptError
+from pipeline.typed_config.config import Config
+from pipeline.typed_config.ranges import Range
 
 BITS = "igpt.validation_bits_per_pixel"
 ACCURACY = "igpt.probe_validation_accuracy"
@@ -18,15 +20,15 @@ PROMOTED = "promoted"
 
 
 @dataclass(frozen=True, kw_only=True)
-class GateConfig:
+class GateConfig(Config):
     """What a version must show to become the champion."""
 
-    __pydantic_config__ = {"use_attribute_docstrings": True, "extra": "forbid"}
+    shown_by: ClassVar[str] = "`igpt config promotion`"
 
-    max_bits_per_pixel: float | None = None
+    max_bits_per_pixel: Annotated[float, Range(above=0)] | None = None
     """Largest validation bits per pixel; none: any."""
-    min_probe_accuracy: float | None = None
-    """Smallest validation accuracy, 0 to 1, of the best layer's linear probe; none: any."""
+    min_probe_accuracy: Annotated[float, Range(at_least=0, at_most=1)] | None = None
+    """Smallest validation accuracy of the best layer's linear probe; none: any."""
     min_bits_gain: float | None = 0.0
     """How much below the champion's bits per pixel it must be, at least; none: they are not compared."""
     min_accuracy_gain: float | None = 0.0
@@ -37,12 +39,6 @@ class GateConfig:
     """Compare with a champion that was measured on other validation images."""
     again_after_rollback: bool = False
     """Promote a version that was rolled back before."""
-
-    def __post_init__(self) -> None:
-        if self.min_probe_accuracy is not None and not 0 <= self.min_probe_accuracy <= 1:
-            raise IgptError(f"min_probe_accuracy is {self.min_probe_accuracy}: it is a share of images, 0 to 1")
-        if self.max_bits_per_pixel is not None and self.max_bits_per_pixel <= 0:
-            raise IgptError(f"max_bits_per_pixel is {self.max_bits_per_pixel}: it must be positive")
 
 
 @dataclass(frozen=True, kw_only=True)

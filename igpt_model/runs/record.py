@@ -1,9 +1,10 @@
-"""What a training run's folder says about it beside its checkpoints: {run}/run.json, written when it starts."""
+"""Where a training run lies, and what its folder says about it beside its checkpoints: {run}/run.json."""
 
 import json
 from dataclasses import asdict, dataclass
 
 from igpt_model.config import PretrainConfig
+from pipeline.dataset.snapshot import Snapshot
 from pipeline.errors import IgptError
 from pipeline.store import objects
 
@@ -18,6 +19,24 @@ class RunRecord:
     """Id of its MLflow run, where it has one."""
 
 
+def folder_of(config: PretrainConfig, snapshot: Snapshot) -> str:
+    """The folder of the run that a config makes on a snapshot.
+
+    A run that was begun when configs were flat has another name; where it is there, it is the one to go on with.
+    """
+    runs = objects.absolute(config.keeping.runs)
+    run = objects.join(runs, config.run_name(snapshot.digest))
+    if config.keeping.name is None and not _is_run(run):
+        flat = objects.join(runs, config.flat_run_name(snapshot.digest))
+        if _is_run(flat):
+            return flat
+    return run
+
+
+def _is_run(run: str) -> bool:
+    return objects.exists(objects.join(run, "run.json"))
+
+
 def write(run: str, record: RunRecord) -> None:
     """Put the record into the run's folder."""
     objects.write_bytes(objects.join(run, "run.json"), json.dumps(asdict(record), indent=1, sort_keys=True).encode())
@@ -28,10 +47,10 @@ def read(run: str) -> RunRecord:
     url = objects.join(run, "run.json")
     try:
         fields = json.loads(objects.read_bytes(url))
-        return RunRecord(config=PretrainConfig(**fields["config"]), mlflow_run=fields["mlflow_run"])
+        return RunRecord(config=PretrainConfig.from_fields(**fields["config"]), mlflow_run=fields["mlflow_run"])
     except FileNotFoundError:
         raise IgptError(f"{run}: no training run there; `igpt runs ls FOLDER` names those of a runs folder") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, IgptError) as error:
         raise IgptError(f"{url}: not the record of a run of this version ({error})") from None
 
 

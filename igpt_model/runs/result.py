@@ -50,7 +50,7 @@ def finished(config: PretrainConfig, snapshot: Snapshot, run: str) -> TrainResul
     if result is None:
         return None
     check_same_data(result, snapshot, run)
-    return result if result.steps >= config.steps else None
+    return result if result.steps >= config.optimizer.steps else None
 
 
 def check_same_data(trained: TrainingState | TrainResult, snapshot: Snapshot, run: str) -> None:

@@ -70,7 +70,7 @@ class Saver:
                 self._told = step
                 self._listener.warn(
                     f"checkpoint of step {step} could not be written ({error}); training goes on, and the next one is "
-                    f"due within {self._config.checkpoint_every} steps"
+                    f"due within {self._config.keeping.checkpoint_every} steps"
                 )
 
     def wait(self, *, needed: bool = False) -> None:
@@ -109,13 +109,15 @@ class Saver:
                 metric_log.write(self._run, state.step, reported)
             checkpoint.mark(url, state, index, files)
 
-        sharded.write(url, staged, self._worker.rank, self._group, seconds=self._config.upload_seconds, commit=commit)
+        sharded.write(
+            url, staged, self._worker.rank, self._group, seconds=self._config.keeping.upload_seconds, commit=commit
+        )
         if self._worker.rank == 0:
             self._listener.saved(state.step)
         del self._reports[: len(reported)]
         self._losses[state.step] = state.validation_loss
         for step in checkpoint.to_prune(
-            self._losses, keep_last=self._config.keep_last, keep_best=self._config.keep_best
+            self._losses, keep_last=self._config.keeping.keep_last, keep_best=self._config.keeping.keep_best
         ):
             del self._losses[step]
             if self._worker.rank == 0:

@@ -135,11 +135,13 @@ def open_run(
     """Find the MLflow run of a training run by its folder, or create it with its config and dataset."""
     client = MlflowClient(tracking_uri)
     try:
-        experiment = client.get_experiment_by_name(config.experiment)
-        experiment_id = experiment.experiment_id if experiment else client.create_experiment(config.experiment)
+        experiment = client.get_experiment_by_name(config.tracking.experiment)
+        experiment_id = experiment.experiment_id if experiment else client.create_experiment(config.tracking.experiment)
         found = client.search_runs([experiment_id], f"tags.`{_RUN_TAG}` = '{run}'", max_results=1)
     except MlflowException as error:
-        raise IgptError(f"MLflow at {tracking_uri}: experiment {config.experiment!r}: {error.message}") from None
+        raise IgptError(
+            f"MLflow at {tracking_uri}: experiment {config.tracking.experiment!r}: {error.message}"
+        ) from None
     if found:
         logger = RunLogger(tracking_uri, found[0].info.run_id)
         # In this order: a run that counts as running and was not heard of for long is taken for abandoned.
@@ -149,8 +151,14 @@ def open_run(
     name = run.rstrip("/").rsplit("/", 1)[-1]
     created = client.create_run(experiment_id, run_name=name, tags={_RUN_TAG: run, **tags})
     logger = RunLogger(tracking_uri, created.info.run_id)
-    model = config.model_config(resolution=snapshot.resolution, colours=snapshot.colours, classes=len(snapshot.classes))
-    params = {**asdict(config), **{f"model.{k}": v for k, v in asdict(model).items()}, "parameters": model.parameters}
+    model = config.model_for(snapshot)
+    # With the numbers that a preset stands for. Each field by its own name, without its section, so that older runs
+    # compare with these; `model.` is, as it was, the shape that the dataset makes of the settings.
+    params = {
+        **config.resolved().flat(),
+        **{f"model.{name}": value for name, value in asdict(model).items()},
+        "parameters": model.parameters,
+    }
     client.log_batch(
         logger.run_id,
         params=[Param(key, str(value)[:500]) for key, value in params.items()],

@@ -65,11 +65,11 @@ def train(
     finite loss and gradient, when no checkpoint can be written, when the `fence` lets none pass any more, or when
     there is no compiler to compile with.
     """
-    if config.compile:
+    if config.execution.compile:
         require_compiler(worker)
     training = _Training(config, snapshot, run, worker, listener, mlflow_run, fence)
     try:
-        with Watchdog(config.hang_seconds, training.tell_stacks) as training.watchdog:
+        with Watchdog(config.execution.hang_seconds, training.tell_stacks) as training.watchdog:
             return training.run_to_end(heartbeat, leaving)
     finally:
         training.saver.close()
@@ -94,15 +94,13 @@ class _Training:
         self.config, self.snapshot, self.run, self.worker, self.listener = config, snapshot, run, worker, listener
         self.fence = fence
         shards, held_out = snapshot.of_split("train"), snapshot.of_split("validation")
-        check_room(shards, held_out, config.window_shards, config.cache_bytes)
-        cache = ShardCache(snapshot, config.cache, config.cache_bytes)
+        check_room(shards, held_out, config.data.window_shards, config.execution.cache_bytes)
+        cache = ShardCache(snapshot, config.execution.cache, config.execution.cache_bytes)
         self.validation_views = [cache.open(shard) for shard in held_out]
         samples = [shard.samples for shard in shards]
-        order = SampleOrder(samples, seed=config.seed, window_shards=config.window_shards)
+        order = SampleOrder(samples, seed=config.optimizer.seed, window_shards=config.data.window_shards)
         self.reader = WindowReader(shards, order, cache)
-        model_config = config.model_config(
-            resolution=snapshot.resolution, colours=snapshot.colours, classes=len(snapshot.classes)
-        )
+        model_config = config.model_for(snapshot)
         palette_K3 = snapshot.palette()
         self.preparation = Preparation(config, model_config, palette_K3, worker.device)
         self.learner = Learner(model_config, config, worker, self._parent())
@@ -120,7 +118,7 @@ class _Training:
         self._continue()
         self.saver = Saver(run, config, worker, listener, fence)
         if worker.rank == 0:
-            pinned = replace(config, dataset=snapshot.dataset, snapshot=snapshot.number)
+            pinned = config.with_fields(dataset=snapshot.dataset, snapshot=snapshot.number)
             record.write(run, RunRecord(config=pinned, mlflow_run=mlflow_run))
         self.throughput = Throughput(model_config, config, worker)
         self.learner.settle(self._load(self._micro_ranges()[-1]))
@@ -164,7 +162,7 @@ class _Training:
         except (IgptError, OSError) as error:
             where = f"its stacks could not be kept ({error})"
         self.listener.warn(
-            f"worker {self.worker.rank} made no step for {self.config.hang_seconds:.0f} s after step "
+            f"worker {self.worker.rank} made no step for {self.config.execution.hang_seconds:.0f} s after step "
             f"{self.state.step}: it is ended, {where}"
         )
 
@@ -176,22 +174,27 @@ class _Training:
         config = self.config
         saved_to_leave = False
         evaluated: dict[str, float] = {}
-        while self.state.step < config.steps:
+        while self.state.step < config.optimizer.steps:
             with self.throughput.step():
                 self._step()
             heartbeat(self.state.step)
             self.watchdog.beat()
             self.saver.check()
             step = self.state.step
-            last = step == config.steps
-            if last or step % config.evaluate_every == 0:
+            last = step == config.optimizer.steps
+            if last or step % config.tracking.evaluate_every == 0:
                 evaluated = self._evaluate()
                 self.state = replace(self.state, validation_loss=evaluated["validation_loss"])
                 self._report(evaluated)
             elif step % _REPORT_EVERY == 0:
                 self._report()
             leave = step % _REPORT_EVERY == 0 and not saved_to_leave and leaving()
-            if last or leave or _is_due(step, config.checkpoint_every) or _is_due(step, config.sample_every):
+            if (
+                last
+                or leave
+                or _is_due(step, config.keeping.checkpoint_every)
+                or _is_due(step, config.tracking.sample_every)
+            ):
                 self._save()
             if leave:
                 saved_to_leave = True
@@ -237,7 +240,7 @@ class _Training:
         parts = [partial(self._load, part) for part in ranges]
         outcome = train_step(self.learner.parallel, self.learner.optimizer, parts, rate, config, worker)
         in_a_row = 0 if outcome.finite else state.skipped_in_a_row + 1
-        if in_a_row > config.max_skipped_steps:
+        if in_a_row > config.execution.max_skipped_steps:
             raise IgptError(
                 f"{self.run}: the loss is {outcome.loss} and the norm of the gradient {outcome.gradient_norm} at step "
                 f"{state.step}, as in the {in_a_row - 1} steps before; lower learning_rate and run again, it continues "
@@ -246,7 +249,7 @@ class _Training:
         self.state = replace(
             state,
             step=state.step + 1,
-            cursor=state.cursor + config.global_batch,
+            cursor=state.cursor + config.optimizer.global_batch,
             seconds=time.monotonic() - self._began,
             skipped=state.skipped + (not outcome.finite),
             skipped_in_a_row=in_a_row,
@@ -261,7 +264,13 @@ class _Training:
     def _micro_ranges(self) -> list[range]:
         """The positions of this worker's parts of the next global batch."""
         config, worker = self.config, self.worker
-        return micro_ranges(self.state.cursor, config.global_batch, worker.rank, worker.world_size, config.micro_batch)
+        return micro_ranges(
+            self.state.cursor,
+            config.optimizer.global_batch,
+            worker.rank,
+            worker.world_size,
+            config.execution.micro_batch,
+        )
 
     def _load(self, positions: range) -> Inputs:
         """The images at some positions of the endless order, as inputs."""
@@ -278,7 +287,7 @@ class _Training:
         """This worker's part of the validation split, in as many batches as every worker's; the last may be empty."""
         rank, world_size, views = self.worker.rank, self.worker.world_size, self.validation_views
         position = part_of(sum(len(view.tokens_NHW) for view in views), rank, world_size).start
-        size = min(_EVALUATION_BATCH, self.config.micro_batch or _EVALUATION_BATCH)
+        size = min(_EVALUATION_BATCH, self.config.execution.micro_batch or _EVALUATION_BATCH)
         counts = [count_batches(views, size, part=part, parts=world_size) for part in range(world_size)]
         missing = [no_images(views)] * (max(counts) - counts[rank])
         for images in itertools.chain(batches(views, size, part=rank, parts=world_size), missing):

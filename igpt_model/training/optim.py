@@ -13,9 +13,10 @@ _BETAS = (0.9, 0.95)  # section 3.4 of the paper
 
 def learning_rate(step: int, config: PretrainConfig) -> float:
     """The learning rate of a step: a linear rise, then a cosine to 0 at the last."""
-    if step < config.warmup_steps:
-        return config.peak_learning_rate * (step + 1) / config.warmup_steps
-    share = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    warmup_steps, steps = config.optimizer.warmup_steps, config.optimizer.steps
+    if step < warmup_steps:
+        return config.peak_learning_rate * (step + 1) / warmup_steps
+    share = (step - warmup_steps) / max(1, steps - warmup_steps)
     return config.peak_learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
 
 
@@ -25,7 +26,8 @@ def make_optimizer(model: nn.Module, config: PretrainConfig) -> torch.optim.Adam
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and name not in embeddings]
     chosen = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in chosen]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    decay = config.optimizer.weight_decay
+    groups = [{"params": matrices, "weight_decay": decay}, {"params": rest, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=config.peak_learning_rate, betas=_BETAS, eps=1e-8, fused=True)
 
 

@@ -17,7 +17,7 @@ from igpt_model.worker import Worker
 
 def autocast(config: PretrainConfig, device: torch.device) -> AbstractContextManager[object]:
     """The context of a forward pass in the config's precision."""
-    if config.precision == "bfloat16":
+    if config.model.precision == "bfloat16":
         return torch.autocast(device.type, torch.bfloat16)
     return nullcontext()
 
@@ -29,9 +29,9 @@ def prepare_blocks(model: ImageGPT, config: PretrainConfig) -> None:
     it has layers.
     """
     for block in model.layers:
-        if config.activation_checkpointing:
+        if config.execution.activation_checkpointing:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
-        if config.compile:
+        if config.execution.compile:
             block.compile()
 
 
@@ -42,7 +42,7 @@ def parallelize(model: ImageGPT, worker: Worker, config: PretrainConfig) -> nn.M
     """
     if worker.world_size == 1:
         return model
-    if config.parallelism == "fsdp":
+    if config.execution.parallelism == "fsdp":
         shard(model, worker)
         return model
     devices = [worker.device] if worker.device.type == "cuda" else None

@@ -57,7 +57,7 @@ def _worker_loop(arguments: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank = context.get_world_rank()
     tasks.log_as_json(job.flow_run_id)()  # once more: Ray Train has put its own handlers there
-    torch.set_num_threads(job.config.cpus_per_worker)
+    torch.set_num_threads(job.config.execution.cpus_per_worker)
     worker = Worker(rank=rank, world_size=context.get_world_size(), device=get_device())
     listener = MailboxListener(mailbox)
 
@@ -66,7 +66,7 @@ def _worker_loop(arguments: dict[str, Any]) -> None:
     def heartbeat(step: int) -> None:
         nonlocal beaten
         now = time.monotonic()
-        if rank == 0 and (now - beaten >= _BEAT_SECONDS or step == job.config.steps):
+        if rank == 0 and (now - beaten >= _BEAT_SECONDS or step == job.config.optimizer.steps):
             beaten = now
             mailbox.beat.remote(step, worker.world_size)
 
@@ -103,7 +103,7 @@ def train_on_cluster(job: TrainJob, listener: Listener, *, progress: Progress = 
     `listener` hears in this process. Raises IgptError when the cluster is too small, when the input is at fault, or
     when workers died more often than `max_restarts` allows; the checkpoints stay, and the same job continues from them.
     """
-    config = job.config
+    config, wanted = job.config, job.config.execution
     check_resources(config, tasks.node_resources())
     # On this process's node: with any other one the news would be lost.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -112,20 +112,20 @@ def train_on_cluster(job: TrainJob, listener: Listener, *, progress: Progress = 
     trainer = TorchTrainer(
         _worker_loop,
         train_loop_config={"job": job, "mailbox": mailbox},
-        torch_config=TorchConfig(backend="nccl" if config.use_gpu else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if wanted.use_gpu else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=config.workers if config.min_workers is None else (config.min_workers, config.workers),
-            elastic_resize_monitor_interval_s=config.resize_seconds,
-            use_gpu=config.use_gpu,
+            num_workers=wanted.workers if wanted.min_workers is None else (wanted.min_workers, wanted.workers),
+            elastic_resize_monitor_interval_s=wanted.resize_seconds,
+            use_gpu=wanted.use_gpu,
             resources_per_worker=_worker_resources(config),
-            placement_strategy=config.placement,
+            placement_strategy=wanted.placement,
         ),
         run_config=RunConfig(
             # A name of its own: Ray would continue a run of the same name from its records; the checkpoints are ours.
             name=uuid.uuid4().hex,
             storage_path=path,
             storage_filesystem=filesystem,
-            failure_config=FailureConfig(max_failures=config.max_restarts),
+            failure_config=FailureConfig(max_failures=wanted.max_restarts),
         ),
     )
     logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # its failures are told below, in one line
@@ -137,7 +137,7 @@ def train_on_cluster(job: TrainJob, listener: Listener, *, progress: Progress = 
             raise KeyboardInterrupt from None
         except ray.train.TrainingFailedError as error:
             raise IgptError(
-                f"{job.run}: training workers died more often than max_restarts {config.max_restarts} allows "
+                f"{job.run}: training workers died more often than max_restarts {config.execution.max_restarts} allows "
                 f"({_root_cause(error)}); run the same command again to continue from the last checkpoint"
             ) from None
     if watch.failure is not None:
@@ -150,7 +150,7 @@ def train_on_cluster(job: TrainJob, listener: Listener, *, progress: Progress = 
 
 
 def _worker_resources(config: PretrainConfig) -> dict[str, float]:
-    return {"CPU": config.cpus_per_worker, **({"GPU": 1} if config.use_gpu else {})}
+    return {"CPU": config.execution.cpus_per_worker, **({"GPU": 1} if config.execution.use_gpu else {})}
 
 
 def check_resources(config: PretrainConfig, nodes: Mapping[str, Mapping[str, float]]) -> None:
@@ -162,11 +162,12 @@ def check_resources(config: PretrainConfig, nodes: Mapping[str, Mapping[str, flo
     rooms = {
         node: int(min(have.get(name, 0) // amount for name, amount in need.items())) for node, have in nodes.items()
     }
-    wanted = config.workers if config.min_workers is None else config.min_workers
+    execution = config.execution
+    wanted = execution.workers if execution.min_workers is None else execution.min_workers
     room = sum(rooms.values())
-    if config.placement == "STRICT_PACK":
+    if execution.placement == "STRICT_PACK":
         room = max(rooms.values(), default=0)
-    elif config.placement == "STRICT_SPREAD":
+    elif execution.placement == "STRICT_SPREAD":
         room = sum(has > 0 for has in rooms.values())
     if room >= wanted:
         return
@@ -176,10 +177,11 @@ def check_resources(config: PretrainConfig, nodes: Mapping[str, Mapping[str, flo
         for node, have in sorted(nodes.items())[:_NAMED_NODES]
     )
     more = f", and {len(nodes) - _NAMED_NODES} more" if len(nodes) > _NAMED_NODES else ""
-    field = "workers" if config.min_workers is None else "min_workers"
+    field = "workers" if execution.min_workers is None else "min_workers"
     raise IgptError(
-        f"{field} {wanted} need {each} each, placed {config.placement}, and the Ray cluster has room for {room} "
-        f"({found}{more}): {wanted - room} missing; set {field}, cpus_per_worker or placement lower, or add nodes"
+        f"{field} {wanted} need {each} each, placed {execution.placement}, and the Ray cluster has room for "
+        f"{room} ({found}{more}): {wanted - room} missing; set {field}, cpus_per_worker or placement lower, "
+        "or add nodes"
     )
 
 
@@ -232,9 +234,9 @@ class _Watch:
         for step in news.saved:
             self._listener.saved(step)
         if news.step is None:
-            self._progress("start", 0, 0, f"{self._config.workers} workers")
+            self._progress("start", 0, 0, f"{self._config.execution.workers} workers")
         else:
-            self._progress("train", news.step, self._config.steps, _describe(self._newest))
+            self._progress("train", news.step, self._config.optimizer.steps, _describe(self._newest))
 
 
 def _describe(metrics: dict[str, float]) -> str:

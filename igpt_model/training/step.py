@@ -78,10 +78,10 @@ def train_step(
             with autocast(config, worker.device):
                 loss = losses(parallel, inputs).sum()
             # Gradients are averaged over the workers: times their number, so that it is the mean over the batch.
-            loss = loss * (worker.world_size / config.global_batch)
+            loss = loss * (worker.world_size / config.optimizer.global_batch)
             loss.backward()
         total += loss.detach()
-    norm = nn.utils.clip_grad_norm_(parallel.parameters(), config.gradient_clip)
+    norm = nn.utils.clip_grad_norm_(parallel.parameters(), config.optimizer.gradient_clip)
     if isinstance(norm, DTensor):
         norm = norm.full_tensor()
     outcome = StepOutcome(loss=float(worker.mean(total)), gradient_norm=float(norm))

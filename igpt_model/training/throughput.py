@@ -35,8 +35,8 @@ class Throughput:
     """Times one worker's steps, and how much of them went into getting images."""
 
     def __init__(self, model: ModelConfig, config: PretrainConfig, worker: Worker) -> None:
-        dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
-        self._images, self._pixels, self._flops = config.global_batch, model.positions, model.flops_per_image
+        dtype = torch.bfloat16 if config.model.precision == "bfloat16" else torch.float32
+        self._images, self._pixels, self._flops = config.optimizer.global_batch, model.positions, model.flops_per_image
         self._attainable = worker.world_size * product_rate(worker.device, dtype) if worker.rank == 0 else 1.0
         self._clear()
 

@@ -22,16 +22,16 @@ class Learner:
         self, model_config: ModelConfig, config: PretrainConfig, worker: Worker, parent: ImageGPT | None = None
     ) -> None:
         self._config, self._worker = config, worker
-        torch.manual_seed(config.seed)
+        torch.manual_seed(config.optimizer.seed)
         self.model = ImageGPT(model_config).to(worker.device)
         if parent is not None:
             self.model.load_state_dict(parent.state_dict())
         self.average: ImageGPT | None = None
-        if config.ema_decay is not None:
+        if config.optimizer.ema_decay is not None:
             self.average = ImageGPT(model_config).to(worker.device).requires_grad_(False)
             self.average.load_state_dict(self.model.state_dict())
             prepare_blocks(self.average, config)
-            if worker.world_size > 1 and config.parallelism == "fsdp":
+            if worker.world_size > 1 and config.execution.parallelism == "fsdp":
                 shard(self.average, worker)
         prepare_blocks(self.model, config)
         self.parallel = parallelize(self.model, worker, config)
@@ -57,6 +57,6 @@ class Learner:
 
     def follow(self, step: int) -> None:
         """Move the average of the weights after a step (from 1)."""
-        if self.average is not None and self._config.ema_decay is not None:
+        if self.average is not None and self._config.optimizer.ema_decay is not None:
             weights = (list(model.parameters()) for model in (self.average, self.model))
-            update_average(*weights, decay=self._config.ema_decay, step=step)
+            update_average(*weights, decay=self._config.optimizer.ema_decay, step=step)

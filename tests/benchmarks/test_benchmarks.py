@@ -105,7 +105,7 @@ def test_ratios_are_taken_round_by_round() -> None:
 
 
 def test_the_profile_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    config = PretrainConfig(runs="r", preset="tiny")
+    config = PretrainConfig.from_fields(runs="r", preset="tiny")
     setting = Setting(model=TINY, batch=2, device=torch.device("cpu"), config=config, optimizer=True)
     assert list(contenders(setting, ["ours"])) == ["ours"]
     show_profile(setting, "ours")

@@ -360,9 +360,10 @@ def test_the_deployments_carry_the_example_config() -> None:
 
 
 def test_the_example_config_is_one_that_the_project_loads() -> None:
-    from flows.config.load import RefreshConfig, load
+    from flows.config.refresh import RefreshConfig
+    from pipeline.typed_config.file import load
 
-    config = load(RefreshConfig, INFRA / "refresh.yaml", overrides=[])
+    config = load(RefreshConfig, INFRA / "refresh.yaml")
     assert config.dataset.raw == REFRESH["dataset"]["raw"]
 
 

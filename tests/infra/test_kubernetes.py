@@ -210,13 +210,14 @@ def test_the_deployments_are_those_of_compose_on_gpus() -> None:
     )
     weekly = next(each for each in ours["deployments"] if each["name"] == "weekly")
     training = weekly["parameters"]["config"]["pretrain"]
-    assert training.pop("use_gpu") is True and training.pop("precision") == "bfloat16"
-    training["cpus_per_worker"] = 2
+    execution = training["execution"]
+    assert execution.pop("use_gpu") is True and training["model"].pop("precision") == "bfloat16"
+    execution["cpus_per_worker"] = 2
     assert ours == theirs
     assert len(read(FOLDER / "deployments.yaml")) == len(ours["deployments"])
     group = GROUPS["training"]
     limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
-    assert group["minReplicas"] == training["workers"] and limits["nvidia.com/gpu"] == "1" and limits["cpu"] == "8"
+    assert group["minReplicas"] == execution["workers"] and limits["nvidia.com/gpu"] == "1" and limits["cpu"] == "8"
 
 
 def test_ray_up_takes_the_file_for_machines() -> None:

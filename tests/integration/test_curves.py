@@ -3,7 +3,6 @@
 import socket
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -132,7 +131,7 @@ def test_a_run_that_is_taken_up_again_after_long_is_not_taken_for_abandoned(
 ) -> None:
     client = MlflowClient(server.url)
     data = digits_snapshot(tmp_path)
-    config = replace(short_training(data, tmp_path), experiment="taken up again")
+    config = short_training(data, tmp_path).with_fields(experiment="taken up again")
     opened = [tracking.open_run(server.url, config, data, "s3://runs/it", {"igpt.prefect_run": "1"})]
     opened[0].tags({tracking.BEAT_TAG: "1000000"})
     opened[0].end("FAILED")

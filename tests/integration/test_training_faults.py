@@ -48,9 +48,9 @@ from pipeline.dataset import snapshot
 from pipeline.store import objects as storage
 from pipeline.errors import IgptError
 
-config = PretrainConfig(**json.loads(sys.argv[1]))
-data = snapshot.read(config.dataset)
-run = storage.join(config.runs, config.name)
+config = PretrainConfig.from_fields(**json.loads(sys.argv[1]))
+data = snapshot.read(config.data.dataset)
+run = storage.join(config.keeping.runs, config.keeping.name)
 reporter = Reporter("pretrain")
 try:
     logger = open_tracked(config, data, run, {}, os.environ["MLFLOW_TRACKING_URI"], reporter)
@@ -351,7 +351,7 @@ def test_three_nodes_to_two_and_back_to_three(rig: Rig, place: Place, tmp_path: 
     training.check(workers={2, 3})
     # One worker alone, as far as three, two and some of three again have come.
     alone = {**training.config, "runs": str(tmp_path), "dataset": place.data.dataset, "cache": str(tmp_path / "cache")}
-    config = PretrainConfig(**{**alone, "workers": 1, "min_workers": None})
+    config = PretrainConfig.from_fields(**{**alone, "workers": 1, "min_workers": None})
     heard = Recorder()
 
     def stop(step: int) -> None:

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A runs folder with a finished run and one that was cut off at step 17."""
     root = tmp_path_factory.mktemp("runs")
     data = digits_snapshot(root)
-    config = replace(short_training(data, root), seed=7)
+    config = short_training(data, root).with_fields(seed=7)
     train(config, data, str(root / "runs" / "done"), Worker(), Recorder(), mlflow_run="abc")
 
     def die(step: int) -> None:
@@ -81,5 +80,5 @@ def test_what_is_no_run_is_one_line(igpt: Callable[..., Command], runs: Path) ->
 
 def test_the_record_is_the_config_with_its_snapshot(runs: Path) -> None:
     record = run_record.read(str(runs / "done"))
-    assert record.config.snapshot == 1
+    assert record.config.data.snapshot == 1
     assert run_record.read(str(runs / "cut")).config == record.config

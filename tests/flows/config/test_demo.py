@@ -10,8 +10,8 @@ from pipeline.errors import IgptError
 
 def test_the_digits_without_a_source() -> None:
     config = demo_config(None, ["pretrain.steps=7"])
-    assert (config.dataset.raw, config.dataset.resolution, config.pretrain.steps) == (DIGITS_URL, 8, 7)
-    assert config.pretrain.runs == "s3://runs/demo"
+    assert (config.dataset.raw, config.dataset.resolution, config.pretrain.optimizer.steps) == (DIGITS_URL, 8, 7)
+    assert config.pretrain.keeping.runs == "s3://runs/demo"
 
 
 def test_anybodys_images_get_a_dataset_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,7 +21,7 @@ def test_anybodys_images_get_a_dataset_of_their_own(tmp_path: Path, monkeypatch:
     assert config.dataset.raw == str(tmp_path / "my photos.tar")
     assert config.dataset.dataset == "s3://datasets/my photos"
     assert config.dataset.resolution > 8
-    assert config.pretrain.model_name != demo_config(None, []).pretrain.model_name
+    assert config.pretrain.tracking.model_name != demo_config(None, []).pretrain.tracking.model_name
     assert demo_config("s3://bucket/photos/", []).dataset.dataset == "s3://datasets/photos"
 
 

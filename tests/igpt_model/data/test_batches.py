@@ -1,7 +1,5 @@
 """What training does to images on the device: augmentations, small versions, masks, and where chance comes from."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -141,8 +139,8 @@ def part_of(images: Images, rows: slice) -> Images:
 def test_the_inputs_of_an_image_do_not_depend_on_the_parts_they_are_made_in(
     pictures: np.ndarray, colours: np.ndarray, table: np.ndarray, fields: dict
 ) -> None:
-    config = PretrainConfig(runs="r", preset="tiny", **fields)
-    model = config.model_config(resolution=SIDE, colours=64, classes=3)
+    config = PretrainConfig.from_fields(runs="r", preset="tiny", **fields)
+    model = config.model.for_images(resolution=SIDE, colours=64, classes=3)
     preparation = Preparation(config, model, colours, torch.device("cpu"))
     images = images_of(pictures, table)
     whole = preparation.for_training(images, 500)
@@ -165,12 +163,12 @@ def test_the_inputs_of_an_image_do_not_depend_on_the_parts_they_are_made_in(
 def test_images_without_a_class_are_refused_by_a_class_conditional_model(
     pictures: np.ndarray, colours: np.ndarray, table: np.ndarray
 ) -> None:
-    config = PretrainConfig(runs="r", preset="tiny", class_conditional=True)
-    model = config.model_config(resolution=SIDE, colours=64, classes=3)
+    config = PretrainConfig.from_fields(runs="r", preset="tiny", class_conditional=True)
+    model = config.model.for_images(resolution=SIDE, colours=64, classes=3)
     preparation = Preparation(config, model, colours, torch.device("cpu"))
     images = images_of(pictures, table)
     images.labels_N[5] = -1
     with pytest.raises(IgptError, match="have no class"):
         preparation.for_training(images, 0)
     with pytest.raises(IgptError, match="crop_padding is 16"):
-        Preparation(replace(config, crop_padding=16), model, colours, torch.device("cpu"))
+        Preparation(config.with_fields(crop_padding=16), model, colours, torch.device("cpu"))

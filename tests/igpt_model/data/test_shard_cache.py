@@ -6,7 +6,6 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +54,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
 
 @pytest.fixture
 def config(data: Snapshot, tmp_path: Path) -> PretrainConfig:
-    return replace(short_training(data, tmp_path), window_shards=2)
+    return short_training(data, tmp_path).with_fields(window_shards=2)
 
 
 def start(data: Snapshot, folder: Path, log: Path, seconds: float) -> subprocess.Popen[str]:
@@ -167,7 +166,7 @@ def test_a_small_cache_changes_nothing(data: Snapshot, config: PretrainConfig, t
     weights = []
     for name, limit in (("small", room), ("large", 10**9)):
         run = str(tmp_path / name)
-        small = replace(config, cache=str(tmp_path / f"cache-{name}"), cache_bytes=limit)
+        small = config.with_fields(cache=str(tmp_path / f"cache-{name}"), cache_bytes=limit)
         train(small, data, run, Worker(), Recorder())
         weights.append(load_model(run).model.state_dict())
         assert held(tmp_path / f"cache-{name}") <= limit
@@ -176,4 +175,4 @@ def test_a_small_cache_changes_nothing(data: Snapshot, config: PretrainConfig, t
 
 def test_too_small_a_cache_is_refused_in_a_line(data: Snapshot, config: PretrainConfig, tmp_path: Path) -> None:
     with pytest.raises(IgptError, match=r"cache_bytes is 1,000: two windows of window_shards 2"):
-        train(replace(config, cache_bytes=1000), data, str(tmp_path / "run"), Worker(), Recorder())
+        train(config.with_fields(cache_bytes=1000), data, str(tmp_path / "run"), Worker(), Recorder())

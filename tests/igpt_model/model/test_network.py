@@ -217,16 +217,16 @@ def test_unigram_baselines_are_the_entropies_of_what_they_counted() -> None:
 )
 def test_an_impossible_config_is_refused(fields: dict, expected: str) -> None:
     with pytest.raises(IgptError, match=expected):
-        PretrainConfig(runs="runs", **fields)
+        PretrainConfig.from_fields(runs="runs", **fields)
 
 
 def test_a_small_image_must_fit_into_the_large_one() -> None:
     for low in (3, 4, 8):
         with pytest.raises(IgptError, match=f"low_resolution is {low}"):
             replace(SMALL, low_resolution=low)
-    config = PretrainConfig(runs="runs", class_conditional=True)
+    config = PretrainConfig.from_fields(runs="runs", class_conditional=True)
     with pytest.raises(IgptError, match="the dataset has no classes"):
-        config.model_config(resolution=32, colours=512, classes=0)
+        config.model.for_images(resolution=32, colours=512, classes=0)
 
 
 @pytest.mark.parametrize("shape", [(16, 64, 96), (3, 256, 64), (1, 512, 128), (5, 113, 64), (16, 32, 64)])

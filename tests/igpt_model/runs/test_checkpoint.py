@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 import threading
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +66,7 @@ def test_the_newest_and_the_best_are_what_is_left_of_a_run(
 ) -> None:
     run = str(tmp_path / "run")
     # A learning rate this large makes it worse after a good beginning.
-    config = replace(config, steps=60, learning_rate=0.02, evaluate_every=10, keep_last=2, keep_best=1)
+    config = config.with_fields(steps=60, learning_rate=0.02, evaluate_every=10, keep_last=2, keep_best=1)
     heard = Recorder()
     train(config, data, run, Worker(), heard)
     losses = {step: values["validation_loss"] for step, values in heard.values.items() if "validation_loss" in values}
@@ -105,7 +104,7 @@ def test_every_checkpoint_damaged_is_an_error_and_not_a_fresh_start(
     for step in checkpoint.marked_steps(run):
         files_of(run, step)["optimizer-00000.safetensors"].write_bytes(b"damaged")
     with pytest.raises(IgptError, match="every checkpoint is damaged"):
-        train(replace(config, steps=40), data, run, Worker(), Recorder())
+        train(config.with_fields(steps=40), data, run, Worker(), Recorder())
     load_model(run)  # who wants the model alone is not concerned
 
 
@@ -232,7 +231,7 @@ assert "torch" not in sys.modules
 
 def test_a_notice_that_workers_leave_saves_once_at_once(data: Snapshot, config: PretrainConfig, tmp_path: Path) -> None:
     run = str(tmp_path / "run")
-    config = replace(config, checkpoint_every=30, keep_last=3)
+    config = config.with_fields(checkpoint_every=30, keep_last=3)
     seen: list[list[int]] = []
     train(
         *(config, data, run, Worker(), Recorder()),

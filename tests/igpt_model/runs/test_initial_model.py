@@ -31,7 +31,7 @@ def first(data: Snapshot, tmp_path: Path) -> tuple[PretrainConfig, ModelBundle]:
     config = short_training(data, tmp_path)
     run = str(tmp_path / "first")
     train(config, data, run, Worker(), Recorder())
-    return replace(config, parent="models:/digits/1"), load_model(run)
+    return config.with_fields(parent="models:/digits/1"), load_model(run)
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_a_training_goes_on_where_its_parent_ended(
 ) -> None:
     config, model = first
     heard = Recorder()
-    train(replace(config, warmup_steps=0, learning_rate=1e-9, ema_decay=0.5), data, second, Worker(), heard)
+    train(config.with_fields(warmup_steps=0, learning_rate=1e-9, ema_decay=0.5), data, second, Worker(), heard)
     assert heard.values[10]["train_loss"] < 2.3  # 2.77 is what random weights have
     ours = load_model(second).model.state_dict()
     assert all(torch.allclose(ours[name], tensor, atol=1e-6) for name, tensor in model.model.state_dict().items())
@@ -91,9 +91,9 @@ def test_a_run_has_one_parent_and_it_is_the_one_that_is_told(
     config, _ = first
     for other in ("models:/digits/2", ""):
         with pytest.raises(IgptError, match=f"has started from models:/digits/1, and parent is {other or 'empty'} now"):
-            train(replace(config, parent=other), data, second, Worker(), Recorder())
+            train(config.with_fields(parent=other), data, second, Worker(), Recorder())
     without = str(tmp_path / "without")
-    train(replace(config, parent="", steps=10), data, without, Worker(), Recorder())
+    train(config.with_fields(parent="", steps=10), data, without, Worker(), Recorder())
     with pytest.raises(IgptError, match="has started from random weights, and parent is models:/digits/1 now"):
         train(config, data, without, Worker(), Recorder())
 
@@ -112,7 +112,7 @@ def test_a_parent_of_another_kind_is_refused(
     config, model = first
     run = str(tmp_path / "second")
     with pytest.raises(IgptError, match=expected):
-        initial_model.keep(run, model, replace(config, **fields), data)
+        initial_model.keep(run, model, config.with_fields(**fields), data)
     assert not Path(run).exists()
 
 
@@ -123,7 +123,7 @@ def test_a_parent_with_other_colours_or_classes_is_refused(
     run = str(tmp_path / "second")
     with pytest.raises(IgptError, match="the same number means another colour"):
         initial_model.keep(run, replace(model, palette_K3=-model.palette_K3), config, data)
-    by_class = replace(config, class_conditional=True)
+    by_class = config.with_fields(class_conditional=True)
     shape = by_class.model_config(resolution=8, colours=16, classes=10)
     told = Learner(shape, by_class, Worker()).model
     others = ModelBundle(model=told, palette_K3=model.palette_K3, classes=tuple(reversed(data.classes)))
@@ -135,9 +135,11 @@ def test_a_parent_with_other_colours_or_classes_is_refused(
 @pytest.mark.parametrize("name", ["models:/digits@champion", "digits/1", "models:/digits", "models:/a/b/1", "runs:/1"])
 def test_a_parent_is_named_by_its_number(name: str) -> None:
     with pytest.raises(IgptError, match="name a version by its number, as in models:/igpt/3"):
-        PretrainConfig(runs="r", parent=name)
+        PretrainConfig.from_fields(runs="r", parent=name)
 
 
 def test_another_parent_is_another_run() -> None:
-    one, two, none = (PretrainConfig(runs="r", parent=p).run_name("a") for p in ("models:/d/1", "models:/d/2", ""))
+    one, two, none = (
+        PretrainConfig.from_fields(runs="r", parent=p).run_name("a") for p in ("models:/d/1", "models:/d/2", "")
+    )
     assert len({one, two, none}) == 3

@@ -1,7 +1,6 @@
 """A training whose lease another process took over publishes nothing more, and says why in one line."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,7 +25,7 @@ def fence(folder: str, term: int) -> Fence:
 
 def test_a_training_marks_and_prunes_no_checkpoint(tmp_path: Path) -> None:
     data = digits_snapshot(tmp_path)
-    config = replace(short_training(data, tmp_path), checkpoint_every=10, keep_last=1, keep_best=0)
+    config = short_training(data, tmp_path).with_fields(checkpoint_every=10, keep_last=1, keep_best=0)
     run = str(tmp_path / "runs" / "fenced")
     first, others = fence(run, 1), []
 

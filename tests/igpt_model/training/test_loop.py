@@ -66,7 +66,7 @@ def digits_snapshot(root: Path, **fields: object) -> Snapshot:
 
 def short_training(data: Snapshot, folder: Path) -> PretrainConfig:
     """Thirty steps of a model that takes a second."""
-    return PretrainConfig(
+    return PretrainConfig.from_fields(
         dataset=data.dataset,
         runs=str(folder / "runs"),
         preset="tiny",
@@ -114,10 +114,10 @@ KINDS = {
 def test_a_run_that_was_cut_off_ends_with_the_same_bits(
     kind: str, data: Snapshot, config: PretrainConfig, tmp_path: Path
 ) -> None:
-    config = replace(config, **KINDS[kind])
+    config = config.with_fields(**KINDS[kind])
     calm = str(tmp_path / "calm")
     undisturbed = Recorder()
-    expected = train(replace(config, sample_every=15), data, calm, Worker(), undisturbed)
+    expected = train(config.with_fields(sample_every=15), data, calm, Worker(), undisturbed)
     assert undisturbed.checkpoints == [10, 15, 20, 30]
 
     def die(step: int) -> None:
@@ -142,16 +142,16 @@ def test_a_run_that_was_cut_off_ends_with_the_same_bits(
 def test_a_tiny_model_learns_64_images_by_heart(data: Snapshot, config: PretrainConfig, tmp_path: Path) -> None:
     """Down to the loss of one who knows them all, and has only to be told which it is: ln 60 / 64 = 0.064."""
     small = replace(data, shards=(replace(data.of_split("train")[0], split="train"), data.of_split("validation")[0]))
-    model = replace(config, width=64, steps=450, global_batch=20, learning_rate=0.005, evaluate_every=450)
+    model = config.with_fields(width=64, steps=450, global_batch=20, learning_rate=0.005, evaluate_every=450)
     heard = Recorder()
-    result = train(replace(model, checkpoint_every=450), small, str(tmp_path / "heart"), Worker(), heard)
+    result = train(model.with_fields(checkpoint_every=450), small, str(tmp_path / "heart"), Worker(), heard)
     floor = math.log(small.samples("train")) / 64
     assert floor <= heard.values[440]["train_loss"] < 1.1 * floor < 0.071
     assert result.validation_loss > 1.0
 
 
 def test_digits_reach_their_loss(data: Snapshot, config: PretrainConfig, tmp_path: Path) -> None:
-    model = replace(config, layers=3, width=64, steps=200, global_batch=32, evaluate_every=200, checkpoint_every=200)
+    model = config.with_fields(layers=3, width=64, steps=200, global_batch=32, evaluate_every=200, checkpoint_every=200)
     result = train(model, data, str(tmp_path / "run"), Worker(), Recorder())
     assert result.validation_loss < 1.45  # 1.64 is what the per-position unigram of all digits has
 
@@ -169,8 +169,8 @@ def test_digits_reach_their_loss(data: Snapshot, config: PretrainConfig, tmp_pat
 def test_digits_reach_their_loss_with_every_objective(
     fields: dict, expected: float, data: Snapshot, config: PretrainConfig, tmp_path: Path
 ) -> None:
-    model = replace(config, layers=3, width=64, steps=200, global_batch=32, evaluate_every=400, checkpoint_every=400)
-    result = train(replace(model, **fields), data, str(tmp_path / "run"), Worker(), Recorder())
+    model = config.with_fields(layers=3, width=64, steps=200, global_batch=32, evaluate_every=400, checkpoint_every=400)
+    result = train(model.with_fields(**fields), data, str(tmp_path / "run"), Worker(), Recorder())
     assert result.validation_loss < expected
 
 
@@ -182,7 +182,7 @@ def test_the_reported_validation_loss_is_that_of_the_saved_weights(
     run = str(tmp_path / "run")
     result = train(config, data, run, Worker(), Recorder())
     model = load_model(run).model
-    cache = ShardCache(data, config.cache)
+    cache = ShardCache(data, config.execution.cache)
     views = [cache.open(shard) for shard in data.of_split("validation")]
     with torch.inference_mode():
         parts = [torch.tensor(images.tokens_NT).long() for images in batches(views, 7)]
@@ -195,7 +195,7 @@ def test_another_shape_is_refused(data: Snapshot, config: PretrainConfig, tmp_pa
     run = str(tmp_path / "run")
     train(config, data, run, Worker(), Recorder())
     with pytest.raises(IgptError, match="another model shape"):
-        train(replace(config, width=64), data, run, Worker(), Recorder())
+        train(config.with_fields(width=64), data, run, Worker(), Recorder())
 
 
 def test_a_finished_run_is_found_prolonged_or_refused(data: Snapshot, config: PretrainConfig, tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_a_finished_run_is_found_prolonged_or_refused(data: Snapshot, config: Pr
     assert finished(config, data, run) is None
     first = train(config, data, run, Worker(), Recorder())
     assert finished(config, data, run) == first
-    longer = replace(config, steps=40)
+    longer = config.with_fields(steps=40)
     assert finished(longer, data, run) is None
     heard = Recorder()
     assert train(longer, data, run, Worker(), heard).steps == 40
@@ -213,7 +213,7 @@ def test_a_finished_run_is_found_prolonged_or_refused(data: Snapshot, config: Pr
     changed = replace(data, source_digest="0")
     for call in (finished, lambda c, d, r: train(c, d, r, Worker(), Recorder())):
         with pytest.raises(IgptError, match="it was trained on the snapshot"):
-            call(replace(config, steps=60), changed, run)
+            call(config.with_fields(steps=60), changed, run)
 
 
 def test_a_damaged_shard_is_refused_and_a_damaged_cache_mended(data: Snapshot, tmp_path: Path) -> None:
@@ -238,8 +238,9 @@ def test_batches_cover_a_split_once_in_any_number_of_parts(data: Snapshot, tmp_p
 
 
 def test_the_learning_rate_rises_and_falls_to_zero(config: PretrainConfig) -> None:
-    rates = [learning_rate(step, config) for step in range(config.steps + 1)]
-    assert rates[: config.warmup_steps] == sorted(rates[: config.warmup_steps])
+    rates = [learning_rate(step, config) for step in range(config.optimizer.steps + 1)]
+    warmup_steps = config.optimizer.warmup_steps
+    assert rates[:warmup_steps] == sorted(rates[:warmup_steps])
     assert max(rates) == pytest.approx(config.peak_learning_rate)
-    assert rates[config.warmup_steps :] == sorted(rates[config.warmup_steps :], reverse=True)
+    assert rates[warmup_steps:] == sorted(rates[warmup_steps:], reverse=True)
     assert rates[-1] == pytest.approx(0, abs=1e-9)

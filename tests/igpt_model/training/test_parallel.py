@@ -3,7 +3,7 @@
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -31,13 +31,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
 def config(data: Snapshot, tmp_path_factory: pytest.TempPathFactory) -> PretrainConfig:
     """Uneven in every way: 16 images among 3 workers, 5 at a time, an average of the weights."""
     config = short_training(data, tmp_path_factory.mktemp("runs"))
-    return replace(config, keep_last=3, micro_batch=5, ema_decay=0.9)
+    return config.with_fields(keep_last=3, micro_batch=5, ema_decay=0.9)
 
 
 @pytest.fixture(scope="module")
 def alone(data: Snapshot, config: PretrainConfig) -> str:
     """The run of one worker."""
-    run = objects.join(config.runs, "alone")
+    run = objects.join(config.keeping.runs, "alone")
     train(config, data, run, Worker(), Recorder())
     return run
 
@@ -50,10 +50,10 @@ def sharded(config: PretrainConfig) -> str:
 
 def trained(config: PretrainConfig, name: str, *, workers: int, parallelism: str) -> str:
     """A run as torchrun's workers train it, or go on with it."""
-    run = Path(config.runs) / name
+    run = Path(config.keeping.runs) / name
     path = run.with_suffix(".yaml")
     path.parent.mkdir(exist_ok=True)
-    path.write_text(yaml.safe_dump({**asdict(config), "name": name, "parallelism": parallelism}))
+    path.write_text(yaml.safe_dump(asdict(config.with_fields(name=name, parallelism=parallelism))))
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers), "-m", "igpt_model.train")
     done = subprocess.run(
         [sys.executable, *launch, str(path)],
@@ -90,9 +90,9 @@ def test_a_sharded_model_is_trained_as_a_whole_one(sharded: str, alone: str) -> 
 
 
 def test_workers_that_share_a_model_start_from_a_parent(config: PretrainConfig, data: Snapshot, alone: str) -> None:
-    still = replace(config, parent="models:/digits/1", steps=10, warmup_steps=0, learning_rate=1e-9)
+    still = config.with_fields(parent="models:/digits/1", steps=10, warmup_steps=0, learning_rate=1e-9)
     given = load_model(alone)
-    initial_model.keep(objects.join(config.runs, "child"), given, still, data)
+    initial_model.keep(objects.join(config.keeping.runs, "child"), given, still, data)
     run = trained(still, "child", workers=2, parallelism="fsdp")
     weights = given.model.state_dict()
     for name, value in load_model(run).model.state_dict().items():
@@ -104,7 +104,7 @@ def test_a_checkpoint_of_two_is_gone_on_with_by_any_number(
     workers: int, parallelism: str, sharded: str, alone: str, config: PretrainConfig, data: Snapshot
 ) -> None:
     name = f"from-two-to-{workers}-{parallelism}"
-    run = Path(config.runs) / name
+    run = Path(config.keeping.runs) / name
     shutil.copytree(sharded, run)
     shutil.rmtree(run / "checkpoints" / "00000030")
     (run / "result.json").unlink()

@@ -12,9 +12,7 @@ import torch
 import yaml
 
 from igpt_model.train import main
-from igpt_model.training.standalone import read_config
 from pipeline.dataset.snapshot import Snapshot
-from pipeline.errors import IgptError
 from tests.igpt_model.training.test_loop import digits_snapshot, short_training
 
 ROOT = Path(__file__).parents[3]
@@ -85,10 +83,10 @@ def test_workers_of_torchrun_train_as_one_does(path: Path, tmp_path: Path) -> No
     ("override", "expected"),
     [
         ("stepz=3", "unknown field stepz"),
-        ("steps=many", "steps is 'many': it must be int"),
-        ("steps=1.5", "steps is 1.5: it must be int"),
-        ("flip=1", "flip is 1: it must be bool"),
-        ("preset=gpt-5", "preset is 'gpt-5': it must be 'tiny' or"),
+        ("steps=many", "optimizer.steps is 'many': it must be a whole number"),
+        ("steps=1.5", "optimizer.steps is '1.5': it must be a whole number"),
+        ("flip=1", "data.flip is '1': it must be true or false"),
+        ("preset=gpt-5", "model.preset is 'gpt-5': it must be tiny or"),
         ("global_batch=0", "global_batch is 0: it must be at least 1"),
         ("steps", "'steps' is not an override"),
         ("dataset=", "dataset is empty"),
@@ -119,21 +117,3 @@ def test_a_process_with_a_mistake_ends_with_two(path: Path) -> None:
     ended = run("-m", "igpt_model.train", str(path), "dataset=/no/such/place")
     assert ended.returncode == 2, ended.stdout + ended.stderr
     assert_one_line(ended.stderr, "no dataset snapshot there")
-
-
-def test_a_config_is_yaml_or_json_and_typed(path: Path) -> None:
-    config = read_config(path, ["learning_rate=1", "name=x", "layers=null"])
-    assert (config.learning_rate, config.name, config.layers) == (1.0, "x", None)
-    assert isinstance(config.learning_rate, float)
-    as_json = path.with_suffix(".json")
-    as_json.write_text(json.dumps(yaml.safe_load(path.read_text())))
-    assert read_config(as_json, []) == read_config(path, [])
-    for text, expected in (("- 1", "a config is a mapping"), ("a: [", "not valid YAML in line"), ("", "a config is a")):
-        path.write_text(text)
-        with pytest.raises(IgptError, match=expected):
-            read_config(path, [])
-    with pytest.raises(IgptError, match="No such file"):
-        read_config(path.parent / "nothing.yaml", [])
-    path.write_text("dataset: somewhere")
-    with pytest.raises(IgptError, match="runs is missing"):
-        read_config(path, [])

@@ -28,7 +28,7 @@ from pipeline.store import objects
 from tests.igpt_model.model.test_network import SMALL, make, some_tokens
 from tests.igpt_model.training.test_loop import Recorder, digits_snapshot, short_training
 
-CONFIG = PretrainConfig(runs="r", preset="tiny", global_batch=12, workers=1)
+CONFIG = PretrainConfig.from_fields(runs="r", preset="tiny", global_batch=12, workers=1)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_how_the_blocks_are_executed_does_not_change_the_gradient(fields: dict) 
     tokens = some_tokens(12)
     plain, prepared = make(SMALL), make(SMALL)
     names = list(prepared.state_dict())
-    prepare_blocks(prepared, replace(CONFIG, **fields))
+    prepare_blocks(prepared, CONFIG.with_fields(**fields))
     assert list(prepared.state_dict()) == names
     expected, found = (losses(model, inputs_of(tokens)).mean() for model in (plain, prepared))
     assert found.item() == pytest.approx(expected.item(), abs=1e-6)
@@ -89,7 +89,7 @@ def test_how_the_blocks_are_executed_does_not_change_the_gradient(fields: dict) 
 @pytest.mark.needs("compiler")
 def test_all_blocks_are_compiled_once() -> None:
     model = make(replace(SMALL, layers=12))  # more than the eight compilations after which PyTorch gives up
-    prepare_blocks(model, replace(CONFIG, compile=True))
+    prepare_blocks(model, CONFIG.with_fields(compile=True))
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     losses(model, inputs_of(some_tokens(12))).mean().backward()
@@ -98,7 +98,7 @@ def test_all_blocks_are_compiled_once() -> None:
 
 
 def test_bfloat16_computes_in_it_and_keeps_weights_and_losses_in_float32() -> None:
-    config = replace(CONFIG, precision="bfloat16")
+    config = CONFIG.with_fields(precision="bfloat16")
     model, tokens = make(SMALL), some_tokens(12)
     seen: list[torch.dtype] = []
     model.layers[0].mlp_in.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
@@ -132,7 +132,7 @@ def poison(bad_steps: Callable[[int], bool]) -> Callable[..., StepOutcome]:
 def test_a_step_that_is_not_finite_is_left_out_and_counted(
     data: Snapshot, config: PretrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = replace(config, steps=10, checkpoint_every=5, max_skipped_steps=2, ema_decay=0.9)
+    config = config.with_fields(steps=10, checkpoint_every=5, max_skipped_steps=2, ema_decay=0.9)
     monkeypatch.setattr(training, "train_step", poison(lambda step: step in (3, 4, 7)))
     heard = Recorder()
     run = str(tmp_path / "run")
@@ -148,7 +148,7 @@ def test_a_step_that_is_not_finite_is_left_out_and_counted(
 def test_too_many_in_a_row_end_the_run_and_it_can_go_on(
     data: Snapshot, config: PretrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = replace(config, steps=12, checkpoint_every=6, max_skipped_steps=2)
+    config = config.with_fields(steps=12, checkpoint_every=6, max_skipped_steps=2)
     run = str(tmp_path / "run")
     monkeypatch.setattr(training, "train_step", poison(lambda step: step >= 4))
     with pytest.raises(IgptError, match="as in the 2 steps before; lower learning_rate") as caught:
@@ -173,7 +173,7 @@ def test_the_average_follows_the_weights_and_is_what_is_saved(
     weights_of = {}
     for name, decay in (("plain", None), ("averaged", 0.8)):
         run = str(tmp_path / name)
-        train(replace(config, ema_decay=decay), data, run, Worker(), Recorder())
+        train(config.with_fields(ema_decay=decay), data, run, Worker(), Recorder())
         weights_of[name] = load_file(Path(checkpoint.folder_of(run, 30)) / "weights-00000.safetensors")
     plain, averaged = weights_of["plain"], weights_of["averaged"]
     assert not torch.equal(plain["weights.head.weight"], averaged["weights.head.weight"])
@@ -182,5 +182,5 @@ def test_the_average_follows_the_weights_and_is_what_is_saved(
     assert trained.keys() == plain.keys()
     assert all(torch.equal(trained[name], weight) for name, weight in plain.items())
     with pytest.raises(IgptError, match="keeps an average"):
-        train(replace(config, steps=40), data, str(tmp_path / "averaged"), Worker(), Recorder())
+        train(config.with_fields(steps=40), data, str(tmp_path / "averaged"), Worker(), Recorder())
     assert objects.exists(str(tmp_path / "averaged" / "result.json"))

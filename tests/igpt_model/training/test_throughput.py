@@ -20,7 +20,7 @@ MODEL = ModelConfig(layers=2, width=32, heads=4, resolution=8, colours=16)
 
 
 def test_the_metrics_are_those_of_the_steps_since_the_last_ones() -> None:
-    config = PretrainConfig(runs="runs", global_batch=100)
+    config = PretrainConfig.from_fields(runs="runs", global_batch=100)
     clock = iter([0.0, 1.0, 1.5, 2.0, 10.0, 12.0, 20.0, 21.0])
     with (
         mock.patch.object(throughput, "product_rate", return_value=1e9),

@@ -4,7 +4,7 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -75,7 +75,7 @@ def test_a_machine_that_stood_still_is_no_worker_that_hangs(monkeypatch: pytest.
 
 def test_a_collective_whose_partner_is_stuck_ends_and_the_run_goes_on(tmp_path: Path) -> None:
     data = digits_snapshot(tmp_path)
-    config = replace(short_training(data, tmp_path), steps=60, upload_seconds=4, hang_seconds=6, name="hung")
+    config = short_training(data, tmp_path).with_fields(steps=60, upload_seconds=4, hang_seconds=6, name="hung")
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(asdict(config)))
     command = [
