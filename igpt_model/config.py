@@ -18,7 +18,7 @@ from pipeline.dataset.snapshot import Snapshot
 from pipeline.errors import IgptError
 from pipeline.hashing import digest
 from pipeline.typed_config import values
-from pipeline.typed_config.config import Config
+from pipeline.typed_config.config import Config, SectionedConfig
 from pipeline.typed_config.ranges import NotEmpty, Range
 
 NotNegative = Annotated[int, Range(at_least=0)]
@@ -213,15 +213,13 @@ class TrackingSettings(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig(Config):
-    """Which model is trained on a dataset, how, where, and under which names it is tracked and registered.
+class PretrainConfig(SectionedConfig):
+    """Which model is trained on a dataset, how, where, and under which names it is tracked and registered."""
 
-    What decides the weights is in `model`, `data` and `optimizer`; the other sections may change under a run that goes
-    on. The names of fields are unique over all sections, so that the flat form can be read, in which configs, run
-    records and deployments were stored before there were sections.
-    """
+    # What decides the weights is in model, data and optimizer; the other sections may change under a run that goes on.
+    # Names of fields are unique over all sections, so that the flat form can be read, in which configs, run records and
+    # deployments were stored before there were sections.
 
-    reads_flat: ClassVar[bool] = True
     shown_by: ClassVar[str] = "`igpt config pretrain`"
 
     model: ModelSettings = ModelSettings()

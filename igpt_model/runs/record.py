@@ -34,7 +34,8 @@ def folder_of(config: PretrainConfig, snapshot: Snapshot) -> str:
 
 
 def _is_run(run: str) -> bool:
-    return objects.exists(objects.join(run, "run.json"))
+    """Whether a run was begun in a folder, or is finished there."""
+    return any(objects.exists(objects.join(run, name)) for name in ("run.json", "result.json"))
 
 
 def write(run: str, record: RunRecord) -> None:

@@ -12,8 +12,6 @@ class Config:
     """Base of the config dataclasses: frozen, keyword-only, a sentence under each field."""
 
     __pydantic_config__: ClassVar = {"use_attribute_docstrings": True, "extra": "forbid"}
-    reads_flat: ClassVar[bool] = False
-    """Whether the fields of its sections may be written without the section."""
     shown_by: ClassVar[str]
     """What shows its fields to a user who misspelt one."""
 
@@ -24,15 +22,6 @@ class Config:
     def from_fields(cls, **fields: Any) -> Self:
         """Make a config from its fields, nested or flat. Raises IgptError naming a field at fault."""
         return values.read(cls, fields)
-
-    def with_fields(self, **fields: Any) -> Self:
-        """A copy with other values; a field of a section is named without it where the config reads the flat form."""
-        sections = values.sections_of(type(self))
-        changes: dict[str, Any] = {name: value for name, value in fields.items() if name not in sections}
-        for section in {sections[name] for name in fields if name in sections}:
-            inner = {name: value for name, value in fields.items() if sections.get(name) == section}
-            changes[section] = replace(getattr(self, section), **inner)
-        return replace(self, **changes)
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Callable[[Any], Any]) -> Any:
@@ -46,3 +35,31 @@ class Config:
             return given if isinstance(given, cls) else values.read(cls, given)
 
         return core_schema.no_info_before_validator_function(read, handler(source))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SectionedConfig(Config):
+    """A config whose fields are sections. Their fields may be given without the section, as before there were any."""
+
+    reads_flat: ClassVar[bool] = True
+
+    def with_fields(self, **fields: Any) -> Self:
+        """A copy with other values; a field of a section is named without it."""
+        sections = values.sections_of(type(self))
+        changes: dict[str, Any] = {name: value for name, value in fields.items() if name not in sections}
+        for section in {sections[name] for name in fields if name in sections}:
+            inner = {name: value for name, value in fields.items() if sections.get(name) == section}
+            changes[section] = replace(getattr(self, section), **inner)
+        return replace(self, **changes)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: Any, handler: Any) -> dict[str, Any]:
+        """The form of the sections, which does not forbid their fields without them.
+
+        A server compares parameters with it before anything of ours sees them; a field that is missing or misspelt is
+        told by our own reading.
+        """
+        form: dict[str, Any] = handler(schema)
+        fields = handler.resolve_ref_schema(form)
+        del fields["additionalProperties"], fields["required"]
+        return form

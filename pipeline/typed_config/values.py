@@ -80,7 +80,7 @@ def path_of(kind: type[Any], names: list[str]) -> list[str]:
 
 def sections_of(kind: type[Any]) -> dict[str, str]:
     """The section of each field that may be written without it."""
-    if not getattr(kind, "reads_flat", False):
+    if not getattr(kind, "reads_flat", False):  # SectionedConfig's
         return {}
     found = {name: section_of(of) for name, of in field_types(kind).items()}
     return {field.name: name for name, section in found.items() if section is not None for field in fields(section)}

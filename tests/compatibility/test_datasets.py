@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flows.config import load
-from flows.config.load import RefreshConfig
+from flows.config.refresh import RefreshConfig
 from pipeline.build.build import BuildResult, build
 from pipeline.dataset import snapshot
+from pipeline.typed_config import file as config_file
 from tests.compatibility.earlier import copy
 from tests.conftest import Command, run_here
 
@@ -26,7 +26,7 @@ def kept(tmp_path: Path) -> Path:
 def rebuild(kept: Path) -> BuildResult:
     """Build again in this process, where the images and the dataset lie now."""
     places = [f"dataset.raw={kept / 'raw'}", f"dataset.dataset={kept / 'dataset'}"]
-    config = load.load(RefreshConfig, kept / "refresh.yaml", places)
+    config = config_file.load(RefreshConfig, kept / "refresh.yaml", places)
     with mock.patch("pipeline.cluster.tasks.map_tasks", run_here):
         return build(config.dataset)
 

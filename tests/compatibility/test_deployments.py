@@ -44,9 +44,11 @@ def test_a_refresh_finds_the_run_that_it_began() -> None:
     flow = load_flow_from_entrypoint(stored["entrypoint"], use_placeholder_flow=False)
     pretrain = flow.validate_parameters(stored["parameters"])["config"].pretrain
     (expected,) = [
-        row["name"] for row in read_json("run_names.json") if row["config"].get("experiment") == pretrain.experiment
+        row["name"]
+        for row in read_json("run_names.json")
+        if row["config"].get("experiment") == pretrain.tracking.experiment
     ]
-    assert pretrain.run_name(snapshot.read(str(FLAT / "dataset")).digest) == expected
+    assert pretrain.flat_run_name(snapshot.read(str(FLAT / "dataset")).digest) == expected
 
 
 def test_there_is_one_of_each_flow() -> None:

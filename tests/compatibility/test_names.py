@@ -4,15 +4,12 @@ import json
 import logging
 import logging.config
 from pathlib import Path
-from typing import Any
 
-import pytest
 import yaml
 
-from flows.config import load
-from flows.config.load import RefreshConfig
+from flows.config.refresh import RefreshConfig
 from igpt_model.config import PretrainConfig
-from igpt_model.training.standalone import read_config
+from pipeline.typed_config import file as config_file
 from tests.compatibility.earlier import FLAT, check_holds
 
 
@@ -36,12 +33,11 @@ def test_logging_configurations_find_the_json_formatter(tmp_path: Path) -> None:
     assert json.loads(log.read_text())["message"] == "7 images"
 
 
-@pytest.mark.parametrize("read", [load.load, lambda kind, path: read_config(path, [])], ids=["igpt", "alone"])
-def test_a_flat_pretrain_config_is_read(read: Any) -> None:
+def test_a_flat_pretrain_config_is_read() -> None:
     path = FLAT / "configs" / "pretrain.yaml"
-    check_holds(read(PretrainConfig, path), yaml.safe_load(path.read_text()))
+    check_holds(config_file.load(PretrainConfig, path), yaml.safe_load(path.read_text()))
 
 
 def test_a_flat_refresh_config_is_read() -> None:
     path = FLAT / "configs" / "refresh.yaml"
-    check_holds(load.load(RefreshConfig, path), yaml.safe_load(path.read_text()))
+    check_holds(config_file.load(RefreshConfig, path), yaml.safe_load(path.read_text()))

@@ -124,7 +124,7 @@ def test_a_parent_with_other_colours_or_classes_is_refused(
     with pytest.raises(IgptError, match="the same number means another colour"):
         initial_model.keep(run, replace(model, palette_K3=-model.palette_K3), config, data)
     by_class = config.with_fields(class_conditional=True)
-    shape = by_class.model_config(resolution=8, colours=16, classes=10)
+    shape = by_class.model.for_images(resolution=8, colours=16, classes=10)
     told = Learner(shape, by_class, Worker()).model
     others = ModelBundle(model=told, palette_K3=model.palette_K3, classes=tuple(reversed(data.classes)))
     with pytest.raises(IgptError, match="was told other classes"):
