@@ -25,7 +25,7 @@ from flows.services.local_stack import Stack
 from flows.services.ports import free_port
 from pipeline.dataset import snapshot
 from pipeline.store import lease, objects
-from tests.integration.conftest import ROOT, Command, ended, refresh_config
+from tests.integration.conftest import ROOT, Command, Refreshed, ended, refresh_config
 from tests.rigs.postgres import PostgresServer
 from tests.rigs.prefect_services import PrefectServer, Worker
 from tests.rigs.waiting import wait_until
@@ -472,8 +472,8 @@ def test_logs_are_json_and_carry_the_run(production: Production) -> None:
     assert any("is job" in entry["message"] for entry in of_runs)
 
 
-def test_no_secret_is_in_any_log_or_parameter(production: Production, home: Path) -> None:
-    """After the tests above: workers were killed, runs have failed, and all of it was written to logs."""
+def test_no_secret_is_in_any_log_or_parameter(production: Production, refreshed: Refreshed, home: Path) -> None:
+    """After the tests above: runs were late, cancelled and have failed, and all of it was written to logs."""
     secrets = {production.stack.s3_secret_key, production.stack.ray_token, AUTH.partition(":")[2]}
     ray_folder = Path(json.loads((home / "services.json").read_text())["ray_folder"])
     logs = {
