@@ -85,6 +85,7 @@ def test_the_mlflow_run_has_config_lineage_curves_and_pictures(refreshed: Refres
     assert run.info.status == "FINISHED"
     assert run.data.params["steps"] == "160"
     assert run.data.params["model.resolution"] == "8"
+    assert run.data.params["learning_rate"] == "0.005", "the preset's, as a number"
     assert run.data.tags["igpt.manifest_digest"] == data.digest
     assert run.data.tags["igpt.palette_sha256"] == data.palette_sha256
     assert run.data.tags["igpt.prefect_url"].startswith(stack.prefect_url)
