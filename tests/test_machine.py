@@ -1,11 +1,14 @@
 """A test that this machine cannot run is skipped, counted with its reason, and forbidden where all must run."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from igpt_model.training import compiler
 
 ROOT = Path(__file__).parents[1]
 TESTS = """
@@ -58,3 +61,12 @@ def test_what_is_missing_is_told(arguments: tuple[str, ...], code: int, forbidde
     assert (f"skipped: 3 {missing}" in summary) is ("-k" not in arguments)
     assert (f"no test may be skipped {missing}" in done.stdout) is forbidden
     assert "1 passed" in end
+
+
+def test_one_list_has_the_debian_packages_that_messages_and_the_docs_name() -> None:
+    text = (ROOT / "infra" / "debian-packages.txt").read_text()
+    packages = set(re.sub("#.*", "", text).split())
+    named = set(compiler.INSTALL.removeprefix("on Debian install ").partition(",")[0].split())
+    assert named == {"g++", "libc6-dev", "python3-dev"} and named <= packages
+    page = (ROOT / "docs" / "install.md").read_text()
+    assert packages <= set(" ".join(re.findall(r"`([^`\n]*)`", page)).split())
