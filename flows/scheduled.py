@@ -20,8 +20,6 @@ from flows.build_dataset import build_dataset
 from flows.config.refresh import RefreshConfig
 from flows.prefect_ops import flow_runs
 from flows.prefect_ops.lease import exclusively
-from flows.probe import probe
-from flows.refresh import refresh
 from flows.terminal.console import console
 from igpt_model.config import ProbeConfig
 from pipeline.config import DatasetConfig
@@ -45,12 +43,20 @@ def scheduled_build(config: DatasetConfig, quiet_seconds: float = 0) -> None:
 @flow(name="scheduled-refresh")
 def scheduled_refresh(config: RefreshConfig) -> None:
     """Raw images to a registered model: what `igpt refresh` does, on a schedule."""
-    _in_turn(config.pretrain.keeping.runs, lambda: refresh(config))
+
+    def work() -> None:
+        from flows.refresh import refresh  # noqa: PLC0415 (loads PyTorch, Ray Train and MLflow: not before its turn)
+
+        refresh(config)
+
+    _in_turn(config.pretrain.keeping.runs, work)
 
 
 @flow(name="scheduled-probe")
 def scheduled_probe(config: ProbeConfig, model: str) -> None:
     """Judge a newly registered model; the event of its registration says which."""
+    from flows.probe import probe  # noqa: PLC0415 (not for the other flows)
+
     probe(replace(config, model=model))
 
 

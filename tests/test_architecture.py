@@ -157,6 +157,18 @@ def test_the_command_line_starts_without_what_reads_its_settings_on_import() -> 
         assert late not in loaded
 
 
+def test_what_runs_often_loads_no_more_than_it_needs() -> None:
+    """A scheduled run that finds nothing to do, and opening a model, which each task of a probe does."""
+    loaded = run_python("import sys, flows.scheduled\nprint(sorted(sys.modules))")
+    assert "'flows.build_dataset'" in loaded
+    for late in ("'torch'", "'mlflow'", "'sklearn'", "'ray.train'"):
+        assert late not in loaded
+    loaded = run_python("import sys, igpt_model.runs.open_model\nprint(sorted(sys.modules))")
+    assert "'torch'" in loaded
+    for late in ("'torch.distributed.checkpoint'", "'torch.distributed.tensor'", "'torch._dynamo'"):
+        assert late not in loaded
+
+
 def test_the_model_side_trains_without_ray_mlflow_prefect_and_s3fs() -> None:
     excluded = {
         *DOORS["ray"],

@@ -1,7 +1,7 @@
 """Checkpoints of a training run: written by all ranks, verified, then marked; read without unpickling anything.
 
 {run}/checkpoints/{step:08d}/   weights-{rank}.safetensors (the model, or the average of its weights), model.json,
-    palette.npy and optimizer-{rank}.safetensors; sharded.py knows how tensors are spread over the files of the ranks
+    palette.npy and optimizer-{rank}.safetensors; tensor_files.py knows how tensors lie in the files of the ranks
 {run}/checkpoints/{step:08d}/index.json   the mark: the training state, where each tensor lies, and size and checksum of
     each file; written last
 
@@ -20,8 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from igpt_model.model.bundle import ModelBundle
-from igpt_model.runs import sharded
-from igpt_model.runs.sharded import FileMark, Index
+from igpt_model.runs.tensor_files import FileMark, Index, mark_of, read_whole
 from igpt_model.worker import Worker
 from pipeline.errors import IgptError, first_line
 from pipeline.hashing import sha256
@@ -82,12 +81,7 @@ class Checkpoint:
         """The model alone. Raises one of the errors of damaged files."""
         bundle = fetch("model.json").parent
         fetch("palette.npy")
-        tensors = {
-            name: torch.empty(stored.shape)
-            for name, stored in self.index.tensors.items()
-            if name.startswith("weights.")
-        }
-        sharded.read(tensors, self.index, fetch)
+        tensors = read_whole(self.index, "weights.", fetch)
         weights = {name.removeprefix("weights."): tensor for name, tensor in tensors.items()}
         return ModelBundle.assemble(bundle, lambda model: weights, origin=self.url)
 
@@ -116,6 +110,8 @@ class Checkpoint:
                     moments.setdefault(owner, {})[key] = tensors[name] = value
         self._check_shapes(tensors)
         random = torch.get_rng_state()
+        from igpt_model.runs import sharded  # noqa: PLC0415 (a second, which who only opens a model need not wait)
+
         sharded.read({**tensors, _RANDOM: random}, self.index, fetch)
         torch.set_rng_state(random)
         for name, values in moments.items():
@@ -234,7 +230,7 @@ def _fetcher(checkpoint: Checkpoint, folder: Path) -> Fetch:
         if not path.exists():
             partial = path.with_suffix(".partial")
             objects.download(objects.join(checkpoint.url, name), partial)
-            if sharded.mark_of(partial) != checkpoint.index.files[name]:
+            if mark_of(partial) != checkpoint.index.files[name]:
                 raise ValueError(f"{name} differs from its checksum")
             partial.replace(path)
         return path

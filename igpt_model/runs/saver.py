@@ -12,6 +12,7 @@ from igpt_model.runs.checkpoint import TrainingState
 from igpt_model.runs.events import Listener
 from igpt_model.runs.metric_log import Report
 from igpt_model.runs.sharded import Staged
+from igpt_model.runs.tensor_files import Index
 from igpt_model.worker import Worker
 from pipeline.errors import IgptError
 from pipeline.store.lease import Fence, LeaseLostError
@@ -102,7 +103,7 @@ class Saver:
     def _write(self, state: TrainingState, staged: Staged, files: Mapping[str, bytes], reported: list[Report]) -> None:
         url = checkpoint.folder_of(self._run, state.step)
 
-        def commit(index: sharded.Index) -> None:
+        def commit(index: Index) -> None:
             if self._fence is not None:
                 self._fence.check()
             if reported:

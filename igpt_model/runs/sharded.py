@@ -6,9 +6,8 @@ pickles that. What the tensors are of, and when they count as written, is in che
 
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,67 +32,11 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.distributed.tensor import DTensor
 from torch.futures import Future
 
-from pipeline.hashing import sha256_of_file
+from igpt_model.runs.tensor_files import Index, Piece, StoredTensor, box_of, mark_of, piece_name
 from pipeline.store import objects
 
 _WEIGHTS = ("weights.", "trained.")  # in files of their own, for who reads the model alone
 _MOST_WRITERS = 16  # of what all ranks have alike: a thousand small files would each be read by a thousand ranks
-
-
-@dataclass(frozen=True, kw_only=True)
-class FileMark:
-    """What a file must be."""
-
-    bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Piece:
-    """A box of a tensor, and the file in which it lies."""
-
-    file: str
-    offsets: tuple[int, ...]
-    sizes: tuple[int, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoredTensor:
-    """A tensor as its pieces."""
-
-    dtype: str
-    """As PyTorch names it: float32."""
-    shape: tuple[int, ...]
-    pieces: tuple[Piece, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Index:
-    """Where the tensors lie, by name, and what their files must be."""
-
-    files: dict[str, FileMark]
-    tensors: dict[str, StoredTensor]
-
-    @classmethod
-    def from_fields(cls, fields: Mapping[str, Any]) -> "Index":
-        """The index of what asdict made of it, after JSON. Raises KeyError or TypeError when it is none."""
-        tensors = {
-            name: StoredTensor(
-                dtype=tensor["dtype"],
-                shape=tuple(tensor["shape"]),
-                pieces=tuple(
-                    Piece(file=piece["file"], offsets=tuple(piece["offsets"]), sizes=tuple(piece["sizes"]))
-                    for piece in tensor["pieces"]
-                ),
-            )
-            for name, tensor in fields["tensors"].items()
-        }
-        return cls(files={name: FileMark(**mark) for name, mark in fields["files"].items()}, tensors=tensors)
-
-
-def mark_of(path: Path) -> FileMark:
-    """The mark of a local file as it is."""
-    return FileMark(bytes=path.stat().st_size, sha256=sha256_of_file(path))
 
 
 def shares(sizes: Mapping[str, int], parts: int) -> dict[str, int]:
@@ -182,8 +125,8 @@ def _own_errors() -> Iterator[None]:
         raise cause from None
 
 
-def _piece_name(index: MetadataIndex) -> str:
-    return index.fqn if not any(index.offset or ()) else f"{index.fqn}@{'.'.join(map(str, index.offset or ()))}"
+def _name(index: MetadataIndex) -> str:
+    return piece_name(index.fqn, index.offset or ())
 
 
 class _Writer(StorageWriter):
@@ -214,7 +157,7 @@ class _Writer(StorageWriter):
         with tempfile.TemporaryDirectory(prefix="igpt-checkpoint-") as temporary:
             for name, items in by_file.items():
                 path = Path(temporary) / name
-                tensors = {_piece_name(item.index): planner.resolve_data(item) for item in items}
+                tensors = {_name(item.index): planner.resolve_data(item) for item in items}
                 safetensors.torch.save_file(tensors, path)
                 mark = mark_of(path)
                 url = objects.join(self._url, name)
@@ -293,10 +236,10 @@ class _Reader(StorageReader):
         for name, items in sorted(by_file.items()):
             with safetensors.safe_open(self._open_file(name), framework="pt") as file:
                 for item in items:
-                    key = _piece_name(item.storage_index)
+                    key = _name(item.storage_index)
                     target = planner.resolve_tensor(item).detach()
                     if target.ndim:
-                        box = _box(item.storage_offsets, item.lengths)
+                        box = box_of(item.storage_offsets, item.lengths)
                         target.copy_(file.get_slice(key)[box])
                     else:
                         target.copy_(file.get_tensor(key))
@@ -312,7 +255,3 @@ class _Reader(StorageReader):
 
 def _chunk(piece: Piece) -> ChunkStorageMetadata:
     return ChunkStorageMetadata(offsets=torch.Size(piece.offsets), sizes=torch.Size(piece.sizes))
-
-
-def _box(offsets: Sequence[int], lengths: Sequence[int]) -> tuple[slice, ...]:
-    return tuple(slice(begin, begin + length) for begin, length in zip(offsets, lengths, strict=True))
