@@ -37,6 +37,14 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker(pytest.mark.stack)
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """A test that trains as a user does leaves PyTorch with the threads of its config."""
+    yield
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def photos() -> np.ndarray:
     """Square cuttings of two real photographs, uint8 [120, 64, 64, 3]: 60 of a temple, then 60 of a flower."""
