@@ -1,2 +1,2 @@
-# A registered model brings copies of both packages, and MLflow puts them first: take both from one place.
+# A registered model ships copies of both packages, which MLflow puts first on sys.path: import both from there.
 import pipeline  # noqa: F401

@@ -1,4 +1,4 @@
-"""The name by which registered models know the code that answers for them: their MLmodel files name this module."""
+"""The module that MLmodel files of registered models name as their loader; it must keep this name."""
 
 from igpt_model.registry.serving import _load_pyfunc
 

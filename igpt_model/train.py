@@ -1,4 +1,4 @@
-"""`python -m igpt_model.train CONFIG.yaml [FIELD=VALUE]...`: a training by itself or under torchrun."""
+"""`python -m igpt_model.train CONFIG.yaml [FIELD=VALUE]...`: trains in this process, or as a worker of torchrun."""
 
 import sys
 from pathlib import Path
@@ -8,7 +8,7 @@ from pipeline.operating_system import end_on_windows
 
 
 def main() -> None:
-    """Train as a worker of torchrun, or as the only one. Exits with 2 after bad input, in one line."""
+    """Train as a worker of torchrun, or as the only worker. Bad input prints one line and exits with 2."""
     end_on_windows()
     from igpt_model.config import PretrainConfig
     from igpt_model.runs import record

@@ -113,7 +113,7 @@ def _checkpoint_row(run: str, step: int, *, verify: bool) -> dict[str, Any]:
 
     row: dict[str, Any] = {"checkpoint": step, "validation loss": None, "workers": None, "size": None}
     try:
-        found: Checkpoint = checkpoint.read_mark(checkpoint.folder_of(run, step))
+        found: Checkpoint = checkpoint.read(checkpoint.folder_of(run, step))
         loss = found.state.validation_loss
         row |= {"workers": found.state.workers, "size": found.bytes}
         row["validation loss"] = None if loss is None else round(loss, 4)

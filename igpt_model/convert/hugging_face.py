@@ -1,8 +1,8 @@
-"""Models to and from Hugging Face's folders, as `save_pretrained` writes them. Needs no transformers.
+"""Converts models to and from Hugging Face folders, as written by `save_pretrained`. Does not need transformers.
 
-Names below `transformer.`, but for the last; L is a layer, C the width, K the colours, T the pixels:
+All Hugging Face names but the last start with `transformer.`; L is a layer, C the width, K the colours, T the pixels:
 
-    ours                                        Hugging Face
+    ImageGPT                                    Hugging Face
     tokens.weight [K, C], start [C]             wte.weight [K + 1, C]: the start vector is the last row
     positions [T, C]                            wpe.weight [T, C]
     blocks.L.attention_norm.weight [C]          h.L.ln_1.weight [C]
@@ -14,7 +14,7 @@ Names below `transformer.`, but for the last; L is a layer, C the width, K the c
     norm.weight [C]                             ln_f.weight [C]
     head.weight [K, C]                          lm_head.weight [K, C]
 
-Their four linear layers have biases, which are zero in OpenAI's models; ours have none.
+Hugging Face's four linear layers have biases, which are zero in OpenAI's models; ImageGPT has no biases.
 """
 
 import json
@@ -40,7 +40,7 @@ _LINEAR = {
     "mlp_in": "mlp.c_fc",
     "mlp_out": "mlp.c_proj",
 }
-# What of a Hugging Face config must be so for the mathematics to be ours, and what it is without being said.
+# Config fields of Hugging Face that decide the computation: the required value, and the default of a missing field.
 _REQUIRED = {
     "model_type": ("imagegpt", None),
     "activation_function": ("quick_gelu", "quick_gelu"),
@@ -52,10 +52,10 @@ _REQUIRED = {
 
 
 def to_hugging_face(source: ModelBundle, folder: Path) -> None:
-    """Write a folder that `ImageGPTForCausalImageModeling` and `ImageGPTImageProcessor` open with `from_pretrained`.
+    """Write a folder that `ImageGPTForCausalImageModeling` and `ImageGPTImageProcessor` load with `from_pretrained`.
 
-    Their processor shrinks images by bilinear interpolation and does not crop; at the model's own resolution its tokens
-    are ours. Raises IgptError for a model that is not plainly autoregressive.
+    Hugging Face's processor resizes bilinearly and does not crop; images of the model's resolution get the same tokens
+    as here. Raises IgptError unless the model is autoregressive and unconditional.
     """
     config = source.model.config
     if config.objective == "masked" or config.classes is not None or config.low_resolution is not None:
@@ -63,24 +63,24 @@ def to_hugging_face(source: ModelBundle, folder: Path) -> None:
             "Hugging Face has no masked, class-conditional or super-resolution Image GPT: only an autoregressive one "
             "without conditions can be converted"
         )
-    ours = source.model.state_dict()
-    theirs = {
-        "transformer.wte.weight": torch.cat([ours["tokens.weight"], ours["start"][None]]),
-        "transformer.wpe.weight": ours["positions"],
-        "transformer.ln_f.weight": ours["norm.weight"],
-        "lm_head.weight": ours["head.weight"],
+    weights = source.model.state_dict()
+    hf_weights = {
+        "transformer.wte.weight": torch.cat([weights["tokens.weight"], weights["start"][None]]),
+        "transformer.wpe.weight": weights["positions"],
+        "transformer.ln_f.weight": weights["norm.weight"],
+        "lm_head.weight": weights["head.weight"],
     }
     for layer in range(config.layers):
-        here, there = f"blocks.{layer}", f"transformer.h.{layer}"
-        for name, their_name in NORMS.items():
-            theirs[f"{there}.{their_name}.weight"] = ours[f"{here}.{name}.weight"]
-        for name, their_name in _LINEAR.items():
-            weight = ours[f"{here}.{name}.weight"]
-            theirs[f"{there}.{their_name}.weight"] = weight.T.contiguous()
-            theirs[f"{there}.{their_name}.bias"] = torch.zeros(len(weight))
+        block, hf_block = f"blocks.{layer}", f"transformer.h.{layer}"
+        for name, hf_name in NORMS.items():
+            hf_weights[f"{hf_block}.{hf_name}.weight"] = weights[f"{block}.{name}.weight"]
+        for name, hf_name in _LINEAR.items():
+            weight = weights[f"{block}.{name}.weight"]
+            hf_weights[f"{hf_block}.{hf_name}.weight"] = weight.T.contiguous()
+            hf_weights[f"{hf_block}.{hf_name}.bias"] = torch.zeros(len(weight))
     folder.mkdir(parents=True, exist_ok=True)
-    safetensors.torch.save_file(theirs, folder / "model.safetensors", metadata={"format": "pt"})
-    _write_json(folder / "config.json", _their_config(config))
+    safetensors.torch.save_file(hf_weights, folder / "model.safetensors", metadata={"format": "pt"})
+    _write_json(folder / "config.json", _hf_config(config))
     side = config.resolution
     processor = {
         "image_processor_type": "ImageGPTImageProcessor",
@@ -94,7 +94,7 @@ def to_hugging_face(source: ModelBundle, folder: Path) -> None:
     _write_json(folder / "preprocessor_config.json", processor)
 
 
-def _their_config(config: ModelConfig) -> dict[str, object]:
+def _hf_config(config: ModelConfig) -> dict[str, object]:
     return {
         **{name: value for name, (value, _) in _REQUIRED.items()},
         "architectures": ["ImageGPTForCausalImageModeling"],
@@ -120,62 +120,62 @@ def _write_json(path: Path, value: object) -> None:
 
 
 def from_hugging_face(folder: Path, palette_K3: np.ndarray | None = None) -> ModelBundle:
-    """Read a folder that `save_pretrained` wrote; the palette is the image processor's unless one is given.
+    """Read a folder that `save_pretrained` wrote; without `palette_K3`, the palette is that of the image processor.
 
-    Raises IgptError for files that are missing or damaged, and for a model that is not the published architecture: with
-    biases that are not zero, another activation or another kind of attention.
+    Raises IgptError for missing or damaged files, and for a model that differs from the published architecture: nonzero
+    biases, another activation or another kind of attention.
     """
-    theirs_config = _read_json(folder / "config.json")
+    hf_config = _read_json(folder / "config.json")
     for name, (required, default) in _REQUIRED.items():
-        value = theirs_config.get(name, default)
+        value = hf_config.get(name, default)
         if value != required:
             raise IgptError(f"{folder}/config.json: {name} is {value!r}; an Image GPT of the paper has {required!r}")
-    config = _our_config(theirs_config, folder)
+    config = _model_config(hf_config, folder)
     if palette_K3 is None:
         path = folder / "preprocessor_config.json"
         if not path.exists():
             raise IgptError(f"{folder}: it has no preprocessor_config.json with the palette; give one with --palette")
         palette_K3 = palettes.from_bytes(path.read_bytes(), str(path))
-    theirs = _read_weights(folder)
-    embedding = theirs.take("transformer.wte.weight", config.colours + 1, config.width)
-    ours = {
+    hf_weights = _read_weights(folder)
+    embedding = hf_weights.take("transformer.wte.weight", config.colours + 1, config.width)
+    weights = {
         "tokens.weight": embedding[:-1],
         "start": embedding[-1],
-        "positions": theirs.take("transformer.wpe.weight", config.positions, config.width),
-        "norm.weight": theirs.take("transformer.ln_f.weight", config.width),
-        "head.weight": theirs.take("lm_head.weight", config.colours, config.width),
+        "positions": hf_weights.take("transformer.wpe.weight", config.positions, config.width),
+        "norm.weight": hf_weights.take("transformer.ln_f.weight", config.width),
+        "head.weight": hf_weights.take("lm_head.weight", config.colours, config.width),
     }
     width = config.width
     shapes = {"attention.qkv": (width, 3 * width), "attention.out": (width, width)}
     shapes |= {"mlp_in": (width, 4 * width), "mlp_out": (4 * width, width)}
     for layer in range(config.layers):
-        here, there = f"blocks.{layer}", f"transformer.h.{layer}"
-        for name, their_name in NORMS.items():
-            ours[f"{here}.{name}.weight"] = theirs.take(f"{there}.{their_name}.weight", width)
-        for name, their_name in _LINEAR.items():
-            ours[f"{here}.{name}.weight"] = theirs.take(f"{there}.{their_name}.weight", *shapes[name]).T
-            bias = theirs.take(f"{there}.{their_name}.bias", shapes[name][1])
+        block, hf_block = f"blocks.{layer}", f"transformer.h.{layer}"
+        for name, hf_name in NORMS.items():
+            weights[f"{block}.{name}.weight"] = hf_weights.take(f"{hf_block}.{hf_name}.weight", width)
+        for name, hf_name in _LINEAR.items():
+            weights[f"{block}.{name}.weight"] = hf_weights.take(f"{hf_block}.{hf_name}.weight", *shapes[name]).T
+            bias = hf_weights.take(f"{hf_block}.{hf_name}.bias", shapes[name][1])
             if bias.any():
                 raise IgptError(
-                    f"{folder}: {there}.{their_name}.bias is not zero (largest {bias.abs().max():.3g}); this Image GPT "
-                    "has no biases, as OpenAI's has none: only models without can be converted"
+                    f"{folder}: {hf_block}.{hf_name}.bias is not zero (largest {bias.abs().max():.3g}); only "
+                    "models without biases can be converted"
                 )
-    return theirs.assemble(config, ours, palette_K3)
+    return hf_weights.assemble(config, weights, palette_K3)
 
 
-def _our_config(theirs: Mapping[str, Any], folder: Path) -> ModelConfig:
+def _model_config(hf_config: Mapping[str, Any], folder: Path) -> ModelConfig:
     try:
-        positions, width = int(theirs["n_positions"]), int(theirs["n_embd"])
-        if theirs.get("n_inner") not in (None, 4 * width):
+        positions, width = int(hf_config["n_positions"]), int(hf_config["n_embd"])
+        if hf_config.get("n_inner") not in (None, 4 * width):
             raise IgptError(
-                f"{folder}/config.json: n_inner is {theirs['n_inner']}; an Image GPT of the paper has {4 * width}"
+                f"{folder}/config.json: n_inner is {hf_config['n_inner']}; an Image GPT of the paper has {4 * width}"
             )
         return ModelConfig(
-            layers=int(theirs["n_layer"]),
+            layers=int(hf_config["n_layer"]),
             width=width,
-            heads=int(theirs["n_head"]),
+            heads=int(hf_config["n_head"]),
             resolution=side_of(positions, str(folder)),
-            colours=int(theirs["vocab_size"]) - 1,
+            colours=int(hf_config["vocab_size"]) - 1,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise IgptError(f"{folder}/config.json: not the config of an Image GPT ({error!r})") from None
@@ -194,7 +194,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_weights(folder: Path) -> ForeignWeights:
-    """The tensors of a folder: of one safetensors file or several, or of the older .bin file."""
+    """Read the tensors of a folder: one or more safetensors files, or an older .bin file."""
     index = folder / "model.safetensors.index.json"
     names = ["model.safetensors"]
     if index.exists():
@@ -203,9 +203,9 @@ def _read_weights(folder: Path) -> ForeignWeights:
         if (folder / names[0]).exists():
             tensors = {k: v for name in names for k, v in safetensors.torch.load_file(folder / Path(name).name).items()}
         else:
-            # weights_only: tensors are built, and nothing else of the pickle is run.
+            # weights_only: the unpickler builds tensors and refuses everything else.
             tensors = torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True)
-        # Older versions of transformers kept the causal mask among the weights.
+        # Older versions of transformers stored the causal mask with the weights.
         masks = (".attn.bias", ".attn.masked_bias")
         kept = {name: tensor for name, tensor in tensors.items() if not name.endswith(masks)}
         return ForeignWeights(kept, str(folder))
@@ -213,7 +213,7 @@ def _read_weights(folder: Path) -> ForeignWeights:
         raise IgptError(f"{folder}: model.safetensors is missing; give a folder that save_pretrained wrote") from None
     except UnpicklingError:
         raise IgptError(
-            f"{folder}/pytorch_model.bin: damaged, or it holds more than tensors, which is not run; "
+            f"{folder}/pytorch_model.bin: damaged, or it holds objects other than tensors, which are not loaded; "
             "have transformers write the model as safetensors"
         ) from None
     except (SafetensorError, RuntimeError, ValueError, AttributeError) as error:

@@ -1,14 +1,14 @@
-"""OpenAI's models, from the variables of their TensorFlow checkpoints in an .npz file. Needs no TensorFlow.
+"""Reads OpenAI's models from an .npz file with the variables of their TensorFlow checkpoints. Does not need TensorFlow.
 
-Names and shapes are those of OpenAI's code (github.com/openai/image-gpt, src/model.py), below `model/`; L is a layer,
-C the width, H the heads, K the colours, T the pixels:
+Names and shapes are those of OpenAI's code (github.com/openai/image-gpt, src/model.py), without the `model/` prefix; L
+is a layer, C the width, H the heads, K the colours, T the pixels:
 
-    ours                                        OpenAI
+    ImageGPT                                    OpenAI
     tokens.weight [K, C]                        wte [K, C]
-    start [C]                                   sos [C], which a masked (BERT) model has not
+    start [C]                                   sos [C], absent from masked (BERT) models
     positions [T, C]                            wpe [T, C]
     blocks.L.attention_norm.weight [C]          hL/ln_1/g [C]
-    blocks.L.attention.qkv.weight [3C, C]       hL/attn/q_proj, k_proj, v_proj [H, C/H, C] each, below each other
+    blocks.L.attention.qkv.weight [3C, C]       hL/attn/q_proj, k_proj, v_proj [H, C/H, C] each, concatenated
     blocks.L.attention.out.weight [C, C]        hL/attn/c_proj [H, C/H, C], transposed
     blocks.L.mlp_norm.weight [C]                hL/ln_2/g [C]
     blocks.L.mlp_in.weight [4C, C]              hL/mlp/c_fc/w [C, 4C], transposed
@@ -30,16 +30,16 @@ from pipeline.errors import IgptError
 
 
 def from_openai(path: Path, palette_K3: np.ndarray) -> ModelBundle:
-    """Read OpenAI's variables from an .npz file, one array each under its TensorFlow name, as `model/h0/attn/q_proj`.
+    """Read OpenAI's variables from an .npz file: one array per variable, under its TensorFlow name (`model/wte`).
 
-    What is not below `model/`, and the variables of the optimizer and the classifier (`model/clf`), are left out. A
-    file without `model/sos` is a masked model. Raises IgptError for a file that lacks a variable or has others.
+    Names that do not start with `model/`, and variables of the optimizer and the classifier (`model/clf`), are ignored.
+    A file without `model/sos` holds a masked model. Raises IgptError for a file with missing or unknown variables.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name.removesuffix(":0"): file[name] for name in file.files}
     except FileNotFoundError:
-        raise IgptError(f"{path}: nothing is there; give an .npz file of OpenAI's variables") from None
+        raise IgptError(f"{path}: no such file; give an .npz file of OpenAI's variables") from None
     except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
         raise IgptError(f"{path}: not an .npz file of arrays ({error})") from None
     kept = {
@@ -50,7 +50,7 @@ def from_openai(path: Path, palette_K3: np.ndarray) -> ModelBundle:
     for name, dimensions in (("wte", 2), ("wpe", 2), ("h0/attn/q_proj", 3)):
         if name not in kept or kept[name].ndim != dimensions:
             raise IgptError(
-                f"{path}: there is no model/{name} of {dimensions} dimensions; name each array as its variable in "
+                f"{path}: there is no model/{name} with {dimensions} dimensions; name each array like its variable in "
                 "OpenAI's checkpoint"
             )
     (colours, width), heads = kept["wte"].shape, len(kept["h0/attn/q_proj"])
@@ -62,24 +62,24 @@ def from_openai(path: Path, palette_K3: np.ndarray) -> ModelBundle:
         colours=colours,
         objective="autoregressive" if "sos" in kept else "masked",
     )
-    theirs = ForeignWeights(kept, f"{path}: model")
-    ours = {
-        "tokens.weight": theirs.take("wte", colours, width),
-        "positions": theirs.take("wpe", config.positions, width),
-        "norm.weight": theirs.take("ln_f/g", width),
-        "head.weight": theirs.take("wtet", colours, width),
+    openai_weights = ForeignWeights(kept, f"{path}: model")
+    weights = {
+        "tokens.weight": openai_weights.take("wte", colours, width),
+        "positions": openai_weights.take("wpe", config.positions, width),
+        "norm.weight": openai_weights.take("ln_f/g", width),
+        "head.weight": openai_weights.take("wtet", colours, width),
     }
-    if "sos" in theirs:
-        ours["start"] = theirs.take("sos", width)
+    if "sos" in openai_weights:
+        weights["start"] = openai_weights.take("sos", width)
     projection = (heads, width // heads, width)
     for layer in range(config.layers):
-        here, there = f"blocks.{layer}", f"h{layer}"
-        for name, their_name in NORMS.items():
-            ours[f"{here}.{name}.weight"] = theirs.take(f"{there}/{their_name}/g", width)
-        parts = [theirs.take(f"{there}/attn/{which}_proj", *projection) for which in "qkv"]
-        ours[f"{here}.attention.qkv.weight"] = torch.cat([part.reshape(width, width) for part in parts])
-        out = theirs.take(f"{there}/attn/c_proj", *projection)
-        ours[f"{here}.attention.out.weight"] = out.reshape(width, width).T
-        ours[f"{here}.mlp_in.weight"] = theirs.take(f"{there}/mlp/c_fc/w", width, 4 * width).T
-        ours[f"{here}.mlp_out.weight"] = theirs.take(f"{there}/mlp/c_proj/w", 4 * width, width).T
-    return theirs.assemble(config, ours, palette_K3)
+        block, openai_block = f"blocks.{layer}", f"h{layer}"
+        for name, openai_name in NORMS.items():
+            weights[f"{block}.{name}.weight"] = openai_weights.take(f"{openai_block}/{openai_name}/g", width)
+        parts = [openai_weights.take(f"{openai_block}/attn/{which}_proj", *projection) for which in "qkv"]
+        weights[f"{block}.attention.qkv.weight"] = torch.cat([part.reshape(width, width) for part in parts])
+        out = openai_weights.take(f"{openai_block}/attn/c_proj", *projection)
+        weights[f"{block}.attention.out.weight"] = out.reshape(width, width).T
+        weights[f"{block}.mlp_in.weight"] = openai_weights.take(f"{openai_block}/mlp/c_fc/w", width, 4 * width).T
+        weights[f"{block}.mlp_out.weight"] = openai_weights.take(f"{openai_block}/mlp/c_proj/w", 4 * width, width).T
+    return openai_weights.assemble(config, weights, palette_K3)

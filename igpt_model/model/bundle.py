@@ -1,4 +1,4 @@
-"""A model in memory with its palette and class names, and the folder it is kept in.
+"""A model in memory with its palette and class names, and the folder it is stored in.
 
 The folder holds weights.safetensors, model.json and palette.npy; nothing is pickled.
 """
@@ -26,16 +26,16 @@ FILES = ("model.json", "palette.npy", "weights.safetensors")
 
 @dataclass(frozen=True, kw_only=True)
 class ModelBundle:
-    """A model with what its tokens mean: the palette, float32 [K, 3], and the class names of its dataset."""
+    """A model with its palette, float32 [K, 3], and the class names of its dataset."""
 
     model: ImageGPT
     palette_K3: np.ndarray
     classes: tuple[str, ...]
 
     def quantize(self, pictures_NHW3: np.ndarray) -> np.ndarray:
-        """Pictures, uint8 [N, H, W, 3], as palette tokens, int64 [N, H * W]: the nearest colour of each pixel."""
+        """Quantize pictures, uint8 [N, H, W, 3], to palette tokens, int64 [N, H * W]: each pixel's nearest colour."""
         rgb_K3 = palettes.to_rgb(self.palette_K3)
-        # A few pictures: comparing with every colour beats making the table of all 2^24.
+        # For a few pictures, comparing with every colour is faster than building the table of all 2^24 colours.
         tokens = [
             ((picture.reshape(-1, 1, 3) - rgb_K3) ** 2).sum(-1).argmin(1)
             for picture in pictures_NHW3.astype(np.float64)
@@ -43,9 +43,9 @@ class ModelBundle:
         return np.stack(tokens)
 
     def shrink(self, pictures_NHW3: np.ndarray) -> np.ndarray:
-        """What a super-resolution model is given of pictures, uint8 [N, H, W, 3]: the tokens of their small versions.
+        """Shrink pictures, uint8 [N, H, W, 3], to the low-resolution tokens of a super-resolution model, int64 [N, P].
 
-        int64 [N, P]. Raises IgptError for a model of another kind.
+        Raises IgptError for a model of another kind.
         """
         side = self.model.config.low_resolution
         if side is None:
@@ -53,13 +53,12 @@ class ModelBundle:
         return self.quantize(np.stack([centre_square(Image.fromarray(picture), side) for picture in pictures_NHW3]))
 
     def pictures(self, tokens_NT: np.ndarray) -> np.ndarray:
-        """Tokens of square images, any integer type [N, T], as pictures, uint8 [N, side, side, 3]."""
+        """Convert tokens of square images, any integer type [N, T], to pictures, uint8 [N, side, side, 3]."""
         side = round(tokens_NT.shape[1] ** 0.5)
         return palettes.to_pixels(tokens_NT.reshape(-1, side, side), self.palette_K3)
 
     def described(self) -> dict[str, bytes]:
-        """The two files beside the weights: what model it is, and its palette."""
-
+        """The contents of the two files beside the weights: the model's description and its palette."""
         description = {
             "model": asdict(self.model.config),
             "classes": self.classes,
@@ -78,9 +77,9 @@ class ModelBundle:
 
     @classmethod
     def load(cls, folder: Path, *, origin: str | None = None) -> "ModelBundle":
-        """Read a folder that came from `origin` (none: it lies where it always did).
+        """Load a model from a folder. Errors name `origin`, where a downloaded folder came from, or else the folder.
 
-        Raises IgptError when a file is missing, damaged or does not fit the others.
+        Raises IgptError when a file is missing, damaged or does not match the others.
         """
         return cls.assemble(
             folder, lambda model: safetensors.torch.load_file(folder / "weights.safetensors"), origin=origin
@@ -90,9 +89,9 @@ class ModelBundle:
     def assemble(
         cls, folder: Path, weights: Callable[[ImageGPT], Mapping[str, Tensor]], *, origin: str | None = None
     ) -> "ModelBundle":
-        """Read what is described in a folder; `weights` gives those of a model that has none yet.
+        """Load a model from the description and palette in a folder; `weights` returns the weights for the empty model.
 
-        Otherwise as `load`.
+        Otherwise like `load`.
         """
         origin = origin or str(folder)
         try:
@@ -100,7 +99,7 @@ class ModelBundle:
             palette_K3 = palettes.from_bytes((folder / "palette.npy").read_bytes(), f"{origin}/palette.npy")
             if palettes.sha256(palette_K3) != description["palette_sha256"]:
                 raise IgptError(f"{origin}: the palette is not the model's (its checksum differs)")
-            with torch.device("meta"):  # initial weights would take long to draw, and are not needed
+            with torch.device("meta"):  # skip drawing initial weights: it is slow, and they are replaced
                 model = ImageGPT(ModelConfig(**description["model"]))
             model.load_state_dict(weights(model), assign=True)
         except FileNotFoundError as error:

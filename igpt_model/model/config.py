@@ -14,7 +14,7 @@ Count = Annotated[int, Range(at_least=1)]
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The shape and kind of an Image GPT. A model folder keeps it; a folder without the later fields has defaults."""
+    """The shape and kind of an Image GPT. Stored in model folders; fields that older folders lack have defaults."""
 
     layers: Count
     width: Count
@@ -22,11 +22,11 @@ class ModelConfig:
     resolution: Count
     colours: Count
     objective: Objective = "autoregressive"
-    """What it learnt: each pixel from those before it, or the pixels that were masked from all the others (BERT)."""
+    """Autoregressive: predict each pixel from those before it. Masked (BERT): predict masked pixels from all others."""
     classes: Count | None = None
-    """Class-conditional: number of classes, each with a vector in place of the start vector; none: one start vector."""
+    """Class-conditional: number of classes, each with its own start vector; none: one start vector for all images."""
     low_resolution: Count | None = None
-    """Super-resolution: side of the small image whose tokens stand in front of the pixels; none: there is none."""
+    """Super-resolution: side of the small image whose tokens precede the pixels; none: no small image."""
 
     def __post_init__(self) -> None:
         values.check(self)
@@ -42,31 +42,31 @@ class ModelConfig:
 
     @property
     def positions(self) -> int:
-        """Number of pixels of an image, row by row: one token a pixel."""
+        """Number of pixels of an image, in raster order; one token per pixel."""
         return self.resolution**2
 
     @property
     def low_positions(self) -> int:
-        """Number of tokens of the small image in front of the pixels; 0 without one."""
+        """Number of tokens of the small image that precedes the pixels; 0 without one."""
         return 0 if self.low_resolution is None else self.low_resolution**2
 
     @property
     def sequence(self) -> int:
-        """Length of what the blocks work on: the small image and the pixels."""
+        """Sequence length in the blocks: tokens of the small image plus pixels."""
         return self.low_positions + self.positions
 
     @property
     def parameters(self) -> int:
-        """Number of trained values."""
+        """Number of trainable parameters."""
         block = 12 * self.width**2 + 2 * self.width
         starts = 0 if self.objective == "masked" else 1 if self.classes is None else self.classes
         return self.layers * block + self.width * (2 * self.colours + self.sequence + starts + 1)
 
     @property
     def flops_per_image(self) -> int:
-        """Operations of the matrix products of a forward and backward pass; of causal attention half counts.
+        """Floating point operations of the matrix products of a forward and backward pass; causal attention is half.
 
-        A product of [m, k] and [k, n] takes 2 m k n operations, and the backward pass two such products.
+        A product of [m, k] and [k, n] takes 2 m k n operations; the backward pass takes two such products.
         """
         attention = (2 if self.objective == "autoregressive" else 4) * self.width * self.sequence**2
         blocks = self.layers * (24 * self.width**2 * self.sequence + attention)
@@ -74,23 +74,23 @@ class ModelConfig:
 
 
 def check_heads(width: int, heads: int) -> None:
-    """Raise IgptError when the residual stream does not divide into heads."""
+    """Raise IgptError when the width is not divisible by the number of heads."""
     if width % heads:
         raise IgptError(f"width {width} is not divisible by heads {heads}: choose a width that is a multiple of heads")
 
 
 def check_objective(objective: Objective, *, by_class: bool, upscales: bool) -> None:
-    """Raise IgptError when a model is told what its objective has no place for."""
+    """Raise IgptError when the masked objective is combined with class conditioning or super-resolution."""
     if objective == "masked" and (by_class or upscales):
         raise IgptError(
-            "objective is masked: it has no start vector to give a class in and nothing to upscale, "
-            "leave class_conditional and low_resolution out or train autoregressively"
+            "objective is masked: it supports neither class_conditional nor low_resolution; leave both out, or set "
+            "objective to autoregressive"
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """Layers, width and heads of a preset, and the learning rate that suits it."""
+    """Layers, width and heads of a preset, and its default learning rate."""
 
     layers: int
     width: int
@@ -99,7 +99,7 @@ class Shape:
 
 
 def preset_shape(preset: Preset) -> Shape:
-    """The shape of a preset: S, M, L and XL as in Chen et al. 2020 (section 3.3), the smaller ones for CPUs."""
+    """The shape of a preset: S, M, L and XL as in Chen et al. 2020 (section 3.3); tiny and small are for CPUs."""
     match preset:
         case "tiny":
             return Shape(layers=6, width=64, heads=4, learning_rate=0.005)

@@ -1,4 +1,4 @@
-"""What is minimized, and the simple models that any loss is compared with. All in nats per pixel."""
+"""Training losses, and simple baselines to compare them with. All in nats per pixel."""
 
 import math
 from dataclasses import dataclass
@@ -17,9 +17,9 @@ def pixel_losses(logits_BTK: Tensor, tokens_BT: Tensor) -> Tensor:
 
 
 def image_losses(logits_BTK: Tensor, tokens_BT: Tensor, masked_BT: Tensor | None = None) -> Tensor:
-    """The loss of each image, [B]; that of a batch is their mean.
+    """The loss of each image, [B]; the loss of a batch is their mean.
 
-    Autoregressive: the mean over all its pixels. Masked: the mean over its masked pixels alone. (Section 2.1 of Chen
+    Autoregressive: the mean over all pixels. Masked: the mean over the masked pixels only. (Section 2.1 of Chen
     et al. 2020; the means are those of OpenAI's code.)
     """
     losses_BT = pixel_losses(logits_BTK, tokens_BT)
@@ -31,8 +31,8 @@ def image_losses(logits_BTK: Tensor, tokens_BT: Tensor, masked_BT: Tensor | None
 def draw_masks(numbers_B: Tensor, positions: int, *, seed: int, purpose: str, fraction: float) -> Tensor:
     """Mask each pixel of each image with probability `fraction`, independently; bool [B, T].
 
-    An image of which no pixel was drawn masks the one that came nearest to it, so that it has a loss: at 15% one in
-    30,000 images of 8x8, and practically none of 32x32.
+    If no pixel of an image falls below `fraction`, the pixel with the smallest random number is masked, so that every
+    image has a loss. At 15% this affects one in 30,000 images of 8x8, and practically none of 32x32.
     """
     drawn_BT = uniform(seed, purpose, numbers_B, positions)
     return drawn_BT <= drawn_BT.amin(1, keepdim=True).clamp(min=fraction)
@@ -40,7 +40,7 @@ def draw_masks(numbers_B: Tensor, positions: int, *, seed: int, purpose: str, fr
 
 @dataclass(frozen=True, kw_only=True)
 class Baselines:
-    """Losses on held-out images of models that need no training, in nats per pixel."""
+    """Losses of simple count-based models on held-out images, in nats per pixel."""
 
     uniform: float
     """Every colour equally likely: ln K."""
@@ -51,7 +51,7 @@ class Baselines:
 
 
 class TokenCounts:
-    """How often each colour stands at each position of the training images: int64 [T, K], accumulated."""
+    """Accumulated counts of each colour at each position of the training images, int64 [T, K]."""
 
     def __init__(self, positions: int, colours: int) -> None:
         self.counts_TK = np.zeros((positions, colours), np.int64)
@@ -63,10 +63,10 @@ class TokenCounts:
         self.counts_TK += np.bincount(flat.reshape(-1), minlength=positions * colours).reshape(positions, colours)
 
     def baselines(self, held_out: "TokenCounts") -> Baselines:
-        """Score the frequencies on the counts of held-out images.
+        """Evaluate the baselines on the counts of held-out images.
 
-        Frequencies are smoothed so that an unseen colour costs a finite loss: one pseudo-count a colour for the
-        unigram, and for each position pseudo-counts of weight one distributed as the unigram.
+        Frequencies are smoothed so that an unseen colour has a finite loss: one pseudo-count per colour for the
+        unigram, and for each position pseudo-counts that sum to one and follow the unigram.
         """
         colours = self.counts_TK.shape[1]
         total_K = self.counts_TK.sum(0) + 1.0

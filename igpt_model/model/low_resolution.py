@@ -1,4 +1,4 @@
-"""The small version of an image that a super-resolution model is given, made from its tokens on the device."""
+"""The low-resolution input of a super-resolution model, computed from an image's tokens on the device."""
 
 import numpy as np
 import torch
@@ -9,9 +9,9 @@ from pipeline.images.palette_table import lookup_table
 
 
 class Reducer:
-    """Makes small token images from token images: colours averaged over squares, then the nearest palette colour.
+    """Shrinks token images: averages colours over squares, then takes the nearest palette colour.
 
-    Equal to decoding the tokens, shrinking the picture as a dataset build does (Pillow's box filter, which rounds after
+    Equal to decoding the tokens, shrinking the image as a dataset build does (Pillow's box filter, which rounds after
     each of its two passes) and quantizing it again.
     """
 
@@ -23,7 +23,7 @@ class Reducer:
         self._table = torch.from_numpy(lookup_table(palette_K3).astype(np.int32)).to(device)
 
     def __call__(self, tokens_BT: Tensor) -> Tensor:
-        """Tokens int64 [B, T] to those of the small images, int64 [B, P]."""
+        """Map tokens, int64 [B, T], to the tokens of the small images, int64 [B, P]."""
         low, square = self._low, self._side // self._low
         pixels_BHwW3 = self._pixels_K3[tokens_BT].view(len(tokens_BT), self._side, low, square, 3)
         narrow_BHw3 = torch.floor(pixels_BHwW3.mean(3) + 0.5)

@@ -1,11 +1,11 @@
-"""The Image GPT of Chen et al. 2020: the mathematics alone, without training, sampling or parallelism.
+"""The Image GPT of Chen et al. 2020: the network only, without training, sampling or parallelism.
 
-What is special about it: RMS normalization with a gain only (eps 1e-5) before each half of a block, no biases, an MLP
-of x * sigmoid(1.702 x), a learned start vector, learned positions, an output matrix of its own, and OpenAI's initial
-deviations (section 2.2 of the paper and its published code).
+Differences from a standard GPT: RMS normalization with a gain only (eps 1e-5) before each half of a block, no biases,
+the activation x * sigmoid(1.702 x), a learned start vector, learned positions, an output matrix that is not tied to the
+embedding, and OpenAI's initial standard deviations (section 2.2 of the paper and its published code).
 
-Shapes: B batch, P tokens of the small image, T pixels, row by row, S positions (P + T), C width, H heads, D width per
-head, K colours.
+Shapes: B batch, P tokens of the small image, T pixels in raster order, S positions (P + T), C width, H heads, D width
+per head, K colours.
 """
 
 from dataclasses import dataclass
@@ -25,15 +25,15 @@ _SLOPE = 1.702
 
 @dataclass(frozen=True, kw_only=True)
 class Condition:
-    """What images are given beside their own pixels, for the models that take it; None where a model takes none."""
+    """Conditioning inputs of a batch of images; None where the model does not use one."""
 
     labels_B: Tensor | None = None
-    """Class numbers, int64, of a class-conditional model."""
+    """Class numbers, int64, for a class-conditional model."""
     low_BP: Tensor | None = None
-    """Tokens of the images' small versions, int64, of a super-resolution model."""
+    """Tokens of the small images, int64, for a super-resolution model."""
 
     def rows(self, which: slice | Tensor) -> "Condition":
-        """The conditions of some of the images."""
+        """The conditions of a subset of the images."""
         return Condition(
             labels_B=None if self.labels_B is None else self.labels_B[which],
             low_BP=None if self.low_BP is None else self.low_BP[which],
@@ -44,7 +44,7 @@ UNCONDITIONAL = Condition()
 
 
 class LayerCache:
-    """Keys and values of one layer at the positions so far, at the beginning of memory for all: [2, B, H, S, D]."""
+    """Keys and values of one layer at the positions so far, in memory allocated for all positions, [2, B, H, S, D]."""
 
     def __init__(self, memory: Tensor) -> None:
         self._keys, self._values = memory
@@ -67,12 +67,12 @@ class KeyValueCache:
 
     @staticmethod
     def bytes_per_image(config: ModelConfig, dtype: torch.dtype) -> int:
-        """What one image of a batch takes."""
+        """Bytes that the cache takes for each image of a batch."""
         return 2 * config.layers * config.sequence * config.width * dtype.itemsize
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention without biases: causal, or of every position to every other in a masked model."""
+    """Multi-head self-attention without biases: causal, or bidirectional in a masked model."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class Attention(nn.Module):
         self.out = Linear(config.width, config.width)
 
     def forward(self, x_BSC: Tensor, cache: LayerCache | None = None) -> Tensor:
-        """Attend from each position to itself and those before it, the cached ones included."""
+        """Apply attention; with a cache, the cached positions precede those of `x_BSC`."""
         B, S, C = x_BSC.shape
         q_BHSD, k_BHSD, v_BHSD = self.qkv(x_BSC).view(B, S, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
         if cache is not None:
@@ -93,7 +93,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Normalize and attend, normalize and transform; each added to the residual stream."""
+    """A transformer block: attention and an MLP, each after a normalization and added to the residual stream."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -104,16 +104,16 @@ class Block(nn.Module):
         self.mlp_out = Linear(4 * config.width, config.width)
 
     def forward(self, x_BSC: Tensor, cache: LayerCache | None = None) -> Tensor:
-        """Map the residual stream to the next block's."""
+        """Map the residual stream, [B, S, C], to that of the next block."""
         x_BSC = x_BSC + self.attention(self.attention_norm(x_BSC), cache)
-        # x sigmoid(1.702 x) is silu(1.702 x) / 1.702. Without biases the factors can stand at the narrow ends of the
-        # MLP, and its wide middle, four times as much memory, is read and written by one kernel instead of three.
+        # x sigmoid(1.702 x) equals silu(1.702 x) / 1.702. Without biases, the factors can be applied to the input and
+        # output of the MLP: one kernel instead of three then passes over the hidden layer, which is four times as wide.
         wide = F.silu(self.mlp_in(_SLOPE * self.mlp_norm(x_BSC)))
         return torch.add(x_BSC, self.mlp_out(wide), alpha=1 / _SLOPE)
 
 
 class ImageGPT(nn.Module):
-    """A transformer over the palette tokens of an image, pixel by pixel."""
+    """A transformer over the palette tokens of an image."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -133,7 +133,7 @@ class ImageGPT(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw the initial weights with OpenAI's standard deviations."""
+        """Initialize the weights with OpenAI's standard deviations."""
         config = self.config
         nn.init.normal_(self.tokens.weight, std=0.02)
         if config.classes is not None:
@@ -152,13 +152,13 @@ class ImageGPT(nn.Module):
 
     @property
     def layers(self) -> list[Block]:
-        """The blocks, as what they are to a type checker."""
+        """The blocks, typed as `Block`."""
         return cast(list[Block], list(self.blocks))
 
     def embed(self, seen_BN: Tensor, condition: Condition = UNCONDITIONAL) -> Tensor:
-        """The inputs of the first positions, [B, 1 + P + N, C]: start or class vector, small image, N pixels.
+        """The input embeddings of the first positions, [B, 1 + P + N, C]: start or class vector, small image, N pixels.
 
-        The position that a pixel is predicted at has that pixel's position vector, and the token before it as input.
+        The input that predicts a pixel is the token before it plus the position vector of that pixel.
         """
         parts = [self._starts(len(seen_BN), condition)[:, None], self.tokens(seen_BN)]
         positions_SC: Tensor = self.positions
@@ -171,7 +171,7 @@ class ImageGPT(nn.Module):
         return x_BSC + positions_SC[: x_BSC.shape[1]]
 
     def _starts(self, batch: int, condition: Condition) -> Tensor:
-        """What stands in front of every image, [B, C]."""
+        """The start vector of each image, [B, C]."""
         if self.config.classes is None:
             return self.start.expand(batch, -1)
         if condition.labels_B is None:
@@ -179,7 +179,7 @@ class ImageGPT(nn.Module):
         return self.class_starts(condition.labels_B)
 
     def embed_next(self, tokens_B: Tensor, position: int) -> Tensor:
-        """The input at which the pixel `position` >= 1 is predicted, given the token before it; [B, 1, C]."""
+        """The input that predicts the pixel at `position` >= 1, from the token before it; [B, 1, C]."""
         return self.tokens(tokens_B[:, None]) + self.positions[position]
 
     def embed_masked(self, tokens_BT: Tensor, masked_BT: Tensor | None) -> Tensor:
@@ -198,7 +198,7 @@ class ImageGPT(nn.Module):
         return self.embed(tokens_BT[:, :-1], condition)
 
     def transform(self, x_BSC: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-        """Inputs to what the output matrix reads, [B, S, C]; continues after the positions in the cache."""
+        """Apply the blocks and the final normalization, [B, S, C]; with a cache, continue after its positions."""
         for number, block in enumerate(self.layers):
             x_BSC = block(x_BSC, None if cache is None else cache.layers[number])
         return self.norm(x_BSC)
@@ -206,9 +206,9 @@ class ImageGPT(nn.Module):
     def forward(
         self, tokens_BT: Tensor, condition: Condition = UNCONDITIONAL, masked_BT: Tensor | None = None
     ) -> Tensor:
-        """Logits of each pixel, [B, T, K]: given those before it, or in a masked model those that are not masked.
+        """Logits of each pixel, [B, T, K], given the pixels before it, or in a masked model the unmasked pixels.
 
-        Tokens and labels are int64, `masked_BT` is bool and of a masked model only (None: nothing is masked).
+        Tokens and labels are int64; `masked_BT` is bool and for masked models only (None: no pixel is masked).
         """
         y_BSC = self.transform(self.inputs(tokens_BT, condition, masked_BT))
         return self.head(y_BSC[:, self.config.low_positions :])

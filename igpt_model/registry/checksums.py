@@ -1,4 +1,4 @@
-"""Checksums of a folder's files: written once when the folder is made, verified whenever it is opened."""
+"""Checksums of the files in a folder: written once, verified whenever the folder is opened."""
 
 import hashlib
 import json
@@ -10,34 +10,34 @@ FILE = "checksums.json"
 
 
 def seal(folder: Path) -> str:
-    """Write the SHA-256 of every file of a folder into it; returns the SHA-256 of that list, the folder's identity."""
-    listed = {path.relative_to(folder).as_posix(): _sha256(path) for path in _files(folder)}
-    (folder / FILE).write_text(json.dumps(listed, indent=1, sort_keys=True))
+    """Write the SHA-256 of every file into the folder; returns the SHA-256 of that list, the folder's identity."""
+    checksums = {path.relative_to(folder).as_posix(): _sha256(path) for path in _files(folder)}
+    (folder / FILE).write_text(json.dumps(checksums, indent=1, sort_keys=True))
     return _sha256(folder / FILE)
 
 
 def verify(folder: Path, origin: str, identity: str | None = None) -> None:
-    """Raise IgptError unless a folder holds the files of its list, all of them unchanged, and no other.
+    """Raise IgptError unless a folder holds exactly the files of its list, all unchanged.
 
-    With an `identity`, the list itself must be the one that `seal` wrote: then nobody can have exchanged both.
+    With an `identity`, the list itself must be the one that `seal` wrote, so that replacing files and list is detected.
     """
     try:
-        listed = json.loads((folder / FILE).read_text())
+        checksums = json.loads((folder / FILE).read_text())
     except FileNotFoundError:
         raise IgptError(f"{origin}: {FILE} is missing; register the model again") from None
     except ValueError:
-        raise IgptError(f"{origin}: {FILE} is damaged; download it anew, or register the model again") from None
+        raise IgptError(f"{origin}: {FILE} is damaged; download it again, or register the model again") from None
     if identity is not None and _sha256(folder / FILE) != identity:
         raise IgptError(f"{origin}: {FILE} is not the one that was registered; do not use this version")
-    found = {path.relative_to(folder).as_posix() for path in _files(folder)}
-    if unknown := sorted(found - set(listed)):
+    names = {path.relative_to(folder).as_posix() for path in _files(folder)}
+    if unknown := sorted(names - set(checksums)):
         raise IgptError(f"{origin}: {unknown[0]} does not belong to the model; do not use this version")
-    for name, expected in sorted(listed.items()):
-        if name not in found:
-            raise IgptError(f"{origin}: {name} is missing; download it anew, or register the model again")
+    for name, expected in sorted(checksums.items()):
+        if name not in names:
+            raise IgptError(f"{origin}: {name} is missing; download it again, or register the model again")
         if _sha256(folder / name) != expected:
             raise IgptError(
-                f"{origin}: {name} is damaged (its checksum differs); download it anew, or register the model again"
+                f"{origin}: {name} is damaged (its checksum differs); download it again, or register the model again"
             )
 
 

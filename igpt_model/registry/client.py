@@ -1,6 +1,6 @@
-"""The MLflow model registry: finding versions and getting them out, and which of them is the champion.
+"""The MLflow model registry: finds and downloads versions, and promotes them to champion.
 
-How one gets in is in registration.py, what it answers when it is loaded in registered.py.
+register.py adds versions; serving.py is the code of a loaded version.
 """
 
 import json
@@ -32,7 +32,7 @@ _DECISION = "igpt.promotion"
 _PREVIOUS = "igpt.previous_champion"
 _TIME = "igpt.promotion_time"
 _TRIES = 5
-_AT_ONCE_SECONDS = 60.0
+_CONCURRENT_SECONDS = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class Version:
     number: int
     run_id: str
     model_id: str
-    """MLflow's LoggedModel, to which metrics are attached."""
+    """Id of MLflow's LoggedModel, to which metrics are attached."""
     tags: Mapping[str, str]
     aliases: tuple[str, ...]
     created: datetime
@@ -56,12 +56,12 @@ class Version:
 
 @dataclass(frozen=True, kw_only=True)
 class Promotion:
-    """What a promotion or a rollback came to."""
+    """The result of a promotion or a rollback."""
 
     version: Version
-    """The version that was judged; after a rollback, the champion."""
+    """The version to promote; after a rollback, the new champion."""
     previous: int | None
-    """The champion before; none: there was none."""
+    """Number of the champion before; none: there was no champion."""
     decision: Decision
 
 
@@ -74,29 +74,29 @@ class Registry:
 
     def names(self) -> list[str]:
         """The names of all registered models."""
-        found, token = [], None
+        names, token = [], None
         while True:
             with one_line(self.tracking_uri):
                 page = self._client.search_registered_models(page_token=token)
-            found += [model.name for model in page]
+            names += [model.name for model in page]
             token = page.token
             if not token:
-                return sorted(found)
+                return sorted(names)
 
     def versions(self, name: str) -> list[Version]:
-        """The versions of a model, the newest first. Raises IgptError when there is no such model."""
+        """The versions of a model, newest first. Raises IgptError when there is no such model."""
         aliases = self.aliases_of(name)
-        found, token = [], None
+        versions, token = [], None
         while True:
             with one_line(self.tracking_uri):
                 page = self._client.search_model_versions(f"name = '{name}'", page_token=token)
-            found += [_version(entity, aliases) for entity in page]
+            versions += [_version(entity, aliases) for entity in page]
             token = page.token
             if not token:
-                return sorted(found, key=lambda version: -version.number)
+                return sorted(versions, key=lambda version: -version.number)
 
     def find(self, reference: str) -> Version:
-        """The version of NAME@ALIAS or NAME/NUMBER, with or without models:/ in front. Raises IgptError without one."""
+        """The version NAME@ALIAS or NAME/NUMBER, optionally prefixed with models:/. Raises IgptError if missing."""
         plain = reference.removeprefix("models:").strip("/")
         name, at, alias = plain.partition("@")
         if not at:
@@ -111,28 +111,28 @@ class Registry:
         try:
             return _version(self._client.get_model_version(name, str(number)), aliases)
         except MlflowException:
-            raise IgptError(f"{reference}: no such version; `igpt models ls {name}` lists what there is") from None
+            raise IgptError(f"{reference}: no such version; `igpt models ls {name}` lists the versions") from None
 
     def aliases_of(self, name: str) -> dict[str, int]:
-        """The numbers of a model's aliases. Raises IgptError when there is no such model."""
-        if not name or any(letter in name for letter in "/:'\"`"):
-            raise IgptError(f"{name!r} is no name of a model: it has no slash, colon or quote")
+        """The version number of each alias of a model. Raises IgptError when there is no such model."""
+        if not name or any(character in name for character in "/:'\"`"):
+            raise IgptError(f"{name!r} is not a model name: it must not be empty or have a slash, colon or quote")
         try:
-            found = self._client.get_registered_model(name)
+            model = self._client.get_registered_model(name)
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 raise IgptError(f"{name}: no such model in {self.tracking_uri}; `igpt models ls` lists them") from None
-            raise _line(error, self.tracking_uri) from None
-        return {alias: int(number) for alias, number in found.aliases.items()}
+            raise _to_igpt_error(error, self.tracking_uri) from None
+        return {alias: int(number) for alias, number in model.aliases.items()}
 
     def tag(self, version: Version, tags: Mapping[str, str]) -> None:
-        """Write tags on a version."""
+        """Set tags on a version."""
         with one_line(self.tracking_uri):
             for key, value in tags.items():
                 self._client.set_model_version_tag(version.name, str(version.number), key, value)
 
     def measure(self, version: Version, values: Mapping[str, float], *, dataset: str, digest: str) -> None:
-        """Attach metrics to the model of a version, measured on a snapshot; its run keeps them too."""
+        """Attach metrics measured on a snapshot to a version's model and to its run."""
         now, name = int(time.time() * 1000), dataset.rstrip("/").rsplit("/", 1)[-1]
         points = [
             Metric(key, value, now, 0, model_id=version.model_id, dataset_name=name, dataset_digest=digest[:12])
@@ -142,15 +142,15 @@ class Registry:
             self._client.log_batch(version.run_id, metrics=points)
 
     def champion(self, name: str) -> Version | None:
-        """The champion of a model; none: there is none yet."""
+        """The champion of a model; none: no champion yet."""
         number = self.aliases_of(name).get(CHAMPION)
         return None if number is None else self.find(f"{name}/{number}")
 
     def promote(self, reference: str, gate: GateConfig) -> Promotion:
-        """Make a version the champion if it passes the gate. The decision and its numbers are written as its tags.
+        """Make a version the champion if it passes the gate. The decision and its numbers are written to its tags.
 
-        The alias moves in one step, so there is a champion at every moment. When another promotion came in between,
-        the comparison is made again, with that one's; when two moved the alias at the same time, the better stays.
+        The alias moves atomically, so there is a champion at all times. If another promotion happens in between, the
+        version is compared again with the new champion; if two move the alias concurrently, the better one stays.
         """
         candidate = self.find(reference)
         for _ in range(_TRIES):
@@ -162,10 +162,10 @@ class Registry:
             if not decision.passed:
                 self.tag(candidate, _decision_tags(decision, champion))
                 return Promotion(version=candidate, previous=previous, decision=decision)
-            now = self.aliases_of(candidate.name).get(CHAMPION)
-            if now != previous:
+            current = self.aliases_of(candidate.name).get(CHAMPION)
+            if current != previous:
                 continue
-            # Before the alias: a champion of whom nobody knows how it became one could not be rolled back.
+            # Tags before the alias: a champion without the tag of its predecessor could not be rolled back.
             tags = {_PREVIOUS: "" if previous is None else str(previous)}
             self.tag(candidate, {**_decision_tags(decision, champion), **tags})
             with one_line(self.tracking_uri):
@@ -177,13 +177,15 @@ class Registry:
                 decision = promotion.decide(candidate.tags, better.tags, gate)
                 self.tag(candidate, _decision_tags(decision, better))
             return Promotion(version=self.find(candidate.uri), previous=previous, decision=decision)
-        raise IgptError(f"{candidate.uri}: others promote {candidate.name} all the time; run the same command again")
+        raise IgptError(
+            f"{candidate.uri}: other promotions of {candidate.name} keep interfering; run the same command again"
+        )
 
     def _best_rival(self, candidate: Version, previous: int | None, gate: GateConfig) -> Version | None:
-        """The best of those who were promoted over the same champion within a minute; none: `candidate` is it.
+        """The best version promoted over the same champion within a minute; none: `candidate` is the best.
 
-        Better is who passes the gate against the other, and the other not against it. All write their tags before they
-        move the alias, so whoever moves it last sees all of them.
+        A version is better when it passes the gate against the other but not the reverse. Every promotion writes its
+        tags before it moves the alias, so the last one to move it sees all the others.
         """
         best = candidate
         for rival in self.versions(candidate.name):
@@ -191,36 +193,36 @@ class Registry:
             if rival.number == candidate.number or not same or rival.tags.get(_DECISION) != promotion.PROMOTED:
                 continue
             age = datetime.now(UTC) - datetime.fromisoformat(rival.tags[_TIME])
-            if abs(age.total_seconds()) > _AT_ONCE_SECONDS:
+            if abs(age.total_seconds()) > _CONCURRENT_SECONDS:
                 continue
-            over_best = promotion.decide(rival.tags, best.tags, gate)
-            if over_best.passed and not promotion.decide(best.tags, rival.tags, gate).passed:
+            rival_decision = promotion.decide(rival.tags, best.tags, gate)
+            if rival_decision.passed and not promotion.decide(best.tags, rival.tags, gate).passed:
                 best = rival
         return None if best is candidate else best
 
     def rollback(self, name: str) -> Promotion:
-        """Make the champion before the present one the champion again. Raises IgptError when there is none."""
+        """Make the previous champion the champion again. Raises IgptError when there is none."""
         champion = self.champion(name)
         if champion is None:
             raise IgptError(f"{name}: it has no champion; `igpt models promote {name}@{CANDIDATE}` makes one")
         number = champion.tags.get(_PREVIOUS, "")
         if not number:
             raise IgptError(f"{champion.uri} is the first champion: there is none before it; promote another version")
-        before = self.find(f"{name}/{number}")
+        previous = self.find(f"{name}/{number}")
         with one_line(self.tracking_uri):
             self._client.set_registered_model_alias(name, CHAMPION, number)
         self.tag(champion, {promotion.ROLLED_BACK: f"to version {number}, {_now()}", _DECISION: "rolled back"})
         return Promotion(
-            version=self.find(before.uri), previous=champion.number, decision=Decision(refusals=(), compared={})
+            version=self.find(previous.uri), previous=champion.number, decision=Decision(refusals=(), compared={})
         )
 
     def palette(self, version: Version) -> bytes:
-        """The palette of a version, an .npy file."""
+        """The palette of a version, as the bytes of an .npy file."""
         with tempfile.TemporaryDirectory(prefix="igpt-palette-") as temporary:
             return palettes.to_bytes(self.fetch(version, Path(temporary)).palette_K3)
 
     def open(self, reference: str) -> ModelBundle:
-        """Download and open the model of a version by any of its names; otherwise as `find` and `fetch`."""
+        """Find, download and open the model of a version; raises like `find` and `fetch`."""
         with tempfile.TemporaryDirectory(prefix="igpt-model-") as temporary:
             return self.fetch(self.find(reference), Path(temporary))
 
@@ -229,12 +231,12 @@ class Registry:
         mlflow.set_tracking_uri(self.tracking_uri)
         with one_line(version.uri):
             path = Path(mlflow.artifacts.download_artifacts(artifact_uri=version.uri, dst_path=str(local)))
-        found = sorted(path.rglob("model.json"))
-        if not found:
+        descriptions = sorted(path.rglob("model.json"))
+        if not descriptions:
             raise IgptError(f"{version.uri}: not a model of igpt-pipeline, it holds no model.json")
         if IDENTITY in version.tags:
-            checksums.verify(found[0].parent, version.uri, version.tags[IDENTITY])
-        return ModelBundle.load(found[0].parent, origin=version.uri)
+            checksums.verify(descriptions[0].parent, version.uri, version.tags[IDENTITY])
+        return ModelBundle.load(descriptions[0].parent, origin=version.uri)
 
 
 def _version(entity: ModelVersion, aliases: Mapping[str, int]) -> Version:
@@ -243,10 +245,10 @@ def _version(entity: ModelVersion, aliases: Mapping[str, int]) -> Version:
         name=entity.name,
         number=number,
         run_id=entity.run_id or "",
-        # MLflow's own databases do not keep model_id; the source says it too, as models:/m-...
+        # MLflow's database stores do not keep model_id; the source contains it, as models:/m-...
         model_id=entity.model_id or str(entity.source).removeprefix("models:/"),
         tags=dict(entity.tags),
-        aliases=tuple(sorted(alias for alias, of in aliases.items() if of == number)),
+        aliases=tuple(sorted(alias for alias, aliased in aliases.items() if aliased == number)),
         created=datetime.fromtimestamp(entity.creation_timestamp / 1000, UTC),
     )
 
@@ -266,12 +268,12 @@ def _now() -> str:
 
 @contextmanager
 def one_line(place: str) -> Iterator[None]:
-    """Give MLflow's errors as one line of ours."""
+    """Convert MLflow's errors to IgptError with one line."""
     try:
         yield
     except MlflowException as error:
-        raise _line(error, place) from None
+        raise _to_igpt_error(error, place) from None
 
 
-def _line(error: MlflowException, place: str) -> IgptError:
-    return IgptError(f"{place}: {first_line(error)}; look at it in the MLflow page")
+def _to_igpt_error(error: MlflowException, place: str) -> IgptError:
+    return IgptError(f"{place}: {first_line(error)}; see the MLflow page")

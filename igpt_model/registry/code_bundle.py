@@ -1,4 +1,4 @@
-"""The code that goes with a registered model: the module that answers, and what of ours it needs, nothing else."""
+"""The code stored with a registered model: its serving module and the project modules it imports."""
 
 import ast
 import importlib.util
@@ -9,13 +9,13 @@ _PACKAGES = ("igpt_model", "pipeline")
 
 
 def copy_code(module: str, folder: Path) -> list[Path]:
-    """Copy a module and all of our modules that it imports, directly or not; returns the packages made in a folder."""
-    waiting, done = [module], set[str]()
-    while waiting:
-        name = waiting.pop()
-        if name in done:
+    """Copy a module and all project modules that it imports, directly or not; returns the packages in the folder."""
+    to_copy, visited = [module], set[str]()
+    while to_copy:
+        name = to_copy.pop()
+        if name in visited:
             continue
-        done.add(name)
+        visited.add(name)
         source = _source(name)
         if source is None:
             continue  # a class or a function of a module
@@ -23,8 +23,8 @@ def copy_code(module: str, folder: Path) -> list[Path]:
         target = target / "__init__.py" if source.name == "__init__.py" else target.with_suffix(".py")
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
-        waiting += [name.rpartition(".")[0]] if "." in name else []
-        waiting += _imports(source)
+        to_copy += [name.rpartition(".")[0]] if "." in name else []
+        to_copy += _imports(source)
     return [folder / package for package in _PACKAGES if (folder / package).is_dir()]
 
 
@@ -39,9 +39,9 @@ def _imports(source: Path) -> list[str]:
 
 
 def _source(name: str) -> Path | None:
-    """The file of a module or package; None when the name is something inside of a module."""
-    package, *inside = name.split(".")
+    """The file of a module or package; None when the name is an object in a module."""
+    package, *submodules = name.split(".")
     root = importlib.util.find_spec(package)
     assert root is not None and root.origin is not None
-    path = Path(root.origin).parent.joinpath(*inside)
+    path = Path(root.origin).parent.joinpath(*submodules)
     return next((file for file in (path / "__init__.py", path.with_suffix(".py")) if file.is_file()), None)

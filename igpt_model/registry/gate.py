@@ -1,7 +1,7 @@
-"""The gate between candidate and champion: which numbers of two versions are compared, and what follows from them.
+"""The promotion gate: compares the metrics of a candidate with those of the champion.
 
-Numbers are those that stand as tags on the versions, all measured on validation images: to choose a model by its test
-accuracy would spoil the test.
+The metrics are tags of the versions, all measured on validation images: selecting a model by its test accuracy would
+bias the test.
 """
 
 from collections.abc import Mapping
@@ -21,24 +21,24 @@ PROMOTED = "promoted"
 
 @dataclass(frozen=True, kw_only=True)
 class GateConfig(Config):
-    """What a version must show to become the champion."""
+    """Requirements for a version to become the champion."""
 
     shown_by: ClassVar[str] = "`igpt config promotion`"
 
     max_bits_per_pixel: Annotated[float, Range(above=0)] | None = None
-    """Largest validation bits per pixel; none: any."""
+    """Maximum validation bits per pixel; none: no limit."""
     min_probe_accuracy: Annotated[float, Range(at_least=0, at_most=1)] | None = None
-    """Smallest validation accuracy of the best layer's linear probe; none: any."""
+    """Minimum validation accuracy of the best layer's linear probe; none: no limit."""
     min_bits_gain: float | None = 0.0
-    """How much below the champion's bits per pixel it must be, at least; none: they are not compared."""
+    """Minimum improvement over the champion's bits per pixel; none: not compared."""
     min_accuracy_gain: float | None = 0.0
-    """How much above the champion's validation accuracy, 0 to 1, it must be, at least; none: they are not compared."""
+    """Minimum improvement over the champion's validation accuracy, 0 to 1; none: not compared."""
     across_palettes: bool = False
-    """Compare with a champion of another palette, whose bits per pixel are of other colours."""
+    """Compare with a champion of another palette, although bits per pixel then refer to other colours."""
     across_splits: bool = False
-    """Compare with a champion that was measured on other validation images."""
+    """Compare with a champion measured on other validation images."""
     again_after_rollback: bool = False
-    """Promote a version that was rolled back before."""
+    """Allow promoting a version that was rolled back before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +46,9 @@ class Decision:
     """Whether a version passes the gate."""
 
     refusals: tuple[str, ...]
-    """Why not, a sentence each; empty: it passes."""
+    """Reasons for refusal, one sentence each; empty: it passes."""
     compared: Mapping[str, float]
-    """The numbers that were looked at."""
+    """The compared metrics, by tag."""
 
     @property
     def passed(self) -> bool:
@@ -57,14 +57,14 @@ class Decision:
 
     @property
     def text(self) -> str:
-        """The decision in a line."""
+        """The decision in one line."""
         return f"not promoted: {'; '.join(self.refusals)}" if self.refusals else PROMOTED
 
 
 def decide(candidate: Mapping[str, str], champion: Mapping[str, str] | None, gate: GateConfig) -> Decision:
-    """Judge a version by its tags and those of the champion (none: there is no champion yet).
+    """Compare a version's tags with the champion's (none: no champion yet).
 
-    A number that the gate asks for and a version does not have refuses it.
+    A version without a required metric is refused.
     """
     refusals: list[str] = []
     compared: dict[str, float] = {}
@@ -72,36 +72,36 @@ def decide(candidate: Mapping[str, str], champion: Mapping[str, str] | None, gat
         refusals.append(f"it was rolled back ({candidate[ROLLED_BACK]}); set again_after_rollback to promote it again")
     if champion is not None:
         for what, tag, allowed in (("palette", PALETTE, gate.across_palettes), ("splits", SPLITS, gate.across_splits)):
-            ours, theirs = candidate.get(tag), champion.get(tag)
-            if not allowed and (ours is None or ours != theirs):
+            candidate_digest, champion_digest = candidate.get(tag), champion.get(tag)
+            if not allowed and (candidate_digest is None or candidate_digest != champion_digest):
                 refusals.append(
-                    f"it has {what} {_short(ours)}, the champion {_short(theirs)}: their numbers do not compare; "
-                    f"set across_{'palettes' if what == 'palette' else what} to do it nevertheless"
+                    f"it has {what} {_short(candidate_digest)}, the champion {_short(champion_digest)}: their metrics "
+                    f"are not comparable; set across_{'palettes' if what == 'palette' else what} to compare them anyway"
                 )
-    # Of bits less is better, of accuracy more: with the sign turned, more is better for both.
+    # Lower bits are better, higher accuracy is better: multiplied by the sign, higher is better for both.
     for name, tag, sign, limit, gain in (
         ("bits per pixel", BITS, -1, gate.max_bits_per_pixel, gate.min_bits_gain),
         ("probe accuracy", ACCURACY, 1, gate.min_probe_accuracy, gate.min_accuracy_gain),
     ):
         if limit is None and (gain is None or champion is None):
             continue
-        ours_value = _number(candidate, tag)
-        if ours_value is None:
+        value = _number(candidate, tag)
+        if value is None:
             refusals.append(f"it has no {name} (tag {tag}); probe it, or leave it out of the gate")
             continue
-        compared[tag] = ours_value
-        if limit is not None and sign * ours_value < sign * limit:
-            refusals.append(f"its {name} {ours_value:.5f} is {'above' if sign < 0 else 'below'} {limit:.5f}")
-        theirs_value = None if champion is None else _number(champion, tag)
+        compared[tag] = value
+        if limit is not None and sign * value < sign * limit:
+            refusals.append(f"its {name} {value:.5f} is {'above' if sign < 0 else 'below'} {limit:.5f}")
+        champion_value = None if champion is None else _number(champion, tag)
         if gain is None or champion is None:
             continue
-        if theirs_value is None:
+        if champion_value is None:
             refusals.append(f"the champion has no {name} (tag {tag}) to compare with; leave it out of the gate")
             continue
-        compared[f"champion.{tag}"] = theirs_value
-        if sign * (ours_value - theirs_value) < gain:
+        compared[f"champion.{tag}"] = champion_value
+        if sign * (value - champion_value) < gain:
             refusals.append(
-                f"its {name} {ours_value:.5f} is not better than the champion's {theirs_value:.5f} by {gain:.5f}"
+                f"its {name} {value:.5f} is not better than the champion's {champion_value:.5f} by {gain:.5f}"
             )
     return Decision(refusals=tuple(refusals), compared=compared)
 

@@ -1,4 +1,4 @@
-"""How a model gets into the registry: its files go to the object store, its lineage into tags, once for each run."""
+"""Registers a model: uploads its files to the object store and its lineage to tags, once per run."""
 
 import logging
 import tempfile
@@ -22,7 +22,7 @@ from pipeline.hashing import digest
 
 HUGGING_FACE = "hugging_face"
 _FILES = "image_gpt"
-# mlflow-skinny is MLflow without server and database; pandas is what its pyfunc flavor needs; boto3 fetches from S3.
+# mlflow-skinny is MLflow without server and database; its pyfunc flavor needs pandas; boto3 downloads from S3.
 _REQUIREMENTS = ("mlflow-skinny", "torch", "numpy", "pandas", "pillow", "safetensors", "boto3")
 
 
@@ -36,10 +36,10 @@ def register(
     best_layer: int,
     head: ProbeHead | None = None,
 ) -> Version:
-    """Register a model under a name as the candidate. With a `head`, a fitted probe of that layer, it classifies.
+    """Register a model under a name as the candidate. With a `head`, a fitted probe of `best_layer`, it can classify.
 
-    A run registers once: its version is found and returned when it is there already. The files go from here to the
-    object store, not through the tracking server.
+    A run is registered once: an existing version of the run is returned. Files are uploaded directly to the object
+    store, not through the tracking server.
     """
     client = MlflowClient(tracking_uri)
     registry = Registry(tracking_uri)
@@ -57,7 +57,7 @@ def register(
                 model_id=logged.model_id,
             )
             number = _of_run(client, name, run_id)
-            if number != int(created.version):  # somebody registered the same run at the same time, and was first
+            if number != int(created.version):  # another process registered the same run first
                 client.delete_model_version(name, created.version)
     assert number is not None
     _make_candidate(client, registry, name, number)
@@ -65,18 +65,18 @@ def register(
 
 
 def _make_candidate(client: MlflowClient, registry: Registry, name: str, number: int) -> None:
-    """Move the alias to a version, or to a newer one that somebody registers at this moment."""
+    """Move the candidate alias to a version, or to a newer one that is being registered concurrently."""
     newest = number
     while registry.aliases_of(name).get(CANDIDATE, 0) < newest:
         with one_line(registry.tracking_uri):
             client.set_registered_model_alias(name, CANDIDATE, str(newest))
-        # The first of each run, from the newest on: any other is about to be deleted.
-        firsts = {version.run_id: version.number for version in registry.versions(name)}
-        newest = max(number, *firsts.values())
+        # Versions come newest first, so this keeps the oldest version of each run: duplicates are about to be deleted.
+        oldest_of_run = {version.run_id: version.number for version in registry.versions(name)}
+        newest = max(number, *oldest_of_run.values())
 
 
 def _lineage(client: MlflowClient, run_id: str) -> dict[str, str]:
-    """Where a model comes from, as its run tells: the code, the config, the flow run, the model that was continued."""
+    """Tags for the origin of a model: the code, the config, the flow run and the parent model of its run."""
     run = client.get_run(run_id)
     names = ("igpt.git_commit", "igpt.prefect_run", "igpt.prefect_url", "igpt.parent_model")
     tags = {name: run.data.tags[name] for name in names if run.data.tags.get(name)}
@@ -84,26 +84,26 @@ def _lineage(client: MlflowClient, run_id: str) -> dict[str, str]:
 
 
 def _of_run(client: MlflowClient, name: str, run_id: str) -> int | None:
-    found = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
-    return min((int(version.version) for version in found), default=None)
+    versions = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+    return min((int(version.version) for version in versions), default=None)
 
 
 def _log(
     bundle: ModelBundle, tracking_uri: str, run_id: str, best_layer: int, head: ProbeHead | None
 ) -> tuple[mlflow.models.model.ModelInfo, str]:
-    """Upload a model as a pyfunc model of its run, and beside it as a Hugging Face folder where it can be one."""
+    """Upload a model as a pyfunc model of its run, and as a Hugging Face folder if it can be converted."""
     mlflow.set_tracking_uri(tracking_uri)
-    logging.getLogger("mlflow").setLevel(logging.ERROR)  # it tells of each of its steps
+    logging.getLogger("mlflow").setLevel(logging.ERROR)  # it logs every step
     config = bundle.model.config
     example = bundle.pictures(np.zeros((1, config.positions), np.int64))
     with tempfile.TemporaryDirectory(prefix="igpt-register-") as temporary, one_line(tracking_uri):
-        files, theirs = Path(temporary) / _FILES, Path(temporary) / HUGGING_FACE
+        files, hf_folder = Path(temporary) / _FILES, Path(temporary) / HUGGING_FACE
         files.mkdir()
         identity = serving.write_files(files, bundle, best_layer, head)
         with mlflow.start_run(run_id=run_id):
             if config.objective == "autoregressive" and config.classes is None and config.low_resolution is None:
-                to_hugging_face(bundle, theirs)
-                mlflow.log_artifacts(str(theirs), HUGGING_FACE)
+                to_hugging_face(bundle, hf_folder)
+                mlflow.log_artifacts(str(hf_folder), HUGGING_FACE)
             logged = mlflow.pyfunc.log_model(
                 name="model",
                 loader_module=registered.__name__,

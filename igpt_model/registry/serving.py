@@ -1,6 +1,6 @@
-"""What a registered Image GPT answers. This module travels with the model, with what of ours it imports.
+"""The pyfunc interface of a registered Image GPT. This module and its imports are stored with the model.
 
-A version is code, safetensors, JSON and a palette: loading it unpickles nothing (it loads with
+A version consists of code, safetensors, JSON and a palette: loading it unpickles nothing (it works with
 MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false), verifies checksums, and needs neither this repository nor its services.
 """
 
@@ -26,7 +26,7 @@ from pipeline.errors import IgptError
 
 TASKS = ("features", "classify", "complete", "sample", "upscale", "score")
 PROBED = "probed.json"
-# Name, type and default of every parameter of predict. None: left out, the model chooses.
+# Name, type and default of every parameter of predict. None: the model chooses.
 _PARAMETERS: tuple[tuple[str, DataType, Any], ...] = (
     ("task", DataType.string, "features"),
     ("layer", DataType.long, None),
@@ -42,35 +42,38 @@ _PARAMETERS: tuple[tuple[str, DataType, Any], ...] = (
 
 
 class RegisteredImageGPT:
-    """What `mlflow.pyfunc.load_model` gives: predict(images, params).
+    """The model that `mlflow.pyfunc.load_model` returns: predict(images, params).
 
     Images are uint8 [N, H, W, 3] of any size, a list of images of different sizes, PNG or JPEG files as bytes, or a
     table with one of these in its column `image`; over HTTP files are base64. R is the model's resolution.
 
-    params["task"]: `features` gives float32 [N, width] of the layer that probed best, or of params["layer"], or with
-    params["all_layers"] [N, layers + 1, width]; `classify` gives a table of probabilities, a column a class, where a
-    probe is attached; `complete` keeps the upper params["rows"] rows (none: half) and gives uint8
-    [N, samples, R, R, 3]; `sample` draws params["samples"] pictures, uint8 [samples, R, R, 3], whatever the images;
-    `upscale` draws [N, samples, R, R, 3] from the small versions of the images; `score` gives bits per pixel, [N]. What
-    is drawn depends on temperature, top_k, top_p and seed. A class-conditional model draws and scores images of the
-    class number params["label"].
+    params["task"] is one of:
+    - `features`: float32 [N, width] of the best layer in the linear probe, or of params["layer"]; with
+      params["all_layers"], [N, layers + 1, width]
+    - `classify`: a table of probabilities with one column per class; needs an attached probe
+    - `complete`: keeps the upper params["rows"] rows (none: half), uint8 [N, samples, R, R, 3]
+    - `sample`: params["samples"] new images, uint8 [samples, R, R, 3]; ignores the input images
+    - `upscale`: uint8 [N, samples, R, R, 3], sampled from small versions of the images
+    - `score`: bits per pixel, [N]
+    Sampling uses temperature, top_k, top_p and seed. A class-conditional model samples and scores images of the class
+    number params["label"].
     """
 
     def __init__(self, bundle: ModelBundle, best_layer: int, head: ProbeHead | None = None) -> None:
         self._bundle, self._best_layer, self._head = bundle, best_layer, head
 
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> Any:
-        """Answer one task; see the class.
+        """Run one task; see the class.
 
-        Raises MlflowException for images or parameters that cannot be used: it is what a consumer can name, and what
-        MLflow's server passes on with its text.
+        Raises MlflowException for invalid images or parameters: callers can catch it without this package, and MLflow's
+        server returns its message.
         """
         try:
-            return self._answer(model_input, {**default_params(), **(params or {})})
+            return self._run(model_input, {**default_params(), **(params or {})})
         except IgptError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from None
 
-    def _answer(self, images: Any, settings: dict[str, Any]) -> Any:
+    def _run(self, images: Any, settings: dict[str, Any]) -> Any:
         task = settings["task"]
         if task not in TASKS:
             raise IgptError(f"task is {task!r}: it must be one of {', '.join(TASKS)}")
@@ -88,18 +91,20 @@ class RegisteredImageGPT:
         if task == "score":
             condition = self._condition(len(pictures), settings, pictures)
             return score(self._bundle.model, self._tokens(pictures), condition=condition).bits_per_pixel.numpy()
-        return self._drawn_from(pictures, settings)
+        return self._complete_or_upscale(pictures, settings)
 
     def _tokens(self, pictures: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(self._bundle.quantize(pictures))
 
     def _condition(self, count: int, settings: dict[str, Any], pictures: np.ndarray | None = None) -> Condition:
-        """What the model is given beside the pixels of `count` images: a class, or their small versions."""
+        """The conditioning inputs of `count` images: a class, or their small versions."""
         config, label = self._bundle.model.config, settings["label"]
         labels_B = low_BP = None
         if config.classes is not None:
             if label is None or not 0 <= label < config.classes:
-                raise IgptError(f"label is {label}: this model draws by class, it must be 0 to {config.classes - 1}")
+                raise IgptError(
+                    f"label is {label}: this model is class-conditional, it must be 0 to {config.classes - 1}"
+                )
             labels_B = torch.full((count,), label)
         if config.low_resolution is not None and pictures is not None:
             low_BP = torch.from_numpy(self._bundle.shrink(pictures))
@@ -111,25 +116,25 @@ class RegisteredImageGPT:
             raise IgptError(f"layer is {layer} and all_layers is set: leave one of them out")
         layer = self._best_layer if layer is None else layer
         if not 0 <= layer <= layers:
-            raise IgptError(f"layer is {layer}: it must be 0 to {layers}; without one it is the layer that probed best")
+            raise IgptError(f"layer is {layer}: it must be 0 to {layers}, or left out for the best layer of the probe")
         features_LNC = image_features(self._bundle, self._tokens(pictures))
         return features_LNC.transpose(0, 1).numpy() if settings["all_layers"] else features_LNC[layer].numpy()
 
     def _classify(self, pictures: np.ndarray) -> Any:
         if self._head is None:
-            raise IgptError("task is classify, and no probe is attached to this version: it gives features alone")
-        import pandas as pd  # noqa: PLC0415 (the pyfunc flavor has it; training machines need not)
+            raise IgptError("task is classify, and no probe is attached to this version: use task features")
+        import pandas as pd  # noqa: PLC0415 (a dependency of the pyfunc flavor, not of training)
 
         features_NC = image_features(self._bundle, self._tokens(pictures))[self._best_layer].numpy()
         names = [self._bundle.classes[label] for label in self._head.labels_K]
         return pd.DataFrame(self._head.probabilities(features_NC), columns=names)
 
-    def _drawn_from(self, pictures: np.ndarray, settings: dict[str, Any]) -> np.ndarray:
+    def _complete_or_upscale(self, pictures: np.ndarray, settings: dict[str, Any]) -> np.ndarray:
         """Completions or upscaled versions of pictures, uint8 [N, samples, R, R, 3]."""
         side, count = self._bundle.model.config.resolution, settings["samples"]
         rows = side // 2 if settings["rows"] is None else settings["rows"]
         if not 0 <= rows <= side:
-            raise IgptError(f"rows is {rows}: it must be 0 to {side}; without it half of them are kept")
+            raise IgptError(f"rows is {rows}: it must be 0 to {side}, or left out to keep half of them")
         repeated = pictures.repeat(count, 0)
         condition = self._condition(len(repeated), settings, repeated if settings["task"] == "upscale" else None)
         tokens_BT = self._tokens(pictures).repeat_interleave(count, 0)
@@ -152,16 +157,16 @@ def default_params() -> dict[str, Any]:
 
 
 def signature() -> ModelSignature:
-    """The typed parameters. The images are left to predict, which says what is wrong with them.
+    """The typed parameters. Input images are validated by predict.
 
-    No schema of MLflow's admits arrays, files and tables: one of tensors refuses lists and tables of images, one of
-    columns refuses arrays.
+    No MLflow schema accepts arrays, files and tables alike: a tensor schema refuses lists and tables of images, a
+    column schema refuses arrays.
     """
     return ModelSignature(params=ParamSchema([ParamSpec(name, kind, value) for name, kind, value in _PARAMETERS]))
 
 
 def write_files(folder: Path, model: ModelBundle, best_layer: int, head: ProbeHead | None) -> str:
-    """Write what `_load_pyfunc` opens into an empty folder; returns its identity (checksums.py)."""
+    """Write the files that `_load_pyfunc` loads into an empty folder; returns its identity (checksums.py)."""
     model.save(folder)
     (folder / PROBED).write_text(json.dumps({"best_layer": best_layer}))
     if head is not None:
@@ -170,7 +175,7 @@ def write_files(folder: Path, model: ModelBundle, best_layer: int, head: ProbeHe
 
 
 def _load_pyfunc(data_path: str) -> RegisteredImageGPT:
-    """Open a registered model's files. Called by MLflow, which knows this module as the model's loader."""
+    """Load a registered model from its files. MLflow calls this through igpt_model.registered."""
     folder = Path(data_path)
     checksums.verify(folder, data_path)
     best_layer = int(json.loads((folder / PROBED).read_text())["best_layer"])

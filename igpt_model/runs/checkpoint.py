@@ -1,11 +1,11 @@
-"""Checkpoints of a training run: written by all ranks, verified, then marked; read without unpickling anything.
+"""Checkpoints of a training run: written by all ranks, verified, then marked complete; read without unpickling.
 
 {run}/checkpoints/{step:08d}/   weights-{rank}.safetensors (the model, or the average of its weights), model.json,
     palette.npy and optimizer-{rank}.safetensors; tensor_files.py knows how tensors lie in the files of the ranks
-{run}/checkpoints/{step:08d}/index.json   the mark: the training state, where each tensor lies, and size and checksum of
-    each file; written last
+{run}/checkpoints/{step:08d}/index.json   the training state, the location of each tensor, and size and checksum of
+    each file; written last, so a checkpoint without it is incomplete and ignored
 
-They are readable on any number of ranks, and by plain Python; saver.py writes them while training goes on.
+Checkpoints can be read on any number of ranks, and by plain Python; saver.py writes them while training continues.
 """
 
 import json
@@ -30,22 +30,22 @@ Used = TypeVar("Used")
 Fetch = Callable[[str], Path]
 
 FORMAT = 2
-_MARK = "index.json"
-_RANDOM = "optimizer_random"  # the generator's state, in the files of the optimizer
-# What a damaged checkpoint raises when it is read.
+_INDEX_FILE = "index.json"
+_RANDOM = "optimizer_random"  # state of the random number generator, in the optimizer files
+# Exceptions that reading a damaged checkpoint can raise.
 DAMAGE = (ValueError, KeyError, TypeError, FileNotFoundError, SafetensorError)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingState:
-    """Where a run stands, beside its weights and optimizer."""
+    """The state of a run besides its weights and optimizer."""
 
     step: int
-    """Optimizer steps done; the learning rate is a function of it."""
+    """Optimizer steps done; the learning rate is a function of this."""
     cursor: int
-    """Samples consumed: the position in the endless order at which the next global batch begins."""
+    """Samples consumed: the position in the sample order at which the next global batch starts."""
     restarts: int
-    """How often the run has continued from a checkpoint."""
+    """How often the run was resumed from a checkpoint."""
     seconds: float
     """Time spent training so far, restarts included."""
     mlflow_run: str | None
@@ -53,20 +53,20 @@ class TrainingState:
     manifest_digest: str
     palette_sha256: str
     skipped: int = 0
-    """Steps that were left out because their loss or gradient was not finite."""
+    """Steps skipped because their loss or gradient was not finite."""
     skipped_in_a_row: int = 0
-    """How many of them were the last steps."""
+    """Consecutive skipped steps up to this one."""
     workers: int = 1
-    """Number of workers that trained up to here."""
+    """Number of workers at this step."""
     validation_loss: float | None = None
-    """Nats per pixel on the validation split at this very step; None: it was not evaluated."""
+    """Nats per pixel on the validation split at this step; None: not evaluated at this step."""
     losses: Sequence[float] = ()
-    """Training losses of the last steps, whose mean is reported: so that the curve goes on as if never cut."""
+    """Training losses of the last steps, whose mean is logged; stored so that a resumed run logs the same curve."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A marked checkpoint, whose files have not been looked at yet."""
+    """A complete checkpoint, whose files have not been verified yet."""
 
     url: str
     state: TrainingState
@@ -74,11 +74,11 @@ class Checkpoint:
 
     @property
     def bytes(self) -> int:
-        """The size of all of its files."""
-        return sum(mark.bytes for mark in self.index.files.values())
+        """The total size of its files."""
+        return sum(file.bytes for file in self.index.files.values())
 
     def model(self, fetch: Fetch) -> ModelBundle:
-        """The model alone. Raises one of the errors of damaged files."""
+        """Read the model only. Raises one of DAMAGE when files are damaged."""
         bundle = fetch("model.json").parent
         fetch("palette.npy")
         tensors = read_whole(self.index, "weights.", fetch)
@@ -90,12 +90,13 @@ class Checkpoint:
     ) -> None:
         """Load the weights, the optimizer's moments, the random state, and the average of the weights.
 
-        Each rank reads what it holds. Raises IgptError when they do not fit, or one of the errors of damaged files.
+        Each rank reads its own shards. Raises IgptError when they do not match the model, or one of DAMAGE when files
+        are damaged.
         """
         if any(name.startswith("trained.") for name in self.index.tensors) != (average is not None):
             raise IgptError(
-                f"{self.url}: of this run and its checkpoint one keeps an average of the weights (ema_decay), the "
-                "other does not; set it as it was, or use another runs folder"
+                f"{self.url}: only one of this run and the checkpoint keeps an average of the weights (ema_decay); set "
+                "ema_decay as it was, or use another runs folder"
             )
         tensors = _weights(model, average)
         moments: dict[str, dict[str, Tensor]] = {}
@@ -118,14 +119,14 @@ class Checkpoint:
             optimizer.state[parameters[name]] = values
 
     def _check_shapes(self, tensors: Mapping[str, Tensor]) -> None:
-        ours = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        theirs = {name: tensor.shape for name, tensor in self.index.tensors.items() if name != _RANDOM}
-        wrong = sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
+        expected = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        stored = {name: tensor.shape for name, tensor in self.index.tensors.items() if name != _RANDOM}
+        wrong = sorted(name for name in {*expected, *stored} if expected.get(name) != stored.get(name))
         if wrong:
             name = wrong[0]
             raise IgptError(
-                f"{self.url}: the checkpoint has another model shape ({name} is {theirs.get(name)} there and "
-                f"{ours.get(name)} here); use the preset, objective, resolution and colours it was trained with, or "
+                f"{self.url}: the checkpoint has another model shape ({name} is {stored.get(name)} there and "
+                f"{expected.get(name)} here); use the preset, objective, resolution and colours of the checkpoint, or "
                 "another runs folder"
             )
 
@@ -138,7 +139,7 @@ def _weights(model: nn.Module, average: nn.Module | None) -> dict[str, Tensor]:
 
 
 def tensors_of(model: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None) -> dict[str, Tensor]:
-    """All that a checkpoint keeps of a training, by name; sharded where the model is."""
+    """All tensors of a checkpoint, by name; sharded if the model is."""
     moments = {
         f"optimizer.{name}.{key}": value
         for name, parameter in model.named_parameters()
@@ -148,39 +149,39 @@ def tensors_of(model: nn.Module, optimizer: torch.optim.Optimizer, average: nn.M
 
 
 def folder_of(run: str, step: int) -> str:
-    """The folder of the checkpoint of a step."""
+    """The folder of the checkpoint at a step."""
     return objects.join(run, "checkpoints", f"{step:08d}")
 
 
-def mark(url: str, state: TrainingState, index: Index, files: Mapping[str, bytes]) -> None:
-    """Put the last files of a checkpoint into its folder, then what says that it is complete."""
-    marks = dict(index.files)
+def complete(url: str, state: TrainingState, index: Index, files: Mapping[str, bytes]) -> None:
+    """Write the remaining files of a checkpoint, then its index file, which marks it as complete."""
+    described = dict(index.files)
     for name, data in files.items():
         objects.write_bytes(objects.join(url, name), data)
-        marks[name] = FileMark(bytes=len(data), sha256=sha256(data))
-    fields = {"format": FORMAT, "state": asdict(state), **asdict(replace(index, files=marks))}
-    objects.write_bytes(objects.join(url, _MARK), json.dumps(fields, sort_keys=True).encode())
+        described[name] = FileMark(bytes=len(data), sha256=sha256(data))
+    fields = {"format": FORMAT, "state": asdict(state), **asdict(replace(index, files=described))}
+    objects.write_bytes(objects.join(url, _INDEX_FILE), json.dumps(fields, sort_keys=True).encode())
 
 
-def read_mark(url: str) -> Checkpoint:
-    """The checkpoint in a folder. Raises FileNotFoundError without a mark, another of DAMAGE with a bad one."""
-    fields = json.loads(objects.read_bytes(objects.join(url, _MARK)))
+def read(url: str) -> Checkpoint:
+    """Read the index file of a checkpoint. Raises FileNotFoundError without one, another of DAMAGE for a bad one."""
+    fields = json.loads(objects.read_bytes(objects.join(url, _INDEX_FILE)))
     if fields["format"] != FORMAT:
         raise IgptError(
-            f"{url}: the checkpoint has format {fields['format']}, this version reads {FORMAT}; go on with the version "
-            "of igpt-pipeline that wrote it, or train in another runs folder"
+            f"{url}: the checkpoint has format {fields['format']}, this version reads {FORMAT}; continue with the "
+            "version of igpt-pipeline that wrote it, or train in another runs folder"
         )
     return Checkpoint(url=url, state=TrainingState(**fields["state"]), index=Index.from_fields(fields))
 
 
 def marked_steps(run: str) -> list[int]:
-    """The steps of the run's marked checkpoints, ascending. Raises IgptError when they are of an earlier version."""
+    """The steps of the run's complete checkpoints, ascending. Raises IgptError for those of an earlier version."""
     folder = objects.join(run, "checkpoints")
     names = [file.url.rsplit("/checkpoints/", 1)[-1] for file in objects.list_files(folder)]
-    steps = sorted(int(name[:8]) for name in names if name[:8].isdigit() and name[8:] == f"/{_MARK}")
+    steps = sorted(int(name[:8]) for name in names if name[:8].isdigit() and name[8:] == f"/{_INDEX_FILE}")
     if not steps and any(name[:8].isdigit() and name[8:] == ".json" for name in names):
         raise IgptError(
-            f"{run}: its checkpoints are of an earlier version of igpt-pipeline, which this one does not read; finish "
+            f"{run}: its checkpoints are of an earlier version of igpt-pipeline, which this one cannot read; finish "
             "the run with that version, or train in another runs folder"
         )
     return steps
@@ -193,22 +194,22 @@ def use_newest(
     worker: Worker | None = None,
     warn: Callable[[str], None] = lambda line: None,
 ) -> Used | None:
-    """What `use` makes of the run's newest checkpoint whose files are as they were; None when there is no checkpoint.
+    """Call `use` on the run's newest undamaged checkpoint and return its result; None when there is no checkpoint.
 
-    A damaged one is passed over for the one before, and `warn` hears which; workers of a group decide together. The
-    files that `use` fetches are verified, and gone afterwards. Raises IgptError when all are damaged.
+    A damaged checkpoint is skipped with a warning, and the one before is tried; all workers use the same one. The files
+    that `use` fetches are verified, and deleted afterwards. Raises IgptError when all checkpoints are damaged.
     """
     worker = worker or Worker()
     steps = worker.from_first(lambda: marked_steps(run))
     for step in reversed(steps):
         url, used, error = folder_of(run, step), None, None
         try:
-            found = worker.from_first(lambda url=url: read_mark(url))  # type: ignore[misc]
+            candidate = worker.from_first(lambda url=url: read(url))  # type: ignore[misc]
             with tempfile.TemporaryDirectory(prefix="igpt-checkpoint-") as temporary:
                 try:
-                    used = use(found, _fetcher(found, Path(temporary)))
-                except Exception as own:  # noqa: BLE001 (looked at below, by all workers)
-                    error = own
+                    used = use(candidate, _fetcher(candidate, Path(temporary)))
+                except Exception as local_error:  # noqa: BLE001 (handled below, by all workers)
+                    error = local_error
                 error = worker.first_error(error)
         except DAMAGE as damage:
             error = damage
@@ -223,7 +224,7 @@ def use_newest(
 
 
 def _fetcher(checkpoint: Checkpoint, folder: Path) -> Fetch:
-    """Downloads files of a checkpoint into a folder, once each, and compares them with its index."""
+    """A function that downloads a file of the checkpoint into a folder, once, and verifies it against the index."""
 
     def fetch(name: str) -> Path:
         path = folder / name
@@ -239,17 +240,17 @@ def _fetcher(checkpoint: Checkpoint, folder: Path) -> Fetch:
 
 
 def load_model(url: str) -> ModelBundle:
-    """The model of the checkpoint in a folder. Raises IgptError when it is damaged."""
+    """Load the model of the checkpoint in a folder. Raises IgptError when it is damaged."""
     try:
-        found = read_mark(url)
+        checkpoint = read(url)
         with tempfile.TemporaryDirectory(prefix="igpt-checkpoint-") as temporary:
-            return found.model(_fetcher(found, Path(temporary)))
+            return checkpoint.model(_fetcher(checkpoint, Path(temporary)))
     except DAMAGE as error:
         raise IgptError(f"{url}: the checkpoint is damaged ({first_line(error)}); use another one") from None
 
 
 def is_good(checkpoint: Checkpoint) -> bool:
-    """Read all files of a checkpoint, and tell whether they are as they were written."""
+    """Read all files of a checkpoint, and return whether all match their checksums."""
     for name in checkpoint.index.files:
         with tempfile.TemporaryDirectory(prefix="igpt-checkpoint-") as temporary:
             try:
@@ -260,12 +261,12 @@ def is_good(checkpoint: Checkpoint) -> bool:
 
 
 def is_checkpoint(url: str) -> bool:
-    """Tell whether a folder is that of a marked checkpoint."""
-    return objects.exists(objects.join(url, _MARK))
+    """Whether a folder is that of a complete checkpoint."""
+    return objects.exists(objects.join(url, _INDEX_FILE))
 
 
 def to_prune(losses: Mapping[int, float | None], *, keep_last: int, keep_best: int) -> list[int]:
-    """The steps of the checkpoints that need not be kept, given the validation losses of all, by step."""
+    """The steps of the checkpoints to delete, given the validation loss of each checkpoint by step."""
     newest = sorted(losses)[-keep_last:]
     measured = sorted((loss, step) for step, loss in losses.items() if loss is not None)
     best = [step for _, step in measured[:keep_best]]
@@ -273,18 +274,18 @@ def to_prune(losses: Mapping[int, float | None], *, keep_last: int, keep_best: i
 
 
 def remove(run: str, step: int) -> None:
-    """Remove a checkpoint: the mark first, so that half a checkpoint is never a marked one."""
+    """Delete a checkpoint: its index file first, so that a partly deleted checkpoint does not count as complete."""
     url = folder_of(run, step)
-    objects.delete(objects.join(url, _MARK))
+    objects.delete(objects.join(url, _INDEX_FILE))
     objects.delete_tree(url)
 
 
 def losses(run: str) -> dict[int, float | None]:
-    """The validation losses of the run's marked checkpoints, by step."""
-    found: dict[int, float | None] = {}
+    """The validation losses of the run's complete checkpoints, by step; None where not evaluated or damaged."""
+    by_step: dict[int, float | None] = {}
     for step in marked_steps(run):
         try:
-            found[step] = read_mark(folder_of(run, step)).state.validation_loss
+            by_step[step] = read(folder_of(run, step)).state.validation_loss
         except DAMAGE:
-            found[step] = None
-    return found
+            by_step[step] = None
+    return by_step

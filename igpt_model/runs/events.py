@@ -1,14 +1,14 @@
-"""Who hears how a training goes."""
+"""Training event callbacks."""
 
 from typing import Protocol
 
 
 class Listener(Protocol):
-    """Hears on rank 0 how a training goes. Metrics are named as in MLflow."""
+    """Callbacks of a training run, called on rank 0. Metrics have the names they have in MLflow."""
 
     def metrics(self, step: int, values: dict[str, float]) -> None: ...
 
     def warn(self, line: str) -> None: ...
 
     def saved(self, step: int) -> None:
-        """Hear that the checkpoint of a step can be read; called in the thread that wrote it."""
+        """The checkpoint of a step is complete; called in the thread that wrote it."""

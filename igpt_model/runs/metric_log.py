@@ -1,6 +1,6 @@
-"""What a training run has reported, kept in its folder beside the checkpoints: {run}/reports/{step:08d}.json each.
+"""The metrics that a training run logged, stored beside its checkpoints: {run}/reports/{step:08d}.json.
 
-So the curve is whole wherever the run was cut off and whatever the tracking server had missed.
+The curves are complete even if the run was interrupted or the tracking server was down.
 """
 
 import json
@@ -11,23 +11,23 @@ from pipeline.store import objects
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
-    """Values of some metrics at a step, named as in MLflow."""
+class LoggedMetrics:
+    """Metrics logged at a step, by their names in MLflow."""
 
     step: int
     values: dict[str, float]
 
 
-def write(run: str, step: int, reports: Sequence[Report]) -> None:
-    """Keep what was reported up to the checkpoint of a step, since the one before."""
-    data = [[report.step, report.values] for report in reports]
+def write(run: str, step: int, entries: Sequence[LoggedMetrics]) -> None:
+    """Store the metrics logged between the previous checkpoint and the checkpoint of a step."""
+    data = [[entry.step, entry.values] for entry in entries]
     objects.write_bytes(objects.join(run, "reports", f"{step:08d}.json"), json.dumps(data).encode())
 
 
-def read(run: str) -> list[Report]:
-    """All that was reported, each step once: as it was reported last."""
-    found: dict[int, dict[str, float]] = {}
+def read(run: str) -> list[LoggedMetrics]:
+    """All logged metrics by step; for a step that was logged twice, the last values."""
+    by_step: dict[int, dict[str, float]] = {}
     for file in objects.list_files(objects.join(run, "reports")):
         for step, values in json.loads(objects.read_bytes(file.url)):
-            found[step] = values
-    return [Report(step=step, values=found[step]) for step in sorted(found)]
+            by_step[step] = values
+    return [LoggedMetrics(step=step, values=by_step[step]) for step in sorted(by_step)]

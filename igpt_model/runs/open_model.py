@@ -1,4 +1,4 @@
-"""Opening a model by whatever names it: a run, one of its checkpoints, a model folder, or a registered version."""
+"""Opens a model by reference: a run, one of its checkpoints, a model folder, or a registered version."""
 
 import tempfile
 from collections.abc import Callable, Iterator
@@ -14,13 +14,13 @@ from igpt_model.runs import checkpoint
 from pipeline.errors import IgptError, first_line
 from pipeline.store import objects
 
-# What is open already, by reference, inside of `opened_once`.
+# Models opened within `opened_once`, by reference.
 _open: ContextVar[dict[str, ModelBundle] | None] = ContextVar("open_models", default=None)
 
 
 @contextmanager
 def opened_once() -> Iterator[None]:
-    """Within the block a model is downloaded once: a refresh draws with, probes and registers the same one."""
+    """Within the block each model is downloaded once: a refresh samples from, probes and registers the same model."""
     token = _open.set({})
     try:
         yield
@@ -29,25 +29,25 @@ def opened_once() -> Iterator[None]:
 
 
 def open_model(reference: str, from_registry: Callable[[str], ModelBundle]) -> ModelBundle:
-    """Open a model: of a run (its newest good checkpoint), a checkpoint, a model folder, or models:/NAME@ALIAS.
+    """Open the model of a run (its newest undamaged checkpoint), a checkpoint, a model folder, or models:/NAME@ALIAS.
 
-    `from_registry` opens a registry URI. Raises IgptError when there is no model, or a damaged one.
+    `from_registry` opens a registry URI. Raises IgptError when there is no model or it is damaged.
     """
     registered = reference.startswith("models:")
     url = reference if registered else objects.absolute(reference)
-    kept = _open.get()
-    if kept is not None and url in kept:
-        return kept[url]
+    open_models = _open.get()
+    if open_models is not None and url in open_models:
+        return open_models[url]
     bundle = from_registry(url) if registered else load_model(url)
-    if kept is not None:
-        kept[url] = bundle
+    if open_models is not None:
+        open_models[url] = bundle
     return bundle
 
 
 def load_model(url: str) -> ModelBundle:
-    """Open a model by a URL or path: of a run (its newest good checkpoint), a checkpoint or a model folder.
+    """Open the model of a run (its newest undamaged checkpoint), a checkpoint or a model folder, by URL or path.
 
-    Raises IgptError when there is none, or a damaged one.
+    Raises IgptError when there is no model or it is damaged.
     """
     url = objects.absolute(url)
     objects.check_reachable(url)
@@ -65,11 +65,11 @@ def load_model(url: str) -> ModelBundle:
 
 
 def on_device(bundle: ModelBundle, device: str | None) -> ModelBundle:
-    """The bundle with its model on a device (none: a GPU if there is one). Raises IgptError when it cannot be used."""
+    """Move the model to a device (none: a GPU if there is one). Raises IgptError when the device cannot be used."""
     name = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return replace(bundle, model=bundle.model.to(name))
-    except (RuntimeError, AssertionError) as error:  # which of them depends on how PyTorch was built
+    except (RuntimeError, AssertionError) as error:  # the type depends on how PyTorch was built
         raise IgptError(f"device is {name!r}: {first_line(error)}; it must be cpu, or cuda with a GPU") from None
 
 

@@ -1,4 +1,4 @@
-"""Where a training run lies, and what its folder says about it beside its checkpoints: {run}/run.json."""
+"""The folder of a training run and its record, {run}/run.json."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -11,18 +11,18 @@ from pipeline.store import objects
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """With what a run was started last."""
+    """The config and MLflow run of a run, as of its last start."""
 
     config: PretrainConfig
-    """With the dataset and the number of its snapshot, however they were given."""
+    """With the dataset's URL and snapshot number filled in."""
     mlflow_run: str | None
-    """Id of its MLflow run, where it has one."""
+    """Id of its MLflow run; None: it has none."""
 
 
 def folder_of(config: PretrainConfig, snapshot: Snapshot) -> str:
-    """The folder of the run that a config makes on a snapshot.
+    """The folder of the run of a config on a snapshot.
 
-    A run that was begun when configs were flat has another name; where it is there, it is the one to go on with.
+    Runs started when configs were flat have another name; if such a run exists, it is continued.
     """
     runs = objects.absolute(config.keeping.runs)
     run = objects.join(runs, config.run_name(snapshot.digest))
@@ -39,12 +39,12 @@ def _is_run(run: str) -> bool:
 
 
 def write(run: str, record: RunRecord) -> None:
-    """Put the record into the run's folder."""
+    """Write the record into the run's folder."""
     objects.write_bytes(objects.join(run, "run.json"), json.dumps(asdict(record), indent=1, sort_keys=True).encode())
 
 
 def read(run: str) -> RunRecord:
-    """The record of a run. Raises IgptError when the folder is not a run's, or of another version."""
+    """Read the record of a run. Raises IgptError when the folder is not a run, or of another version."""
     url = objects.join(run, "run.json")
     try:
         fields = json.loads(objects.read_bytes(url))
@@ -56,5 +56,5 @@ def read(run: str) -> RunRecord:
 
 
 def find(runs: str) -> list[str]:
-    """The folders of the runs in a runs folder, by name."""
+    """The folders of all runs in a runs folder, by name."""
     return [file.url.removesuffix("/run.json") for file in objects.list_files(runs) if file.url.endswith("/run.json")]

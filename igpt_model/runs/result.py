@@ -1,4 +1,4 @@
-"""What a training run came to, and whether it is what a config asks for."""
+"""The result of a training run, and whether it satisfies a config."""
 
 import json
 from dataclasses import dataclass
@@ -12,16 +12,16 @@ from pipeline.store import objects
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """What a finished run came to; kept as {run}/result.json."""
+    """The result of a finished run; stored as {run}/result.json."""
 
     steps: int
     images: int
-    """Images trained on, repetitions counted."""
+    """Images trained on, counting repetitions."""
     validation_loss: float
     """Nats per pixel on the whole validation split."""
     validation_images: int
     train_loss: float
-    """Nats per pixel, the mean over the last steps that were logged."""
+    """Nats per pixel, the mean over the last logged steps."""
     seconds: float
     images_per_second: float
     restarts: int
@@ -30,11 +30,11 @@ class TrainResult:
     """Digest of the dataset snapshot it was trained on."""
     palette_sha256: str
     skipped_steps: int = 0
-    """Steps that were left out because their loss or gradient was not finite."""
+    """Steps skipped because their loss or gradient was not finite."""
 
 
 def read_result(run: str) -> TrainResult | None:
-    """The result of a finished run, or None."""
+    """The result of a run; None when it has not finished."""
     try:
         return TrainResult(**json.loads(objects.read_bytes(objects.join(run, "result.json"))))
     except FileNotFoundError:
@@ -42,7 +42,7 @@ def read_result(run: str) -> TrainResult | None:
 
 
 def finished(config: PretrainConfig, snapshot: Snapshot, run: str) -> TrainResult | None:
-    """The result of a run that needs no more training for this config, or None.
+    """The result of a run that has done all steps of this config; None when it has steps left.
 
     Raises IgptError when the run was trained on another dataset or palette.
     """
@@ -54,7 +54,7 @@ def finished(config: PretrainConfig, snapshot: Snapshot, run: str) -> TrainResul
 
 
 def check_same_data(trained: TrainingState | TrainResult, snapshot: Snapshot, run: str) -> None:
-    """Raise IgptError when a run was trained on another palette or snapshot than it would go on with."""
+    """Raise IgptError when a run was trained on another palette or snapshot than `snapshot`."""
     if trained.palette_sha256 != snapshot.palette_sha256:
         raise IgptError(
             f"{run}: it was trained with palette {trained.palette_sha256[:12]}, the dataset has "

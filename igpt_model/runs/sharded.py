@@ -1,7 +1,7 @@
-"""Tensors of any number of ranks as files in a store, by torch.distributed.checkpoint: planned and resharded by it.
+"""Sharded tensors as safetensors files in a store; torch.distributed.checkpoint plans and reshards them.
 
-Each rank writes the pieces it holds as safetensors files; where each piece lies is in an Index. PyTorch's own storage
-pickles that. What the tensors are of, and when they count as written, is in checkpoint.py.
+Each rank writes its own pieces; an Index lists the file of each piece. (PyTorch's storage pickles this index.)
+checkpoint.py decides which tensors are stored and when a checkpoint is complete.
 """
 
 import tempfile
@@ -35,12 +35,12 @@ from torch.futures import Future
 from igpt_model.runs.tensor_files import Index, Piece, StoredTensor, box_of, mark_of, piece_name
 from pipeline.store import objects
 
-_WEIGHTS = ("weights.", "trained.")  # in files of their own, for who reads the model alone
-_MOST_WRITERS = 16  # of what all ranks have alike: a thousand small files would each be read by a thousand ranks
+_WEIGHTS = ("weights.", "trained.")  # in separate files, so that opening a model does not read the optimizer
+_MOST_WRITERS = 16  # of replicated tensors: with a thousand ranks, each would read a thousand small files
 
 
 def shares(sizes: Mapping[str, int], parts: int) -> dict[str, int]:
-    """Which of `parts` ranks writes each tensor that all of them hold: largest first, to who has least so far."""
+    """Assign each replicated tensor to one of `parts` ranks: largest first, to the rank with fewest bytes so far."""
     loads = [0] * parts
     owners = {}
     for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
@@ -51,21 +51,21 @@ def shares(sizes: Mapping[str, int], parts: int) -> dict[str, int]:
 
 
 class Staged(DefaultSavePlanner):
-    """Copies in CPU memory of the pieces that this rank writes: training may go on while they are written.
+    """Copies in CPU memory of the pieces that this rank writes, so that training can continue meanwhile.
 
-    Of a tensor that is the same on all ranks one rank takes a copy, of a sharded one each rank of its shard.
+    A replicated tensor is copied by one rank; of a sharded tensor, each rank copies its shard.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], rank: int, world_size: int) -> None:
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
-        whole = {name: tensor.nbytes for name, tensor in tensors.items() if not isinstance(tensor, DTensor)}
-        owners = shares(whole, min(world_size, _MOST_WRITERS))
-        ours = {name: tensor for name, tensor in tensors.items() if owners.get(name, rank) == rank}
-        self._plan = create_default_local_save_plan(ours, is_coordinator=rank == 0)
-        self._copies = {item.index: _local(ours[item.index.fqn]) for item in self._plan.items}
+        replicated = {name: tensor.nbytes for name, tensor in tensors.items() if not isinstance(tensor, DTensor)}
+        owners = shares(replicated, min(world_size, _MOST_WRITERS))
+        written = {name: tensor for name, tensor in tensors.items() if owners.get(name, rank) == rank}
+        self._plan = create_default_local_save_plan(written, is_coordinator=rank == 0)
+        self._copies = {item.index: _local(written[item.index.fqn]) for item in self._plan.items}
 
     def set_up_planner(self, state_dict: Any, storage_meta: Any = None, is_coordinator: bool = False) -> None:
-        """Nothing is left to set up: the plan is that of the tensors as they were."""
+        """Do nothing more: the plan was made with the copies."""
         self.is_coordinator = is_coordinator
 
     def create_local_plan(self) -> SavePlan:
@@ -79,8 +79,8 @@ class Staged(DefaultSavePlanner):
 
 
 def _local(tensor: Tensor) -> Tensor:
-    here = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-    return here.detach().to("cpu", copy=True).contiguous()
+    shard = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return shard.detach().to("cpu", copy=True).contiguous()
 
 
 def write(
@@ -92,30 +92,29 @@ def write(
     seconds: float,
     commit: Callable[[Index], None],
 ) -> None:
-    """Write what the ranks of a group have staged into a folder; `commit` is called on rank 0 when all files are there.
+    """Write the staged tensors of all ranks into a folder, then call `commit` on rank 0.
 
-    Every rank raises what any of them met: PermissionError, OSError or IgptError of the store after `seconds` of
-    patience.
+    An error on any rank is raised on every rank: PermissionError, OSError or IgptError, after `seconds` of retries.
     """
     writer = _Writer(url, rank, seconds, commit)
-    with _own_errors():
+    with _unwrapped_errors():
         dcp.save({}, storage_writer=writer, planner=staged, process_group=group, no_dist=group is None)
 
 
 def read(tensors: Mapping[str, Tensor], index: Index, open_file: Callable[[str], Path]) -> None:
-    """Fill tensors, sharded or not, from what was written by any number of ranks; needs no process group.
+    """Fill tensors, sharded or not, from files written by any number of ranks; needs no process group.
 
-    `open_file` gives the local path of a verified file; each is asked for once. Raises what it raises.
+    `open_file` returns the local path of a verified file; it is called once per file, and its errors are raised.
     """
-    with _own_errors(), torch.no_grad():
+    with _unwrapped_errors(), torch.no_grad():
         target = {name: tensor.detach() for name, tensor in tensors.items()}
         planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
         dcp.load(target, storage_reader=_Reader(index, open_file), planner=planner, no_dist=True)
 
 
 @contextmanager
-def _own_errors() -> Iterator[None]:
-    """Raise the first rank's own exception in place of DCP's, which is not even an Exception."""
+def _unwrapped_errors() -> Iterator[None]:
+    """Raise the exception of the lowest failed rank instead of DCP's wrapper, which is not an Exception subclass."""
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
@@ -130,16 +129,16 @@ def _name(index: MetadataIndex) -> str:
 
 
 class _Writer(StorageWriter):
-    """One rank's side of a save."""
+    """Writes the files of one rank."""
 
     def __init__(self, url: str, rank: int, seconds: float, commit: Callable[[Index], None]) -> None:
         self._url, self._rank, self._seconds, self._commit = url, rank, seconds, commit
 
     def reset(self, checkpoint_id: Any = None) -> None:
-        """Each save has a writer of its own."""
+        """Do nothing: every save uses a new writer."""
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
-        """Folders of a store need not be made."""
+        """Do nothing: folders of a store need not be created."""
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         return plan
@@ -148,7 +147,7 @@ class _Writer(StorageWriter):
         return plans
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        """Put this rank's files, and see that they arrived."""
+        """Upload this rank's files, and check their sizes in the store."""
         by_file: dict[str, list[WriteItem]] = {}
         for item in plan.items:
             group = "weights" if item.index.fqn.startswith(_WEIGHTS) else "optimizer"
@@ -163,9 +162,9 @@ class _Writer(StorageWriter):
                 url = objects.join(self._url, name)
                 objects.upload(path, url, seconds=self._seconds)
                 path.unlink()
-                arrived = objects.size(url)
-                if arrived != mark.bytes:
-                    raise OSError(f"{url}: {arrived} bytes arrived of {mark.bytes}")
+                stored_bytes = objects.size(url)
+                if stored_bytes != mark.bytes:
+                    raise OSError(f"{url}: {stored_bytes} of {mark.bytes} bytes are in the store")
                 results += [
                     WriteResult(index=item.index, size_in_bytes=mark.bytes, storage_data=(name, mark)) for item in items
                 ]
@@ -174,7 +173,7 @@ class _Writer(StorageWriter):
         return future
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
-        """Make the index of what all ranks have written."""
+        """Build the index of the pieces that all ranks have written, and commit it."""
         places = {result.index: result.storage_data for written in results for result in written}
         tensors = {}
         for name, stored in metadata.state_dict_metadata.items():
@@ -197,13 +196,13 @@ class _Writer(StorageWriter):
 
 
 class _Reader(StorageReader):
-    """One rank's side of a load: it reads the files that hold what it needs."""
+    """Reads the pieces that one rank needs."""
 
     def __init__(self, index: Index, open_file: Callable[[str], Path]) -> None:
         self._index, self._open_file = index, open_file
 
     def reset(self, checkpoint_id: Any = None) -> None:
-        """Each load has a reader of its own."""
+        """Do nothing: every load uses a new reader."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         tensors: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Figures of results, as PNG files."""
+"""Result figures, as PNG files."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -9,11 +9,11 @@ from matplotlib.figure import Figure
 
 from igpt_model.probing.result import ProbeResult
 
-_NAMED_CLASSES = 30  # with more, names and numbers would lie on each other
+_MAX_LABELLED_CLASSES = 30  # with more, names and numbers would overlap
 
 
 def probe_curve(result: ProbeResult) -> bytes:
-    """Test accuracy over the layers, beside the untrained network and raw pixels."""
+    """Test accuracy by layer, compared with the untrained network and raw pixels."""
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.add_subplot(xlabel="layer", ylabel="test accuracy, %", title="Linear probe")
     layers = range(len(result.layers))
@@ -25,13 +25,13 @@ def probe_curve(result: ProbeResult) -> bytes:
 
 
 def confusion_matrix(confusion_KK: np.ndarray, classes: Sequence[str]) -> bytes:
-    """How many test images of each class (row) a classifier takes for each class (column)."""
+    """Numbers of test images by true class (row) and predicted class (column)."""
     shares_KK = confusion_KK / np.maximum(confusion_KK.sum(1, keepdims=True), 1)
     side = max(4.0, 0.45 * len(classes) + 1.5)
     figure = Figure(figsize=(side, side), layout="constrained")
-    axes = figure.add_subplot(xlabel="taken for", ylabel="class", title="Best layer, test images")
+    axes = figure.add_subplot(xlabel="predicted class", ylabel="class", title="Best layer, test images")
     axes.imshow(shares_KK, cmap="Blues", vmin=0, vmax=1)
-    if len(classes) <= _NAMED_CLASSES:
+    if len(classes) <= _MAX_LABELLED_CLASSES:
         axes.set_xticks(range(len(classes)), classes, rotation=90)
         axes.set_yticks(range(len(classes)), classes)
         for (row, column), count in np.ndenumerate(confusion_KK):

@@ -1,4 +1,4 @@
-"""MLflow runs: one for each training run, found again after a restart, with config, lineage, curves and pictures."""
+"""MLflow runs: one per training run, reused after a restart, with config, lineage, metrics and images."""
 
 import json
 import tempfile
@@ -21,13 +21,13 @@ from pipeline.errors import IgptError, first_line
 
 _RUN_TAG = "igpt.run"
 BEAT_TAG = "igpt.last_sign_of_life"
-"""Tag: when somebody was last at work on the run, in seconds since 1970."""
+"""Tag: time of the last heartbeat of the run, in seconds since 1970."""
 _ABANDONED_SECONDS = 300.0
-REASON_LENGTH = 160  # characters quoted of an error; MLflow's client repeats the address three times
+REASON_LENGTH = 160  # maximum characters of a quoted error; MLflow's client repeats the address three times
 
 
 def check_reachable(tracking_uri: str) -> None:
-    """Raise IgptError at once when no MLflow server answers at a URI."""
+    """Raise IgptError when no MLflow server answers at a URI, within seconds."""
     if not tracking_uri.startswith(("http://", "https://")):
         raise IgptError(f"MLFLOW_TRACKING_URI is {tracking_uri!r}: give the http:// address of an MLflow server")
     try:
@@ -54,19 +54,19 @@ class RunLogger:
         return f"{self.tracking_uri.rstrip('/')}/#/experiments/{experiment}/runs/{self.run_id}"
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Log values at a step. Raises IgptError when the server does not take them, after the client's own retries."""
+        """Log values at a step. Raises IgptError when the server does not accept them after the client's retries."""
         now = int(time.time() * 1000)
         try:
             self.points([Metric(name, float(value), now, step) for name, value in values.items()])
         except MlflowException as error:
             reason = first_line(error, REASON_LENGTH)
             raise IgptError(
-                f"MLflow at {self.tracking_uri} does not take the metrics of step {step} ({reason}); "
+                f"MLflow at {self.tracking_uri} does not accept the metrics of step {step} ({reason}); "
                 "when it answers again, run the same command again"
             ) from None
 
     def points(self, points: Sequence[Metric]) -> None:
-        """Log values with their steps and times. Raises MlflowException."""
+        """Log metrics that have steps and times. Raises MlflowException."""
         self._client.log_batch(self.run_id, metrics=points)
 
     def tags(self, values: Mapping[str, str]) -> None:
@@ -74,17 +74,17 @@ class RunLogger:
         self._client.log_batch(self.run_id, tags=[RunTag(k, v) for k, v in values.items()])
 
     def picture(self, image: np.ndarray, name: str) -> None:
-        """Keep a picture, uint8 [H, W, 3], as an artifact; `name` ends in .png."""
+        """Store an image, uint8 [H, W, 3], as an artifact; `name` ends in .png."""
         self._client.log_image(self.run_id, image, artifact_file=name)
 
     def picture_at(self, step: int, image: np.ndarray, name: str) -> None:
-        """Keep a picture of a step, uint8 [H, W, 3], where MLflow shows those of a name by step; once a step."""
-        there = self._client.list_artifacts(self.run_id, "images")
-        if not any(file.path.startswith(f"images/{name}+step+{step}+") for file in there):
+        """Log an image of a step, uint8 [H, W, 3], for MLflow's image view by step; only once per step."""
+        logged = self._client.list_artifacts(self.run_id, "images")
+        if not any(file.path.startswith(f"images/{name}+step+{step}+") for file in logged):
             self._client.log_image(self.run_id, image, key=name, step=step)
 
     def file(self, data: bytes, name: str) -> None:
-        """Keep a file as an artifact."""
+        """Store a file as an artifact."""
         with tempfile.TemporaryDirectory(prefix="igpt-artifact-") as folder:
             path = Path(folder) / name
             path.write_bytes(data)
@@ -96,10 +96,10 @@ class RunLogger:
 
     @contextmanager
     def closing(self) -> Iterator[None]:
-        """Close the run as its block ends: finished, failed, or killed by Ctrl-C or a cancellation.
+        """Close the run when the block ends: finished, failed, or killed by Ctrl-C or a cancellation.
 
-        When the server does not answer, a run that has failed stays open: the next one closes it as abandoned. Raises
-        IgptError when one that has finished cannot be closed.
+        When the server does not answer, a failed run stays open, and a later run closes it as abandoned. Raises
+        IgptError when a finished run cannot be closed.
         """
         status = "KILLED"
         try:
@@ -132,19 +132,19 @@ def open_run(
     run: str,
     tags: Mapping[str, str],
 ) -> RunLogger:
-    """Find the MLflow run of a training run by its folder, or create it with its config and dataset."""
+    """Find the MLflow run of the training run in folder `run`, or create it with its config and dataset."""
     client = MlflowClient(tracking_uri)
     try:
         experiment = client.get_experiment_by_name(config.tracking.experiment)
         experiment_id = experiment.experiment_id if experiment else client.create_experiment(config.tracking.experiment)
-        found = client.search_runs([experiment_id], f"tags.`{_RUN_TAG}` = '{run}'", max_results=1)
+        existing = client.search_runs([experiment_id], f"tags.`{_RUN_TAG}` = '{run}'", max_results=1)
     except MlflowException as error:
         raise IgptError(
             f"MLflow at {tracking_uri}: experiment {config.tracking.experiment!r}: {error.message}"
         ) from None
-    if found:
-        logger = RunLogger(tracking_uri, found[0].info.run_id)
-        # In this order: a run that counts as running and was not heard of for long is taken for abandoned.
+    if existing:
+        logger = RunLogger(tracking_uri, existing[0].info.run_id)
+        # The heartbeat first: a running run with an old heartbeat would be closed as abandoned.
         logger.tags({**tags, BEAT_TAG: f"{time.time():.0f}"})
         client.update_run(logger.run_id, status="RUNNING")
         return logger
@@ -152,8 +152,8 @@ def open_run(
     created = client.create_run(experiment_id, run_name=name, tags={_RUN_TAG: run, **tags})
     logger = RunLogger(tracking_uri, created.info.run_id)
     model = config.model_for(snapshot)
-    # With the numbers that a preset stands for. Each field by its own name, without its section, so that older runs
-    # compare with these; `model.` is, as it was, the shape that the dataset makes of the settings.
+    # Fields are logged with the preset's numbers and without their sections, so that runs can be compared with older
+    # ones. `model.` is the resulting model, which also depends on the dataset.
     params = {
         **config.resolved().flat(),
         **{f"model.{name}": value for name, value in asdict(model).items()},
@@ -178,15 +178,15 @@ def open_run(
 
 
 def close_abandoned(tracking_uri: str, experiment: str) -> list[str]:
-    """Give training runs whose process died without a word their true end: KILLED, when it was last heard of.
+    """Close training runs whose process died, as KILLED at their last heartbeat. Returns their ids.
 
-    Returns their ids. A run is abandoned when it counts as running and nobody was at work on it for five minutes.
+    A run is abandoned when its status is running and its last heartbeat is older than five minutes.
     """
     client = MlflowClient(tracking_uri)
-    found = client.get_experiment_by_name(experiment)
-    if found is None:
+    existing = client.get_experiment_by_name(experiment)
+    if existing is None:
         return []
-    running = client.search_runs([found.experiment_id], f"attributes.status = 'RUNNING' and tags.`{BEAT_TAG}` != ''")
+    running = client.search_runs([existing.experiment_id], f"attributes.status = 'RUNNING' and tags.`{BEAT_TAG}` != ''")
     closed = []
     for run in running:
         last = float(run.data.tags[BEAT_TAG])
@@ -197,7 +197,7 @@ def close_abandoned(tracking_uri: str, experiment: str) -> list[str]:
 
 
 def lineage_tags(snapshot: Snapshot) -> dict[str, str]:
-    """Where a run's or a model's data come from."""
+    """Tags for the dataset of a run or a model."""
     return {
         "igpt.dataset": snapshot.dataset,
         "igpt.snapshot": str(snapshot.number),

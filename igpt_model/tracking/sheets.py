@@ -1,4 +1,4 @@
-"""Pictures of what a model does: sheets of samples, completions, upscaled images and filled-in masks."""
+"""Image sheets of a model's outputs: samples, completions, upscaled images and reconstructions."""
 
 import io
 
@@ -16,13 +16,13 @@ from igpt_model.runs import open_model
 from pipeline.progress import Progress, silent
 
 _GAP = 2  # pixels between images, before scaling
-_LONG_SIDE = 900  # pixels a sheet is enlarged to, about
+_LONG_SIDE = 900  # approximate size in pixels that sheets are enlarged to
 _WHITE, _GREEN, _RED = (255, 255, 255), (0, 160, 60), (220, 40, 40)
-_GREY = 200  # where the model is to draw
+_GREY = 200  # value of unknown pixels
 
 
 def sheet(rows: list[list[np.ndarray]]) -> np.ndarray:
-    """Arrange images, uint8 [H, W, 3] each, on white; enlarged by a whole factor without smoothing."""
+    """Arrange images, uint8 [H, W, 3] each, on white; enlarged by an integer factor without smoothing."""
     height, width, _ = rows[0][0].shape
     columns = max(len(row) for row in rows)
     canvas = np.full((len(rows) * (height + _GAP) + _GAP, columns * (width + _GAP) + _GAP, 3), 255, np.uint8)
@@ -35,7 +35,7 @@ def sheet(rows: list[list[np.ndarray]]) -> np.ndarray:
 
 
 def to_png(image: np.ndarray) -> bytes:
-    """The PNG file of a picture, uint8 [H, W, 3]."""
+    """Encode an image, uint8 [H, W, 3], as PNG."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
@@ -50,7 +50,7 @@ def sample_sheet(
     labels_N: np.ndarray | None = None,
     progress: Progress = silent,
 ) -> np.ndarray:
-    """Images drawn from the model, nothing chosen among them; `labels_N` are their classes, int64 [count]."""
+    """Samples of the model, not selected; `labels_N` are their classes, int64 [count]."""
     drawn_NT = draw(bundle.model, count, drawing, condition=_condition(bundle, labels_N), progress=progress)
     images = bundle.pictures(drawn_NT.cpu().numpy())
     return sheet([list(images[start : start + columns]) for start in range(0, count, columns)])
@@ -66,7 +66,7 @@ def completion_sheet(
     labels_N: np.ndarray | None = None,
     progress: Progress = silent,
 ) -> np.ndarray:
-    """A row for each image: the original, its known pixels alone, and completions of them."""
+    """A row per image: the original, its known pixels, and completions of them."""
     tokens_BT = _tensor(bundle, tokens_NT).repeat_interleave(draws, 0)
     known_BT = _tensor(bundle, known_T).bool().expand(tokens_BT.shape)
     condition = _condition(bundle, None if labels_N is None else np.repeat(labels_N, draws))
@@ -87,7 +87,7 @@ def upscaling_sheet(
     labels_N: np.ndarray | None = None,
     progress: Progress = silent,
 ) -> np.ndarray:
-    """A row for each image: the original, uint8 [N, H, W, 3], its small version, and upscaled ones drawn from that."""
+    """A row per image: the original, uint8 [N, H, W, 3], its small version, and upscaled samples of it."""
     low_BP = _tensor(bundle, low_NP).repeat_interleave(draws, 0)
     condition = _condition(bundle, None if labels_N is None else np.repeat(labels_N, draws))
     condition = Condition(labels_B=condition.labels_B, low_BP=low_BP)
@@ -102,9 +102,9 @@ def upscaling_sheet(
 def reconstruction_sheet(
     bundle: ModelBundle, tokens_NT: np.ndarray, *, fraction: float, draws: int, seed: int = 0
 ) -> np.ndarray:
-    """A row for each image: the original, then for `draws` masks the image masked and with its likeliest colours there.
+    """A row per image: the original, then for each of `draws` masks the masked image and its reconstruction.
 
-    What a masked model can show: it does not draw, it tells masked pixels from the others, each by itself.
+    A masked model cannot sample images; the reconstruction takes the most likely colour of each masked pixel.
     """
     tokens_BT = _tensor(bundle, tokens_NT).repeat_interleave(draws, 0)
     numbers_B = torch.arange(len(tokens_BT), device=tokens_BT.device)
@@ -118,25 +118,25 @@ def reconstruction_sheet(
 
 
 def surprise_sheet(bundle: ModelBundle, tokens_NT: np.ndarray, nats_NT: np.ndarray) -> np.ndarray:
-    """A row for each image: the image, and how surprising each pixel was, from black (0) to white (ln K: chance)."""
+    """A row per image: the image, and its negative log-likelihood by pixel, from black (0) to white (ln K: chance)."""
     images = bundle.pictures(tokens_NT)
     shades = np.clip(nats_NT / np.log(bundle.model.config.colours), 0, 1) * 255
     maps = np.rint(shades).astype(np.uint8).reshape(images.shape[:3])[..., None].repeat(3, 3)
     return _beside([images], maps, 1)
 
 
-def neighbour_sheet(bundle: ModelBundle, found: NeighbourSheet) -> np.ndarray:
-    """A row for each test image: the image, a gap, and its nearest training images, those of its class framed green.
+def neighbour_sheet(bundle: ModelBundle, neighbours: NeighbourSheet) -> np.ndarray:
+    """A row per test image: the image, a gap, and its nearest training images.
 
-    The others are framed red.
+    Neighbours of the same class have a green frame, others a red one.
     """
     rows = []
-    for number, test_T in enumerate(found.test_tokens_NT):
+    for number, test_T in enumerate(neighbours.test_tokens_NT):
         (image,) = bundle.pictures(test_T[None])
         row = [_framed(image, _WHITE), np.full_like(_framed(image, _WHITE), 255)]
-        same = found.train_labels_NK[number] == found.test_labels_N[number]
-        neighbours = bundle.pictures(found.train_tokens_NKT[number])
-        row += [_framed(n, _GREEN if right else _RED) for n, right in zip(neighbours, same, strict=True)]
+        same_class = neighbours.train_labels_NK[number] == neighbours.test_labels_N[number]
+        images = bundle.pictures(neighbours.train_tokens_NKT[number])
+        row += [_framed(near, _GREEN if same else _RED) for near, same in zip(images, same_class, strict=True)]
         rows.append(row)
     return sheet(rows)
 
@@ -149,7 +149,7 @@ def _framed(image: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
 
 
 def sheet_names(bundle: ModelBundle) -> tuple[str, ...]:
-    """The sheets that show what a model of this kind has learnt."""
+    """The names of the sheets for this kind of model."""
     if bundle.model.config.objective == "masked":
         return ("reconstructions",)
     if bundle.model.config.low_resolution is not None:
@@ -158,7 +158,7 @@ def sheet_names(bundle: ModelBundle) -> tuple[str, ...]:
 
 
 def draw_checkpoint(url: str, tokens_NT: np.ndarray, labels_N: np.ndarray, seed: int) -> tuple[str, np.ndarray]:
-    """The first of the sheets that show a model, with its name, from a checkpoint's folder; drawn on the CPU."""
+    """Draw the first sheet for the model of a checkpoint on the CPU; returns its name and the image."""
     bundle = open_model.load_model(url)
     name = sheet_names(bundle)[0]
     return name, draw_sheet(bundle, name, tokens_NT, labels_N, seed)
@@ -167,7 +167,7 @@ def draw_checkpoint(url: str, tokens_NT: np.ndarray, labels_N: np.ndarray, seed:
 def draw_sheet(
     bundle: ModelBundle, name: str, tokens_NT: np.ndarray, labels_N: np.ndarray, seed: int, device: str = "cpu"
 ) -> np.ndarray:
-    """One of the sheets that show a model, on some held-out images: what one task draws."""
+    """Draw one sheet of a model, given held-out images; runs as one task."""
     bundle = open_model.on_device(bundle, device)
     config, drawing = bundle.model.config, Drawing(seed=seed)
     labels = None if config.classes is None else labels_N
@@ -192,7 +192,7 @@ def upper_rows(resolution: int) -> int:
 
 
 def _beside(given: list[np.ndarray], drawn: np.ndarray, draws: int) -> np.ndarray:
-    """Rows of what was given for each image, followed by its `draws` drawn pictures."""
+    """A sheet with a row per image: its input images, then its `draws` drawn images."""
     count = len(given[0])
     return sheet([[*(images[i] for images in given), *drawn[i * draws : (i + 1) * draws]] for i in range(count)])
 

@@ -23,7 +23,7 @@ from igpt_model.model.network import ImageGPT
 from igpt_model.runs import checkpoint, initial_model, record
 from igpt_model.runs.checkpoint import Checkpoint, Fetch, TrainingState
 from igpt_model.runs.events import Listener
-from igpt_model.runs.metric_log import Report
+from igpt_model.runs.metric_log import LoggedMetrics
 from igpt_model.runs.record import RunRecord
 from igpt_model.runs.result import TrainResult, check_same_data
 from igpt_model.runs.saver import Saver
@@ -304,7 +304,7 @@ class _Training:
                 **self.throughput.values(),
                 "skipped_steps": self.state.skipped,
             }
-            self.saver.report(Report(step=self.state.step, values=values))
+            self.saver.log(LoggedMetrics(step=self.state.step, values=values))
             self.listener.metrics(self.state.step, values)
             _log.info("step %d: %s", self.state.step, ", ".join(f"{key} {value:.5g}" for key, value in values.items()))
 

@@ -252,7 +252,7 @@ def test_wrong_names_get_one_line(stack: Stack) -> None:
         ("nothing@candidate", "nothing: no such model"),
         ("named", "name a version"),
         ("models:/named/one", "name a version"),
-        ("na'med@x", "is no name of a model"),
+        ("na'med@x", "is not a model name"),
     ):
         with pytest.raises(IgptError, match=expected):
             registry.find(reference)

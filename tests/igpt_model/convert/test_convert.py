@@ -1,4 +1,4 @@
-"""Equal to the published models: Hugging Face's, in both directions, and OpenAI's code over its variables."""
+"""Conversion to and from Hugging Face, and from OpenAI's variables, gives the results of their implementations."""
 
 import json
 from pathlib import Path
@@ -37,7 +37,7 @@ def colours_of(count: int) -> np.ndarray:
     return colours[np.lexsort(colours.T)]
 
 
-def random_folder(config: ModelConfig) -> ModelBundle:
+def random_bundle(config: ModelConfig) -> ModelBundle:
     """A model whose every weight matters: nothing is zero, no gain is one."""
     torch.manual_seed(1)
     model = ImageGPT(config).eval()
@@ -53,8 +53,8 @@ def some_tokens(config: ModelConfig, count: int = 3) -> torch.Tensor:
     return torch.randint(0, config.colours, (count, config.positions), generator=torch.Generator().manual_seed(2))
 
 
-def their_inputs(tokens: torch.Tensor, colours: int) -> torch.Tensor:
-    """Their start token is one more than the colours."""
+def hf_inputs(tokens: torch.Tensor, colours: int) -> torch.Tensor:
+    """In Hugging Face's models the start token is the one after the last colour."""
     return torch.cat([torch.full((len(tokens), 1), colours), tokens[:, :-1]], 1)
 
 
@@ -63,68 +63,68 @@ def test_logits_losses_and_gradients_equal_hugging_faces(size: str, tmp_path: Pa
     from transformers import ImageGPTForCausalImageModeling
 
     config = SIZES[size]
-    ours = random_folder(config).model
-    to_hugging_face(ModelBundle(model=ours, palette_K3=colours_of(config.colours), classes=()), tmp_path)
-    theirs = ImageGPTForCausalImageModeling.from_pretrained(tmp_path).train()
+    model = random_bundle(config).model
+    to_hugging_face(ModelBundle(model=model, palette_K3=colours_of(config.colours), classes=()), tmp_path)
+    hf_model = ImageGPTForCausalImageModeling.from_pretrained(tmp_path).train()
     tokens = some_tokens(config)
-    inputs = their_inputs(tokens, config.colours)
-    our_logits, their_logits = ours(tokens), theirs(inputs).logits
-    torch.testing.assert_close(our_logits, their_logits, atol=1e-5, rtol=1e-5)
-    our_loss = F.cross_entropy(our_logits.flatten(0, 1), tokens.flatten())
-    their_loss = F.cross_entropy(their_logits.flatten(0, 1), tokens.flatten())
-    assert abs(our_loss.item() - their_loss.item()) < 1e-5
-    # What they call the loss shifts once more and so leaves out the last pixel.
-    shifted = theirs(inputs, labels=inputs).loss
-    all_but_last = F.cross_entropy(our_logits[:, :-1].flatten(0, 1), tokens[:, :-1].flatten())
+    inputs = hf_inputs(tokens, config.colours)
+    model_logits, hf_logits = model(tokens), hf_model(inputs).logits
+    torch.testing.assert_close(model_logits, hf_logits, atol=1e-5, rtol=1e-5)
+    model_loss = F.cross_entropy(model_logits.flatten(0, 1), tokens.flatten())
+    hf_loss = F.cross_entropy(hf_logits.flatten(0, 1), tokens.flatten())
+    assert abs(model_loss.item() - hf_loss.item()) < 1e-5
+    # Hugging Face shifts the labels once more, so its loss leaves out the last pixel.
+    shifted = hf_model(inputs, labels=inputs).loss
+    all_but_last = F.cross_entropy(model_logits[:, :-1].flatten(0, 1), tokens[:, :-1].flatten())
     assert abs(shifted.item() - all_but_last.item()) < 1e-5
-    our_loss.backward()
-    their_loss.backward()
-    wte = theirs.transformer.wte.weight.grad
+    model_loss.backward()
+    hf_loss.backward()
+    wte = hf_model.transformer.wte.weight.grad
     pairs = [
-        (ours.tokens.weight.grad, wte[:-1]),
-        (ours.start.grad, wte[-1]),
-        (ours.positions.grad, theirs.transformer.wpe.weight.grad),
-        (ours.norm.weight.grad, theirs.transformer.ln_f.weight.grad),
-        (ours.head.weight.grad, theirs.lm_head.weight.grad),
+        (model.tokens.weight.grad, wte[:-1]),
+        (model.start.grad, wte[-1]),
+        (model.positions.grad, hf_model.transformer.wpe.weight.grad),
+        (model.norm.weight.grad, hf_model.transformer.ln_f.weight.grad),
+        (model.head.weight.grad, hf_model.lm_head.weight.grad),
     ]
-    for block, their_block in zip(ours.layers, theirs.transformer.h, strict=True):
+    for block, hf_block in zip(model.layers, hf_model.transformer.h, strict=True):
         pairs += [
-            (block.attention_norm.weight.grad, their_block.ln_1.weight.grad),
-            (block.attention.qkv.weight.grad, their_block.attn.c_attn.weight.grad.T),
-            (block.attention.out.weight.grad, their_block.attn.c_proj.weight.grad.T),
-            (block.mlp_norm.weight.grad, their_block.ln_2.weight.grad),
-            (block.mlp_in.weight.grad, their_block.mlp.c_fc.weight.grad.T),
-            (block.mlp_out.weight.grad, their_block.mlp.c_proj.weight.grad.T),
+            (block.attention_norm.weight.grad, hf_block.ln_1.weight.grad),
+            (block.attention.qkv.weight.grad, hf_block.attn.c_attn.weight.grad.T),
+            (block.attention.out.weight.grad, hf_block.attn.c_proj.weight.grad.T),
+            (block.mlp_norm.weight.grad, hf_block.ln_2.weight.grad),
+            (block.mlp_in.weight.grad, hf_block.mlp.c_fc.weight.grad.T),
+            (block.mlp_out.weight.grad, hf_block.mlp.c_proj.weight.grad.T),
         ]
-    assert len(pairs) == len(list(ours.parameters()))
-    for our_gradient, their_gradient in pairs:
-        assert our_gradient.abs().max() > 0
-        torch.testing.assert_close(our_gradient, their_gradient, atol=1e-4, rtol=1e-4)
+    assert len(pairs) == len(list(model.parameters()))
+    for model_gradient, hf_gradient in pairs:
+        assert model_gradient.abs().max() > 0
+        torch.testing.assert_close(model_gradient, hf_gradient, atol=1e-4, rtol=1e-4)
 
 
 def test_pooled_features_are_those_of_their_hidden_states(tmp_path: Path) -> None:
-    """They give the residual stream before each block, which the block normalizes, and the final normalized one."""
+    """Their hidden states are the residual stream before each block, and the final normalized one."""
     from transformers import ImageGPTModel
 
     config = SIZES["512 colours, 16x16"]
-    ours = random_folder(config)
-    to_hugging_face(ours, tmp_path)
-    theirs = ImageGPTModel.from_pretrained(tmp_path).eval()
+    bundle = random_bundle(config)
+    to_hugging_face(bundle, tmp_path)
+    hf_model = ImageGPTModel.from_pretrained(tmp_path).eval()
     tokens = some_tokens(config, 4)
     with torch.inference_mode():
-        *states, last = theirs(their_inputs(tokens, config.colours), output_hidden_states=True).hidden_states
-        expected = [block.ln_1(state).mean(1) for block, state in zip(theirs.h, states, strict=True)]
-    features = image_features(ours, tokens)
+        *states, last = hf_model(hf_inputs(tokens, config.colours), output_hidden_states=True).hidden_states
+        expected = [block.ln_1(state).mean(1) for block, state in zip(hf_model.h, states, strict=True)]
+    features = image_features(bundle, tokens)
     torch.testing.assert_close(features, torch.stack([*expected, last.mean(1)]), atol=1e-4, rtol=1e-4)
 
 
 def test_a_model_that_went_to_hugging_face_and_back_is_the_same(tmp_path: Path) -> None:
     from transformers import ImageGPTForCausalImageModeling
 
-    source = random_folder(SIZES["wide heads"])
+    source = random_bundle(SIZES["wide heads"])
     to_hugging_face(source, tmp_path / "out")
-    theirs = ImageGPTForCausalImageModeling.from_pretrained(tmp_path / "out")
-    theirs.save_pretrained(tmp_path / "again")  # as their own code writes it
+    hf_model = ImageGPTForCausalImageModeling.from_pretrained(tmp_path / "out")
+    hf_model.save_pretrained(tmp_path / "again")  # as transformers writes it
     for folder, given in ((tmp_path / "out", None), (tmp_path / "again", source.palette_K3)):
         back = from_hugging_face(folder, given)
         assert back.model.config == source.model.config
@@ -133,19 +133,19 @@ def test_a_model_that_went_to_hugging_face_and_back_is_the_same(tmp_path: Path) 
         assert all(torch.equal(weight, expected[name]) for name, weight in back.model.state_dict().items())
 
 
-def test_the_older_file_of_weights_is_read_without_running_what_it_holds(tmp_path: Path) -> None:
+def test_the_older_file_of_weights_is_read_without_running_code_in_it(tmp_path: Path) -> None:
     from transformers import ImageGPTForCausalImageModeling
 
-    source = random_folder(SIZES["two layers of 8x8"])
+    source = random_bundle(SIZES["two layers of 8x8"])
     to_hugging_face(source, tmp_path)
     weights = ImageGPTForCausalImageModeling.from_pretrained(tmp_path).state_dict()
-    weights["transformer.h.0.attn.bias"] = torch.ones(1, 1, 64, 64)  # a mask, as versions before 4.31 kept it
+    weights["transformer.h.0.attn.bias"] = torch.ones(1, 1, 64, 64)  # a mask, as versions before 4.31 stored it
     weights["transformer.h.0.attn.masked_bias"] = torch.tensor(-1e4)
     (tmp_path / "model.safetensors").unlink()
     torch.save(weights, tmp_path / "pytorch_model.bin")
     assert torch.equal(from_hugging_face(tmp_path).model.start, source.model.start)
     torch.save({"weights": Path("anything")}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(IgptError, match="holds more than tensors"):
+    with pytest.raises(IgptError, match="holds objects other than tensors"):
         from_hugging_face(tmp_path)
 
 
@@ -153,14 +153,14 @@ def test_their_image_processor_gives_our_tokens(photos: np.ndarray, tmp_path: Pa
     from PIL import Image
     from transformers import AutoImageProcessor
 
-    source = random_folder(SIZES["512 colours, 16x16"])
+    source = random_bundle(SIZES["512 colours, 16x16"])
     to_hugging_face(source, tmp_path)
     pictures = photos[:8, 20:36, 20:36]
     processor = AutoImageProcessor.from_pretrained(tmp_path)
-    theirs = processor([Image.fromarray(picture) for picture in pictures], return_tensors="np")["input_ids"]
-    ours = source.quantize(pictures)
-    # Theirs computes distances in float32 as a^2 - 2ab + b^2: near-ties of two colours may fall the other way.
-    assert (theirs.reshape(8, 256) == ours).mean() > 0.999
+    hf_tokens = processor([Image.fromarray(picture) for picture in pictures], return_tensors="np")["input_ids"]
+    tokens = source.quantize(pictures)
+    # Hugging Face computes distances in float32 as a^2 - 2ab + b^2: near-ties of two colours may resolve otherwise.
+    assert (hf_tokens.reshape(8, 256) == tokens).mean() > 0.999
 
 
 def edit(path: Path, **values: object) -> None:
@@ -170,7 +170,7 @@ def edit(path: Path, **values: object) -> None:
 def test_what_is_no_published_image_gpt_is_refused(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    source = random_folder(SIZES["two layers of 8x8"])
+    source = random_bundle(SIZES["two layers of 8x8"])
 
     def refused(expected: str) -> None:
         with pytest.raises(IgptError, match=expected) as caught:
@@ -184,11 +184,11 @@ def test_what_is_no_published_image_gpt_is_refused(tmp_path: Path) -> None:
     edit(tmp_path / "config.json", scale_attn_by_inverse_layer_idx=True)
     refused("scale_attn_by_inverse_layer_idx is True")
     edit(tmp_path / "config.json", n_positions=60)
-    refused("60 positions are not those of a square image")
+    refused("60 positions are not the pixels of a square image")
     edit(tmp_path / "config.json", n_inner=64)
     refused("n_inner is 64")
     edit(tmp_path / "config.json", n_layer=1)
-    refused(r"transformer\.h\.1\.attn\.c_attn\.bias has no place")
+    refused(r"transformer\.h\.1\.attn\.c_attn\.bias is not a weight of an Image GPT")
     (tmp_path / "preprocessor_config.json").unlink()
     refused("no preprocessor_config")
     edit(tmp_path / "preprocessor_config.json", clusters=[[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
@@ -222,7 +222,7 @@ def openai_variables(*, masked: bool) -> dict[str, np.ndarray]:
     def normal(*shape: int) -> np.ndarray:
         return random.normal(0, 0.3, shape).astype(np.float32)
 
-    found = {
+    variables = {
         "model/wpe": normal(positions, width),
         "model/wte": normal(colours, width),
         "model/wtet": normal(colours, width),
@@ -232,15 +232,15 @@ def openai_variables(*, masked: bool) -> dict[str, np.ndarray]:
         "global_step": np.array(7),
     }
     if not masked:
-        found["model/sos"] = normal(width)
+        variables["model/sos"] = normal(width)
     for layer in range(layers):
         for norm in ("ln_1", "ln_2"):
-            found[f"model/h{layer}/{norm}/g"] = normal(width)
+            variables[f"model/h{layer}/{norm}/g"] = normal(width)
         for projection in ("q_proj", "k_proj", "v_proj", "c_proj"):
-            found[f"model/h{layer}/attn/{projection}"] = normal(heads, width // heads, width)
-        found[f"model/h{layer}/mlp/c_fc/w"] = normal(width, 4 * width)
-        found[f"model/h{layer}/mlp/c_proj/w"] = normal(4 * width, width)
-    return found
+            variables[f"model/h{layer}/attn/{projection}"] = normal(heads, width // heads, width)
+        variables[f"model/h{layer}/mlp/c_fc/w"] = normal(width, 4 * width)
+        variables[f"model/h{layer}/mlp/c_proj/w"] = normal(4 * width, width)
+    return variables
 
 
 def openai_logits(variables: dict[str, np.ndarray], tokens: np.ndarray, kept: np.ndarray | None) -> np.ndarray:
@@ -284,8 +284,8 @@ def test_openais_variables_give_what_openais_code_computes(masked: bool, tmp_pat
     )
     tokens = np.random.default_rng(4).integers(0, 17, (3, 16))
     kept = np.random.default_rng(5).random((3, 16)) > 0.15 if masked else None
-    ours = bundle.model(torch.from_numpy(tokens), masked_BT=None if kept is None else torch.from_numpy(~kept))
-    np.testing.assert_allclose(ours.detach().numpy(), openai_logits(variables, tokens, kept), atol=1e-5, rtol=1e-5)
+    logits = bundle.model(torch.from_numpy(tokens), masked_BT=None if kept is None else torch.from_numpy(~kept))
+    np.testing.assert_allclose(logits.detach().numpy(), openai_logits(variables, tokens, kept), atol=1e-5, rtol=1e-5)
 
 
 def test_incomplete_variables_are_refused(tmp_path: Path) -> None:
@@ -300,7 +300,7 @@ def test_incomplete_variables_are_refused(tmp_path: Path) -> None:
     refused({k: v for k, v in good.items() if k != "model/h1/attn/v_proj"}, "model: h1/attn/v_proj is missing")
     refused({k: v for k, v in good.items() if k != "model/wte"}, "there is no model/wte")
     refused({**good, "model/h1/attn/k_proj": good["model/h1/attn/k_proj"][:, :-1]}, "has the shape")
-    refused({**good, "model/h1/attn/bias": np.zeros(3)}, "h1/attn/bias has no place")
+    refused({**good, "model/h1/attn/bias": np.zeros(3)}, "h1/attn/bias is not a weight")
     refused(good, "17 colours and the palette 16", colours=16)
     path.write_bytes(b"no zip")
     with pytest.raises(IgptError, match=r"not an \.npz file"):

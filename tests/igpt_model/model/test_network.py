@@ -1,4 +1,4 @@
-"""The Image GPT's mathematics: size, initial weights, causality, the masked and conditional kinds, and features."""
+"""The network: size, initial weights, causality, masked and conditional models, and features."""
 
 import math
 from dataclasses import replace
@@ -192,7 +192,7 @@ def test_features_of_the_other_kinds() -> None:
         pooled_features(make(BY_CLASS), tokens)
 
 
-def test_unigram_baselines_are_the_entropies_of_what_they_counted() -> None:
+def test_unigram_baselines_are_the_entropies_of_the_counted_colours() -> None:
     counts = TokenCounts(2, 2)
     counts.add(torch.tensor([[0, 1]] * 9000 + [[1, 1]] * 1000).numpy())
     levels = counts.baselines(counts)
@@ -231,7 +231,7 @@ def test_a_small_image_must_fit_into_the_large_one() -> None:
 
 @pytest.mark.parametrize("shape", [(16, 64, 96), (3, 256, 64), (1, 512, 128), (5, 113, 64), (16, 32, 64)])
 def test_products_and_their_gradients_are_the_same_as_convolutions(shape: tuple[int, int, int]) -> None:
-    """Whatever kernel a shape gets: with 64 or more inputs and 512 rows it is a convolution."""
+    """With 64 or more inputs and 512 rows it is computed as a convolution, otherwise as a matrix product."""
     images, positions, inputs = shape
     generator = torch.Generator().manual_seed(0)
     layer = Linear(inputs, 48)

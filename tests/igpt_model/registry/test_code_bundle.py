@@ -1,4 +1,4 @@
-"""The code that travels with a registered model: all it needs, from every depth, and nothing else."""
+"""The code stored with a registered model: all modules that it imports, directly or not, and no others."""
 
 import json
 import subprocess
@@ -24,8 +24,12 @@ print(json.dumps({
     "features": model.predict(images, {"all_layers": True}).tolist(),
     "classify": model.predict(images, {"task": "classify"}).to_numpy().tolist(),
     "drawn": [model.predict(images, {"task": task}).tolist() for task in ("complete", "sample", "score")],
-    "ours": {n: m.__file__ for n, m in sys.modules.items() if n.split(".")[0] in ("igpt_model", "pipeline", "flows")},
-    "others": sorted({name.split(".")[0] for name in sys.modules}),
+    "project_modules": {
+        name: module.__file__
+        for name, module in sys.modules.items()
+        if name.split(".")[0] in ("igpt_model", "pipeline", "flows")
+    },
+    "packages": sorted({name.split(".")[0] for name in sys.modules}),
 }))
 """
 
@@ -37,7 +41,9 @@ def code(tmp_path: Path) -> Path:
     return tmp_path / "code"
 
 
-def test_the_code_answers_where_nothing_else_of_ours_is(code: Path, photos: np.ndarray, tmp_path: Path) -> None:
+def test_the_stored_code_works_where_the_project_is_not_installed(
+    code: Path, photos: np.ndarray, tmp_path: Path
+) -> None:
     programs, data, images = without_us(tmp_path / "environment"), tmp_path / "data", photos[[0, 70], :48]
     data.mkdir()
     write_files(data, make_bundle(), 1, make_head())
@@ -51,14 +57,17 @@ def test_the_code_answers_where_nothing_else_of_ours_is(code: Path, photos: np.n
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    found, model = json.loads(done.stdout.splitlines()[-1]), make()
-    assert np.array(found["features"]) == pytest.approx(model.predict(images, {"all_layers": True}), abs=1e-5)
-    assert np.array(found["classify"]) == pytest.approx(model.predict(images, {"task": "classify"}), abs=1e-5)
-    assert [np.shape(drawn) for drawn in found["drawn"]] == [(2, 1, 8, 8, 3), (1, 8, 8, 3), (2,)]
-    # What travels is what was loaded, module for module.
-    assert {Path(file) for file in found["ours"].values()} == set(code.rglob("*.py"))
-    assert "igpt_model.registry.serving" in found["ours"] and "pipeline.images.palette" in found["ours"]
-    assert not {"flows", "ray", "prefect"} & set(found["others"])
+    answers, model = json.loads(done.stdout.splitlines()[-1]), make()
+    assert np.array(answers["features"]) == pytest.approx(model.predict(images, {"all_layers": True}), abs=1e-5)
+    assert np.array(answers["classify"]) == pytest.approx(model.predict(images, {"task": "classify"}), abs=1e-5)
+    assert [np.shape(drawn) for drawn in answers["drawn"]] == [(2, 1, 8, 8, 3), (1, 8, 8, 3), (2,)]
+    # Exactly the stored modules are loaded.
+    assert {Path(file) for file in answers["project_modules"].values()} == set(code.rglob("*.py"))
+    assert (
+        "igpt_model.registry.serving" in answers["project_modules"]
+        and "pipeline.images.palette" in answers["project_modules"]
+    )
+    assert not {"flows", "ray", "prefect"} & set(answers["packages"])
 
 
 def test_every_folder_is_a_package(code: Path) -> None:

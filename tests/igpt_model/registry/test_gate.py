@@ -1,4 +1,4 @@
-"""The gate: what passes, what is refused and why, and which numbers are compared."""
+"""The promotion gate: which versions pass, why others are refused, and which metrics are compared."""
 
 import pytest
 
@@ -45,7 +45,7 @@ def test_against_a_champion(tags: dict[str, str], gate: GateConfig, refusals: li
     assert decision.passed == (not refusals)
 
 
-def test_a_champion_without_a_tag_is_not_taken_for_equal() -> None:
+def test_a_missing_tag_is_not_comparable() -> None:
     for tag, word in ((PALETTE, "palette"), (SPLITS, "splits")):
         champion = {key: value for key, value in CHAMPION.items() if key != tag}
         (refusal,) = decide(CHAMPION, champion, GateConfig()).refusals
@@ -54,7 +54,7 @@ def test_a_champion_without_a_tag_is_not_taken_for_equal() -> None:
         assert "(unknown)" in refusal
 
 
-def test_both_numbers_of_both_versions_are_kept() -> None:
+def test_the_metrics_of_both_versions_are_returned() -> None:
     decision = decide({**CHAMPION, BITS: "2.5", ACCURACY: "0.9"}, CHAMPION, GateConfig())
     assert decision.compared == {BITS: 2.5, f"champion.{BITS}": 3.0, ACCURACY: 0.9, f"champion.{ACCURACY}": 0.8}
 

@@ -1,4 +1,4 @@
-"""What a registered model of each kind answers, and what it refuses to open, without a registry."""
+"""The pyfunc interface for each kind of model, and loading of damaged or malicious files, without a registry."""
 
 import base64
 import hashlib
@@ -90,11 +90,11 @@ def test_a_plain_model(images: np.ndarray) -> None:
 
 def test_a_probe_classifies(images: np.ndarray) -> None:
     model = make()
-    found = model.predict(images, {"task": "classify"})
-    assert list(found.columns) == ["a", "c"]
-    assert found.sum(axis=1).to_numpy() == pytest.approx(1)
+    probabilities = model.predict(images, {"task": "classify"})
+    assert list(probabilities.columns) == ["a", "c"]
+    assert probabilities.sum(axis=1).to_numpy() == pytest.approx(1)
     expected = make_head().probabilities(model.predict(images))
-    assert np.array_equal(found.to_numpy(), expected)
+    assert np.array_equal(probabilities.to_numpy(), expected)
     with pytest.raises(MlflowException, match="no probe is attached"):
         RegisteredImageGPT(make_bundle(), best_layer=1).predict(images, {"task": "classify"})
 
@@ -148,7 +148,7 @@ def test_images_of_every_kind_give_the_same_features(images: np.ndarray) -> None
         (7, "images are int"),
     ],
 )
-def test_wrong_images_are_told_what_is_wrong(bad: object, expected: str) -> None:
+def test_invalid_images_are_refused_with_the_reason(bad: object, expected: str) -> None:
     with pytest.raises(MlflowException, match=expected):
         make().predict(bad)
 
@@ -164,7 +164,7 @@ def test_a_class_conditional_model(images: np.ndarray) -> None:
     assert not np.array_equal(bits[0], bits[1])
     for task in ("sample", "complete"):
         assert model.predict(images, {"task": task, "samples": 2, "label": 1}).shape[-3:] == (8, 8, 3)
-        with pytest.raises(MlflowException, match="label is None: this model draws by class, it must be 0 to 2"):
+        with pytest.raises(MlflowException, match="label is None: this model is class-conditional, it must be 0 to 2"):
             model.predict(images, {"task": task})
     with pytest.raises(MlflowException, match="told the class"):
         model.predict(images)
@@ -186,7 +186,7 @@ def test_a_super_resolution_and_a_masked_model(images: np.ndarray) -> None:
 
 
 @pytest.fixture
-def kept(tmp_path: Path) -> Path:
+def folder(tmp_path: Path) -> Path:
     """The files of a registered model."""
     folder = tmp_path / "image_gpt"
     folder.mkdir()
@@ -194,8 +194,8 @@ def kept(tmp_path: Path) -> Path:
     return folder
 
 
-def test_what_was_written_answers_the_same(kept: Path, images: np.ndarray) -> None:
-    opened = _load_pyfunc(str(kept))
+def test_a_loaded_model_gives_the_same_results(folder: Path, images: np.ndarray) -> None:
+    opened = _load_pyfunc(str(folder))
     for task in ("features", "classify", "score"):
         assert np.array_equal(opened.predict(images, {"task": task}), make().predict(images, {"task": task}))
 
@@ -216,36 +216,36 @@ def flip_a_bit(folder: Path) -> None:
         (lambda folder: (folder / "checksums.json").write_text("{"), "checksums.json is damaged"),
     ],
 )
-def test_damaged_files_are_not_opened(kept: Path, harm: Callable[[Path], object], expected: str) -> None:
-    harm(kept)
+def test_damaged_files_are_not_opened(folder: Path, harm: Callable[[Path], object], expected: str) -> None:
+    harm(folder)
     with pytest.raises(IgptError, match=expected):
-        _load_pyfunc(str(kept))
+        _load_pyfunc(str(folder))
 
 
 class Harm:
-    """What a pickle that does harm holds."""
+    """Unpickling it creates a file."""
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return (Path.touch, (Path("harm-was-done"),))
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "palette.npy", "probe.safetensors"])
-def test_a_pickle_in_the_place_of_a_file_is_not_unpickled(
-    name: str, kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_pickle_in_place_of_a_file_is_not_unpickled(
+    name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     if name == "palette.npy":
-        np.save(kept / name, np.array([Harm()], object), allow_pickle=True)
+        np.save(folder / name, np.array([Harm()], object), allow_pickle=True)
     else:
-        torch.save(Harm(), kept / name)
-    identity = hashlib.sha256((kept / checksums.FILE).read_bytes()).hexdigest()
-    (kept / checksums.FILE).unlink()
-    assert checksums.seal(kept) != identity  # the list of checksums was forged too
+        torch.save(Harm(), folder / name)
+    identity = hashlib.sha256((folder / checksums.FILE).read_bytes()).hexdigest()
+    (folder / checksums.FILE).unlink()
+    assert checksums.seal(folder) != identity  # the list of checksums was replaced too
     with pytest.raises(IgptError, match=r"damaged|not a palette"):
-        _load_pyfunc(str(kept))
+        _load_pyfunc(str(folder))
     assert not Path("harm-was-done").exists()
     with pytest.raises(IgptError, match="is not the one that was registered"):
-        checksums.verify(kept, "here", identity)
+        checksums.verify(folder, "here", identity)
 
 
 def test_features_are_those_of_the_layers(images: np.ndarray) -> None:

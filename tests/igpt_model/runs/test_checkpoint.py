@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not at all, the same on any number of ranks, and outlived by training when the store fails."""
+"""Checkpoints are complete or ignored, independent of the number of ranks, and training survives store errors."""
 
 import json
 import subprocess
@@ -41,7 +41,7 @@ def files_of(run: str, step: int) -> dict[str, Path]:
 
 
 @given(st.dictionaries(st.text(min_size=1), st.integers(0, 10**9), max_size=40), st.integers(1, 8))
-def test_every_tensor_has_one_writer_and_none_writes_much_more_than_his_part(sizes: dict[str, int], parts: int) -> None:
+def test_every_tensor_has_one_writer_and_the_load_is_balanced(sizes: dict[str, int], parts: int) -> None:
     owners = shares(sizes, parts)
     assert owners.keys() == sizes.keys()
     loads = [sum(size for name, size in sizes.items() if owners[name] == part) for part in range(parts)]
@@ -65,11 +65,13 @@ def test_the_newest_and_the_best_are_what_is_left_of_a_run(
     data: Snapshot, config: PretrainConfig, tmp_path: Path
 ) -> None:
     run = str(tmp_path / "run")
-    # A learning rate this large makes it worse after a good beginning.
+    # With a learning rate this large the loss rises again after a good start.
     config = config.with_fields(steps=60, learning_rate=0.02, evaluate_every=10, keep_last=2, keep_best=1)
-    heard = Recorder()
-    train(config, data, run, Worker(), heard)
-    losses = {step: values["validation_loss"] for step, values in heard.values.items() if "validation_loss" in values}
+    recorder = Recorder()
+    train(config, data, run, Worker(), recorder)
+    losses = {
+        step: values["validation_loss"] for step, values in recorder.values.items() if "validation_loss" in values
+    }
     best = min(losses, key=lambda step: losses[step])
     assert checkpoint.marked_steps(run) == sorted({best, 50, 60})
     files = [Path(file.url).parent.name for file in objects.list_files(f"{run}/checkpoints")]
@@ -77,7 +79,7 @@ def test_the_newest_and_the_best_are_what_is_left_of_a_run(
 
 
 @pytest.mark.parametrize("name", ["weights-00000.safetensors", "optimizer-00000.safetensors", "index.json"])
-def test_a_cut_file_costs_one_checkpoint_and_is_told(
+def test_a_truncated_file_costs_one_checkpoint_and_a_warning(
     name: str, data: Snapshot, config: PretrainConfig, tmp_path: Path
 ) -> None:
     run = str(tmp_path / "run")
@@ -87,11 +89,11 @@ def test_a_cut_file_costs_one_checkpoint_and_is_told(
     file = files_of(run, 30)[name]
     file.write_bytes(file.read_bytes()[:-100])
     before = load_model(checkpoint.folder_of(run, 30 if name.startswith("optimizer") else 20)).model.head.weight
-    assert torch.equal(load_model(run).model.head.weight, before)  # who wants the model alone falls back too
-    heard = Recorder()
-    result = train(config, data, run, Worker(), heard)
-    assert len(heard.lines) == 1 and "step 30 is damaged" in heard.lines[0]
-    assert min(heard.values) > 20
+    assert torch.equal(load_model(run).model.head.weight, before)  # opening only the model falls back too
+    recorder = Recorder()
+    result = train(config, data, run, Worker(), recorder)
+    assert len(recorder.lines) == 1 and "step 30 is damaged" in recorder.lines[0]
+    assert min(recorder.values) > 20
     assert result.validation_loss == expected.validation_loss
     assert all(torch.equal(value, bits[key]) for key, value in load_model(run).model.state_dict().items())
 
@@ -105,22 +107,22 @@ def test_every_checkpoint_damaged_is_an_error_and_not_a_fresh_start(
         files_of(run, step)["optimizer-00000.safetensors"].write_bytes(b"damaged")
     with pytest.raises(IgptError, match="every checkpoint is damaged"):
         train(config.with_fields(steps=40), data, run, Worker(), Recorder())
-    load_model(run)  # who wants the model alone is not concerned
+    load_model(run)  # the model itself is not damaged
 
 
-def test_without_a_mark_there_is_no_checkpoint(data: Snapshot, config: PretrainConfig, tmp_path: Path) -> None:
+def test_without_its_index_file_a_checkpoint_is_ignored(data: Snapshot, config: PretrainConfig, tmp_path: Path) -> None:
     run = str(tmp_path / "run")
     train(config, data, run, Worker(), Recorder())
     files_of(run, 30)["index.json"].unlink()
     assert 30 not in checkpoint.marked_steps(run)
-    assert min(_heard_again(config, data, run).values) > 20
+    assert min(_train_again(config, data, run).values) > 20
 
 
-def _heard_again(config: PretrainConfig, data: Snapshot, run: str) -> Recorder:
+def _train_again(config: PretrainConfig, data: Snapshot, run: str) -> Recorder:
     objects.delete(f"{run}/result.json")
-    heard = Recorder()
-    train(config, data, run, Worker(), heard)
-    return heard
+    recorder = Recorder()
+    train(config, data, run, Worker(), recorder)
+    return recorder
 
 
 def test_checkpoints_of_an_earlier_version_are_refused_in_a_line(tmp_path: Path) -> None:
@@ -131,7 +133,7 @@ def test_checkpoints_of_an_earlier_version_are_refused_in_a_line(tmp_path: Path)
 
 
 class _Store:
-    """Stands in the way of uploads: it fails some, or holds them until it is told."""
+    """Intercepts uploads: fails those that `fails` selects, and holds all while `open` is not set."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.fails = lambda url: False
@@ -155,18 +157,19 @@ def test_steps_go_on_while_a_checkpoint_is_being_written(
     store.open.clear()
     run = str(tmp_path / "run")
 
-    def look(step: int) -> None:
+    def check_nothing_is_written(step: int) -> None:
         if step == 19:
             assert checkpoint.marked_steps(run) == []
             store.open.set()
 
-    train(config, data, run, Worker(), Recorder(), heartbeat=look)
-    slow = load_model(run).model.state_dict()
+    train(config, data, run, Worker(), Recorder(), heartbeat=check_nothing_is_written)
     calm = str(tmp_path / "calm")
     train(config, data, calm, Worker(), Recorder())
-    for step in (20, 30):  # what was written is what was there at the step, not what training went on to
-        ours, theirs = (load_model(checkpoint.folder_of(each, step)).model.state_dict() for each in (run, calm))
-        assert all(torch.equal(ours[name], theirs[name]) for name in slow)
+    for step in (20, 30):  # the weights of that step were written, not those of later steps
+        written = load_model(checkpoint.folder_of(run, step)).model.state_dict()
+        expected = load_model(checkpoint.folder_of(calm, step)).model.state_dict()
+        assert written.keys() == expected.keys()
+        assert all(torch.equal(written[name], expected[name]) for name in expected)
 
 
 def test_a_failing_store_costs_a_warning_while_there_is_an_older_checkpoint(
@@ -174,13 +177,13 @@ def test_a_failing_store_costs_a_warning_while_there_is_an_older_checkpoint(
 ) -> None:
     store = _Store(monkeypatch)
     store.fails = lambda url: "/00000020/" in url
-    run, heard = str(tmp_path / "run"), Recorder()
-    result = train(config, data, run, Worker(), heard)
+    run, recorder = str(tmp_path / "run"), Recorder()
+    result = train(config, data, run, Worker(), recorder)
     assert result.steps == 30
     assert checkpoint.marked_steps(run) == [10, 30]
-    assert len(heard.lines) == 1 and "checkpoint of step 20 could not be written" in heard.lines[0]
-    # What was reported meanwhile is kept with the next one.
-    assert [report.step for report in metric_log.read(run)] == sorted(heard.values)
+    assert len(recorder.lines) == 1 and "checkpoint of step 20 could not be written" in recorder.lines[0]
+    # The metrics logged meanwhile are stored with the next checkpoint.
+    assert [entry.step for entry in metric_log.read(run)] == sorted(recorder.values)
 
 
 @pytest.mark.parametrize("step", [10, 30])
@@ -197,7 +200,9 @@ def test_the_first_and_the_last_checkpoint_are_needed(
     assert train(config, data, run, Worker(), Recorder()).steps == 30
 
 
-def test_reports_are_kept_whole_across_a_cut(data: Snapshot, config: PretrainConfig, tmp_path: Path) -> None:
+def test_logged_metrics_are_complete_after_an_interruption(
+    data: Snapshot, config: PretrainConfig, tmp_path: Path
+) -> None:
     calm, cut = str(tmp_path / "calm"), str(tmp_path / "cut")
     expected = Recorder()
     train(config, data, calm, Worker(), expected)
@@ -209,11 +214,11 @@ def test_reports_are_kept_whole_across_a_cut(data: Snapshot, config: PretrainCon
     with pytest.raises(KilledError):
         train(config, data, cut, Worker(), Recorder(), heartbeat=die)
     train(config, data, cut, Worker(), Recorder())
-    kept = {report.step: report.values["train_loss"] for report in metric_log.read(cut)}
-    assert kept == {step: values["train_loss"] for step, values in expected.values.items()}
+    stored = {entry.step: entry.values["train_loss"] for entry in metric_log.read(cut)}
+    assert stored == {step: values["train_loss"] for step, values in expected.values.items()}
 
 
-def test_a_model_is_read_by_plain_python_alone(data: Snapshot, config: PretrainConfig, tmp_path: Path) -> None:
+def test_a_model_is_read_without_torch(data: Snapshot, config: PretrainConfig, tmp_path: Path) -> None:
     run = str(tmp_path / "run")
     train(config, data, run, Worker(), Recorder())
     step = checkpoint.folder_of(run, 30)
@@ -229,14 +234,22 @@ assert "torch" not in sys.modules
     assert float(printed) == pytest.approx(load_model(step).model.head.weight.sum().item(), abs=1e-4)
 
 
-def test_a_notice_that_workers_leave_saves_once_at_once(data: Snapshot, config: PretrainConfig, tmp_path: Path) -> None:
+def test_a_preemption_notice_saves_one_checkpoint_at_once(
+    data: Snapshot, config: PretrainConfig, tmp_path: Path
+) -> None:
     run = str(tmp_path / "run")
     config = config.with_fields(checkpoint_every=30, keep_last=3)
-    seen: list[list[int]] = []
+    steps_after: list[list[int]] = []
     train(
-        *(config, data, run, Worker(), Recorder()),
-        heartbeat=lambda step: seen.append(checkpoint.marked_steps(run)),
+        config,
+        data,
+        run,
+        Worker(),
+        Recorder(),
+        heartbeat=lambda step: steps_after.append(checkpoint.marked_steps(run)),
         leaving=lambda: True,
     )
-    assert seen[9] == [] and seen[10] == seen[28] == [10]  # written before the next step, and not again
+    assert steps_after[9] == [] and steps_after[10] == steps_after[28] == [
+        10
+    ]  # written before the next step, and not again
     assert checkpoint.marked_steps(run) == [10, 30]

@@ -1,4 +1,4 @@
-"""A training that starts from a registered model: with its weights, once, and only from one that fits."""
+"""A run that starts from a registered model: with its weights, once, and only if the model matches the config."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +27,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
 
 @pytest.fixture
 def first(data: Snapshot, tmp_path: Path) -> tuple[PretrainConfig, ModelBundle]:
-    """A config, and the model that thirty steps with it have made."""
+    """A config, and the model trained with it for thirty steps."""
     config = short_training(data, tmp_path)
     run = str(tmp_path / "first")
     train(config, data, run, Worker(), Recorder())
@@ -36,25 +36,25 @@ def first(data: Snapshot, tmp_path: Path) -> tuple[PretrainConfig, ModelBundle]:
 
 @pytest.fixture
 def second(first: tuple[PretrainConfig, ModelBundle], data: Snapshot, tmp_path: Path) -> str:
-    """A run that has the model as its parent, and has not begun."""
+    """A run that has the model as its parent and has not started."""
     run = str(tmp_path / "second")
     config, model = first
     initial_model.keep(run, model, config, data)
     return run
 
 
-def test_a_training_goes_on_where_its_parent_ended(
+def test_a_run_starts_from_the_weights_of_its_parent(
     first: tuple[PretrainConfig, ModelBundle], second: str, data: Snapshot
 ) -> None:
     config, model = first
-    heard = Recorder()
-    train(config.with_fields(warmup_steps=0, learning_rate=1e-9, ema_decay=0.5), data, second, Worker(), heard)
-    assert heard.values[10]["train_loss"] < 2.3  # 2.77 is what random weights have
-    ours = load_model(second).model.state_dict()
-    assert all(torch.allclose(ours[name], tensor, atol=1e-6) for name, tensor in model.model.state_dict().items())
+    recorder = Recorder()
+    train(config.with_fields(warmup_steps=0, learning_rate=1e-9, ema_decay=0.5), data, second, Worker(), recorder)
+    assert recorder.values[10]["train_loss"] < 2.3  # random weights have 2.77
+    weights = load_model(second).model.state_dict()
+    assert all(torch.allclose(weights[name], tensor, atol=1e-6) for name, tensor in model.model.state_dict().items())
 
 
-def test_a_run_that_was_cut_off_goes_on_from_its_checkpoint_and_not_from_the_parent(
+def test_an_interrupted_run_continues_from_its_checkpoint_and_not_from_the_parent(
     first: tuple[PretrainConfig, ModelBundle], data: Snapshot, tmp_path: Path
 ) -> None:
     config, model = first
@@ -69,32 +69,34 @@ def test_a_run_that_was_cut_off_goes_on_from_its_checkpoint_and_not_from_the_par
 
     with pytest.raises(KilledError):
         train(config, data, cut, Worker(), Recorder(), heartbeat=die)
-    objects.delete(objects.join(cut, "parent", "weights.safetensors"))  # they are not asked for any more
+    objects.delete(objects.join(cut, "parent", "weights.safetensors"))  # no longer needed
     train(config, data, cut, Worker(), Recorder())
-    ours, theirs = load_model(cut).model.state_dict(), load_model(calm).model.state_dict()
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    weights, expected = load_model(cut).model.state_dict(), load_model(calm).model.state_dict()
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
 
-def test_half_a_parent_does_not_count(first: tuple[PretrainConfig, ModelBundle], second: str, data: Snapshot) -> None:
+def test_an_incomplete_parent_does_not_count(
+    first: tuple[PretrainConfig, ModelBundle], second: str, data: Snapshot
+) -> None:
     config, _ = first
     assert initial_model.of_run(second) == "models:/digits/1"
-    objects.delete(objects.join(second, "parent", "parent.json"))  # the last that is written
+    objects.delete(objects.join(second, "parent", "parent.json"))  # written last
     assert initial_model.of_run(second) == "" and initial_model.is_needed(second, config)
     with pytest.raises(IgptError, match=r"parent is models:/digits/1 and its model is not in .*/parent yet; `igpt"):
         train(config, data, second, Worker(), Recorder())
 
 
-def test_a_run_has_one_parent_and_it_is_the_one_that_is_told(
+def test_a_run_keeps_the_parent_it_started_from(
     first: tuple[PretrainConfig, ModelBundle], second: str, data: Snapshot, tmp_path: Path
 ) -> None:
-    """Where the run's name is given, it does not change with the parent."""
+    """The parent is not part of a run name that is given."""
     config, _ = first
     for other in ("models:/digits/2", ""):
-        with pytest.raises(IgptError, match=f"has started from models:/digits/1, and parent is {other or 'empty'} now"):
+        with pytest.raises(IgptError, match=f"it started from models:/digits/1, and parent is {other or 'empty'} now"):
             train(config.with_fields(parent=other), data, second, Worker(), Recorder())
     without = str(tmp_path / "without")
     train(config.with_fields(parent="", steps=10), data, without, Worker(), Recorder())
-    with pytest.raises(IgptError, match="has started from random weights, and parent is models:/digits/1 now"):
+    with pytest.raises(IgptError, match="it started from random weights, and parent is models:/digits/1 now"):
         train(config, data, without, Worker(), Recorder())
 
 
@@ -121,13 +123,13 @@ def test_a_parent_with_other_colours_or_classes_is_refused(
 ) -> None:
     config, model = first
     run = str(tmp_path / "second")
-    with pytest.raises(IgptError, match="the same number means another colour"):
+    with pytest.raises(IgptError, match="the same token means another colour"):
         initial_model.keep(run, replace(model, palette_K3=-model.palette_K3), config, data)
     by_class = config.with_fields(class_conditional=True)
     shape = by_class.model.for_images(resolution=8, colours=16, classes=10)
-    told = Learner(shape, by_class, Worker()).model
-    others = ModelBundle(model=told, palette_K3=model.palette_K3, classes=tuple(reversed(data.classes)))
-    with pytest.raises(IgptError, match="was told other classes"):
+    conditional = Learner(shape, by_class, Worker()).model
+    others = ModelBundle(model=conditional, palette_K3=model.palette_K3, classes=tuple(reversed(data.classes)))
+    with pytest.raises(IgptError, match="was trained with other classes"):
         initial_model.keep(run, others, by_class, data)
     assert np.array_equal(model.palette_K3, data.palette())
 

@@ -1,4 +1,4 @@
-"""One way to open a model: whatever names it gives the same weights, and a refresh downloads them once."""
+"""Every kind of reference opens the same model, and a refresh downloads it once."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -40,8 +40,8 @@ def no_registry(reference: str) -> ModelBundle:
 
 
 def same_weights(one: ModelBundle, other: ModelBundle) -> bool:
-    ours, theirs = one.model.state_dict(), other.model.state_dict()
-    return all(torch.equal(ours[name], theirs[name]) for name in ours)
+    weights, other_weights = one.model.state_dict(), other.model.state_dict()
+    return all(torch.equal(weights[name], other_weights[name]) for name in weights)
 
 
 REFERENCES: dict[str, Callable[[str, str], str]] = {
@@ -62,17 +62,17 @@ def test_every_reference_opens_the_same_model(kind: str, run: str, folder: str) 
 
 
 def test_a_registry_uri_goes_to_the_registry(run: str) -> None:
-    asked: list[str] = []
+    opened: list[str] = []
 
     def from_registry(reference: str) -> ModelBundle:
-        asked.append(reference)
+        opened.append(reference)
         return load_model(run)
 
     assert same_weights(open_model("models:/digits@champion", from_registry), load_model(run))
-    assert asked == ["models:/digits@champion"]
+    assert opened == ["models:/digits@champion"]
 
 
-def test_what_is_no_model_is_told_with_what_to_give(tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_refused_with_advice(tmp_path: Path) -> None:
     with pytest.raises(IgptError, match="no model there; give the folder of a training run, of one of its"):
         open_model(str(tmp_path), no_registry)
 
@@ -87,4 +87,4 @@ def test_a_refresh_downloads_a_model_once(run: str, monkeypatch: pytest.MonkeyPa
     assert once == len(set(downloads)) > 0
     assert all(model is models[0] for model in models)
     open_model(run, no_registry)
-    assert len(downloads) == 2 * once, "outside of the block nothing is kept"
+    assert len(downloads) == 2 * once, "outside the block models are not cached"

@@ -1,4 +1,4 @@
-"""The sheets that show what a model of each kind has learnt."""
+"""The image sheets for each kind of model."""
 
 import io
 
@@ -46,33 +46,33 @@ def test_samples_and_completions(classes: int | None) -> None:
     originals = bundle.pictures(HELD_OUT)
     samples = cells(draw(bundle, "samples"), classes or 6, 10)
     assert len(np.unique(samples.reshape(-1, 192), axis=0)) == samples.shape[0] * 10
-    found = cells(draw(bundle, "completions"), 4, 7)
-    assert np.array_equal(found[:, 0], originals)
-    assert np.array_equal(found[:, 1, :4], originals[:, :4])
-    assert (found[:, 1, 4:] == GREY).all()
-    assert all(np.array_equal(found[:, 2 + number, :4], originals[:, :4]) for number in range(5))
+    images = cells(draw(bundle, "completions"), 4, 7)
+    assert np.array_equal(images[:, 0], originals)
+    assert np.array_equal(images[:, 1, :4], originals[:, :4])
+    assert (images[:, 1, 4:] == GREY).all()
+    assert all(np.array_equal(images[:, 2 + number, :4], originals[:, :4]) for number in range(5))
 
 
 def test_upscaled_images() -> None:
     bundle = make(low_resolution=2)
-    found = cells(draw(bundle, "upscaled"), 4, 7)
-    assert np.array_equal(found[:, 0], bundle.pictures(HELD_OUT))
-    small = bundle.pictures(bundle.shrink(found[:, 0]))
-    assert np.array_equal(found[:, 1], small.repeat(4, 1).repeat(4, 2))
-    assert not np.array_equal(found[:, 2], found[:, 3])
+    images = cells(draw(bundle, "upscaled"), 4, 7)
+    assert np.array_equal(images[:, 0], bundle.pictures(HELD_OUT))
+    small = bundle.pictures(bundle.shrink(images[:, 0]))
+    assert np.array_equal(images[:, 1], small.repeat(4, 1).repeat(4, 2))
+    assert not np.array_equal(images[:, 2], images[:, 3])
 
 
-def test_a_masked_models_guesses_stand_where_pixels_were_masked() -> None:
+def test_reconstructions_change_only_masked_pixels() -> None:
     bundle = make(objective="masked")
     assert sheet_names(bundle) == ("reconstructions",)
-    found = cells(draw(bundle, "reconstructions"), 4, 7)
+    images = cells(draw(bundle, "reconstructions"), 4, 7)
     originals = bundle.pictures(HELD_OUT)
-    assert np.array_equal(found[:, 0], originals)
+    assert np.array_equal(images[:, 0], originals)
     for number in (1, 3, 5):
-        masked = (found[:, number] != originals).any(3)
+        masked = (images[:, number] != originals).any(3)
         assert 0.05 < masked.mean() < 0.3
-        assert (found[:, number][masked] == GREY).all()
-        assert np.array_equal(found[:, number + 1][~masked], originals[~masked])
+        assert (images[:, number][masked] == GREY).all()
+        assert np.array_equal(images[:, number + 1][~masked], originals[~masked])
 
 
 def test_surprise_is_black_where_certain_and_white_at_chance() -> None:
@@ -80,9 +80,9 @@ def test_surprise_is_black_where_certain_and_white_at_chance() -> None:
     nats = np.zeros((4, 64))
     nats[:, 1] = np.log(16)
     nats[:, 2] = 100
-    found = cells(sheets.surprise_sheet(bundle, HELD_OUT, nats), 4, 2)[:, 1].reshape(4, 64, 3)
-    assert (found[:, [1, 2]] == 255).all()
-    assert not found[:, 3:].any()
+    images = cells(sheets.surprise_sheet(bundle, HELD_OUT, nats), 4, 2)[:, 1].reshape(4, 64, 3)
+    assert (images[:, [1, 2]] == 255).all()
+    assert not images[:, 3:].any()
 
 
 def test_a_png_holds_the_picture() -> None:

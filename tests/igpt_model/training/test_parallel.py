@@ -83,7 +83,7 @@ CURVES = ("train_loss", "validation_loss", "gradient_norm")
 
 def test_a_sharded_model_is_trained_as_a_whole_one(sharded: str, alone: str) -> None:
     assert_same_training(sharded, alone)
-    found = checkpoint.read_mark(checkpoint.folder_of(sharded, 30))
+    found = checkpoint.read(checkpoint.folder_of(sharded, 30))
     pieces = found.index.tensors["weights.blocks.0.mlp_in.weight"].pieces
     assert [piece.file for piece in pieces] == ["weights-00000.safetensors", "weights-00001.safetensors"]
     assert {piece.sizes for piece in pieces} == {(64, 32)}
@@ -113,5 +113,5 @@ def test_a_checkpoint_of_two_is_gone_on_with_by_any_number(
         train(config, data, str(run), Worker(), Recorder())
     else:
         trained(config, name, workers=workers, parallelism=parallelism)
-    assert checkpoint.read_mark(checkpoint.folder_of(str(run), 30)).state.restarts == 1
+    assert checkpoint.read(checkpoint.folder_of(str(run), 30)).state.restarts == 1
     assert_same_training(str(run), alone)

@@ -140,7 +140,7 @@ def test_a_step_that_is_not_finite_is_left_out_and_counted(
     assert (result.steps, result.images, result.skipped_steps) == (10, 160, 3)
     assert heard.values[10]["skipped_steps"] == 3
     assert 0 < heard.values[10]["train_loss"] < 3
-    state = checkpoint.read_mark(checkpoint.folder_of(run, 10)).state
+    state = checkpoint.read(checkpoint.folder_of(run, 10)).state
     assert (state.skipped, state.skipped_in_a_row) == (3, 0)
     assert all(torch.isfinite(weight).all() for weight in load_model(run).model.state_dict().values())
 
