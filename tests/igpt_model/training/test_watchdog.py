@@ -12,6 +12,7 @@ import psutil
 import pytest
 import yaml
 
+from igpt_model.config import PretrainConfig
 from igpt_model.runs import metric_log
 from igpt_model.training import watchdog
 from igpt_model.training.loop import _Training, train
@@ -49,7 +50,7 @@ def test_that_it_ends_is_said_also_when_its_stacks_cannot_be_kept(tmp_path: Path
     heard = Recorder()
     worker = SimpleNamespace(
         **{"run": str(tmp_path), "state": SimpleNamespace(step=7), "worker": Worker(), "listener": heard},
-        config=SimpleNamespace(hang_seconds=900.0),
+        config=PretrainConfig.from_fields(runs="runs"),
     )
     _Training.tell_stacks(worker, "Thread 1")  # type: ignore[arg-type]
     (line,) = heard.lines
