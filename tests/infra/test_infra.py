@@ -368,8 +368,8 @@ def test_the_example_config_is_one_that_the_project_loads() -> None:
 
 
 def test_drivers_are_as_patient_with_mlflow_as_the_command_line() -> None:
-    assert settings.PATIENCE.items() <= COMPOSE["x-mlflow"].items()
-    assert settings.PATIENCE.items() <= SERVICES["prefect-worker"]["environment"].items()
+    assert settings.MLFLOW_RETRIES.items() <= COMPOSE["x-mlflow"].items()
+    assert settings.MLFLOW_RETRIES.items() <= SERVICES["prefect-worker"]["environment"].items()
 
 
 def test_passwords_guard_mlflow_and_prefect_and_reach_drivers_alone() -> None:

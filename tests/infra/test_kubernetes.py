@@ -148,7 +148,7 @@ def test_every_node_and_driver_of_ray_carries_the_token() -> None:
 def test_drivers_are_as_patient_with_mlflow_as_the_command_line() -> None:
     (worker,) = [container for name, container in containers() if name == "prefect-worker"]
     told = {each["name"]: each.get("value") for each in worker["env"]}
-    assert settings.PATIENCE.items() <= told.items()
+    assert settings.MLFLOW_RETRIES.items() <= told.items()
 
 
 def test_what_is_called_is_a_service_whose_port_leads_to_a_container() -> None:
