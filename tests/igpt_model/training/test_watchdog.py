@@ -65,7 +65,7 @@ def test_a_suspended_machine_is_not_a_hung_worker(monkeypatch: pytest.MonkeyPatc
 
     def end(_: int) -> None:
         ended.set()
-        threading.Event().wait()  # as if the process were gone
+        raise SystemExit  # the watchdog's thread does no more, as if the process were gone
 
     monkeypatch.setattr(watchdog, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + sum(suspended_seconds)))
     monkeypatch.setattr(watchdog, "os", SimpleNamespace(_exit=end))
