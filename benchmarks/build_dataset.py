@@ -92,15 +92,15 @@ _PHOTOGRAPHS: list[bytes] = []
 
 def _decode(part: int) -> int:
     """The minimum of any pipeline: decode, crop the centre square, shrink."""
-    mine = range(part, IMAGES, PROCESSES)
-    for number in mine:
+    numbers = range(part, IMAGES, PROCESSES)
+    for number in numbers:
         with Image.open(io.BytesIO(_PHOTOGRAPHS[number % len(_PHOTOGRAPHS)])) as image:
             rgb = image.convert("RGB")
             side = min(rgb.size)
             left, top = (rgb.width - side) / 2, (rgb.height - side) / 2
             box = (left, top, left + side, top + side)
             np.asarray(rgb.resize((RESOLUTION, RESOLUTION), Image.Resampling.BOX, box=box))
-    return len(mine)
+    return len(numbers)
 
 
 def decoder() -> float:
