@@ -65,5 +65,5 @@ def test_networks_are_identified_by_their_contents() -> None:
 
 
 def test_an_impossible_config_is_refused() -> None:
-    with pytest.raises(IgptError, match="must be positive"):
+    with pytest.raises(IgptError, match="steps is 0: it must be at least 1"):
         FineTuneConfig(steps=0)
