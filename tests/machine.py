@@ -7,7 +7,7 @@ installed; those that another platform or a GPU would run may be.
 
 import functools
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 
 import pytest
 
@@ -72,8 +72,11 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> Generator[None, None, None]:
+    yield  # pytest's own list of the skipped comes before
     for reason in _unexcused(config):
         terminalreporter.write_line(f"FAILED: with --all-must-run no test may be skipped because {reason}", red=True)
     counts = _skipped(config)
