@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -74,9 +73,21 @@ def prepare_blocks(model: ImageGPT, config: PretrainConfig) -> None:
     """
     for block in model.layers:
         if config.activation_checkpointing:
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+            block.forward = _recomputed(block.forward)  # type: ignore[method-assign]
         if config.compile:
             block.compile()
+
+
+def _recomputed(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A forward pass whose activations are computed again in the backward pass.
+
+    A function of its own, for torch.compile steps over a bound `checkpoint` and would compile nothing.
+    """
+
+    def recomputed(*inputs: Any) -> Tensor:
+        return checkpoint(forward, *inputs, use_reentrant=False)
+
+    return recomputed
 
 
 def parallelize(model: ImageGPT, worker: Worker, config: PretrainConfig) -> nn.Module:

@@ -1,5 +1,6 @@
 """However many workers share a model, and however they do, it is the same training: DDP, FSDP2, from one to another."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -115,3 +116,20 @@ def test_a_checkpoint_of_two_is_gone_on_with_by_any_number(
     trained(config, name, workers=workers, parallelism=parallelism)
     assert checkpoint.read_mark(checkpoint.folder_of(str(run), 30)).state.restarts == 1
     assert_same_training(str(run), alone)
+
+
+def test_workers_compile_blocks_that_recompute_their_activations() -> None:
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "tests.compiled_workers")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *launch], capture_output=True, text=True, cwd=ROOT, check=False, env=environment, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert [(row["parallelism"], row["compiled"]) for row in rows] == [
+        (parallelism, compiled) for parallelism in ("ddp", "fsdp") for compiled in (False, True)
+    ]
+    for row in rows:
+        assert (row["graphs"], row["breaks"]) == ((1, 0) if row["compiled"] else (0, 0))
+        assert row["loss"] == pytest.approx(rows[0]["loss"], abs=1e-6)
+        assert row["norm"] == pytest.approx(rows[0]["norm"], rel=1e-4)

@@ -67,7 +67,14 @@ def test_parts_of_any_size_add_up_to_the_gradient_of_the_whole_batch(size: int) 
         torch.testing.assert_close(ours[name], theirs[name], atol=1e-6, rtol=1e-4)
 
 
-@pytest.mark.parametrize("fields", [{"activation_checkpointing": True}, {"compile": True}])
+EXECUTIONS = [
+    {"activation_checkpointing": True},
+    {"compile": True},
+    {"compile": True, "activation_checkpointing": True},
+]
+
+
+@pytest.mark.parametrize("fields", EXECUTIONS)
 def test_how_the_blocks_are_executed_does_not_change_the_gradient(fields: dict) -> None:
     tokens = some_tokens(12)
     plain, prepared = make(SMALL), make(SMALL)
@@ -83,9 +90,10 @@ def test_how_the_blocks_are_executed_does_not_change_the_gradient(fields: dict) 
         torch.testing.assert_close(ours[name], theirs[name], atol=1e-6, rtol=1e-4)
 
 
-def test_all_blocks_are_compiled_once() -> None:
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_all_blocks_are_compiled_once(recomputed: bool) -> None:
     model = make(replace(SMALL, layers=12))  # more than the eight compilations after which PyTorch gives up
-    prepare_blocks(model, replace(CONFIG, compile=True))
+    prepare_blocks(model, replace(CONFIG, compile=True, activation_checkpointing=recomputed))
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     losses(model, inputs_of(some_tokens(12))).mean().backward()
