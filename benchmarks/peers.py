@@ -17,11 +17,12 @@ from igpt_model.model_folder import ModelFolder
 
 
 def our_model(config: ModelConfig, device: torch.device) -> ImageGPT:
-    """An Image GPT whose output matrix is drawn too, so that no logit is zero."""
+    """An Image GPT whose output matrix is drawn too, so that no logit is zero; drawn on the device."""
     torch.manual_seed(0)
-    model = ImageGPT(config)
+    with device:
+        model = ImageGPT(config)
     nn.init.normal_(model.head.weight, std=0.02)
-    return model.to(device)
+    return model
 
 
 def hugging_face(ours: ImageGPT) -> ImageGPTForCausalImageModeling:

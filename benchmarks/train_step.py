@@ -43,7 +43,12 @@ class Setting:
 
 
 def contenders(setting: Setting, names: list[str]) -> dict[str, Callable[[], float]]:
-    """A function for each contender that does a step and returns the loss."""
+    """A function for each contender that does a step and returns the loss.
+
+    What was compiled before is forgotten: meeting another batch size, PyTorch would compile anew for any size, and the
+    steps would be timed with those slower kernels, not with what a training of one size runs.
+    """
+    torch.compiler.reset()
     config, device = setting.model, setting.device
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randint(0, config.colours, (setting.batch, config.positions), generator=generator).to(device)
@@ -66,7 +71,8 @@ def contenders(setting: Setting, names: list[str]) -> dict[str, Callable[[], flo
                 return F.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten())
 
         else:
-            model = NanoGPT(config).to(device)
+            with device:  # weights of a billion are drawn on a GPU in no time
+                model = NanoGPT(config)
             called = torch.compile(model) if "compiled" in name else model
             loss = lambda called=called: called(shifted, tokens)  # noqa: E731
         made[name] = _step(model, loss, setting)

@@ -39,6 +39,15 @@ def test_training(tmp_path: Path) -> None:
     assert [row["contender"] for row in rows] == ["ours compiled", "ours", "nanoGPT-style compiled", "Hugging Face"]
 
 
+def test_steps_of_every_batch_size_run_kernels_for_that_size() -> None:
+    config = PretrainConfig(runs="r", preset="tiny")
+    for batch in (2, 3):
+        setting = Setting(model=TINY, batch=batch, device=torch.device("cpu"), config=config, optimizer=True)
+        with torch._dynamo.config.patch(error_on_recompile=True):  # anew would be: for any size
+            for step in contenders(setting, ["ours compiled", "nanoGPT-style compiled"]).values():
+                step()
+
+
 def test_drawing(tmp_path: Path) -> None:
     arguments = ("--layers", "2", "--width", "32", "--heads", "4", "--resolutions", "4", "--batches", "2", "--compile")
     for precision in ("float32", "bfloat16"):
