@@ -75,6 +75,21 @@ def test_quality(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "run").glob("*.png")} == {"samples.png", "completions.png"}
 
 
+def test_benchmarks_of_the_model_need_no_more_than_a_gpu_machine_has() -> None:
+    """Torch, numpy, pyarrow, pillow, safetensors and scikit-learn."""
+    missing = ("transformers", "psutil", "boto3", "botocore", "matplotlib", "ray", "mlflow", "s3fs", "pydantic", "yaml")
+    code = f"""
+import sys
+sys.modules |= dict.fromkeys({missing!r})
+from benchmarks import quality, sample, train_step
+from benchmarks.measure_device import machine
+print(machine(sample.torch.device("cpu"))["packages"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "torch" in done.stdout
+
+
 def test_bytes_are_those_of_weights_and_cache() -> None:
     short = ModelConfig(layers=1, width=4, heads=1, resolution=1, colours=3)
     weights = 12 * 16 + 3 * 4
