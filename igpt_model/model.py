@@ -8,6 +8,7 @@ Shapes: B batch, P tokens of the small image, T pixels, row by row, S positions 
 head, K colours.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -50,12 +51,36 @@ class LayerCache:
         self._keys, self._values = memory
         self.filled = 0
 
-    def extend(self, k_BHSD: Tensor, v_BHSD: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the keys and values of the next positions; return those of all positions so far."""
-        begin, self.filled = self.filled, self.filled + k_BHSD.shape[2]
+    def attend(self, q_BHSD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor) -> Tensor:
+        """Store the keys and values of the next positions; attend from these to all so far, [B, H, S, D]."""
+        steps = k_BHSD.shape[2]
+        if steps > 1 and self.filled:
+            raise ValueError("a filled cache takes one position at a time")
+        begin, self.filled = self.filled, self.filled + steps
         self._keys[:, :, begin : self.filled] = k_BHSD
         self._values[:, :, begin : self.filled] = v_BHSD
-        return self._keys[:, :, : self.filled], self._values[:, :, : self.filled]
+        keys_BHLD, values_BHLD = self._keys[:, :, : self.filled], self._values[:, :, : self.filled]
+        return F.scaled_dot_product_attention(q_BHSD, keys_BHLD, values_BHLD, is_causal=steps > 1)
+
+
+class FixedLayerCache:
+    """The same memory for a step whose shapes and addresses are the same at every position: [2, B, H, S, D].
+
+    The position is read on the device, `place_1`, int64. Of the first `len(bias_L)` positions those are attended to
+    whose bias is 0; it is -inf at those that are not filled.
+    """
+
+    def __init__(self, memory: Tensor, place_1: Tensor, bias_L: Tensor) -> None:
+        self._keys, self._values = memory
+        self._place_1, self._bias_L = place_1, bias_L
+
+    def attend(self, q_BH1D: Tensor, k_BH1D: Tensor, v_BH1D: Tensor) -> Tensor:
+        """Store the keys and values of a position; attend from it to all so far, [B, H, 1, D]."""
+        self._keys.index_copy_(2, self._place_1, k_BH1D)
+        self._values.index_copy_(2, self._place_1, v_BH1D)
+        length = len(self._bias_L)
+        keys_BHLD, values_BHLD = self._keys[:, :, :length], self._values[:, :, :length]
+        return F.scaled_dot_product_attention(q_BH1D, keys_BHLD, values_BHLD, attn_mask=self._bias_L[None, None, None])
 
 
 class KeyValueCache:
@@ -63,7 +88,8 @@ class KeyValueCache:
 
     def __init__(self, config: ModelConfig, batch: int, like: Tensor) -> None:
         shape = (config.layers, 2, batch, config.heads, config.sequence, config.width // config.heads)
-        self.layers = [LayerCache(memory) for memory in torch.empty(shape, dtype=like.dtype, device=like.device)]
+        self.memory = torch.zeros(shape, dtype=like.dtype, device=like.device)
+        self.layers: Sequence[LayerCache | FixedLayerCache] = [LayerCache(memory) for memory in self.memory]
 
     @staticmethod
     def bytes_per_image(config: ModelConfig, dtype: torch.dtype) -> int:
@@ -80,15 +106,14 @@ class Attention(nn.Module):
         self.qkv = Linear(config.width, 3 * config.width)
         self.out = Linear(config.width, config.width)
 
-    def forward(self, x_BSC: Tensor, cache: LayerCache | None = None) -> Tensor:
+    def forward(self, x_BSC: Tensor, cache: LayerCache | FixedLayerCache | None = None) -> Tensor:
         """Attend from each position to itself and those before it, the cached ones included."""
         B, S, C = x_BSC.shape
         q_BHSD, k_BHSD, v_BHSD = self.qkv(x_BSC).view(B, S, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
         if cache is not None:
-            if S > 1 and cache.filled:
-                raise ValueError("a filled cache takes one position at a time")
-            k_BHSD, v_BHSD = cache.extend(k_BHSD, v_BHSD)
-        y_BHSD = F.scaled_dot_product_attention(q_BHSD, k_BHSD, v_BHSD, is_causal=self.causal and S > 1)
+            y_BHSD = cache.attend(q_BHSD, k_BHSD, v_BHSD)
+        else:
+            y_BHSD = F.scaled_dot_product_attention(q_BHSD, k_BHSD, v_BHSD, is_causal=self.causal and S > 1)
         return self.out(y_BHSD.transpose(1, 2).reshape(B, S, C))
 
 
@@ -103,7 +128,7 @@ class Block(nn.Module):
         self.mlp_in = Linear(config.width, 4 * config.width)
         self.mlp_out = Linear(4 * config.width, config.width)
 
-    def forward(self, x_BSC: Tensor, cache: LayerCache | None = None) -> Tensor:
+    def forward(self, x_BSC: Tensor, cache: LayerCache | FixedLayerCache | None = None) -> Tensor:
         """Map the residual stream to the next block's."""
         x_BSC = x_BSC + self.attention(self.attention_norm(x_BSC), cache)
         # x sigmoid(1.702 x) is silu(1.702 x) / 1.702. Without biases the factors can stand at the narrow ends of the
@@ -178,8 +203,11 @@ class ImageGPT(nn.Module):
             raise IgptError("this model is class-conditional: give the classes of the images as labels_B")
         return self.class_starts(condition.labels_B)
 
-    def embed_next(self, tokens_B: Tensor, position: int) -> Tensor:
-        """The input at which the pixel `position` >= 1 is predicted, given the token before it; [B, 1, C]."""
+    def embed_next(self, tokens_B: Tensor, position: int | Tensor) -> Tensor:
+        """The input at which the pixel `position` >= 1 is predicted, given the token before it; [B, 1, C].
+
+        A position that is on the device is int64 [1].
+        """
         return self.tokens(tokens_B[:, None]) + self.positions[position]
 
     def embed_masked(self, tokens_BT: Tensor, masked_BT: Tensor | None) -> Tensor:
