@@ -8,6 +8,7 @@ from torch import Tensor
 from igpt_model.model import UNCONDITIONAL, Condition, ImageGPT
 from igpt_model.model_config import ModelConfig
 from igpt_model.model_folder import ModelFolder
+from igpt_model.precision import half_on_gpu
 from pipeline.errors import IgptError
 
 _BATCH = 128
@@ -31,13 +32,14 @@ def pooled_features(
     Raises IgptError for a class-conditional model, whose activations hold the class that it was told.
     """
     check_has_features(model.config)
-    x_BSC = model.inputs(tokens_BT, condition, masked_BT)
     pixels = slice(model.config.low_positions, None)
     pooled = []
-    for block in model.layers:
-        pooled.append(block.attention_norm(x_BSC)[:, pixels].mean(1))
-        x_BSC = block(x_BSC)
-    pooled.append(model.norm(x_BSC)[:, pixels].mean(1))
+    with half_on_gpu(tokens_BT.device):
+        x_BSC = model.inputs(tokens_BT, condition, masked_BT)
+        for block in model.layers:
+            pooled.append(block.attention_norm(x_BSC)[:, pixels].float().mean(1))
+            x_BSC = block(x_BSC)
+        pooled.append(model.norm(x_BSC)[:, pixels].float().mean(1))
     return torch.stack(pooled)
 
 
