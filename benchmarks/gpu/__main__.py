@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("--dataset", default=None, help="a labelled dataset to pretrain on")
     parser.add_argument("--minutes", type=float, default=6.0, help="of pretraining")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: a rehearsal, tiny")
+    parser.add_argument("--limit", type=float, default=None, help="seconds after which any part is ended")
     parser.add_argument("fields", nargs="*", metavar="FIELD=VALUE", help="fields of the pretraining")
     options = parser.parse_intermixed_args()
     parts = options.parts or [part for part in LIMITS if part != "pretraining" or options.dataset]
@@ -43,7 +44,8 @@ def main() -> None:
     described = {"measured": f"{datetime.now(UTC):%Y-%m-%d}", **machine(torch.device(options.device))}
     endings: list[Ending] = []
     report = Report(settings.out, described, endings)
-    run(parts, settings, report.add, endings, scale=1.0 if settings.on_gpu else 4.0)
+    limits = {part: options.limit or LIMITS[part] for part in parts}
+    run(limits, settings, report.add, endings)
     report.write()
     for ending in endings:
         print(f"{ending.part}: {ending.seconds:.0f} s{f', {ending.error}' if ending.error else ''}", flush=True)

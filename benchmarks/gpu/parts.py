@@ -8,7 +8,7 @@ import importlib
 import multiprocessing
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
@@ -32,13 +32,14 @@ class Ending:
     """What went wrong; none: nothing did."""
 
 
-def run(names: Sequence[str], settings: Settings, record: Record, ended: "list[Ending]", scale: float = 1.0) -> None:
-    """Run parts one after the other; their rows go to `record` as they come. `scale` stretches the limits."""
+def run(limits: Mapping[str, float], settings: Settings, record: Record, ended: list[Ending]) -> None:
+    """Run parts one after the other, each for so many seconds at most; their rows go to `record` as they come."""
+    names = list(limits)
     waiting = [_Started(name, settings) for name in names[:1]]
     for number, name in enumerate(names):
         started = waiting.pop()
         waiting = [_Started(following, settings) for following in names[number + 1 : number + 2]]
-        ended.append(started.run(LIMITS[name] * scale, record))
+        ended.append(started.run(limits[name], record))
 
 
 class _Started:
