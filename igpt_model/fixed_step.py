@@ -78,20 +78,18 @@ class _Step:
         self._tokens_BT, self._known_BT, self._drawn_BT = tokens_BT, known_BT, drawn_BT
         self.place_1 = torch.zeros(1, dtype=torch.int64, device=tokens_BT.device)
         self._places_S = torch.arange(model.config.sequence, device=tokens_BT.device)
-        self._length = 0
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._pool = torch.cuda.graph_pool_handle() if tokens_BT.device.type == "cuda" else None
 
     def __call__(self, length: int) -> None:
         """Do a step that reads the first `length` positions of the cache; the first of a length one by one."""
-        if self._graph is not None and self._length == length:
-            self._graph.replay()
+        if length in self._graphs:
+            self._graphs[length].replay()
             return
-        self._graph = None
         self._step(length)
         if self._pool is not None:
-            self._length, self._graph = length, torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph, pool=self._pool):
+            self._graphs[length] = torch.cuda.CUDAGraph()  # all are kept: without a graph their memory pool is gone
+            with torch.cuda.graph(self._graphs[length], pool=self._pool):
                 self._step(length)
 
     def _step(self, length: int) -> None:
