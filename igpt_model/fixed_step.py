@@ -16,8 +16,10 @@ from igpt_model.model import Condition, FixedLayerCache, ImageGPT, KeyValueCache
 _LENGTHS = 4
 _MULTIPLE = 8  # of positions, as attention kernels want a length with a bias
 _TELL_EVERY = 64  # positions
-# Not cuDNN's, which builds a plan for every length that it meets.
-_BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+# cuDNN builds a plan for every length that it meets. For the few of the steps that pays: from one position it reads the
+# cache two to four times as fast as the memory-efficient kernel (benchmarks/results/gpu-h200.md).
+_FOR_STEPS = [SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+_FOR_THE_KNOWN = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 Choose = Callable[[Tensor, Tensor], Tensor]
 """Logits [B, K] and uniform numbers [B] to the colours that are drawn, int64 [B]."""
@@ -38,13 +40,14 @@ def fill(
     if not unknown:
         return
     first, last = unknown[0], unknown[-1]
-    with sdpa_kernel(_BACKENDS):
-        cache = KeyValueCache(model.config, len(tokens_BT), model.positions)
+    cache = KeyValueCache(model.config, len(tokens_BT), model.positions)
+    with sdpa_kernel(_FOR_THE_KNOWN):
         y_BSC = model.transform(model.embed(tokens_BT[:, :first], condition), cache)
-        step = _Step(model, cache, tokens_BT, known_BT, drawn_BT, choose)
-        step.write(model.head(y_BSC[:, -1:])[:, 0], torch.tensor([first], device=tokens_BT.device))
-        step.place_1.fill_(first + 1)
-        position, before = first + 1, model.config.low_positions
+    step = _Step(model, cache, tokens_BT, known_BT, drawn_BT, choose)
+    step.write(model.head(y_BSC[:, -1:])[:, 0], torch.tensor([first], device=tokens_BT.device))
+    step.place_1.fill_(first + 1)
+    position, before = first + 1, model.config.low_positions
+    with sdpa_kernel(_FOR_STEPS, set_priority=True):
         for length in _lengths(model.config.sequence):
             end = min(last + 1, length - before)
             while position < end:

@@ -48,19 +48,18 @@ class LayerCache:
     """Keys and values of one layer at the positions so far, at the beginning of memory for all: [2, B, H, S, D]."""
 
     def __init__(self, memory: Tensor) -> None:
-        self._keys, self._values = memory
+        self._memory = memory
         self.filled = 0
 
-    def attend(self, q_BHSD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor) -> Tensor:
+    def attend(self, qkv_3BHSD: Tensor) -> Tensor:
         """Store the keys and values of the next positions; attend from these to all so far, [B, H, S, D]."""
-        steps = k_BHSD.shape[2]
+        steps = qkv_3BHSD.shape[3]
         if steps > 1 and self.filled:
             raise ValueError("a filled cache takes one position at a time")
         begin, self.filled = self.filled, self.filled + steps
-        self._keys[:, :, begin : self.filled] = k_BHSD
-        self._values[:, :, begin : self.filled] = v_BHSD
-        keys_BHLD, values_BHLD = self._keys[:, :, : self.filled], self._values[:, :, : self.filled]
-        return F.scaled_dot_product_attention(q_BHSD, keys_BHLD, values_BHLD, is_causal=steps > 1)
+        self._memory[:, :, :, begin : self.filled] = qkv_3BHSD[1:]
+        keys_BHLD, values_BHLD = self._memory[:, :, :, : self.filled]
+        return F.scaled_dot_product_attention(qkv_3BHSD[0], keys_BHLD, values_BHLD, is_causal=steps > 1)
 
 
 class FixedLayerCache:
@@ -71,16 +70,14 @@ class FixedLayerCache:
     """
 
     def __init__(self, memory: Tensor, place_1: Tensor, bias_L: Tensor) -> None:
-        self._keys, self._values = memory
-        self._place_1, self._bias_L = place_1, bias_L
+        self._memory, self._place_1, self._bias_L = memory, place_1, bias_L
 
-    def attend(self, q_BH1D: Tensor, k_BH1D: Tensor, v_BH1D: Tensor) -> Tensor:
+    def attend(self, qkv_3BH1D: Tensor) -> Tensor:
         """Store the keys and values of a position; attend from it to all so far, [B, H, 1, D]."""
-        self._keys.index_copy_(2, self._place_1, k_BH1D)
-        self._values.index_copy_(2, self._place_1, v_BH1D)
-        length = len(self._bias_L)
-        keys_BHLD, values_BHLD = self._keys[:, :, :length], self._values[:, :, :length]
-        return F.scaled_dot_product_attention(q_BH1D, keys_BHLD, values_BHLD, attn_mask=self._bias_L[None, None, None])
+        self._memory.index_copy_(3, self._place_1, qkv_3BH1D[1:])
+        keys_BHLD, values_BHLD = self._memory[:, :, :, : len(self._bias_L)]
+        bias_111L = self._bias_L[None, None, None]
+        return F.scaled_dot_product_attention(qkv_3BH1D[0], keys_BHLD, values_BHLD, attn_mask=bias_111L)
 
 
 class KeyValueCache:
@@ -109,10 +106,11 @@ class Attention(nn.Module):
     def forward(self, x_BSC: Tensor, cache: LayerCache | FixedLayerCache | None = None) -> Tensor:
         """Attend from each position to itself and those before it, the cached ones included."""
         B, S, C = x_BSC.shape
-        q_BHSD, k_BHSD, v_BHSD = self.qkv(x_BSC).view(B, S, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
+        qkv_3BHSD = self.qkv(x_BSC).view(B, S, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
         if cache is not None:
-            y_BHSD = cache.attend(q_BHSD, k_BHSD, v_BHSD)
+            y_BHSD = cache.attend(qkv_3BHSD)
         else:
+            q_BHSD, k_BHSD, v_BHSD = qkv_3BHSD
             y_BHSD = F.scaled_dot_product_attention(q_BHSD, k_BHSD, v_BHSD, is_causal=self.causal and S > 1)
         return self.out(y_BHSD.transpose(1, 2).reshape(B, S, C))
 
