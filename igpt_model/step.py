@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +17,37 @@ from igpt_model.inputs import Inputs
 from igpt_model.objective import image_losses
 
 
-@dataclass(frozen=True, kw_only=True)
 class StepOutcome:
-    """What a step came to, the same on every worker."""
+    """What a step came to, the same on every worker. On a GPU: asking for it waits until the step is done."""
 
-    loss: float
-    """Nats per pixel, the mean over the images of the global batch."""
-    gradient_norm: float
-    """Before clipping."""
+    def __init__(self, loss: Tensor, gradient_norm: Tensor) -> None:
+        values_2 = torch.stack([loss.detach().float(), gradient_norm.detach().float()])
+        self._done: torch.cuda.Event | None = None
+        if values_2.is_cuda:
+            # Copied and marked here, so that who asks waits for this step, not for what was launched after it.
+            on_host_2 = torch.empty_like(values_2, device="cpu", pin_memory=True)
+            on_host_2.copy_(values_2, non_blocking=True)
+            self._done = torch.cuda.Event()
+            self._done.record()
+            values_2 = on_host_2
+        self._values_2 = values_2
+
+    @cached_property
+    def _read(self) -> tuple[float, float]:
+        if self._done is not None:
+            self._done.synchronize()
+        loss, norm = self._values_2.tolist()
+        return loss, norm
+
+    @property
+    def loss(self) -> float:
+        """Nats per pixel, the mean over the images of the global batch."""
+        return self._read[0]
+
+    @property
+    def gradient_norm(self) -> float:
+        """Before clipping."""
+        return self._read[1]
 
     @property
     def finite(self) -> bool:
@@ -62,7 +85,7 @@ def train_step(
     """Move the weights along the gradient of the mean loss over the global batch.
 
     `micro_batches` make this worker's images one part after the other; the parts may differ in size, among workers
-    too, and every image counts alike.
+    too, and every image counts alike. A GPU may still be at work when the outcome is returned.
     """
     for group in optimizer.param_groups:
         group["lr"] = rate
@@ -83,9 +106,15 @@ def train_step(
     norm = nn.utils.clip_grad_norm_(parallel.parameters(), config.gradient_clip)
     if isinstance(norm, DTensor):
         norm = norm.full_tensor()
-    outcome = StepOutcome(loss=float(worker.mean(total)), gradient_norm=float(norm))
-    if outcome.finite:
-        optimizer.step()
+    loss = worker.mean(total)
+    outcome = StepOutcome(loss, norm)
+    if isinstance(parallel, FSDPModule):  # whose optimizer does not take a plain tensor beside its sharded ones
+        if outcome.finite:
+            optimizer.step()
+        return outcome
+    # The optimizer itself leaves out a step that is not finite, so that nobody waits for the loss before the next one.
+    optimizer.found_inf = 1.0 - (loss.isfinite() & norm.isfinite()).float()  # type: ignore[attr-defined]
+    optimizer.step()
     return outcome
 
 

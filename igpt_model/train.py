@@ -30,7 +30,7 @@ from igpt_model.order import SampleOrder, micro_ranges
 from igpt_model.reports import Report
 from igpt_model.run_record import RunRecord
 from igpt_model.saver import Saver
-from igpt_model.step import mean_loss, train_step
+from igpt_model.step import StepOutcome, mean_loss, train_step
 from igpt_model.throughput import Throughput
 from igpt_model.train_result import TrainResult, check_same_data, finished
 from igpt_model.watchdog import Watchdog
@@ -125,6 +125,7 @@ class _Training:
         _log.info("rank %d of %d goes on with %s after step %d", worker.rank, worker.world_size, run, self.state.step)
         self._began = time.monotonic() - self.state.seconds
         self._last: dict[str, float] = {}
+        self._unread: StepOutcome | None = None
 
     def _parent(self) -> ImageGPT | None:
         """What a run that has no checkpoint yet starts from; none: random weights, or those of its checkpoint."""
@@ -229,27 +230,48 @@ class _Training:
         )
         parts = [partial(self._load, part) for part in ranges]
         outcome = train_step(self.learner.parallel, self.learner.optimizer, parts, rate, config, worker)
-        in_a_row = 0 if outcome.finite else state.skipped_in_a_row + 1
-        if in_a_row > config.max_skipped_steps:
-            raise IgptError(
-                f"{self.run}: the loss is {outcome.loss} and the norm of the gradient {outcome.gradient_norm} at step "
-                f"{state.step}, as in the {in_a_row - 1} steps before; lower learning_rate and run again, it continues "
-                "from the last checkpoint"
-            )
+        self._note_outcome()  # of the step before: this one is under way by now, so that a GPU has work meanwhile
+        self._unread = outcome
+        if self._is_looked_at(state.step + 1):
+            self._note_outcome()
         self.state = replace(
-            state,
+            self.state,
             step=state.step + 1,
             cursor=state.cursor + config.global_batch,
             seconds=time.monotonic() - self._began,
-            skipped=state.skipped + (not outcome.finite),
-            skipped_in_a_row=in_a_row,
             workers=worker.world_size,
             validation_loss=None,
+        )
+        if self.learner.average is not None and outcome.finite:
+            self.learner.follow(self.state.step)
+        self._last["learning_rate"] = rate
+
+    def _is_looked_at(self, step: int) -> bool:
+        """Whether it is told, evaluated or saved how the training stands after a step."""
+        config = self.config
+        often = (_REPORT_EVERY, config.evaluate_every, config.checkpoint_every, config.sample_every)
+        return step == config.steps or any(_is_due(step, every) for every in often)
+
+    def _note_outcome(self) -> None:
+        """Add the outcome of the newest step that was not looked at to the state. Waits until that step is done."""
+        outcome, self._unread = self._unread, None
+        if outcome is None:
+            return
+        config, state = self.config, self.state
+        in_a_row = 0 if outcome.finite else state.skipped_in_a_row + 1
+        if in_a_row > config.max_skipped_steps:
+            raise IgptError(
+                f"{self.run}: the loss is {outcome.loss} and the norm of the gradient {outcome.gradient_norm} about "
+                f"step {state.step}, as in the {in_a_row - 1} steps before; lower learning_rate and run again, it "
+                "continues from the last checkpoint"
+            )
+        self.state = replace(
+            state,
+            skipped=state.skipped + (not outcome.finite),
+            skipped_in_a_row=in_a_row,
             losses=(*state.losses, *([outcome.loss] if outcome.finite else []))[-_REPORT_EVERY:],
         )
-        if outcome.finite:
-            self.learner.follow(self.state.step)
-        self._last = {"learning_rate": rate, "gradient_norm": outcome.gradient_norm}
+        self._last["gradient_norm"] = outcome.gradient_norm
 
     def _micro_ranges(self) -> list[range]:
         """The positions of this worker's parts of the next global batch."""
