@@ -125,7 +125,7 @@ class _Training:
         _log.info("rank %d of %d goes on with %s after step %d", worker.rank, worker.world_size, run, self.state.step)
         self._began = time.monotonic() - self.state.seconds
         self._last: dict[str, float] = {}
-        self._unread: StepOutcome | None = None
+        self._unread: tuple[int, StepOutcome] | None = None
 
     def _parent(self) -> ImageGPT | None:
         """What a run that has no checkpoint yet starts from; none: random weights, or those of its checkpoint."""
@@ -231,7 +231,7 @@ class _Training:
         parts = [partial(self._load, part) for part in ranges]
         outcome = train_step(self.learner.parallel, self.learner.optimizer, parts, rate, config, worker)
         self._note_outcome()  # of the step before: this one is under way by now, so that a GPU has work meanwhile
-        self._unread = outcome
+        self._unread = state.step + 1, outcome
         if self._is_looked_at(state.step + 1):
             self._note_outcome()
         self.state = replace(
@@ -254,16 +254,16 @@ class _Training:
 
     def _note_outcome(self) -> None:
         """Add the outcome of the newest step that was not looked at to the state. Waits until that step is done."""
-        outcome, self._unread = self._unread, None
-        if outcome is None:
+        if self._unread is None:
             return
+        (step, outcome), self._unread = self._unread, None
         config, state = self.config, self.state
         in_a_row = 0 if outcome.finite else state.skipped_in_a_row + 1
         if in_a_row > config.max_skipped_steps:
             raise IgptError(
-                f"{self.run}: the loss is {outcome.loss} and the norm of the gradient {outcome.gradient_norm} about "
-                f"step {state.step}, as in the {in_a_row - 1} steps before; lower learning_rate and run again, it "
-                "continues from the last checkpoint"
+                f"{self.run}: the loss is {outcome.loss} and the norm of the gradient {outcome.gradient_norm} at step "
+                f"{step}, as in the {in_a_row - 1} steps before; lower learning_rate and run again, it continues from "
+                "the last checkpoint"
             )
         self.state = replace(
             state,
