@@ -54,7 +54,7 @@ class _Started:
 
     def run(self, limit: float, record: Record) -> Ending:
         began = time.monotonic()
-        error = f"was ended after its limit of {limit:.0f} s"
+        error = f"was ended after its limit of {limit:g} s"
         try:
             self._ours.send("go")
             while self._ours.poll(max(0.0, began + limit - time.monotonic())):

@@ -32,7 +32,7 @@ from pipeline.snapshot import Snapshot
 _SHOWN = 8
 _PROFILED = range(40, 50)
 _TIMED = range(50, 150)
-_STRENGTHS = (0.0003, 0.003, 0.03, 0.3)
+_STRENGTHS = (0.003, 0.03, 0.3, 3.0)
 
 
 def run(settings: Settings, record: Record) -> None:
