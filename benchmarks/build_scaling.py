@@ -3,7 +3,7 @@
     python -m benchmarks.build_scaling [--seconds 1.0]
 
 A worker that decodes takes its core; here it sleeps as long instead, so that two cores can carry sixteen workers. The
-orders are those of a real plan of shards of 8,192 images, gathered from a listing and sent to the workers.
+calls are those of a real plan of shards of 8,192 images, gathered from a listing and sent to the workers.
 """
 
 import argparse
@@ -14,35 +14,36 @@ import ray
 
 from benchmarks.measure import machine, save
 from benchmarks.plan_listing import CONFIG, fill
-from pipeline import carry_out, plan, ray_cluster
-from pipeline.listing import Listing
-from pipeline.shard_tasks import ShardOrder
-from pipeline.survey import Survey
+from pipeline.build import plan, run_plan
+from pipeline.build.shard_tasks import ShardTask
+from pipeline.build.source_state import SourceState
+from pipeline.cluster import tasks
+from pipeline.source.listing import Listing
 
 SHARDS = 96
 # What a core takes to decode the images of a shard: measured by build_dataset.py, 0.7 ms each on two cores.
 REAL_SECONDS = 8192 * 0.0014
 
 
-def sleeping(order: ShardOrder, seconds: float, table: np.ndarray) -> tuple[str, int]:
+def sleeping(task: ShardTask, seconds: float, table: np.ndarray) -> tuple[str, int]:
     """In the place of make_shard."""
     time.sleep(seconds)
-    return order.name, order.listing.num_rows
+    return task.name, task.listing.num_rows
 
 
-def run(found: Survey, plans: tuple[plan.ShardPlan, ...], workers: int, seconds: float) -> dict[str, float]:
+def run(state: SourceState, plans: tuple[plan.ShardPlan, ...], workers: int, seconds: float) -> dict[str, float]:
     """Make all shards on a fresh cluster of `workers`."""
     ray.init(address="local", num_cpus=workers, include_dashboard=False, log_to_driver=False)
     try:
-        list(ray_cluster.map_tasks(lambda: time.sleep(0.2), [()] * 2 * workers))  # the workers start
+        list(tasks.map_tasks(lambda: time.sleep(0.2), [()] * 2 * workers))  # the workers start
         table = np.zeros(1 << 24, np.uint16)
         wall, processor = time.perf_counter(), time.process_time()
-        orders = ((order,) for order in carry_out.orders(found, plans, tolerant=False))
-        done = sum(rows for _, (_, rows) in ray_cluster.map_tasks(sleeping, orders, shared=(seconds, table)))
+        calls = ((task,) for task in run_plan.shard_tasks(state, plans, tolerant=False))
+        done = sum(rows for _, (_, rows) in tasks.map_tasks(sleeping, calls, shared=(seconds, table)))
         wall, processor = time.perf_counter() - wall, time.process_time() - processor
     finally:
         ray.shutdown()
-    assert done == len(found.rows)
+    assert done == len(state.rows)
     return {
         "images_per_second": round(done / wall),
         "of_ideal": round(len(plans) * seconds / workers / wall, 3),
@@ -59,7 +60,7 @@ def main() -> None:
         fill(listing, SHARDS * CONFIG.samples_per_shard)
         splits = np.zeros(len(listing), np.int8)
         plans = plan.Planner(listing.rows, splits, CONFIG, "recipe").full().make
-        found = Survey(
+        state = SourceState(
             dataset="-",
             parent=None,
             listing=listing,
@@ -71,7 +72,7 @@ def main() -> None:
             ignored_files=0,
             unlabelled=0,
         )
-        results = {workers: run(found, plans, workers, arguments.seconds) for workers in (1, 2, 4, 8, 16)}
+        results = {workers: run(state, plans, workers, arguments.seconds) for workers in (1, 2, 4, 8, 16)}
     cost = results[16]["driver_milliseconds_a_shard"] / 1000
     save(
         "build_scaling",

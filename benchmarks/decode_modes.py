@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.measure import interleave, machine, ratio, save
-from pipeline import palette
-from pipeline.images import Pictures, Recipe, decode
+from pipeline.images import palette
+from pipeline.images.decode import Pictures, Recipe, decode
 
 EXACT = Recipe(resolution=32, smallest_side=32, max_pixels=80_000_000)
 FAST = Recipe(resolution=32, smallest_side=32, max_pixels=80_000_000, fast=True)
@@ -39,7 +39,7 @@ def main() -> None:
     histogram.add(exact_NHW3)
     palette_K3 = palette.fit(histogram, 512, 0)
     began = time.perf_counter()
-    table = palette.lookup_table(palette_K3)
+    table = palette.compute_lookup_table(palette_K3)
     table_seconds = time.perf_counter() - began
 
     def rate(recipe: Recipe) -> float:

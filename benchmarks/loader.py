@@ -18,12 +18,13 @@ import webdataset
 from benchmarks.measure import RESULTS
 from benchmarks.measure_device import interleave, machine, ratio, save
 from igpt_model.config import PretrainConfig
-from igpt_model.data import ShardCache, gather
-from igpt_model.execution import Worker
-from igpt_model.order import SampleOrder
-from igpt_model.train import train
-from pipeline import snapshot, storage
-from pipeline.snapshot import Snapshot
+from igpt_model.data.order import SampleOrder
+from igpt_model.data.shard_cache import ShardCache, gather
+from igpt_model.training.loop import train
+from igpt_model.worker import Worker
+from pipeline.dataset import snapshot
+from pipeline.dataset.snapshot import Snapshot
+from pipeline.store import objects
 
 _BATCH = 128
 
@@ -88,8 +89,8 @@ def share_of_a_step(data: Snapshot, config: PretrainConfig, device: torch.device
         data = replace(data, shards=(*data.of_split("train"), *few))
         train(config, data, folder, Worker(device=device), heard)
     return {
-        "contender": f"share of a step of {config.preset} at {data.resolution}x{data.resolution}, batch "
-        f"{config.global_batch}, {device.type}",
+        "contender": f"share of a step of {config.model.preset} at {data.resolution}x{data.resolution}, batch "
+        f"{config.optimizer.global_batch}, {device.type}",
         "images/s": "",
         "microseconds a batch": "",
         "times longer than ours": f"{heard.last['data_wait_share']:.3%} of the step",
@@ -114,7 +115,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="igpt-benchmark-") as folder:
         cache = ShardCache(data, folder)
         path = Path(folder) / "shard.tar"
-        storage.download(storage.join(data.dataset, entry.path), path)
+        objects.download(objects.join(data.dataset, entry.path), path)
         batches = min(options.batches, entry.samples // _BATCH)
         every = len(data.of_split("train"))
         runs = {
@@ -136,7 +137,7 @@ def main() -> None:
             }
             for name, measured in seconds.items()
         ]
-        config = PretrainConfig(
+        config = PretrainConfig.from_fields(
             runs="unused",
             preset=options.preset,
             steps=options.steps,

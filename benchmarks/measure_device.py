@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from benchmarks import measure
-from igpt_model.linear import Linear
+from igpt_model.model.linear import Linear
 
 _HOW = (
     "Speeds are those of the fastest round, ratios the median over the rounds (tenth to ninetieth percentile; "

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from igpt_model.convert_hugging_face import to_hugging_face
-from igpt_model.model import ImageGPT
-from igpt_model.model_config import ModelConfig
-from igpt_model.model_folder import ModelFolder
+from igpt_model.convert.hugging_face import to_hugging_face
+from igpt_model.model.bundle import ModelBundle
+from igpt_model.model.config import ModelConfig
+from igpt_model.model.network import ImageGPT
 
 if TYPE_CHECKING:
     from transformers import ImageGPTForCausalImageModeling
@@ -36,7 +36,7 @@ def hugging_face(ours: ImageGPT) -> "ImageGPTForCausalImageModeling":
     colours = np.zeros((ours.config.colours, 3), np.float32)
     device = ours.positions.device
     with tempfile.TemporaryDirectory(prefix="igpt-benchmark-") as temporary:
-        to_hugging_face(ModelFolder(model=ours.to("cpu"), palette_K3=colours, classes=()), Path(temporary))
+        to_hugging_face(ModelBundle(model=ours.to("cpu"), palette_K3=colours, classes=()), Path(temporary))
         theirs = ImageGPTForCausalImageModeling.from_pretrained(temporary)
     ours.to(device)
     return theirs.to(device)

@@ -18,10 +18,11 @@ from collections import Counter
 import numpy as np
 
 from benchmarks.measure import machine, save
+from pipeline.build.plan import Planner, assign_splits
 from pipeline.config import DatasetConfig
-from pipeline.listing import Batch, Listing
-from pipeline.plan import ParentRows, Planner, assign_splits
-from pipeline.snapshot import ShardEntry
+from pipeline.dataset.keys import ParentRows
+from pipeline.dataset.snapshot import ShardEntry
+from pipeline.source.listing import Batch, Listing
 
 CONFIG = DatasetConfig(raw="s3://bucket/raw", dataset="s3://bucket/dataset")
 

@@ -19,18 +19,18 @@ import torch
 
 from benchmarks.measure import RESULTS
 from benchmarks.measure_device import machine, save
-from igpt_model import pictures
 from igpt_model.config import PretrainConfig, ProbeConfig
-from igpt_model.data import ShardCache, batches
-from igpt_model.execution import Worker
-from igpt_model.features import image_features, untrained
-from igpt_model.model_folder import ModelFolder
-from igpt_model.model_source import load_run, on_device
-from igpt_model.probe import LabelledFeatures, ProbeScore, SplitFeatures, fit_probe
-from igpt_model.standalone import Printer
-from igpt_model.train import train
-from pipeline import snapshot
-from pipeline.snapshot import Snapshot
+from igpt_model.data.shard_cache import ShardCache, batches
+from igpt_model.inference.features import image_features, untrained
+from igpt_model.model.bundle import ModelBundle
+from igpt_model.probing.linear import LabelledFeatures, ProbeScore, SplitFeatures, fit_probe
+from igpt_model.runs.open_model import load_model, on_device
+from igpt_model.tracking import sheets
+from igpt_model.training.loop import train
+from igpt_model.training.standalone import Printer
+from igpt_model.worker import Worker
+from pipeline.dataset import snapshot
+from pipeline.dataset.snapshot import Snapshot
 
 _SHOWN = 8
 _TRIAL_STEPS = 30
@@ -39,7 +39,7 @@ _TRIAL_STEPS = 30
 def steps_in(minutes: float, config: PretrainConfig, data: Snapshot, worker: Worker) -> int:
     """The number of steps that a training has time for, from the time of the last two thirds of a short one."""
     moments: list[float] = []
-    trial = replace(config, steps=_TRIAL_STEPS, evaluate_every=10**9, checkpoint_every=10**9)
+    trial = config.with_fields(steps=_TRIAL_STEPS, evaluate_every=10**9, checkpoint_every=10**9)
     with tempfile.TemporaryDirectory(prefix="igpt-benchmark-") as folder:
         few = tuple(entry for entry in data.of_split("validation")[:1])
         short = replace(data, shards=(*data.of_split("train"), *few))
@@ -50,14 +50,14 @@ def steps_in(minutes: float, config: PretrainConfig, data: Snapshot, worker: Wor
 
 
 def features_of(
-    folder: ModelFolder, data: Snapshot, cache: ShardCache, split: str, most: int
+    bundle: ModelBundle, data: Snapshot, cache: ShardCache, split: str, most: int
 ) -> list[LabelledFeatures]:
     """The features of every layer of the first labelled images of a split."""
     parts, labels, found = [], [], 0
     for images in batches([cache.open(shard) for shard in data.of_split(split)], 512):
         kept = images.labels_N >= 0
-        tokens_BT = torch.from_numpy(images.tokens_NT[kept].astype(np.int64)).to(folder.model.positions.device)
-        parts.append(image_features(folder, tokens_BT).cpu().numpy())
+        tokens_BT = torch.from_numpy(images.tokens_NT[kept].astype(np.int64)).to(bundle.model.positions.device)
+        parts.append(image_features(bundle, tokens_BT).cpu().numpy())
         labels.append(images.labels_N[kept])
         found += len(labels[-1])
         if found >= most:
@@ -66,10 +66,10 @@ def features_of(
     return [LabelledFeatures(features=features_NC, labels=labels_N) for features_NC in features_LNC]
 
 
-def probe(folder: ModelFolder, data: Snapshot, cache: ShardCache, config: ProbeConfig) -> list[ProbeScore]:
+def probe(bundle: ModelBundle, data: Snapshot, cache: ShardCache, config: ProbeConfig) -> list[ProbeScore]:
     """The linear probe of every layer: fitted on training images, chosen on validation, reported on test."""
     splits = [
-        features_of(folder, data, cache, split, most)
+        features_of(bundle, data, cache, split, most)
         for split, most in (("train", config.max_train_images), ("validation", 10**9), ("test", 10**9))
     ]
     kept = [SplitFeatures(train=train, validation=held, test=test) for train, held, test in zip(*splits, strict=True)]
@@ -93,7 +93,7 @@ def main() -> None:
     device, on_gpu = torch.device(options.device), options.device == "cuda"
     described = machine(device)
     data = snapshot.read(options.dataset)
-    config = PretrainConfig(
+    config = PretrainConfig.from_fields(
         runs=str(options.run.parent),
         preset=options.preset,
         global_batch=options.batch,
@@ -107,18 +107,18 @@ def main() -> None:
     )
     worker = Worker(device=device)
     steps = steps_in(options.minutes, config, data, worker)
-    config = replace(
-        config, steps=steps, warmup_steps=steps // 20, evaluate_every=max(1, steps // 8), checkpoint_every=steps
+    config = config.with_fields(
+        steps=steps, warmup_steps=steps // 20, evaluate_every=max(1, steps // 8), checkpoint_every=steps
     )
     result = train(config, data, str(options.run), worker, Printer())
-    folder = on_device(load_run(str(options.run)), options.device)
-    fresh = replace(folder, model=untrained(folder.model, seed=0).to(device))
+    bundle = on_device(load_model(str(options.run)), options.device)
+    fresh = replace(bundle, model=untrained(bundle.model, seed=0).to(device))
     cache, probing = ShardCache(data), ProbeConfig(max_train_images=options.probe_images)
-    trained, untaught = (probe(model, data, cache, probing) for model in (folder, fresh))
+    trained, untaught = (probe(model, data, cache, probing) for model in (bundle, fresh))
     held_out = next(batches([cache.open(data.of_split("validation")[0])], _SHOWN))
-    for name in pictures.sheet_names(folder):
-        sheet = pictures.draw_sheet(folder, name, held_out.tokens_NT, held_out.labels_N, 0)
-        (options.run / f"{name}.png").write_bytes(pictures.to_png(sheet))
+    for name in sheets.sheet_names(bundle):
+        sheet = sheets.draw_sheet(bundle, name, held_out.tokens_NT, held_out.labels_N, 0)
+        (options.run / f"{name}.png").write_bytes(sheets.to_png(sheet))
     rows = [
         {
             "layer": layer,
@@ -130,10 +130,11 @@ def main() -> None:
     ]
     loss = result.validation_loss
     notes = (
-        f"{config.preset}, {result.parameters:,} parameters, {data.resolution}x{data.resolution}, "
-        f"{data.colours} colours, {data.samples('train'):,} training images; {steps:,} steps of {config.global_batch}, "
-        f"{result.seconds / 60:.1f} minutes, {result.images_per_second:.0f} images/s. Validation loss {loss:.4f} nats "
-        f"per pixel, {loss / math.log(2):.4f} bits, on {result.validation_images:,} images. Linear probe fitted on "
+        f"{config.model.preset}, {result.parameters:,} parameters, {data.resolution}x{data.resolution}, "
+        f"{data.colours} colours, {data.samples('train'):,} training images; {steps:,} steps of "
+        f"{config.optimizer.global_batch}, {result.seconds / 60:.1f} minutes, {result.images_per_second:.0f} images/s. "
+        f"Validation loss {loss:.4f} nats per pixel, {loss / math.log(2):.4f} bits, on "
+        f"{result.validation_images:,} images. Linear probe fitted on "
         f"{min(options.probe_images, data.samples('train')):,} images."
     )
     save(options.output or RESULTS / f"quality-{options.device}", "What is learnt", described, rows, notes)

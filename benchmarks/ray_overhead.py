@@ -22,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -31,31 +31,31 @@ import psutil
 import torch
 
 from benchmarks.measure import Series, interleave, machine, ratio, save
-from flows import local_stack, settings
+from flows.services import local_stack, settings
 from igpt_model.config import PretrainConfig
-from igpt_model.execution import Worker
-from igpt_model.saver import Saver
-from igpt_model.train import train
-from igpt_model.train_result import TrainResult, read_result
-from pipeline import storage
+from igpt_model.runs.result import TrainResult, read_result
+from igpt_model.runs.saver import Saver
+from igpt_model.training.loop import train
+from igpt_model.worker import Worker
 from pipeline.config import DatasetConfig
-from pipeline.snapshot import Snapshot
+from pipeline.dataset.snapshot import Snapshot
+from pipeline.store import objects
 
 _SECONDS = 120
 _WORKERS = 2
 # Run by torchrun: what `python -m igpt_model.train` does, with the time of every step in a file.
 _TORCHRUN = """
 import json, sys, time
-from igpt_model import standalone
+from igpt_model.training import standalone
 from igpt_model.config import PretrainConfig
-from igpt_model.train import train
-from pipeline import snapshot
-config = PretrainConfig(**json.loads(sys.argv[1]))
+from igpt_model.training.loop import train
+from pipeline.dataset import snapshot
+config = PretrainConfig.from_fields(**json.loads(sys.argv[1]))
 with standalone.worker(config) as worker, open(sys.argv[3], "a", buffering=1) as beats:
     def beat(step):
         if worker.rank == 0:
             print(step, time.time(), file=beats)
-    data = snapshot.read(config.dataset, config.snapshot)
+    data = snapshot.read(config.data.dataset, config.data.snapshot)
     train(config, data, sys.argv[2], worker, standalone.Printer(), heartbeat=beat)
 """
 
@@ -100,9 +100,9 @@ class _Quiet:
 def build_digits() -> Snapshot:
     """The digits that the demo uses, as a snapshot."""
     from flows.demo import encode_digits  # noqa: PLC0415
-    from pipeline import build  # noqa: PLC0415
+    from pipeline.build import build  # noqa: PLC0415
 
-    storage.write_many(encode_digits("s3://raw/digits"))
+    objects.write_many(encode_digits("s3://raw/digits"))
     config = DatasetConfig(
         raw="s3://raw/digits",
         dataset="s3://datasets/digits",
@@ -117,7 +117,13 @@ def build_digits() -> Snapshot:
 def on_torchrun(config: PretrainConfig, run: str, beats: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A training under torchrun; it is ended with the context."""
     command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={config.workers}"),
+        *(
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc-per-node={config.execution.workers}",
+        ),
         *("--max-restarts=3", "--no-python", sys.executable, "-c", _TORCHRUN, json.dumps(asdict(config)), run),
         str(beats),
     ]
@@ -140,7 +146,7 @@ def on_torchrun(config: PretrainConfig, run: str, beats: Path) -> Iterator[subpr
 
 def on_ray(config: PretrainConfig, data: Snapshot, run: str, beats: _Beats) -> TrainResult:
     """The same training on the Ray cluster that this process is connected to."""
-    from igpt_model import ray_train  # noqa: PLC0415
+    from igpt_model.training import ray as ray_train  # noqa: PLC0415
 
     job = ray_train.TrainJob(config=config, snapshot=data, run=run, mlflow_run="")
     return ray_train.train_on_cluster(job, _Quiet(), progress=beats)
@@ -154,7 +160,7 @@ class Contest:
 
     def _run(self) -> tuple[str, Path]:
         self._number += 1
-        run = f"{self._config.runs}/{self._number}"
+        run = f"{self._config.keeping.runs}/{self._number}"
         return run, self._home / run.replace("/", "-")
 
     def torchrun_rate(self) -> float:
@@ -197,14 +203,14 @@ class Contest:
 
     def _kill(self, done: Callable[[], int], workers: Callable[[], list[psutil.Process]]) -> tuple[float, int]:
         """Kill a worker some steps after a checkpoint; the time, and the step that was done by then."""
-        wanted = self._config.checkpoint_every + self._config.checkpoint_every * 3 // 4
+        wanted = self._config.keeping.checkpoint_every + self._config.keeping.checkpoint_every * 3 // 4
         deadline = time.monotonic() + _SECONDS
         while done() < wanted:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"step {done()} of {wanted}")
             time.sleep(0.02)
         found = workers()
-        assert len(found) == self._config.workers, found
+        assert len(found) == self._config.execution.workers, found
         found[-1].kill()
         return time.time(), done()
 
@@ -241,21 +247,21 @@ def saving(config: PretrainConfig, data: Snapshot, rounds: int) -> dict[str, Any
     def seconds(every: int, *, wait: bool) -> float:
         nonlocal number, bytes_each
         number += 1
-        run = f"{config.runs}/saving-{number}"
+        run = f"{config.keeping.runs}/saving-{number}"
         began = time.perf_counter()
         with mock.patch.object(Saver, "save", save_and_wait if wait else begin):
-            train(replace(config, checkpoint_every=every), data, run, Worker(), _Quiet())
+            train(config.with_fields(checkpoint_every=every), data, run, Worker(), _Quiet())
         took = time.perf_counter() - began
-        bytes_each = sum(f.size for f in storage.list_files(f"{run}/checkpoints/{config.steps:08d}"))
-        storage.delete_tree(run)
+        bytes_each = sum(f.size for f in objects.list_files(f"{run}/checkpoints/{config.optimizer.steps:08d}"))
+        objects.delete_tree(run)
         return took
 
-    saves = config.steps // config.checkpoint_every - 1  # all save at the end
+    saves = config.optimizer.steps // config.keeping.checkpoint_every - 1  # all save at the end
     found = interleave(
         {
-            "never": lambda: seconds(config.steps, wait=True),
-            "steps wait": lambda: seconds(config.checkpoint_every, wait=True),
-            "steps go on": lambda: seconds(config.checkpoint_every, wait=False),
+            "never": lambda: seconds(config.optimizer.steps, wait=True),
+            "steps wait": lambda: seconds(config.keeping.checkpoint_every, wait=True),
+            "steps go on": lambda: seconds(config.keeping.checkpoint_every, wait=False),
         },
         rounds,
     )
@@ -266,8 +272,8 @@ def saving(config: PretrainConfig, data: Snapshot, rounds: int) -> dict[str, Any
 
     return {
         "checkpoint_bytes": bytes_each,
-        "steps_between_saves": config.checkpoint_every,
-        "seconds_a_step": round(found["never"].median / config.steps, 3),
+        "steps_between_saves": config.keeping.checkpoint_every,
+        "seconds_a_step": round(found["never"].median / config.optimizer.steps, 3),
         "seconds_added_by_a_save": {name: added(name).summary() for name in ("steps wait", "steps go on")},
     }
 
@@ -288,8 +294,10 @@ def nodes(config: PretrainConfig, data: Snapshot, rounds: int) -> dict[str, dict
         def rate(workers: int) -> float:
             nonlocal number
             number += 1
-            wanted = replace(config, workers=workers, placement="STRICT_SPREAD")
-            return config.global_batch * _rate(on_ray(wanted, data, f"{config.runs}/nodes-{number}", _Beats()))
+            wanted = config.with_fields(workers=workers, placement="STRICT_SPREAD")
+            return config.optimizer.global_batch * _rate(
+                on_ray(wanted, data, f"{config.keeping.runs}/nodes-{number}", _Beats())
+            )
 
         contestants: Mapping[str, Callable[[], float]] = {
             f"{workers} nodes": lambda workers=workers: rate(workers)  # type: ignore[misc]
@@ -304,18 +312,17 @@ def nodes(config: PretrainConfig, data: Snapshot, rounds: int) -> dict[str, dict
 def compare(config: PretrainConfig, data: Snapshot, options: argparse.Namespace, home: Path) -> dict[str, Any]:
     """What Ray Train costs beside torchrun, on the cluster this process is connected to; its results by name."""
     contests = {
-        workers: Contest(replace(config, workers=workers, runs=f"s3://runs/of-{workers}"), data, home)
+        workers: Contest(config.with_fields(workers=workers, runs=f"s3://runs/of-{workers}"), data, home)
         for workers in (1, _WORKERS)
     }
     steps = {
         workers: interleave({"ray": contest.ray_rate, "torchrun": contest.torchrun_rate}, options.rounds)
         for workers, contest in contests.items()
     }
-    failing = Contest(replace(config, checkpoint_every=options.steps // 4, runs="s3://runs/failures"), data, home)
+    failing = Contest(config.with_fields(checkpoint_every=options.steps // 4, runs="s3://runs/failures"), data, home)
     rounds = _few(options.rounds)
     lost = interleave({"ray": failing.ray_loss, "torchrun": failing.torchrun_loss}, rounds)
-    large = replace(
-        config,
+    large = config.with_fields(
         preset="igpt-s",
         layers=12,
         width=options.checkpoint_width,
@@ -355,9 +362,9 @@ def main() -> None:
     settings.activate(home)
     stack = local_stack.up(home)
     settings.use(stack)
-    from pipeline import ray_cluster  # noqa: PLC0415 (Ray reads its settings when it is imported)
+    from pipeline.cluster import tasks  # noqa: PLC0415 (Ray reads its settings when it is imported)
 
-    config = PretrainConfig(
+    config = PretrainConfig.from_fields(
         runs="s3://runs/overhead",
         dataset="s3://datasets/digits",
         preset="small",
@@ -370,13 +377,13 @@ def main() -> None:
         cache=str(home / "cache"),
     )
     try:
-        ray_cluster.connect(stack.ray_address)
+        tasks.connect(stack.ray_address)
         data = build_digits()
         found = compare(config, data, options, home)
-        ray_cluster.disconnect()
+        tasks.disconnect()
         found["images_per_second_by_nodes_on_these_cores"] = nodes(config, data, _few(options.rounds))
     finally:
-        ray_cluster.disconnect()
+        tasks.disconnect()
         local_stack.down(home)
     save("ray_overhead", {"machine": about, **found})
 

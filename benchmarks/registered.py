@@ -29,25 +29,25 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from benchmarks.measure import Series, interleave, machine, ratio, save
-from flows.ports import HOST, free_port
-from igpt_model.features import image_features
-from igpt_model.image_inputs import to_pictures
-from igpt_model.model import ImageGPT
-from igpt_model.model_config import ModelConfig
-from igpt_model.model_folder import ModelFolder
-from igpt_model.registration import register
+from flows.services.ports import HOST, free_port
+from igpt_model.inference.features import image_features
+from igpt_model.inference.images import to_pictures
+from igpt_model.model.bundle import ModelBundle
+from igpt_model.model.config import ModelConfig
+from igpt_model.model.network import ImageGPT
+from igpt_model.registry.register import register
 
 _COLOURS = 512
 _REQUESTS = 40
 _START_SECONDS = 120
 
 
-def make_model(layers: int, width: int, resolution: int) -> ModelFolder:
+def make_model(layers: int, width: int, resolution: int) -> ModelBundle:
     """A model with fresh weights and a palette of random colours: what it has learnt does not matter here."""
     torch.manual_seed(0)
     config = ModelConfig(layers=layers, width=width, heads=8, resolution=resolution, colours=_COLOURS)
     palette_K3 = np.random.default_rng(0).uniform(-1, 1, (_COLOURS, 3)).astype(np.float32)
-    return ModelFolder(model=ImageGPT(config).eval(), palette_K3=palette_K3, classes=("a", "b"))
+    return ModelBundle(model=ImageGPT(config).eval(), palette_K3=palette_K3, classes=("a", "b"))
 
 
 @contextmanager

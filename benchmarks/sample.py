@@ -16,10 +16,10 @@ from benchmarks.measure import RESULTS
 from benchmarks.measure_device import interleave, machine, memory_bandwidth, ratio, save
 from benchmarks.peers import hugging_face, our_model
 from igpt_model.config import PretrainConfig
-from igpt_model.execution import prepare_blocks
-from igpt_model.model import KeyValueCache
-from igpt_model.model_config import ModelConfig, preset_shape
-from igpt_model.sample import Drawing, draw
+from igpt_model.inference.sample import Drawing, draw
+from igpt_model.model.config import ModelConfig, preset_shape
+from igpt_model.model.network import KeyValueCache
+from igpt_model.training.parallel import prepare_blocks
 
 _NEVER_SPLIT = 1 << 50  # bytes; whether a batch fits is up to whoever names it
 
@@ -46,7 +46,7 @@ def contenders(
         else:
             ours = ours.to(dtype).eval()
             if "compiled" in name:
-                prepare_blocks(ours, PretrainConfig(runs="unused", compile=True))
+                prepare_blocks(ours, PretrainConfig.from_fields(runs="unused", compile=True))
             made[name] = lambda m=ours: draw(m, batch, Drawing(), cache_bytes=_NEVER_SPLIT)
     return made
 

@@ -22,12 +22,12 @@ from benchmarks.measure import RESULTS
 from benchmarks.measure_device import interleave, machine, matrix_flops, ratio, save
 from benchmarks.peers import NanoGPT, hugging_face, our_model, their_inputs
 from igpt_model.config import PretrainConfig
-from igpt_model.execution import autocast, prepare_blocks
-from igpt_model.inputs import Inputs
-from igpt_model.model import UNCONDITIONAL
-from igpt_model.model_config import ModelConfig, preset_shape
-from igpt_model.optim import make_optimizer
-from igpt_model.step import losses
+from igpt_model.data.batches import Inputs
+from igpt_model.model.config import ModelConfig, preset_shape
+from igpt_model.model.network import UNCONDITIONAL
+from igpt_model.training.optim import make_optimizer
+from igpt_model.training.parallel import autocast, prepare_blocks
+from igpt_model.training.step import losses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ def contenders(setting: Setting, names: list[str]) -> dict[str, Callable[[], flo
         loss: Callable[[], torch.Tensor]
         if name.startswith("ours"):
             ours = our_model(config, device)
-            prepare_blocks(ours, replace(setting.config, compile="compiled" in name))
+            prepare_blocks(ours, setting.config.with_fields(compile="compiled" in name))
             model, loss = ours, lambda m=ours: losses(m, inputs).mean()
         elif name.startswith("Hugging Face"):
             model = hugging_face(our_model(config, device)).train()
@@ -91,7 +91,7 @@ def _step(model: nn.Module, loss: Callable[[], torch.Tensor], setting: Setting) 
             value = loss()
         value.backward()
         if optimizer is not None:
-            nn.utils.clip_grad_norm_(model.parameters(), setting.config.gradient_clip)
+            nn.utils.clip_grad_norm_(model.parameters(), setting.config.optimizer.gradient_clip)
             optimizer.step()
         return float(value.detach())
 
@@ -213,7 +213,7 @@ def main() -> None:
     rows: list[dict[str, object]] = []
     for layers, width, heads in shapes or [(options.layers, options.width, options.heads)]:
         model = ModelConfig(layers=layers, width=width, heads=heads, resolution=resolution, colours=512)
-        config = PretrainConfig(runs="unused", preset="tiny", precision=precision)
+        config = PretrainConfig.from_fields(runs="unused", preset="tiny", precision=precision)
         setting = Setting(model=model, batch=1, device=device, config=config, optimizer=whole)
         if options.profile:
             show_profile(replace(setting, batch=(options.batches or [8])[0]), names[0])

@@ -1,1 +1,0 @@
-"""Orchestration: Prefect flows, settings, command line and the embedded local services."""

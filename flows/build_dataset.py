@@ -4,16 +4,17 @@ from prefect import flow
 from prefect.artifacts import create_table_artifact
 from prefect.logging import get_run_logger
 
-from flows import ray_job, settings
-from flows.console import Reporter
-from flows.exclusive import exclusively
-from flows.termination import terminable
-from pipeline import build
-from pipeline.build import BuildResult, PlannedBuild
+from flows.prefect_ops import ray_job
+from flows.prefect_ops.lease import exclusively
+from flows.prefect_ops.termination import terminable
+from flows.services import settings
+from flows.terminal.console import Reporter
+from pipeline.build import build
+from pipeline.build.build import BuildResult, PlannedBuild
+from pipeline.cluster.metrics import Meter
 from pipeline.config import DatasetConfig
+from pipeline.dataset.snapshot import SPLITS
 from pipeline.progress import together
-from pipeline.ray_metrics import Meter
-from pipeline.snapshot import SPLITS
 
 
 @flow(name="build-dataset")

@@ -13,12 +13,12 @@ from PIL import Image
 from prefect import flow
 from rich.text import Text
 
-from flows.configuration import RefreshConfig
-from flows.console import Reporter, console
-from flows.demo_config import DIGITS_URL
-from flows.memory import StageMeter
+from flows.config.demo import DIGITS_URL
+from flows.config.refresh import RefreshConfig
 from flows.refresh import RefreshOutcome, run_stages
-from pipeline import storage
+from flows.terminal.console import Reporter, console
+from flows.terminal.memory import StageMeter
+from pipeline.store import objects
 
 
 def encode_digits(url: str) -> dict[str, bytes]:
@@ -37,10 +37,10 @@ def encode_digits(url: str) -> dict[str, bytes]:
 def upload_digits() -> None:
     """Put the digits into the bucket, as a data engineer would have."""
     contents = encode_digits(DIGITS_URL)
-    there = {file.url for file in storage.list_files(DIGITS_URL)}
+    there = {file.url for file in objects.list_files(DIGITS_URL)}
     missing = {url: data for url, data in contents.items() if url not in there}
     if missing:
-        storage.write_many(missing)
+        objects.write_many(missing)
 
 
 @flow(name="demo")

@@ -1,36 +1,40 @@
 """The flow that trains an Image GPT on a dataset snapshot, and shows what it learnt."""
 
-import tempfile
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 from prefect import flow
 from prefect.artifacts import create_image_artifact, create_link_artifact
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
-from flows import ray_job, settings
-from flows.console import Reporter
-from flows.exclusive import exclusively
-from flows.gallery import Gallery, draw_all
-from igpt_model import curves, parent, pictures, reports, tracking
+from flows import version
+from flows.prefect_ops import ray_job
+from flows.prefect_ops.lease import exclusively
+from flows.previews import Gallery, draw_all
+from flows.services import settings
+from flows.terminal.console import Reporter
 from igpt_model.config import PretrainConfig
-from igpt_model.curve_logger import CurveLogger
-from igpt_model.data import ShardCache
-from igpt_model.model_source import load_run
-from igpt_model.objective import Baselines, TokenCounts
-from igpt_model.ray_train import TrainJob, train_on_cluster
-from igpt_model.registry import Registry
-from igpt_model.tracking import RunLogger
-from igpt_model.train_result import TrainResult, finished
-from pipeline import snapshot, storage
+from igpt_model.data.shard_cache import ShardCache
+from igpt_model.model.losses import Baselines, TokenCounts
+from igpt_model.registry.client import Registry
+from igpt_model.runs import initial_model, metric_log, record
+from igpt_model.runs.open_model import open_model
+from igpt_model.runs.result import TrainResult, finished
+from igpt_model.tracking import figures, runs
+from igpt_model.tracking import sheets as pictures
+from igpt_model.tracking.curve_logger import CurveLogger
+from igpt_model.tracking.runs import RunLogger
+from igpt_model.training.metric_names import TRAINING_METRICS
+from igpt_model.training.ray import TrainJob, train_on_cluster
+from pipeline.cluster.metrics import Meter
+from pipeline.dataset import snapshot
+from pipeline.dataset.snapshot import Snapshot
 from pipeline.errors import IgptError
-from pipeline.lease import Fence
 from pipeline.progress import together
-from pipeline.ray_metrics import Meter
-from pipeline.snapshot import Snapshot
+from pipeline.store import objects
+from pipeline.store.lease import Fence
 
 _LAST_WORDS_SECONDS = 10.0
 
@@ -55,27 +59,25 @@ class PretrainOutcome:
 def pretrain(config: PretrainConfig) -> PretrainOutcome:
     """Train on a dataset snapshot, or continue, or find the run finished; log curves and pictures to MLflow."""
     known = settings.load()
-    tracking.check_reachable(known.mlflow_tracking_uri)
-    if not config.dataset:
-        raise IgptError("dataset is empty: give the URL or path of a dataset that `igpt dataset build` made")
-    data = snapshot.read(config.dataset, config.snapshot)
+    runs.check_reachable(known.mlflow_tracking_uri)
+    data = snapshot.read(config.given_dataset, config.data.snapshot)
     data.of_split("validation")
-    storage.check_reachable(storage.absolute(config.runs))
-    run = storage.join(storage.absolute(config.runs), config.run_name(data.digest))
+    objects.check_reachable(objects.absolute(config.keeping.runs))
+    run = record.folder_of(config, data)
     ray_job.begin(known.ray_address)
     reporter = Reporter("pretrain")
     tags = {
         "igpt.prefect_run": str(flow_run.id or ""),
         "igpt.prefect_url": f"{known.prefect_url}/runs/flow-run/{flow_run.id}",
     }
-    if known.git_commit:
-        tags["igpt.git_commit"] = known.git_commit
+    if commit := version.commit(settings.git_commit()):
+        tags["igpt.git_commit"] = commit
     # A finished run is only looked at: nothing is left with it, a lease neither.
     done = finished(config, data, run) is not None
     with nullcontext() if done else exclusively(run, reporter.say) as fence:
-        if not done and parent.is_needed(run, config) and not parent.of_run(run):
+        if not done and initial_model.is_needed(run, config) and not initial_model.of_run(run):
             _keep_parent(config, data, run, known.mlflow_tracking_uri)
-        if started_from := parent.of_run(run):
+        if started_from := initial_model.of_run(run):
             tags["igpt.parent_model"] = started_from
         logger = open_tracked(config, data, run, tags, known.mlflow_tracking_uri, reporter)
         with logger.closing():
@@ -89,17 +91,15 @@ def pretrain(config: PretrainConfig) -> PretrainOutcome:
 
 def _keep_parent(config: PretrainConfig, data: Snapshot, run: str, tracking_uri: str) -> None:
     """Bring the model that the training starts from into the run's folder, where the workers look for it."""
-    registry = Registry(tracking_uri)
-    with tempfile.TemporaryDirectory(prefix="igpt-parent-") as temporary:
-        parent.keep(run, registry.fetch(registry.find(config.parent), Path(temporary)), config, data)
+    initial_model.keep(run, Registry(tracking_uri).open(config.model.parent), config, data)
 
 
 def open_tracked(
     config: PretrainConfig, data: Snapshot, run: str, tags: Mapping[str, str], tracking_uri: str, reporter: Reporter
 ) -> RunLogger:
     """The MLflow run of a training run; those of others that died unheard are closed."""
-    logger = tracking.open_run(tracking_uri, config, data, run, tags)
-    for abandoned in tracking.close_abandoned(tracking_uri, config.experiment):
+    logger = runs.open_run(tracking_uri, config, data, run, tags)
+    for abandoned in runs.close_abandoned(tracking_uri, config.tracking.experiment):
         reporter.say(f"the MLflow run {abandoned} was abandoned: it counts as killed now")
     return logger
 
@@ -113,7 +113,7 @@ class _Listener:
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         self._curve.metrics(step, values)
-        self._meter.training(step, values)
+        self._meter.record(step, values)
 
 
 def train_tracked(
@@ -140,7 +140,10 @@ def train_tracked(
         fence=fence,
     )
     try:
-        with Gallery(config, data, run, logger, reporter) as gallery, Meter("pretrain", run) as meter:
+        with (
+            Gallery(config, data, run, logger, reporter) as gallery,
+            Meter("pretrain", run, TRAINING_METRICS) as meter,
+        ):
             listener = _Listener(curve, meter, reporter, gallery)
             result = train_on_cluster(job, listener, progress=together(reporter, meter.progress))
     except BaseException:
@@ -155,16 +158,16 @@ def _show(
     config: PretrainConfig, data: Snapshot, run: str, result: TrainResult, logger: RunLogger, reporter: Reporter
 ) -> PretrainOutcome:
     """Judge a finished run by its baselines, and draw what it has learnt."""
-    cache = ShardCache(data, config.cache)
+    cache = ShardCache(data, config.execution.cache)
     baselines = _count(data, cache, "train").baselines(_count(data, cache, "validation"))
-    sheets = draw_all(config, data, load_run(run), reporter)
+    sheets = draw_all(config, data, open_model(run, Registry(logger.tracking_uri).open), reporter)
     levels = {
         "uniform": baselines.uniform,
         "unigram": baselines.unigram,
         "per-position unigram": baselines.position_unigram,
     }
     names = {"training": "train_loss", "validation": "validation_loss"}
-    loss_curve = curves.loss_curve({label: logger.metric_history(name) for label, name in names.items()}, levels)
+    loss_curve = figures.loss_curve({label: logger.metric_history(name) for label, name in names.items()}, levels)
     for name, picture in sheets.items():
         logger.picture(picture, f"{name}.png")
     logger.file(loss_curve, "loss.png")
@@ -187,7 +190,7 @@ def _show(
 
 def _log_what_was_missed(run: str, curve: CurveLogger) -> None:
     """Bring the MLflow run up to what the checkpoints know was reported: whoever died or did not answer meanwhile."""
-    for report in reports.read(run):
+    for report in metric_log.read(run):
         curve.metrics(report.step, report.values)
     curve.flush()
 

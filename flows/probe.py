@@ -1,31 +1,31 @@
 """The flow that judges a model's features by classifiers on a labelled dataset."""
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from prefect import flow
 from prefect.artifacts import create_table_artifact
 from prefect.logging import get_run_logger
 
-from flows import ray_job, settings
-from flows.console import Reporter
+from flows.prefect_ops import ray_job
+from flows.prefect_ops.termination import terminable
 from flows.probe_report import describe, metrics, table
-from flows.termination import terminable
-from igpt_model import curves, pictures, promotion, tracking
+from flows.services import settings
+from flows.terminal.console import Reporter
 from igpt_model.config import ProbeConfig
-from igpt_model.model_folder import ModelFolder
-from igpt_model.model_source import load_run
-from igpt_model.probe_result import ProbeResult
-from igpt_model.ray_probe import probe_on_cluster
-from igpt_model.registry import Registry, Version
-from igpt_model.tracking import RunLogger
-from pipeline import snapshot, storage
+from igpt_model.model.bundle import ModelBundle
+from igpt_model.probing.ray import probe_on_cluster
+from igpt_model.probing.result import ProbeResult
+from igpt_model.registry import gate
+from igpt_model.registry.client import Registry, Version
+from igpt_model.runs.open_model import open_model
+from igpt_model.tracking import figures, runs, sheets
+from igpt_model.tracking.runs import RunLogger
+from pipeline.cluster.metrics import Meter
+from pipeline.dataset import snapshot
+from pipeline.dataset.snapshot import Snapshot
 from pipeline.errors import IgptError
 from pipeline.progress import together
-from pipeline.ray_metrics import Meter
-from pipeline.snapshot import Snapshot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,18 +49,18 @@ def probe(config: ProbeConfig, mlflow_run: str | None = None) -> ProbeOutcome:
         if not getattr(config, name):
             raise IgptError(f"{name} is empty: give it a value, as in `igpt probe {name}=...`")
     data = snapshot.read(config.dataset, config.snapshot)
-    folder, version = _load(config.model, known.mlflow_tracking_uri)
+    bundle, version = _load(config.model, known.mlflow_tracking_uri)
     ray_job.begin(known.ray_address)
     reporter = Reporter("probe")
     with terminable(), Meter("probe", config.model) as meter:
-        result = probe_on_cluster(folder, data, config, progress=together(reporter, meter.progress))
-    curve = curves.probe_curve(result)
+        result = probe_on_cluster(bundle, data, config, progress=together(reporter, meter.progress))
+    curve = figures.probe_curve(result)
     run = mlflow_run if version is None else version.run_id
     if run:
         own = version is None or version.tags.get("igpt.manifest_digest") == data.digest
         prefix = "" if own else f"{_name(data)}."
         logger = RunLogger(known.mlflow_tracking_uri, run)
-        _log(logger, folder, result, curve, data, prefix)
+        _log(logger, bundle, result, curve, data, prefix)
         if version is None:
             _log_new(logger, {name: [value] for name, value in metrics(result).items()})
     if version is not None:
@@ -73,14 +73,14 @@ def probe(config: ProbeConfig, mlflow_run: str | None = None) -> ProbeOutcome:
     return ProbeOutcome(result=result, classes=data.classes, curve=curve)
 
 
-def _load(model: str, tracking_uri: str) -> tuple[ModelFolder, Version | None]:
-    if not model.startswith("models:"):
-        return load_run(storage.absolute(model)), None
-    tracking.check_reachable(tracking_uri)
+def _load(model: str, tracking_uri: str) -> tuple[ModelBundle, Version | None]:
+    """The model to judge, and its version if it is a registered one."""
     registry = Registry(tracking_uri)
+    if not model.startswith("models:"):
+        return open_model(model, registry.open), None
+    runs.check_reachable(tracking_uri)
     version = registry.find(model)
-    with tempfile.TemporaryDirectory(prefix="igpt-probe-") as temporary:
-        return registry.fetch(version, Path(temporary)), version
+    return open_model(version.uri, registry.open), version
 
 
 def _name(data: Snapshot) -> str:
@@ -89,7 +89,7 @@ def _name(data: Snapshot) -> str:
 
 
 def _log(
-    logger: RunLogger, folder: ModelFolder, result: ProbeResult, curve: bytes, data: Snapshot, prefix: str
+    logger: RunLogger, bundle: ModelBundle, result: ProbeResult, curve: bytes, data: Snapshot, prefix: str
 ) -> None:
     """Leave the curve over layers and pictures with a run; `prefix` names a dataset that it was not trained on."""
     by_layer = {
@@ -99,9 +99,9 @@ def _log(
     _log_new(logger, by_layer)  # the layer stands in the place of the step: MLflow draws the curve
     logger.file(curve, f"{prefix}probe.png")
     if result.confusion_KK is not None:
-        logger.file(curves.confusion_matrix(result.confusion_KK, data.classes), f"{prefix}confusion.png")
+        logger.file(figures.confusion_matrix(result.confusion_KK, data.classes), f"{prefix}confusion.png")
     if result.sheet is not None:
-        logger.picture(pictures.neighbour_sheet(folder, result.sheet), f"{prefix}neighbours.png")
+        logger.picture(sheets.neighbour_sheet(bundle, result.sheet), f"{prefix}neighbours.png")
 
 
 def _log_new(logger: RunLogger, values: Mapping[str, Sequence[float]]) -> None:
@@ -121,6 +121,6 @@ def _log_version(registry: Registry, version: Version, result: ProbeResult, data
     tags[f"igpt.probe.{name}.snapshot"] = f"{data.number} {data.digest}"
     # The gate's number is of the dataset that the model was trained on; other datasets do not stand in its place.
     if version.tags.get("igpt.manifest_digest") == data.digest:
-        tags[promotion.ACCURACY] = f"{result.best.validation_accuracy:.5f}"
+        tags[gate.ACCURACY] = f"{result.best.validation_accuracy:.5f}"
         tags["igpt.probe_test_accuracy"] = f"{result.best.test_accuracy:.5f}"
     registry.tag(version, tags)

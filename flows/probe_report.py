@@ -1,7 +1,7 @@
 """What the probes of a model came to, as a line, as tables and as metrics."""
 
-from igpt_model import paper
-from igpt_model.probe_result import SOURCES, ProbeResult
+from igpt_model.probing import paper
+from igpt_model.probing.result import SOURCES, ProbeResult
 
 _NO_VALUE = "-"
 

@@ -8,20 +8,22 @@ from prefect.artifacts import create_link_artifact
 from prefect.events import emit_event
 from prefect.logging import get_run_logger
 
-from flows import settings
 from flows.build_dataset import build_dataset
-from flows.configuration import RefreshConfig
-from flows.console import Reporter
-from flows.memory import StageMeter
+from flows.config.refresh import RefreshConfig
 from flows.pretrain import PretrainOutcome, pretrain
 from flows.probe import ProbeOutcome, probe
-from igpt_model import promotion, registration, registry, tracking
-from igpt_model.model_source import load_run
-from igpt_model.promotion import GateConfig
-from igpt_model.registry import Version
-from pipeline import storage
-from pipeline.build import BuildResult
-from pipeline.config import digest
+from flows.services import settings
+from flows.terminal.console import Reporter
+from flows.terminal.memory import StageMeter
+from igpt_model.registry import client, register
+from igpt_model.registry import gate as promotion
+from igpt_model.registry.client import Version
+from igpt_model.registry.gate import GateConfig
+from igpt_model.runs.open_model import open_model, opened_once
+from igpt_model.tracking import runs
+from pipeline.build.build import BuildResult
+from pipeline.hashing import digest
+from pipeline.store import objects
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,14 +47,21 @@ def run_stages(config: RefreshConfig, meter: StageMeter) -> RefreshOutcome:
     """The stages of a refresh, each a flow run of its own below the caller's; `meter` learns what each took."""
     known = settings.load()
     # What the last stages need is looked at first: a night's training is not to end at a server that is not there.
-    tracking.check_reachable(known.mlflow_tracking_uri)
-    for url in (config.dataset.raw, config.dataset.dataset, config.pretrain.runs):
-        storage.check_reachable(storage.absolute(url))
+    runs.check_reachable(known.mlflow_tracking_uri)
+    for url in (config.dataset.raw, config.dataset.dataset, config.pretrain.keeping.runs):
+        objects.check_reachable(objects.absolute(url))
     with meter.measure("build_dataset"):
         built = build_dataset(config.dataset)
+    with opened_once():
+        return _train_probe_and_register(config, known, built, meter)
+
+
+def _train_probe_and_register(
+    config: RefreshConfig, known: settings.Settings, built: BuildResult, meter: StageMeter
+) -> RefreshOutcome:
     dataset, number = built.snapshot.dataset, built.snapshot.number
     with meter.measure("pretrain"):
-        trained = pretrain(replace(config.pretrain, dataset=dataset, snapshot=number))
+        trained = pretrain(config.pretrain.with_fields(dataset=dataset, snapshot=number))
     with meter.measure("probe"):
         probed = probe(
             replace(config.probe, model=trained.run, dataset=dataset, snapshot=number), mlflow_run=trained.mlflow_run
@@ -68,7 +77,7 @@ def _register(config: RefreshConfig, known: settings.Settings, trained: Pretrain
     result, data = probed.result, trained.snapshot
     held_out = sorted(shard.sha256 for shard in data.shards if shard.split != "train")
     tags = {
-        **tracking.lineage_tags(data),
+        **runs.lineage_tags(data),
         "igpt.run": trained.run,
         "igpt.probe_best_layer": str(result.best_layer),
         "igpt.probe_test_accuracy": f"{result.best.test_accuracy:.5f}",
@@ -76,9 +85,9 @@ def _register(config: RefreshConfig, known: settings.Settings, trained: Pretrain
         promotion.ACCURACY: f"{result.best.validation_accuracy:.5f}",
         promotion.SPLITS: digest(held_out),
     }
-    version = registration.register(
-        load_run(trained.run),
-        name=config.pretrain.model_name,
+    version = register.register(
+        open_model(trained.run, client.Registry(known.mlflow_tracking_uri).open),
+        name=config.pretrain.tracking.model_name,
         tracking_uri=known.mlflow_tracking_uri,
         run_id=trained.mlflow_run,
         tags=tags,
@@ -86,7 +95,7 @@ def _register(config: RefreshConfig, known: settings.Settings, trained: Pretrain
         head=result.head,
     )
     reporter.close()
-    reporter.say(f"{version.uri}, alias {registry.CANDIDATE}")
+    reporter.say(f"{version.uri}, alias {client.CANDIDATE}")
     create_link_artifact(
         key="registered-model",
         link=f"{known.mlflow_tracking_uri.rstrip('/')}/#/models/{version.name}/versions/{version.number}",
@@ -103,9 +112,9 @@ def _register(config: RefreshConfig, known: settings.Settings, trained: Pretrain
 
 def _promote(version: Version, tracking_uri: str, gate: GateConfig, reporter: Reporter) -> None:
     """Make the version the champion if it passes the gate; a refusal is no failure of the refresh."""
-    if registry.CHAMPION in version.aliases:
-        reporter.say(f"{version.uri} is the {registry.CHAMPION} already")
+    if client.CHAMPION in version.aliases:
+        reporter.say(f"{version.uri} is the {client.CHAMPION} already")
         return
-    decision = registry.Registry(tracking_uri).promote(version.uri, gate).decision
-    reporter.say(f"{version.uri}: " + (f"promoted to {registry.CHAMPION}" if decision.passed else decision.text))
+    decision = client.Registry(tracking_uri).promote(version.uri, gate).decision
+    reporter.say(f"{version.uri}: " + (f"promoted to {client.CHAMPION}" if decision.passed else decision.text))
     get_run_logger().info("%s: %s", version.uri, decision.text)

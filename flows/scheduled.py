@@ -16,17 +16,15 @@ from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
-from flows import flow_runs
 from flows.build_dataset import build_dataset
-from flows.configuration import RefreshConfig
-from flows.console import console
-from flows.exclusive import exclusively
-from flows.probe import probe
-from flows.refresh import refresh
+from flows.config.refresh import RefreshConfig
+from flows.prefect_ops import flow_runs
+from flows.prefect_ops.lease import exclusively
+from flows.terminal.console import console
 from igpt_model.config import ProbeConfig
-from pipeline import bulk, storage
 from pipeline.config import DatasetConfig
-from pipeline.lease import LeaseHeldError
+from pipeline.store import bulk, objects
+from pipeline.store.lease import LeaseHeldError
 
 
 @flow(name="scheduled-build")
@@ -45,12 +43,20 @@ def scheduled_build(config: DatasetConfig, quiet_seconds: float = 0) -> None:
 @flow(name="scheduled-refresh")
 def scheduled_refresh(config: RefreshConfig) -> None:
     """Raw images to a registered model: what `igpt refresh` does, on a schedule."""
-    _in_turn(config.pretrain.runs, lambda: refresh(config))
+
+    def work() -> None:
+        from flows.refresh import refresh  # noqa: PLC0415 (loads PyTorch, Ray Train and MLflow: not before its turn)
+
+        refresh(config)
+
+    _in_turn(config.pretrain.keeping.runs, work)
 
 
 @flow(name="scheduled-probe")
 def scheduled_probe(config: ProbeConfig, model: str) -> None:
     """Judge a newly registered model; the event of its registration says which."""
+    from flows.probe import probe  # noqa: PLC0415 (not for the other flows)
+
     probe(replace(config, model=model))
 
 
@@ -62,7 +68,7 @@ def _in_turn(folder: str, work: Callable[[], object]) -> None:
         flow_runs.cancel(mine, newer)
     logger = get_run_logger()
     try:
-        with _progress_in_logs(), exclusively(storage.join(storage.absolute(folder), "turn"), logger.info):
+        with _progress_in_logs(), exclusively(objects.join(objects.absolute(folder), "turn"), logger.info):
             for name in flow_runs.close_siblings(mine):
                 logger.warning("the run %s died without a word; closed it", name)
             work()
@@ -99,5 +105,5 @@ class _LoggedLines(io.StringIO):
 
 def _seconds_since_last(raw: str) -> float:
     """Seconds since the newest object of a source was written."""
-    newest = max((file.modified for file in bulk.list_files(storage.absolute(raw))), default=0.0)
+    newest = max((file.modified for file in bulk.list_files(objects.absolute(raw))), default=0.0)
     return time.time() - newest

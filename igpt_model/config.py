@@ -1,182 +1,96 @@
-"""What a user may set about training and probing; Prefect's form shows the sentence of each field."""
+"""Settings of training and probing; Prefect's form shows the docstring of each field."""
 
 import re
-from dataclasses import dataclass, fields
-from typing import Literal
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Annotated, Any, ClassVar, Literal
 
-from igpt_model.model_config import ModelConfig, Objective, Preset, preset_shape
-from pipeline.config import digest
+from igpt_model.model.config import (
+    Count,
+    ModelConfig,
+    Objective,
+    Preset,
+    Shape,
+    check_heads,
+    check_objective,
+    preset_shape,
+)
+from pipeline.dataset.snapshot import Snapshot
 from pipeline.errors import IgptError
+from pipeline.hashing import digest
+from pipeline.typed_config import values
+from pipeline.typed_config.config import Config, SectionedConfig
+from pipeline.typed_config.ranges import NotEmpty, Range
+
+NotNegative = Annotated[int, Range(at_least=0)]
+Positive = Annotated[float, Range(above=0)]
+Seconds = Annotated[float, Range(at_least=0)]
+Part = Annotated[float, Range(above=0, below=1)]
+Named = Annotated[str, NotEmpty()]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig:
-    """Which model is trained on a dataset, how, where, and under which names it is tracked and registered."""
+class ModelSettings(Config):
+    """The network to train, its initial weights and its number format."""
 
-    __pydantic_config__ = {"use_attribute_docstrings": True, "extra": "forbid"}
-
-    runs: str
-    """URL or path of the folder that holds training runs; the same config and snapshot find the same run again."""
-    dataset: str = ""
-    """URL or path of the dataset, as `igpt dataset build` wrote it; in a refresh, empty: the one just built."""
-    name: str | None = None
-    """Name of the run in its folder; none: made from the config and the snapshot."""
-    snapshot: int | None = None
-    """Number of the dataset snapshot to train on; none: the newest."""
-    parent: str = ""
-    """Registered version whose weights the training starts from, as models:/igpt/3; empty: random weights."""
     preset: Preset = "igpt-s"
-    """Shape of the model: tiny and small for CPUs and trials, igpt-s to igpt-xl as published."""
-    layers: int | None = None
+    """Shape of the model: tiny and small for CPUs and experiments, igpt-s to igpt-xl as published."""
+    layers: Count | None = None
     """Number of blocks; none: the preset's."""
-    width: int | None = None
+    width: Count | None = None
     """Width of the residual stream; none: the preset's. A multiple of heads."""
-    heads: int | None = None
+    heads: Count | None = None
     """Number of attention heads; none: the preset's."""
     objective: Objective = "autoregressive"
-    """What is learnt: each pixel from those before it, or masked pixels from all the others (BERT)."""
-    mask_fraction: float = 0.15
-    """Masked objective: share of the pixels that are masked, above 0 and below 1."""
+    """What the model predicts: each pixel from those before it, or masked pixels from all the others (BERT)."""
+    mask_fraction: Part = 0.15
+    """Masked objective: share of the pixels that are masked."""
     class_conditional: bool = False
-    """Whether the model is told the class of each image, by a vector in place of the start vector."""
-    low_resolution: int | None = None
-    """Super-resolution: side of the small version of each image that the model is given; none: it is given none."""
-    flip: bool = False
-    """Whether half of the training images, drawn anew each epoch, are mirrored left to right."""
-    crop_padding: int = 0
-    """Pixels reflected around each training image, from which a crop of its size is taken at random; 0: no crop."""
-    steps: int = 1000
-    """Number of optimizer steps."""
-    global_batch: int = 128
-    """Images a step, over all workers."""
-    micro_batch: int | None = None
-    """Images that a worker computes at a time; their gradients are added up. None: its part of the global batch."""
-    learning_rate: float | None = None
-    """Peak learning rate of Adam; none: the preset's."""
-    warmup_steps: int = 100
-    """Steps over which the learning rate rises from 0; it then falls to 0 along a cosine."""
-    weight_decay: float = 0.0
-    """Decoupled weight decay of the matrices; the paper pretrains without."""
-    gradient_clip: float = 1.0
-    """Largest norm of the gradient; a larger one is scaled down to it."""
-    max_skipped_steps: int = 10
-    """Steps in a row that are left out because their loss or gradient is not finite before the run fails."""
-    ema_decay: float | None = None
-    """Keep an average of the weights with this decay a step, evaluate it and save it as the model; none: no average."""
+    """Whether the model is given the class of each image, as a learned start vector per class."""
+    low_resolution: Count | None = None
+    """Super-resolution: side of the small image that the model is given; none: no super-resolution."""
+    parent: str = ""
+    """Registered version whose weights training starts from, as in models:/igpt/3; empty: random weights."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Number format of the forward and backward pass; weights and optimizer stay float32."""
-    compile: bool = False
-    """Whether torch.compile makes kernels for the blocks: slower to start, faster on GPUs."""
-    activation_checkpointing: bool = False
-    """Whether activations inside the blocks are computed again in the backward pass instead of kept in memory."""
-    parallelism: Literal["ddp", "fsdp"] = "ddp"
-    """How workers share the model: each has all of it (ddp), or a part of weights, gradients and optimizer (fsdp)."""
-    window_shards: int = 64
-    """Shards that are shuffled into each other; a worker reads from this many at a time."""
-    evaluate_every: int = 250
-    """Steps between evaluations on the whole validation split."""
-    checkpoint_every: int = 250
-    """Steps between checkpoints."""
-    sample_every: int = 1000
-    """Steps between pictures that the model draws while it is trained, from a checkpoint; 0: only at the end."""
-    keep_last: int = 2
-    """Number of newest checkpoints kept."""
-    keep_best: int = 1
-    """Number of checkpoints with the lowest validation loss kept beside them; of steps that are evaluated."""
-    upload_seconds: float = 300.0
-    """Seconds for which faults of the store are outlasted while a checkpoint is written; then it is given up, with a
-    warning, and training goes on as long as there is an older one."""
-    seed: int = 0
-    """Seed of the initial weights and of the sample order."""
-    workers: int = 2
-    """Number of training workers (processes, one GPU each with use_gpu); with min_workers the largest number."""
-    min_workers: int | None = None
-    """Elastic training: smallest number of workers that goes on while nodes are away; none: it waits for them."""
-    resize_seconds: float = 60.0
-    """Elastic training: seconds between looks whether nodes have come back for more workers."""
-    placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
-    """How Ray places the workers: on few nodes, on many, or strictly on one, strictly on as many as there are."""
-    cpus_per_worker: int = 1
-    """CPU cores each worker reserves and uses."""
-    use_gpu: bool = False
-    """Whether each worker gets a GPU."""
-    max_restarts: int = 3
-    """How often the group of workers is restarted after one has died before the run fails."""
-    hang_seconds: float = 900.0
-    """Seconds without a step after which a worker writes its stacks to the run's folder and ends, so that the group is
-    restarted; 0: never."""
-    cache: str | None = None
-    """Folder on each node that keeps fetched shards; none: igpt-cache in the node's temporary folder."""
-    cache_bytes: int = 100 * 2**30
-    """Largest size of that folder in bytes; shards used longest ago are removed, those in use never."""
-    experiment: str = "igpt"
-    """MLflow experiment of the run."""
-    model_name: str = "igpt"
-    """Name under which the model is registered."""
 
     def __post_init__(self) -> None:
-        at_least_one = ("steps", "global_batch", "window_shards", "evaluate_every", "checkpoint_every")
-        optional = (
-            name for name in ("micro_batch", "low_resolution", "min_workers") if getattr(self, name) is not None
-        )
-        for name in (*at_least_one, "keep_last", "workers", "cpus_per_worker", "cache_bytes", *optional):
-            if getattr(self, name) < 1:
-                raise IgptError(f"{name} is {getattr(self, name)}: it must be at least 1")
-        if self.global_batch < self.workers:
-            raise IgptError(
-                f"global_batch {self.global_batch} is smaller than workers {self.workers}: every worker needs an image"
-            )
-        if self.min_workers is not None and self.min_workers > self.workers:
-            raise IgptError(
-                f"min_workers is {self.min_workers}: it must not be above workers {self.workers}, the largest number"
-            )
-        not_negative = (
-            "warmup_steps",
-            "max_restarts",
-            "weight_decay",
-            "crop_padding",
-            "max_skipped_steps",
-            "keep_best",
-            "sample_every",
-        )
-        for name in (*not_negative, "upload_seconds", "resize_seconds", "hang_seconds"):
-            if getattr(self, name) < 0:
-                raise IgptError(f"{name} is {getattr(self, name)}: it must not be negative")
-        if 0 < self.hang_seconds <= self.upload_seconds:
-            raise IgptError(
-                f"hang_seconds is {self.hang_seconds:g}: it must be above upload_seconds {self.upload_seconds:g}, for "
-                "so long a worker may wait for the store, or 0"
-            )
-        if (self.learning_rate is not None and self.learning_rate <= 0) or self.gradient_clip <= 0:
-            raise IgptError("learning_rate and gradient_clip must be positive")
-        for name in ("mask_fraction", "ema_decay"):
-            if getattr(self, name) is not None and not 0 < getattr(self, name) < 1:
-                raise IgptError(f"{name} is {getattr(self, name)}: it must be above 0 and below 1")
-        for name in ("runs", "experiment", "model_name"):
-            if not getattr(self, name):
-                raise IgptError(f"{name} is empty: give it a value")
+        super().__post_init__()
+        shape = self.shape
+        check_heads(shape.width, shape.heads)
+        check_objective(self.objective, by_class=self.class_conditional, upscales=self.low_resolution is not None)
         if self.parent and not re.fullmatch(r"models:/[^/@:]+/[0-9]+", self.parent):
             raise IgptError(
-                f"parent is {self.parent!r}: name a version by its number, as in models:/igpt/3; an alias moves, and "
-                "the same config would not find its run again"
+                f"parent is {self.parent!r}: name a version by its number, as in models:/igpt/3; an alias may move to "
+                "another version"
             )
-        self.model_config(resolution=2 * (self.low_resolution or 16), colours=512, classes=1)
 
-    def model_config(self, *, resolution: int, colours: int, classes: int) -> ModelConfig:
-        """The model for a dataset of a resolution, with so many colours and classes.
+    @property
+    def shape(self) -> Shape:
+        """The preset's shape, with the fields that override it."""
+        overrides = {"layers": self.layers, "width": self.width, "heads": self.heads}
+        return replace(
+            preset_shape(self.preset), **{name: value for name, value in overrides.items() if value is not None}
+        )
 
-        Raises IgptError for an impossible shape, and when there are no classes to be told.
+    def resolved(self) -> "ModelSettings":
+        """A copy with the preset's layers, width and heads filled in."""
+        return replace(self, layers=self.shape.layers, width=self.shape.width, heads=self.shape.heads)
+
+    def for_images(self, *, resolution: int, colours: int, classes: int) -> ModelConfig:
+        """The model for images of this resolution and these numbers of colours and classes.
+
+        Raises IgptError for an invalid shape, and for a class-conditional model without classes.
         """
         if self.class_conditional and not classes:
             raise IgptError(
-                "class_conditional is set and the dataset has no classes: put the images of each class in a folder of "
-                "their own and build it again, or leave class_conditional out"
+                "class_conditional is set and the dataset has no classes: put the images of each class in a separate "
+                "folder and rebuild the dataset, or leave class_conditional out"
             )
-        shape = preset_shape(self.preset)
+        shape = self.shape
         return ModelConfig(
-            layers=shape.layers if self.layers is None else self.layers,
-            width=shape.width if self.width is None else self.width,
-            heads=shape.heads if self.heads is None else self.heads,
+            layers=shape.layers,
+            width=shape.width,
+            heads=shape.heads,
             resolution=resolution,
             colours=colours,
             objective=self.objective,
@@ -184,89 +98,254 @@ class PretrainConfig:
             low_resolution=self.low_resolution,
         )
 
-    @property
-    def peak_learning_rate(self) -> float:
-        """The learning rate after the warm-up."""
-        return preset_shape(self.preset).learning_rate if self.learning_rate is None else self.learning_rate
 
-    def run_name(self, manifest_digest: str) -> str:
-        """The name of the run that this config makes on a snapshot: the same inputs find the same run again."""
-        if self.name is not None:
-            return self.name
-        always = (
-            "preset layers width heads steps global_batch learning_rate warmup_steps weight_decay gradient_clip "
-            "precision window_shards seed model_name"
-        )
-        # Fields that came later count where they are set, so that the runs of before are found again.
-        later = "objective mask_fraction class_conditional low_resolution flip crop_padding ema_decay parent"
-        defaults = {field.name: field.default for field in fields(self)}
-        names = [*always.split(), *(name for name in later.split() if getattr(self, name) != defaults[name])]
-        recipe = {name: getattr(self, name) for name in names}
-        return f"{self.preset}-{digest([recipe, manifest_digest])[:12]}"
+@dataclass(frozen=True, kw_only=True)
+class DataSettings(Config):
+    """The training data, its augmentation and its shuffling."""
+
+    dataset: str = ""
+    """URL or path of a dataset written by `igpt dataset build`; in a refresh, empty: the dataset just built."""
+    snapshot: int | None = None
+    """Number of the dataset snapshot to train on; none: the newest."""
+    flip: bool = False
+    """Whether training images are randomly mirrored left to right, half of them in each epoch."""
+    crop_padding: NotNegative = 0
+    """Pixels of reflection padding around each training image before a random crop to its size; 0: no crop."""
+    window_shards: Count = 64
+    """Number of shards that are shuffled together; a worker has this many open at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class FineTuneConfig:
-    """How a model is fine-tuned to tell classes apart."""
+class OptimizerSettings(Config):
+    """The optimizer and its schedule."""
 
-    __pydantic_config__ = {"use_attribute_docstrings": True, "extra": "forbid"}
-
-    steps: int = 200
+    steps: Count = 1000
     """Number of optimizer steps."""
-    batch: int = 64
-    """Images a step."""
-    learning_rate: float = 0.0003
-    """Adam's, after a warm-up over a tenth of the steps; it falls to 0 as a cosine."""
-    generative_weight: float = 1.0
-    """Weight of the pixels' loss beside the classifier's; the paper found 1 to do better than 0."""
+    global_batch: Count = 128
+    """Images per step, over all workers."""
+    learning_rate: Positive | None = None
+    """Peak learning rate of Adam; none: the preset's."""
+    warmup_steps: NotNegative = 100
+    """Steps of linear warm-up from 0; the learning rate then decays to 0 along a cosine."""
+    weight_decay: Annotated[float, Range(at_least=0)] = 0.0
+    """Decoupled weight decay of the matrices; the paper pretrains without weight decay."""
+    gradient_clip: Positive = 1.0
+    """Maximum norm of the gradient; larger gradients are scaled down to it."""
+    ema_decay: Part | None = None
+    """Decay per step of an average of the weights, which is evaluated and saved as the model; none: no average."""
     seed: int = 0
-    """Seed of the order of images and of the classifier's first weights."""
+    """Seed of the initial weights and of the sample order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecutionSettings(Config):
+    """Workers, devices and timeouts; nothing here affects the trained weights."""
+
+    workers: Count = 2
+    """Number of training workers (processes; one GPU each with use_gpu); with min_workers, the maximum."""
+    min_workers: Count | None = None
+    """Elastic training: minimum number of workers to continue with when nodes are lost; none: wait for the nodes."""
+    resize_seconds: Seconds = 60.0
+    """Elastic training: seconds between checks for nodes that can take more workers."""
+    placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
+    """How Ray places workers: on few nodes (PACK), on many (SPREAD), or strictly on one node or one per node."""
+    cpus_per_worker: Count = 1
+    """CPU cores each worker reserves and uses."""
+    use_gpu: bool = False
+    """Whether each worker gets a GPU."""
+    micro_batch: Count | None = None
+    """Images per forward and backward pass of a worker, with gradient accumulation; none: its whole batch at once."""
+    compile: bool = False
+    """Whether to compile the blocks with torch.compile: slower to start, faster on GPUs."""
+    activation_checkpointing: bool = False
+    """Whether to recompute activations of the blocks in the backward pass, which saves memory."""
+    parallelism: Literal["ddp", "fsdp"] = "ddp"
+    """Replicate the model on each worker (ddp), or shard weights, gradients and optimizer over them (fsdp)."""
+    max_restarts: NotNegative = 3
+    """How often the workers are restarted after one has died before the run fails."""
+    max_skipped_steps: NotNegative = 10
+    """Consecutive steps skipped for a loss or gradient that is not finite before the run fails."""
+    hang_seconds: Seconds = 900.0
+    """Seconds without a step after which a worker writes its stack traces to the run's folder and exits, so that the
+    workers are restarted; 0: never."""
+    cache: str | None = None
+    """Folder on each node that caches shards; none: igpt-cache in the node's temporary folder."""
+    cache_bytes: Count = 100 * 2**30
+    """Maximum size of that folder in bytes; the least recently used shards are removed, never those in use."""
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch < 1 or self.learning_rate <= 0 or self.generative_weight < 0:
+        super().__post_init__()
+        if self.min_workers is not None and self.min_workers > self.workers:
             raise IgptError(
-                "fine_tune: steps, batch and learning_rate must be positive, generative_weight not negative"
+                f"min_workers is {self.min_workers}: it must not be above workers {self.workers}, the maximum"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbeConfig:
-    """How the features of a model are judged by linear classifiers."""
+class KeepingSettings(Config):
+    """The folder of the run, and which of its checkpoints are kept."""
 
-    __pydantic_config__ = {"use_attribute_docstrings": True, "extra": "forbid"}
+    runs: Named
+    """URL or path of the folder of training runs; the same config and snapshot continue the same run."""
+    name: Named | None = None
+    """Name of the run's folder; none: derived from the config and the snapshot."""
+    checkpoint_every: Count = 250
+    """Steps between checkpoints."""
+    keep_last: Count = 2
+    """Number of newest checkpoints kept."""
+    keep_best: NotNegative = 1
+    """Number of checkpoints kept in addition for the lowest validation loss; only evaluated steps count."""
+    upload_seconds: Seconds = 300.0
+    """Seconds to retry store errors while a checkpoint is written; then it is given up with a warning, and training
+    continues as long as there is an older checkpoint."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingSettings(Config):
+    """Evaluation, previews, and names in MLflow."""
+
+    evaluate_every: Count = 250
+    """Steps between evaluations on the whole validation split."""
+    sample_every: NotNegative = 1000
+    """Steps between sample images drawn from a checkpoint during training; 0: only at the end."""
+    experiment: Named = "igpt"
+    """MLflow experiment of the run."""
+    model_name: Named = "igpt"
+    """Name under which the model is registered."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(SectionedConfig):
+    """Settings of a training run.
+
+    `model`, `data` and `optimizer` determine the weights; the other sections may change when a run is continued. Field
+    names are unique over all sections, so that the flat form can be read: configs, run records and deployments were
+    stored in that form before there were sections.
+    """
+
+    shown_by: ClassVar[str] = "`igpt config pretrain`"
+
+    model: ModelSettings = ModelSettings()
+    data: DataSettings = DataSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    execution: ExecutionSettings = ExecutionSettings()
+    keeping: KeepingSettings
+    tracking: TrackingSettings = TrackingSettings()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        batch, workers = self.optimizer.global_batch, self.execution.workers
+        if batch < workers:
+            raise IgptError(f"global_batch {batch} is smaller than workers {workers}: every worker needs an image")
+        hang, upload = self.execution.hang_seconds, self.keeping.upload_seconds
+        if 0 < hang <= upload:
+            raise IgptError(
+                f"hang_seconds is {hang:g}: it must be above upload_seconds {upload:g}, the time a worker may wait for "
+                "the store, or 0"
+            )
+
+    @property
+    def given_dataset(self) -> str:
+        """URL or path of the dataset. Raises IgptError when it is empty, which is allowed only in a refresh."""
+        if not self.data.dataset:
+            raise IgptError("dataset is empty: give the URL or path of a dataset that `igpt dataset build` wrote")
+        return self.data.dataset
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The learning rate after the warm-up."""
+        rate = self.optimizer.learning_rate
+        return preset_shape(self.model.preset).learning_rate if rate is None else rate
+
+    def model_for(self, snapshot: Snapshot) -> ModelConfig:
+        """The model for a dataset snapshot. Raises IgptError when the config does not match the dataset."""
+        return self.model.for_images(
+            resolution=snapshot.resolution, colours=snapshot.colours, classes=len(snapshot.classes)
+        )
+
+    def resolved(self) -> "PretrainConfig":
+        """A copy with the preset's shape and learning rate filled in."""
+        return self.with_fields(model=self.model.resolved(), learning_rate=self.peak_learning_rate)
+
+    def flat(self) -> dict[str, Any]:
+        """All fields by name, without their sections."""
+        sections = (getattr(self, field.name) for field in fields(self))
+        return {name: value for section in sections for name, value in asdict(section).items()}
+
+    def run_name(self, manifest_digest: str) -> str:
+        """The name of this config's run on a snapshot: the same config and snapshot give the same name.
+
+        It is a hash of `model`, `data` and `optimizer`, with the preset's numbers filled in, except the location of the
+        dataset. A new field must be left out of the hash at its default, or existing runs are no longer found.
+        """
+        if self.keeping.name is not None:
+            return self.keeping.name
+        resolved = values.typed(PretrainConfig, asdict(self.resolved()))  # 1 and 1.0 are the same number
+        recipe = {section: resolved[section] for section in ("model", "data", "optimizer")}
+        del recipe["model"]["preset"], recipe["data"]["dataset"], recipe["data"]["snapshot"]
+        return f"{self.model.preset}-{digest([recipe, manifest_digest])[:12]}"
+
+    def flat_run_name(self, manifest_digest: str) -> str:
+        """The name that this config's run had when configs were flat: it hashed the preset's name, not its numbers."""
+        always = (
+            "preset layers width heads steps global_batch learning_rate warmup_steps weight_decay gradient_clip "
+            "precision window_shards seed model_name"
+        )
+        later = "objective mask_fraction class_conditional low_resolution flip crop_padding ema_decay parent"
+        given, defaults = self.flat(), PretrainConfig.from_fields(runs=self.keeping.runs).flat()
+        names = [*always.split(), *(name for name in later.split() if given[name] != defaults[name])]
+        recipe = {name: given[name] for name in names}
+        return f"{self.model.preset}-{digest([recipe, manifest_digest])[:12]}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuneConfig(Config):
+    """Settings of full fine-tuning for classification."""
+
+    steps: Count = 200
+    """Number of optimizer steps."""
+    batch: Count = 64
+    """Images per step."""
+    learning_rate: Positive = 0.0003
+    """Peak learning rate of Adam, after a warm-up over a tenth of the steps; it then decays to 0 along a cosine."""
+    generative_weight: Annotated[float, Range(at_least=0)] = 1.0
+    """Weight of the generative loss added to the classification loss; the paper found 1 better than 0."""
+    seed: int = 0
+    """Seed of the order of images and of the classifier's initial weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeConfig(Config):
+    """Settings of the linear probe, which evaluates the features of a model."""
+
+    shown_by: ClassVar[str] = "`igpt config probe`"
 
     model: str = ""
-    """A training run's folder, or a registry URI such as models:/igpt@candidate; in a refresh, empty: the new one."""
+    """A training run's folder, or a registry URI such as models:/igpt@candidate; in a refresh, empty: the new model."""
     dataset: str = ""
-    """URL or path of the labelled dataset, of the model's resolution and palette; in a refresh, empty: the new one."""
+    """URL or path of a labelled dataset of the model's resolution and palette; in a refresh, empty: the new dataset."""
     snapshot: int | None = None
     """Number of the dataset snapshot; none: the newest."""
     features: str = ""
-    """URL or path of the folder that keeps extracted features for the next time; empty: {dataset}-features."""
-    strengths: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0)
-    """Inverse L2 strengths tried for the classifier; the best on the validation split is taken."""
-    max_train_images: int = 10_000
-    """Largest number of training images that a classifier is fitted on."""
-    max_iterations: int = 300
-    """Largest number of L-BFGS iterations of a fit."""
-    labels_per_class: tuple[int, ...] = ()
-    """Low-data probes: numbers of labelled images of each class that a classifier is fitted on; empty: none."""
-    draws: int = 5
-    """How often those images are drawn."""
-    neighbours: tuple[int, ...] = ()
-    """Numbers of nearest training images tried for classifying by their vote; empty: not done."""
+    """URL or path of the folder that caches extracted features; empty: {dataset}-features."""
+    strengths: tuple[Positive, ...] = (0.001, 0.01, 0.1, 1.0)
+    """Inverse L2 regularization strengths to try; the best on the validation split is used."""
+    max_train_images: Annotated[int, Range(at_least=2)] = 10_000
+    """Maximum number of training images to fit a classifier on."""
+    max_iterations: Count = 300
+    """Maximum number of L-BFGS iterations per fit."""
+    labels_per_class: tuple[Count, ...] = ()
+    """Low-data probes: numbers of labelled images per class to fit a classifier on; empty: none."""
+    draws: Count = 5
+    """Number of random draws of these images."""
+    neighbours: tuple[Count, ...] = ()
+    """Nearest-neighbour classifier: numbers of neighbours to try; empty: none."""
     fine_tune: FineTuneConfig | None = None
-    """Full fine-tuning; none: not done, for it takes as long as training."""
+    """Full fine-tuning, which takes about as long as training; none: not done."""
     seed: int = 0
-    """Seed of the untrained network that the trained one is compared with, and of the labels that are drawn."""
+    """Seed of the untrained network to compare with, and of the images drawn for low-data probes."""
 
     def __post_init__(self) -> None:
-        if not self.strengths or min(self.strengths) <= 0:
-            raise IgptError(f"strengths is {self.strengths}: give at least one positive number")
-        if self.max_train_images < 2 or self.max_iterations < 1:
-            raise IgptError("max_train_images must be at least 2 and max_iterations at least 1")
-        for name in ("labels_per_class", "neighbours"):
-            if any(value < 1 for value in getattr(self, name)):
-                raise IgptError(f"{name} is {getattr(self, name)}: give numbers of at least 1, or leave it out")
-        if self.draws < 1:
-            raise IgptError(f"draws is {self.draws}: it must be at least 1")
+        super().__post_init__()
+        if not self.strengths:
+            raise IgptError("strengths is empty: give at least one positive number")

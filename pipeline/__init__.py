@@ -1,1 +1,0 @@
-"""Data side: raw images to immutable dataset snapshots of palette-quantized WebDataset shards. Never loads torch."""

@@ -1,94 +1,75 @@
 """What a user may set about a dataset. Every field has a sentence, which Prefect's form and `igpt config` show."""
 
-import hashlib
-import json
 import math
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
 from pipeline.errors import IgptError
-from pipeline.images import Recipe
+from pipeline.hashing import digest
+from pipeline.images.decode import Recipe
+from pipeline.typed_config.config import Config
+from pipeline.typed_config.ranges import NotEmpty, Range
 
 # What decides the bytes of an image's samples; of the rest, what decides into which split and shard they come; what
 # remains (where raw images and dataset lie, limits of patience and of rejects) changes nothing that was built.
 _RECIPE = ("resolution", "colours", "crops_per_image", "decode", "min_size", "max_pixels")
 _LAYOUT = ("samples_per_shard", "splits", "validation_fraction", "test_fraction", "drop_duplicates", "seed")
+Share = Annotated[float, Range(at_least=0, at_most=1)]
+Url = Annotated[str, NotEmpty(give="a URL such as s3://bucket/prefix or a path")]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DatasetConfig:
+class DatasetConfig(Config):
     """Where raw images come from, how they become palette tokens, and where the dataset is kept."""
 
-    __pydantic_config__ = {"use_attribute_docstrings": True, "extra": "forbid"}
+    shown_by: ClassVar[str] = "`igpt config dataset`"
 
-    raw: str
+    raw: Url
     """URL or path of the raw images: a folder (class names are the folder names), tars, or Parquet files of images."""
-    dataset: str
+    dataset: Url
     """URL or path of the dataset: the folder that holds its shards, palettes and snapshots."""
     labels: str | None = None
     """URL of a CSV or Parquet file with the columns file_name and label; none: what containers and folders say."""
     splits: Literal["hash", "folders"] = "hash"
     """How images come into splits: hash, by the fractions below; folders, by folders named train, val or test."""
-    validation_fraction: float = 0.04
-    """Share of the images held out to choose by, 0 to 1; the paper holds out 4% of ImageNet."""
-    test_fraction: float = 0.04
-    """Share of the images held out to report on, 0 to 1; nothing is ever fitted or chosen on them."""
-    resolution: int = 32
-    """Side of the square token images, in pixels; even, 4 to 256. The paper uses 32, 48 and 64."""
-    colours: int = 512
-    """Number of palette colours, 2 to 65536. The paper uses 512."""
+    validation_fraction: Share = 0.04
+    """Share of the images held out to choose by; the paper holds out 4% of ImageNet."""
+    test_fraction: Share = 0.04
+    """Share of the images held out to report on; nothing is ever fitted or chosen on them."""
+    resolution: Annotated[int, Range(at_least=4, at_most=256, multiple_of=2)] = 32
+    """Side of the square token images, in pixels. The paper uses 32, 48 and 64."""
+    colours: Annotated[int, Range(at_least=2, at_most=65536)] = 512
+    """Number of palette colours. The paper uses 512."""
     palette: str | None = None
     """URL of a ready palette (.npy [colours, 3] in [-1, 1], or a JSON list of clusters); none: fit one by k-means."""
-    palette_images: int = 10_000
+    palette_images: Annotated[int, Range(at_least=1)] = 10_000
     """Number of training images whose pixels the palette is fitted on, at most."""
-    crops_per_image: int = 0
+    crops_per_image: Annotated[int, Range(at_least=0, at_most=999)] = 0
     """Random crops of each training image, as in the paper for ImageNet; 0: its centre square, as held-out images."""
     decode: Literal["exact", "fast"] = "exact"
     """How JPEGs are decoded: exact, in full; fast, at an eighth to a half of their size where that is large enough."""
-    min_size: int | None = None
+    min_size: Annotated[int, Range(at_least=1)] | None = None
     """Smallest accepted short side of a raw image, in pixels; none: so large that nothing is enlarged."""
-    max_pixels: int = 80_000_000
+    max_pixels: Annotated[int, Range(at_least=1)] = 80_000_000
     """Largest accepted raw image, in pixels, checked before it is decoded."""
-    max_seconds: float = 60.0
+    max_seconds: Annotated[float, Range(above=0)] = 60.0
     """Longest time that decoding one image may take, in seconds."""
     drop_duplicates: bool = False
     """Whether of images with the same bytes only one is taken, a held-out one before a training one."""
-    samples_per_shard: int = 8192
+    samples_per_shard: Annotated[int, Range(at_least=1)] = 8192
     """Number of images in a full shard; at 32x32 a shard of 8192 takes 32 MiB."""
-    max_reject_fraction: float = 0.05
-    """Largest share of rejected images with which a snapshot is still published, 0 to 1."""
+    max_reject_fraction: Share = 0.05
+    """Largest share of rejected images with which a snapshot is still published."""
     seed: int = 0
     """Seed of the split, the shard order, the random crops and the palette fit."""
 
     def __post_init__(self) -> None:
-        if not 4 <= self.resolution <= 256 or self.resolution % 2:
-            raise IgptError(f"resolution is {self.resolution}: it must be an even number from 4 to 256")
-        if not 2 <= self.colours <= 65536:
-            raise IgptError(f"colours is {self.colours}: it must be 2 to 65536")
-        for name in ("validation_fraction", "test_fraction", "max_reject_fraction"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise IgptError(f"{name} is {getattr(self, name)}: it must be 0 to 1")
+        super().__post_init__()
         if self.validation_fraction + self.test_fraction >= 1:
             raise IgptError(
                 f"validation_fraction {self.validation_fraction} and test_fraction {self.test_fraction} leave nothing "
                 "to train on: their sum must be below 1"
             )
-        for name in ("samples_per_shard", "palette_images", "max_pixels"):
-            if getattr(self, name) < 1:
-                raise IgptError(f"{name} is {getattr(self, name)}: it must be at least 1")
-        if not 0 <= self.crops_per_image <= 999:
-            raise IgptError(f"crops_per_image is {self.crops_per_image}: it must be 0 to 999")
-        if self.min_size is not None and self.min_size < 1:
-            raise IgptError(f"min_size is {self.min_size}: it must be at least 1")
-        if self.max_seconds <= 0:
-            raise IgptError(f"max_seconds is {self.max_seconds}: it must be positive")
-        for name in ("splits", "decode"):
-            allowed = {"splits": ("hash", "folders"), "decode": ("exact", "fast")}[name]
-            if getattr(self, name) not in allowed:
-                raise IgptError(f"{name} is {getattr(self, name)!r}: it must be {' or '.join(allowed)}")
-        for name in ("raw", "dataset"):
-            if not getattr(self, name):
-                raise IgptError(f"{name} is empty: give a URL such as s3://bucket/prefix or a path")
 
     @property
     def smallest_side(self) -> int:
@@ -124,8 +105,3 @@ class DatasetConfig:
         if self.crops_per_image:
             recipe["seed"] = self.seed
         return digest({**recipe, "palette": palette_sha256})
-
-
-def digest(value: object) -> str:
-    """SHA-256, in hex, of a JSON value in canonical form."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

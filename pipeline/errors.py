@@ -1,4 +1,4 @@
-"""The one error type for input that a person can mend; everything else that raises is a defect of ours."""
+"""The error type for input that the user can correct, and how errors are quoted; anything else that raises is a bug."""
 
 
 class IgptError(Exception):
@@ -6,3 +6,8 @@ class IgptError(Exception):
 
     The command line prints it and exits with status 2, without a traceback.
     """
+
+
+def first_line(error: BaseException, length: int = 300) -> str:
+    """The first line of an error's text, cut to `length` characters; its type's name when it has no text."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:length]

@@ -1,23 +1,23 @@
-"""How a long step tells its caller how far it is."""
+"""How a long step reports its progress to its caller."""
 
 from typing import Protocol
 
 
 class Progress(Protocol):
-    """Called with the step's name, how much is done, how much there is (0: unknown) and what else is worth a word."""
+    """Called with the step's name, the work done, the total (0: unknown) and a detail, such as the unit of both."""
 
     def __call__(self, step: str, done: int, total: int, detail: str = "") -> None: ...
 
 
 def together(*listeners: Progress) -> Progress:
-    """A progress that tells each of several."""
+    """A progress that calls several."""
 
-    def tell(step: str, done: int, total: int, detail: str = "") -> None:
+    def call_all(step: str, done: int, total: int, detail: str = "") -> None:
         for listener in listeners:
             listener(step, done, total, detail)
 
-    return tell
+    return call_all
 
 
 def silent(step: str, done: int, total: int, detail: str = "") -> None:
-    """Say nothing."""
+    """A progress that ignores what it is told."""

@@ -1,6 +1,7 @@
 """Fixtures that need no service: real photographs, an image folder made of them, and builds without a cluster."""
 
 import io
+import os
 import sys
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
@@ -12,19 +13,36 @@ from unittest import mock
 import hypothesis
 import numpy as np
 import pytest
+import threadpoolctl
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 
-pytest_plugins = ["tests.rigs.fixtures"]
+# One thread in each process, of those that tests start too: threads that wait for each other on busy cores take many
+# times as long. PyTorch, loaded later, reads the variable; what NumPy and scikit-learn have loaded is told.
+os.environ["OMP_NUM_THREADS"] = "1"
+threadpoolctl.threadpool_limits(1)
+
+pytest_plugins = ["tests.machine", "tests.rigs.fixtures"]
 # How long an example takes is the machine's business.
 hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("untimed")
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Mark the tests on hosts of their own, so that they can be run beside the others."""
+    """Mark what tests share, so that those that share nothing can be run side by side."""
     if "needs_hosts" in getattr(item, "fixturenames", ()):
         item.add_marker(pytest.mark.rig)
+    shared = item._fixtureinfo.name2fixturedefs.get("stack") if isinstance(item, pytest.Function) else None
+    if shared and shared[-1].scope == "session":
+        item.add_marker(pytest.mark.stack)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """A test that trains as a user does leaves PyTorch with the threads of its config."""
+    yield
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -67,7 +85,7 @@ class Command:
 @pytest.fixture
 def igpt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Command]:
     """Runs the command line in this process, in an empty folder."""
-    from flows import cli
+    from flows.cli import main
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("IGPT_HOME", str(tmp_path / "home"))
@@ -75,7 +93,7 @@ def igpt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tm
     def run(*arguments: object) -> Command:
         monkeypatch.setattr(sys, "argv", ["igpt", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            main.main()
         said = capsys.readouterr()
         return Command(code=int(ended.value.code or 0), out=said.out, err=said.err)
 
@@ -104,5 +122,5 @@ def run_here(
 @pytest.fixture(scope="module")
 def without_cluster() -> Iterator[None]:
     """Tasks of a build run in this process."""
-    with mock.patch("pipeline.ray_cluster.map_tasks", run_here):
+    with mock.patch("pipeline.cluster.tasks.map_tasks", run_here):
         yield

@@ -72,8 +72,8 @@ def refresh_config() -> dict[str, Any]:
     }
 
 
-def deployments(*, refresh_at: datetime) -> dict[str, Any]:
-    """What `igpt deploy` is given: infra/prefect.yaml with the small work, the weekly refresh from a time on."""
+def deployments(scheduled: str, due: datetime) -> dict[str, Any]:
+    """What `igpt deploy` is given: infra/prefect.yaml with the small work, one deployment scheduled from a time on."""
     content: dict[str, Any] = yaml.safe_load((ROOT / "infra" / "prefect.yaml").read_text())
     config = refresh_config()
     dataset = config["dataset"]
@@ -85,9 +85,9 @@ def deployments(*, refresh_at: datetime) -> dict[str, Any]:
         entry["parameters"] = {**entry["parameters"], **parameters[entry["name"]]}
         for schedule in entry.get("schedules", []):
             schedule["active"] = False
-        if entry["name"] == "weekly":
+        if entry["name"] == scheduled:
             week = timedelta(weeks=1).total_seconds()
-            entry["schedules"] = [{"slug": "weekly", "interval": week, "anchor_date": refresh_at.isoformat()}]
+            entry["schedules"] = [{"slug": scheduled, "interval": week, "anchor_date": due.isoformat()}]
     return content
 
 
@@ -177,12 +177,12 @@ class Production:
             raise RehearsalError(f"igpt {' '.join(arguments)}: {done.stdout}{done.stderr}")
         return done.stdout
 
-    def deploy(self) -> str:
-        """Register the deployments, the weekly one for soon."""
+    def deploy(self, scheduled: str) -> str:
+        """Register the deployments, one of them for soon."""
         path = self.hosts["prefect-worker"].folder / "prefect.yaml"
         while True:
             soon = datetime.now(UTC) + timedelta(seconds=_SOON_SECONDS)
-            path.write_text(yaml.safe_dump(deployments(refresh_at=soon)))
+            path.write_text(yaml.safe_dump(deployments(scheduled, soon)))
             said = self.igpt("deploy", "--file", str(path))
             if datetime.now(UTC) < soon:  # otherwise it is due in a week
                 return said
@@ -312,12 +312,41 @@ def start_services(site: Production) -> None:
 
 
 def night(site: Production) -> None:
-    """Deploy, wait for the schedule, lose a node in the build and one in the training, see the end."""
-    for line in site.deploy().strip().splitlines():
+    """The weekly refresh, with a node lost in the build and one in the training, and the probe that follows."""
+    run = fire(site, "weekly")
+    lose_in_build(site)
+    lose_in_training(site)
+    complete(site, run)
+    site.tell("the run is COMPLETED")
+    (probe,) = site.wait("a probe of the new version", lambda: site.runs("candidate"), "prefect-worker")
+    site.tell(f"the registered version's event started a probe: run {probe['name']}, {probe['parameters']['model']}")
+    complete(site, probe)
+    site.tell("the probe is COMPLETED")
+    check_model(site, check_dataset(site))
+
+
+def evening(site: Production) -> None:
+    """The nightly build alone, with a node lost in it."""
+    run = fire(site, "nightly")
+    lose_in_build(site)
+    complete(site, run)
+    site.tell("the run is COMPLETED")
+    conclude(site, check_dataset(site))
+
+
+def fire(site: Production, deployment: str) -> dict[str, Any]:
+    """Deploy, and wait for the run that the schedule of a deployment starts."""
+    for line in site.deploy(deployment).strip().splitlines():
         site.tell(line.strip())
     site.start("prefect-worker", PREFECT_HOME=str(site.hosts["prefect-worker"].folder))
-    (run, *_) = site.wait("a run by the schedule", lambda: site.runs("weekly"), "prefect-worker")
+    run: dict[str, Any]
+    (run, *_) = site.wait("a run by the schedule", lambda: site.runs(deployment), "prefect-worker")
     site.tell(f"the schedule fired: run {run['name']}")
+    return run
+
+
+def lose_in_build(site: Production) -> None:
+    """Lose a node between two shards; it is back when the dataset is published."""
     shards = "datasets/digits/shards"
     site.wait("ten shards", lambda: site.files(shards, "*.tar") >= 10, "prefect-worker")
     site.lose("ray-worker-2")
@@ -329,18 +358,16 @@ def night(site: Production) -> None:
         raise RehearsalError("the node was lost when the build was done already")
     site.bring_back("ray-worker-2")
     site.tell("the node is back")
+
+
+def lose_in_training(site: Production) -> None:
+    """Lose the other node after two checkpoints, and bring it back."""
     site.wait("two checkpoints", lambda: site.files("runs/digits", "index.json") >= 2, "prefect-worker")
     site.lose("ray-worker-1")
     site.tell(f"Ray node lost in the training, after checkpoint {newest_checkpoint(site)} of {STEPS}")
     site.wait("the node given up", lambda: site.nodes() == 1, "ray-head")
     site.bring_back("ray-worker-1")
     site.tell("the node is back")
-    complete(site, run)
-    site.tell("the run is COMPLETED")
-    (probe,) = site.wait("a probe of the new version", lambda: site.runs("candidate"), "prefect-worker")
-    site.tell(f"the registered version's event started a probe: run {probe['name']}, {probe['parameters']['model']}")
-    complete(site, probe)
-    site.tell("the probe is COMPLETED")
 
 
 def complete(site: Production, run: Mapping[str, Any]) -> None:
@@ -362,16 +389,23 @@ def state(site: Production, run: Mapping[str, Any]) -> str:
     return str(found["state_type"])
 
 
-def check(site: Production) -> None:
-    """What must be there in the morning."""
+Holds = list[tuple[str, bool]]  # what must be there in the morning, and whether it is
+
+
+def check_dataset(site: Production) -> Holds:
+    """The published dataset."""
     (snapshot,) = json.loads(site.igpt("dataset", "ls", "s3://datasets/digits", "--json"))
-    lines = [
+    return [
         ("every image is in a shard or in quarantine", (snapshot["images"], snapshot["rejected"]) == (IMAGES, 1)),
         (
             "the dataset's files are what its manifest says",
             bool(site.igpt("dataset", "verify", "s3://datasets/digits")),
         ),
     ]
+
+
+def check_model(site: Production, lines: Holds) -> None:
+    """The training and the registered version beside what holds already. Raises RehearsalError."""
     (run,) = json.loads(site.igpt("runs", "ls", "s3://runs/digits", "--json"))
     lines.append((f"the training is finished, restarted {run['restarts']} times", run["state"] == "finished"))
     lines.append(("the training lost a worker and went on", run["restarts"] >= 1))
@@ -386,21 +420,26 @@ def check(site: Production) -> None:
     lines.append(("it draws", picture.exists()))
     runs = [each["state_type"] for name in ("weekly", "candidate") for each in site.runs(name)]
     lines.append((f"no run is left open ({', '.join(runs)})", set(runs) == {"COMPLETED"}))
+    conclude(site, lines)
+
+
+def conclude(site: Production, lines: Holds) -> None:
+    """Tell what holds. Raises RehearsalError when something does not."""
     for line, holds in lines:
         site.tell(f"{'ok  ' if holds else 'NOT '}{line}")
     if not all(holds for _, holds in lines):
         raise RehearsalError("not everything holds")
 
 
-def main() -> int:
-    """Rehearse; 0 when everything holds."""
+def main(arguments: list[str]) -> int:
+    """Rehearse a night, or the evening before with `--build`; 0 when everything holds."""
+    rehearse = evening if arguments == ["--build"] else night
     if (reason := why_not()) is not None:
         print(f"the rehearsal needs hosts of its own: {reason}", file=sys.stderr)
         return 2
     try:
         with production() as site:
-            night(site)
-            check(site)
+            rehearse(site)
             site.tell("the night is over")
     except RehearsalError as error:
         print(error, file=sys.stderr)
@@ -409,4 +448,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

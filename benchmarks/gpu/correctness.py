@@ -12,15 +12,15 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu.settings import Record, Settings
 from benchmarks.peers import our_model
-from igpt_model import fixed_step, sample
 from igpt_model.config import PretrainConfig
-from igpt_model.execution import prepare_blocks
-from igpt_model.inputs import Inputs
-from igpt_model.model import UNCONDITIONAL, Condition, ImageGPT
-from igpt_model.model_config import ModelConfig
-from igpt_model.randomness import uniform
-from igpt_model.sample import Drawing
-from igpt_model.step import losses
+from igpt_model.data.batches import Inputs
+from igpt_model.inference import fixed_step, sample
+from igpt_model.inference.sample import Drawing
+from igpt_model.model.config import ModelConfig
+from igpt_model.model.network import UNCONDITIONAL, Condition, ImageGPT
+from igpt_model.model.randomness import uniform
+from igpt_model.training.parallel import prepare_blocks
+from igpt_model.training.step import losses
 
 _LAYERS = 6
 _CPU = torch.device("cpu")
@@ -72,7 +72,7 @@ def _compare(settings: Settings, record: Record, name: str, config: ModelConfig,
         with settings.device:
             model = ImageGPT(config)
         model.load_state_dict(weights)
-        prepared = PretrainConfig(
+        prepared = PretrainConfig.from_fields(
             runs="unused", compile=way.compiled, activation_checkpointing=way.recomputing, preset="tiny"
         )
         prepare_blocks(model, prepared)

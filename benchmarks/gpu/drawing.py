@@ -13,10 +13,10 @@ from benchmarks.gpu.settings import Record, Settings
 from benchmarks.measure_device import interleave, memory_bandwidth, synchronize
 from benchmarks.peers import our_model
 from benchmarks.sample import bytes_read
-from igpt_model import sample
-from igpt_model.model import UNCONDITIONAL, ImageGPT
-from igpt_model.randomness import uniform
-from igpt_model.sample import Drawing, draw
+from igpt_model.inference import sample
+from igpt_model.inference.sample import Drawing, draw
+from igpt_model.model.network import UNCONDITIONAL, ImageGPT
+from igpt_model.model.randomness import uniform
 
 _NEVER_SPLIT = 1 << 50
 _PLAIN = 32  # pixels of each image: an attention kernel may be planned anew for each

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from igpt_model.data import ShardCache, batches
-from igpt_model.features import pooled_features
-from igpt_model.model_folder import ModelFolder
-from pipeline.snapshot import Snapshot
+from igpt_model.data.shard_cache import ShardCache, batches
+from igpt_model.inference.features import pooled_features
+from igpt_model.model.bundle import ModelBundle
+from pipeline.dataset.snapshot import Snapshot
 
 _BATCH = 256
 
@@ -36,9 +36,9 @@ class Score:
     strength: float
 
 
-def features_of(folder: ModelFolder, data: Snapshot, cache: ShardCache, split: str) -> Features:
+def features_of(bundle: ModelBundle, data: Snapshot, cache: ShardCache, split: str) -> Features:
     """The features of every layer on the model's device. The last batch is filled up, so that all have one size."""
-    device = folder.model.positions.device
+    device = bundle.model.positions.device
     tokens_NT, labels_N = [], []
     for images in batches([cache.open(shard) for shard in data.of_split(split)], 8192):
         kept = images.labels_N >= 0
@@ -50,7 +50,7 @@ def features_of(folder: ModelFolder, data: Snapshot, cache: ShardCache, split: s
         part_BT = all_NT[begin : begin + _BATCH].long()
         missing = _BATCH - len(part_BT)
         full_BT = torch.cat([part_BT, part_BT[:1].expand(missing, -1)]) if missing else part_BT
-        parts.append(pooled_features(folder.model, full_BT)[:, : len(part_BT)])
+        parts.append(pooled_features(bundle.model, full_BT)[:, : len(part_BT)])
     return Features(
         features_LNC=torch.cat(parts, 1).clone(), labels_N=torch.from_numpy(np.concatenate(labels_N)).to(device)
     )

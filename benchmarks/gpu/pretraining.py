@@ -17,17 +17,18 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.gpu import linear_probe
 from benchmarks.gpu.settings import Record, Settings
 from benchmarks.quality import steps_in
-from igpt_model import pictures
 from igpt_model.config import PretrainConfig
-from igpt_model.data import ShardCache, batches
-from igpt_model.execution import Worker, prepare_blocks
-from igpt_model.features import untrained
-from igpt_model.model_folder import ModelFolder
-from igpt_model.model_source import load_run, on_device
-from igpt_model.train import train
-from igpt_model.train_result import TrainResult
-from pipeline import snapshot
-from pipeline.snapshot import Snapshot
+from igpt_model.data.shard_cache import ShardCache, batches
+from igpt_model.inference.features import untrained
+from igpt_model.model.bundle import ModelBundle
+from igpt_model.runs.open_model import load_model, on_device
+from igpt_model.runs.result import TrainResult
+from igpt_model.tracking import sheets
+from igpt_model.training.loop import train
+from igpt_model.training.parallel import prepare_blocks
+from igpt_model.worker import Worker
+from pipeline.dataset import snapshot
+from pipeline.dataset.snapshot import Snapshot
 
 _SHOWN = 8
 _PROFILED = range(40, 50)
@@ -46,8 +47,7 @@ def run(settings: Settings, record: Record) -> None:
         began = time.monotonic()
         steps = steps_in(settings.minutes, config, data, worker)
         record("Time spent", {"on": "compiling and a trial of the steps", "seconds": time.monotonic() - began})
-        config = replace(
-            config,
+        config = config.with_fields(
             steps=steps,
             warmup_steps=max(1, steps // 20),
             evaluate_every=max(1, steps // 6),
@@ -60,12 +60,12 @@ def run(settings: Settings, record: Record) -> None:
         _record_result(record, config, data, result)
         watch.tell(config)
         began = time.monotonic()
-        folder = on_device(load_run(str(Path(temporary) / "run")), settings.device_name)
-        _draw(settings, data, folder, config)
+        bundle = on_device(load_model(str(Path(temporary) / "run")), settings.device_name)
+        _draw(settings, data, bundle, config)
         record(
             "Time spent", {"on": "loading the checkpoint and drawing 100 images", "seconds": time.monotonic() - began}
         )
-        _probe(settings, record, data, folder, config)
+        _probe(settings, record, data, bundle, config)
 
 
 def _config(settings: Settings, runs: str) -> PretrainConfig:
@@ -81,7 +81,7 @@ def _config(settings: Settings, runs: str) -> PretrainConfig:
         "workers": 1,
         "cpus_per_worker": 8 if settings.on_gpu else 1,
     }
-    return PretrainConfig(**{**defaults, **settings.fields})  # type: ignore[arg-type]
+    return PretrainConfig.from_fields(**{**defaults, **settings.fields})
 
 
 class _Watch:
@@ -133,7 +133,7 @@ class _Watch:
         }
         if self._busy:
             row |= {"ms that the device is busy": 1000 * self._busy, "idle": f"{1 - self._busy / usual:.1%}"}
-        saved = config.checkpoint_every
+        saved = config.keeping.checkpoint_every
         after = seconds[saved : saved + 40]
         row["s that a checkpoint adds to 40 steps"] = sum(after) - len(after) * usual
         row |= {"graphs": counters["stats"]["unique_graphs"], "graph breaks": sum(counters["graph_break"].values())}
@@ -155,7 +155,7 @@ def _busy_seconds(profiled: profile) -> float:
 
 
 def _record_result(record: Record, config: PretrainConfig, data: Snapshot, result: TrainResult) -> None:
-    model = config.model_config(resolution=data.resolution, colours=data.colours, classes=len(data.classes))
+    model = config.model_for(data)
     record(
         "Pretraining",
         {
@@ -163,7 +163,7 @@ def _record_result(record: Record, config: PretrainConfig, data: Snapshot, resul
             "parameters": model.parameters,
             "training images": data.samples("train"),
             "steps": result.steps,
-            "batch": config.global_batch,
+            "batch": config.optimizer.global_batch,
             "learning rate": config.peak_learning_rate,
             "epochs": result.images / data.samples("train"),
             "minutes": result.seconds / 60,
@@ -175,35 +175,35 @@ def _record_result(record: Record, config: PretrainConfig, data: Snapshot, resul
     )
 
 
-def _draw(settings: Settings, data: Snapshot, folder: ModelFolder, config: PretrainConfig) -> None:
+def _draw(settings: Settings, data: Snapshot, bundle: ModelBundle, config: PretrainConfig) -> None:
     """Write the pictures that show the model."""
-    cache = ShardCache(data, config.cache)
+    cache = ShardCache(data, config.execution.cache)
     held_out = next(batches([cache.open(data.of_split("validation")[0])], _SHOWN))
-    for name in pictures.sheet_names(folder):
-        sheet = pictures.draw_sheet(folder, name, held_out.tokens_NT, held_out.labels_N, 0, settings.device_name)
-        (settings.out / f"{name}.png").write_bytes(pictures.to_png(sheet))
+    for name in sheets.sheet_names(bundle):
+        sheet = sheets.draw_sheet(bundle, name, held_out.tokens_NT, held_out.labels_N, 0, settings.device_name)
+        (settings.out / f"{name}.png").write_bytes(sheets.to_png(sheet))
 
 
-def _probe(settings: Settings, record: Record, data: Snapshot, folder: ModelFolder, config: PretrainConfig) -> None:
+def _probe(settings: Settings, record: Record, data: Snapshot, bundle: ModelBundle, config: PretrainConfig) -> None:
     """Fit a linear probe on every layer of the trained model, then on the best one's of the same untrained."""
-    scores = _scores(settings, data, folder, config, range(folder.model.config.layers + 1))
+    scores = _scores(settings, data, bundle, config, range(bundle.model.config.layers + 1))
     for layer, score in scores.items():
         record("Linear probe by layer", _score_row("trained", layer, score))
     best = max(scores, key=lambda layer: scores[layer].validation_accuracy)
-    fresh = replace(folder, model=untrained(folder.model, seed=0).to(settings.device))
+    fresh = replace(bundle, model=untrained(bundle.model, seed=0).to(settings.device))
     for layer, score in _scores(settings, data, fresh, config, [best]).items():
         record("Linear probe by layer", _score_row("untrained", layer, score))
     record("Linear probe, the layer that is best on validation", _score_row("trained", best, scores[best]))
 
 
 def _scores(
-    settings: Settings, data: Snapshot, folder: ModelFolder, config: PretrainConfig, layers: Sequence[int]
+    settings: Settings, data: Snapshot, bundle: ModelBundle, config: PretrainConfig, layers: Sequence[int]
 ) -> dict[int, linear_probe.Score]:
-    if config.compile:
-        prepare_blocks(folder.model, replace(config, activation_checkpointing=False))
-    cache = ShardCache(data, config.cache)
+    if config.execution.compile:
+        prepare_blocks(bundle.model, config.with_fields(activation_checkpointing=False))
+    cache = ShardCache(data, config.execution.cache)
     train, validation, test = (
-        linear_probe.features_of(folder, data, cache, split) for split in ("train", "validation", "test")
+        linear_probe.features_of(bundle, data, cache, split) for split in ("train", "validation", "test")
     )
     iterations = 100 if settings.on_gpu else 20
     return {layer: linear_probe.fit(train, validation, test, layer, _STRENGTHS, iterations) for layer in layers}

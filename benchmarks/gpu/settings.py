@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from igpt_model.model_config import ModelConfig, preset_shape
+from igpt_model.model.config import ModelConfig, preset_shape
 
 Record = Callable[[str, Mapping[str, object]], None]
 """Adds a row to the table of a title; told at once, so that it is kept whatever comes after."""

@@ -65,7 +65,7 @@ def run(settings: Settings, record: Record) -> None:
 
 def _measure(trial: _Trial, settings: Settings, peak: float) -> dict[str, object]:
     model, device = settings.model(trial.preset), settings.device
-    config = PretrainConfig(
+    config = PretrainConfig.from_fields(
         runs="unused",
         preset="tiny",
         precision="bfloat16",

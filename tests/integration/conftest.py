@@ -14,27 +14,47 @@ import pytest
 import yaml
 from sklearn.datasets import load_digits
 
-from flows import local_stack, settings
-from flows.local_stack import Stack
-from pipeline import storage
+from flows.services import local_stack, settings
+from flows.services.local_stack import Stack
+from pipeline.store import objects
 from tests.conftest import Command
+from tests.rigs.warm_start import WarmProcess, WarmStart
 
 IGPT = [sys.executable, "-m", "flows.cli"]
 ROOT = Path(__file__).parent.parent.parent
 
 
+_warm = WarmStart(ROOT)
+
+
 def igpt(*arguments: str, environment: dict[str, str] | None = None, seconds: int = 500) -> Command:
-    """Run the command line as a user would, against the session's services."""
+    """Run the command line in a process of its own, against the session's services.
+
+    With an environment of its own it is started as a user does it, otherwise it begins with the libraries imported.
+    """
+    if not environment:
+        return ended(_warm.command(*arguments), seconds)
     done = subprocess.run(
         [*IGPT, *arguments],
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env={**os.environ, **(environment or {})},
+        env={**os.environ, **environment},
         timeout=seconds,
         check=False,
     )
     return Command(code=done.returncode, out=done.stdout, err=done.stderr)
+
+
+def ended(process: WarmProcess, seconds: int = 500) -> Command:
+    """How a command ends."""
+    out, err = process.communicate(timeout=seconds)
+    return Command(code=process.wait(), out=out, err=err)
+
+
+def python(code: str, *arguments: str) -> WarmProcess:
+    """Start Python code in a process of its own that knows the session's services and begins with the libraries."""
+    return _warm.program(code, *arguments)
 
 
 @pytest.fixture(scope="session")
@@ -58,7 +78,8 @@ def stack(home: Path) -> Iterator[Stack]:
     for name in [name for name in os.environ if name.startswith("RAY_")]:
         del os.environ[name]
     try:
-        yield started
+        with _warm:
+            yield started
     finally:
         local_stack.down(home)
         os.environ.clear()
@@ -74,7 +95,7 @@ def digits(stack: Stack) -> str:
     some = dict(list(encode_digits(url).items())[:400])
     assert len(some) == 400
     assert load_digits().images.shape[0] == 1797
-    storage.write_many({**some, f"{url}/0/cut.png": next(iter(some.values()))[:60], f"{url}/README.txt": b"not one"})
+    objects.write_many({**some, f"{url}/0/cut.png": next(iter(some.values()))[:60], f"{url}/README.txt": b"not one"})
     return url
 
 
@@ -128,11 +149,11 @@ def refreshed(digits: str, tmp_path_factory: pytest.TempPathFactory) -> Refreshe
     path.write_text(yaml.safe_dump(config))
     command = igpt("refresh", "--config", str(path))
     assert command.code == 0, command.out + command.err
-    (result,) = [file.url for file in storage.list_files("s3://runs/refreshed") if file.url.endswith("result.json")]
+    (result,) = [file.url for file in objects.list_files("s3://runs/refreshed") if file.url.endswith("result.json")]
     return Refreshed(
         config=config,
         path=path,
         command=command,
         run=result.removesuffix("/result.json"),
-        result=json.loads(storage.read_bytes(result)),
+        result=json.loads(objects.read_bytes(result)),
     )

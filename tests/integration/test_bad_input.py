@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from pipeline import storage
+from pipeline.store import objects
 from tests.integration.conftest import Command, Refreshed, igpt
 
 pytestmark = pytest.mark.services
@@ -61,8 +61,8 @@ OTHERS = {"other-palette": "colours=15", "other-resolution": "resolution=4"}
 @pytest.fixture(scope="module")
 def outcomes(refreshed: Refreshed, digits: str) -> dict[str, Command]:
     """How each command ended. Two run at a time: most of what they do is to import libraries on one core."""
-    storage.write_bytes("s3://raw/texts/a.txt", b"text")
-    storage.write_many({f"s3://raw/broken/{number}.png": b"not a picture" for number in range(5)})
+    objects.write_bytes("s3://raw/texts/a.txt", b"text")
+    objects.write_many({f"s3://raw/broken/{number}.png": b"not a picture" for number in range(5)})
     runs, name = refreshed.run.rsplit("/", 1)
 
     def run(arguments: str, environment: dict[str, str] | None = None) -> Command:
@@ -89,5 +89,5 @@ def test_bad_input_gives_one_clear_line(name: str, outcomes: dict[str, Command])
 
 
 def test_bad_input_publishes_nothing(outcomes: dict[str, Command]) -> None:
-    assert not any(file.url.endswith(("LATEST", ".json")) for file in storage.list_files("s3://datasets/never"))
-    assert not [file for file in storage.list_files("s3://runs/never") if "/lease/" not in file.url]
+    assert not any(file.url.endswith(("LATEST", ".json")) for file in objects.list_files("s3://datasets/never"))
+    assert not [file for file in objects.list_files("s3://runs/never") if "/lease/" not in file.url]

@@ -17,14 +17,14 @@ from tests.rigs.hosts import Host
 from tests.rigs.ray_nodes import RayNodes
 from tests.rigs.s3_faults import Fault, Faults
 
-pytestmark = pytest.mark.services
+pytestmark = [pytest.mark.services, pytest.mark.faults]
 
 IMAGES = 900
 FEW = 40
 BUILD = """
 import json, os, sys
-from pipeline import ray_cluster
-from pipeline.build import build
+from pipeline.cluster import tasks as ray_cluster
+from pipeline.build.build import build
 from pipeline.config import DatasetConfig
 
 ray_cluster.connect(os.environ["RAY_ADDRESS"])
@@ -103,24 +103,27 @@ def wait_until(build: Build, condition: Callable[[], bool]) -> None:
 
 @pytest.fixture(scope="module")
 def undisturbed(whole_rig: Rig, photographs: list[bytes]) -> dict[str, bytes]:
-    """The bytes of the dataset as one node makes it."""
+    """The bytes of the dataset as three nodes make it."""
+    whole_rig.nodes.heal()
     put_images(whole_rig, photographs, "photos", IMAGES)
-    host = whole_rig.network.add("solo")
-    nodes = RayNodes([host], whole_rig.s3.environment(whole_rig.proxy.url))
-    nodes.start()
-    Build(nodes, "photos", "undisturbed").assert_publishes(IMAGES)
-    host.kill()
+    before = whole_rig.proxy.requests.copy()
+    Build(whole_rig.nodes, "photos", "undisturbed").assert_publishes(IMAGES)
+    # Each of them has written shards: a shard is a PUT of its own and one of its index.
+    made = whole_rig.proxy.requests - before
+    assert min(made[host.address, "PUT"] for host in whole_rig.hosts) >= 2
     return contents(whole_rig, "undisturbed")
 
 
-def test_three_nodes_make_the_bytes_that_one_makes(rig: Rig, undisturbed: dict[str, bytes]) -> None:
-    before = rig.proxy.requests.copy()
-    Build(rig.nodes, "photos", "three").assert_publishes(IMAGES)
-    # Each of them has written shards: a shard is a PUT of its own and one of its index.
-    assert min(rig.proxy.requests[host.address, "PUT"] - before[host.address, "PUT"] for host in rig.hosts) >= 2
-    assert contents(rig, "three") == undisturbed
+def test_one_node_makes_the_bytes_that_three_make(rig: Rig, undisturbed: dict[str, bytes]) -> None:
+    host = rig.network.add("solo")
+    nodes = RayNodes([host], rig.s3.environment(rig.proxy.url))
+    nodes.start()
+    Build(nodes, "photos", "alone").assert_publishes(IMAGES)
+    host.kill()
+    assert contents(rig, "alone") == undisturbed
 
 
+@pytest.mark.sample
 def test_a_lost_node_costs_its_shards_in_flight(rig: Rig, undisturbed: dict[str, bytes]) -> None:
     before = rig.proxy.requests.copy()
 
@@ -158,6 +161,7 @@ def few(whole_rig: Rig, photographs: list[bytes]) -> dict[str, bytes]:
     return contents(whole_rig, "few")
 
 
+@pytest.mark.sample
 def test_a_third_of_the_requests_failing_costs_time_only(rig: Rig, few: dict[str, bytes]) -> None:
     with rig.proxy.inject(Faults(share=1 / 3)) as injection:
         Build(rig.nodes, "few", "third").assert_publishes(FEW)
@@ -188,6 +192,7 @@ def test_faults_in_a_row_cost_time_only(rig: Rig, few: dict[str, bytes], burst: 
 
 
 # With botocore's retries alone, the quota that all requests of a client share is used up within seconds.
+@pytest.mark.sample
 def test_ten_seconds_without_the_store_cost_time_only(rig: Rig, undisturbed: dict[str, bytes]) -> None:
     before = rig.proxy.requests.copy()
     build = Build(rig.nodes, "photos", "outage")

@@ -2,8 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -11,22 +9,23 @@ from contextlib import suppress
 import psutil
 import pytest
 
-from flows.local_stack import Stack
-from pipeline import snapshot, storage
-from pipeline.verify import verify
-from tests.integration.conftest import ROOT
+from flows.services.local_stack import Stack
+from pipeline.dataset import snapshot
+from pipeline.inspect.verify import verify
+from pipeline.store import objects
+from tests.integration.conftest import python
+from tests.rigs.warm_start import WarmProcess
 
-pytestmark = pytest.mark.services
+pytestmark = [pytest.mark.services, pytest.mark.faults]
 
 # Fifty shards, so that there is a time between the first and the last.
 FIELDS = {"resolution": 8, "colours": 16, "samples_per_shard": 8, "validation_fraction": 0.1, "test_fraction": 0.1}
 # What the flow calls, without the seconds that Prefect takes to start; it may die at some place.
 _DRIVER = """
 import json, os, signal, sys
-from flows import settings
-settings.activate(settings.default_home())
-from pipeline import ray_cluster
-from pipeline.build import build
+from flows.services import settings
+from pipeline.cluster import tasks as ray_cluster
+from pipeline.build.build import build
 from pipeline.config import DatasetConfig
 from pipeline.errors import IgptError
 def die(*_, **__):
@@ -40,19 +39,13 @@ except IgptError as error:
 """
 
 
-def start(digits: str, name: str, patch: str = "", **fields: object) -> subprocess.Popen[str]:
+def start(digits: str, name: str, patch: str = "", **fields: object) -> WarmProcess:
     """Build a dataset in a process of its own."""
     config = {"raw": digits, "dataset": f"s3://datasets/{name}", **FIELDS, **fields}
-    return subprocess.Popen(
-        [sys.executable, "-c", _DRIVER.format(patch=patch), json.dumps(config)],
-        cwd=ROOT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+    return python(_DRIVER.format(patch=patch), json.dumps(config))
 
 
-def end(process: subprocess.Popen[str]) -> tuple[int, str]:
+def end(process: WarmProcess) -> tuple[int, str]:
     out, err = process.communicate(timeout=120)
     return process.returncode, out + err
 
@@ -60,9 +53,9 @@ def end(process: subprocess.Popen[str]) -> tuple[int, str]:
 def files_of(name: str) -> dict[str, bytes]:
     """What a dataset consists of; not the marks of who was at work on it."""
     root = f"s3://datasets/{name}/"
-    found = {file.url.removeprefix(root): file.url for file in storage.list_files(root.rstrip("/"))}
+    found = {file.url.removeprefix(root): file.url for file in objects.list_files(root.rstrip("/"))}
     passing = ("active/", "snapshots/000001.json.claims/")
-    return {path: storage.read_bytes(url) for path, url in found.items() if not path.startswith(passing)}
+    return {path: objects.read_bytes(url) for path, url in found.items() if not path.startswith(passing)}
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +66,7 @@ def undisturbed(digits: str) -> dict[str, bytes]:
     return files_of("undisturbed")
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 60) -> None:
+def wait_for(condition: Callable[[], bool], process: WarmProcess, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, "the build ended before it could be disturbed"
@@ -94,6 +87,7 @@ def shard_workers(stack: Stack) -> list[psutil.Process]:
     return found
 
 
+@pytest.mark.sample
 def test_workers_killed_in_the_middle_of_a_shard(digits: str, stack: Stack, undisturbed: dict[str, bytes]) -> None:
     process = start(digits, "killed-workers")
     killed: list[psutil.Process] = []
@@ -111,39 +105,41 @@ def test_workers_killed_in_the_middle_of_a_shard(digits: str, stack: Stack, undi
 
 DEATHS = {
     "before the last shard": """
-from pipeline import carry_out
-from pipeline.carry_out import ray_cluster
-map_tasks, done = ray_cluster.map_tasks, []
+from pipeline.cluster import tasks
+map_tasks, done = tasks.map_tasks, []
 def counted(function, calls, **options):
     for result in map_tasks(function, calls, **options):
         if function.__name__ == "make_shard" and len(done) == 30:
             die()
         done.append(result)
         yield result
-ray_cluster.map_tasks = counted
+tasks.map_tasks = counted
 """,
-    "after the last shard": "import pipeline.build\npipeline.build.check_counts = die\n",
-    "before the manifest": "import pipeline.commit\npipeline.commit.storage.create_bytes = die\n",
+    "after the last shard": "import pipeline.build.build\npipeline.build.build.check_counts = die\n",
+    "before the manifest": "import pipeline.dataset.publish\npipeline.dataset.publish.create_bytes = die\n",
     "while it creates the manifest": """
-from pipeline import storage
-create = storage._create_while_claimed
+from pipeline.store import conditional_create
+create = conditional_create._create_while_claimed
 def create_or_die(url, *arguments):
     if url.endswith("000001.json"):
         die()
     create(url, *arguments)
-storage._create_while_claimed = create_or_die
+conditional_create._create_while_claimed = create_or_die
 """,
-    "before LATEST": "import pipeline.commit\npipeline.commit._point_latest = die\n",
+    "before LATEST": "import pipeline.dataset.publish\npipeline.dataset.publish._point_latest = die\n",
 }
+_SAMPLE = "while it creates the manifest"
 
 
-@pytest.mark.parametrize("place", DEATHS)
+@pytest.mark.parametrize(
+    "place", [pytest.param(place, marks=[pytest.mark.sample] if place == _SAMPLE else []) for place in DEATHS]
+)
 def test_the_driver_killed_and_the_same_command_again(place: str, digits: str, undisturbed: dict[str, bytes]) -> None:
     name = "killed-" + place.replace(" ", "-")
     code, said = end(start(digits, name, DEATHS[place]))
     assert code == -signal.SIGKILL, said
-    assert not storage.exists(f"s3://datasets/{name}/LATEST")
-    assert storage.exists(f"s3://datasets/{name}/snapshots/000001.json") == (place == "before LATEST")
+    assert not objects.exists(f"s3://datasets/{name}/LATEST")
+    assert objects.exists(f"s3://datasets/{name}/snapshots/000001.json") == (place == "before LATEST")
     assert end(start(digits, name)) == (0, "")
     assert files_of(name) == undisturbed
 
@@ -155,7 +151,8 @@ def test_two_builders_of_the_same_end_with_the_same(digits: str, undisturbed: di
 
 
 def test_of_two_builders_of_different_things_one_wins_and_nothing_is_damaged(digits: str) -> None:
-    ended = [end(process) for process in [start(digits, "two-different", resolution=side) for side in (4, 8)]]
+    processes = [start(digits, "two-different", resolution=side, samples_per_shard=40) for side in (4, 8)]
+    ended = [end(process) for process in processes]
     codes = sorted(code for code, _ in ended)
     assert codes in ([0, 1], [0, 0]), ended
     chosen = snapshot.read("s3://datasets/two-different")

@@ -1,4 +1,4 @@
-"""Consumers of a registered model: an environment with its requirements alone, HTTP, and the README's example.
+"""Consumers of a registered model: an environment with its requirements alone, HTTP, and the example of docs/models.md.
 
 The environment is made once, from what the version itself names; nothing of this repository is in it.
 """
@@ -24,16 +24,17 @@ import torch
 from mlflow import MlflowClient
 from PIL import Image
 
-from flows.local_stack import Stack
-from flows.ports import HOST, free_port
-from igpt_model.model import ImageGPT
-from igpt_model.model_config import ModelConfig
-from igpt_model.model_folder import ModelFolder
-from igpt_model.probe_head import ProbeHead
-from igpt_model.registration import register
-from igpt_model.registry import Version
-from pipeline import storage
+from flows.services.local_stack import Stack
+from flows.services.ports import HOST, free_port
+from igpt_model.model.bundle import ModelBundle
+from igpt_model.model.config import ModelConfig
+from igpt_model.model.network import ImageGPT
+from igpt_model.probing.head import ProbeHead
+from igpt_model.registry.client import Version
+from igpt_model.registry.register import register
+from pipeline.store import objects
 from tests.integration.conftest import ROOT
+from tests.rigs.environments import with_requirements
 
 pytestmark = pytest.mark.services
 
@@ -74,7 +75,7 @@ def registered(stack: Stack) -> Version:
     client = MlflowClient(stack.mlflow_url)
     run = client.create_run(client.create_experiment("consumed"))
     return register(
-        ModelFolder(model=model, palette_K3=colours, classes=tuple(str(digit) for digit in range(10))),
+        ModelBundle(model=model, palette_K3=colours, classes=tuple(str(digit) for digit in range(10))),
         name="consumed",
         tracking_uri=stack.mlflow_url,
         run_id=run.info.run_id,
@@ -85,25 +86,22 @@ def registered(stack: Stack) -> Version:
 
 
 @pytest.fixture(scope="module")
-def empty_environment(registered: Version, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The programs of a virtual environment with the requirements of the registered version, and nothing else."""
+def requirements(registered: Version, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file in which the registered version names what it requires."""
     folder = tmp_path_factory.mktemp("consumer")
-    requirements = mlflow.artifacts.download_artifacts(f"{URI}/requirements.txt", dst_path=str(folder))
-    lines = Path(requirements).read_text().split()
+    path = Path(mlflow.artifacts.download_artifacts(f"{URI}/requirements.txt", dst_path=str(folder)))
+    lines = path.read_text().split()
     assert all("==" in line for line in lines)
     assert sorted(line.split("==")[0] for line in lines) == sorted(
         ["mlflow-skinny", "torch", "numpy", "pandas", "pillow", "safetensors", "boto3"]
     )
-    subprocess.run([sys.executable, "-m", "venv", str(folder / "venv")], check=True)
-    subprocess.run(
-        [
-            *(str(folder / "venv" / "bin" / "pip"), "install", "--quiet", "--quiet", "--no-compile"),
-            *("--disable-pip-version-check", "-r", requirements),
-        ],
-        check=True,
-        timeout=400,
-    )
-    return folder / "venv" / "bin"
+    return path
+
+
+@pytest.fixture(scope="module")
+def empty_environment(requirements: Path) -> Path:
+    """The programs of a virtual environment with the requirements of the registered version, and nothing else."""
+    return with_requirements(requirements.read_text().split(), requirements.parent / "venv")
 
 
 PROGRAM = """
@@ -127,8 +125,22 @@ print(json.dumps({
 
 
 def test_the_model_loads_where_nothing_of_ours_is_installed(empty_environment: Path, tmp_path: Path) -> None:
+    assert_loads(empty_environment, tmp_path)
+
+
+@pytest.mark.long
+def test_the_model_loads_where_pip_has_installed_what_it_names(requirements: Path, tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
+    programs = tmp_path / "venv" / "bin"
+    command = [str(programs / "pip"), "install", "--quiet", "--quiet", "--disable-pip-version-check", "-r"]
+    subprocess.run([*command, str(requirements)], check=True, timeout=400)
+    assert_loads(programs, tmp_path)
+
+
+def assert_loads(programs: Path, tmp_path: Path) -> None:
+    """In the environment with these programs the model loads, answers, and takes nothing from elsewhere."""
     done = subprocess.run(
-        [str(empty_environment / "python"), "-W", "error::UserWarning:mlflow", "-c", PROGRAM, URI],
+        [str(programs / "python"), "-W", "error::UserWarning:mlflow", "-c", PROGRAM, URI],
         capture_output=True,
         text=True,
         cwd=tmp_path,
@@ -146,10 +158,10 @@ def test_the_model_loads_where_nothing_of_ours_is_installed(empty_environment: P
 
 
 def test_only_the_code_that_answers_travels(registered: Version) -> None:
-    urls = [file.url for file in storage.list_files("s3://mlflow") if registered.model_id in file.url]
+    urls = [file.url for file in objects.list_files("s3://mlflow") if registered.model_id in file.url]
     names = {url.rsplit("/code/", 1)[-1] for url in urls if "/code/" in url}
-    assert {"igpt_model/registered.py", "igpt_model/model.py", "pipeline/images.py"} <= names
-    assert not {"igpt_model/train.py", "igpt_model/registry.py", "pipeline/storage.py"} & names
+    assert {"igpt_model/registered.py", "igpt_model/model/network.py", "pipeline/images/decode.py"} <= names
+    assert not {"igpt_model/train.py", "igpt_model/registry/client.py", "pipeline/store/objects.py"} & names
 
 
 @pytest.fixture(scope="module")
@@ -254,14 +266,14 @@ def test_wrong_requests_are_told_what_is_wrong(body: dict[str, Any], expected: s
     assert expected in answer["message"]
 
 
-def readme_example() -> str:
-    """The first Python block of the section for model consumers."""
-    section = (ROOT / "README.md").read_text().split("## For model consumers")[1].split("\n## ")[0]
+def page_example() -> str:
+    """The first Python block of docs/models.md."""
+    section = (ROOT / "docs" / "models.md").read_text().split("\n## ")[0]
     return section.split("```python\n")[1].split("```")[0]
 
 
-def test_the_readme_example_runs_as_it_stands(registered: Version, empty_environment: Path, tmp_path: Path) -> None:
-    example = readme_example()
+def test_the_page_example_runs_as_it_stands(registered: Version, empty_environment: Path, tmp_path: Path) -> None:
+    example = page_example()
     name = "models:/igpt-digits@champion"
     assert name in example
     example = example.replace(name, URI)  # the name of a model is all that is exchanged

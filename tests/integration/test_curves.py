@@ -3,18 +3,17 @@
 import socket
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
-from igpt_model import tracking
-from igpt_model.curve_logger import CurveLogger
-from igpt_model.tracking import RunLogger
+from igpt_model.tracking import runs as tracking
+from igpt_model.tracking.curve_logger import CurveLogger
+from igpt_model.tracking.runs import RunLogger
 from pipeline.errors import IgptError
+from tests.igpt_model.training.test_loop import digits_snapshot, short_training
 from tests.rigs.mlflow_server import MlflowServer, mlflow_server
-from tests.test_train import digits_snapshot, short_training
 
 pytestmark = pytest.mark.services
 
@@ -47,6 +46,8 @@ def test_a_step_that_is_repeated_has_its_first_value(logger: RunLogger) -> None:
     assert [step for step, _ in logger.metric_history("images_per_second")] == [10, 20, 30, 40]
 
 
+@pytest.mark.faults
+@pytest.mark.sample
 def test_what_is_told_while_the_server_is_away_comes_when_it_is_back(server: MlflowServer, logger: RunLogger) -> None:
     curve = CurveLogger(logger)
     curve.metrics(10, {"train_loss": 1.0})
@@ -55,7 +56,7 @@ def test_what_is_told_while_the_server_is_away_comes_when_it_is_back(server: Mlf
     try:
         for step in (20, 30):
             curve.metrics(step, {"train_loss": 2.0})
-        with pytest.raises(IgptError, match="does not take 2 metrics"):
+        with pytest.raises(IgptError, match="does not accept 2 metrics"):
             curve.flush(seconds=0)
     finally:
         server.start()
@@ -73,10 +74,11 @@ def test_nobody_waits_for_a_server_that_does_not_answer() -> None:
         for step in range(100):
             curve.metrics(step, {"train_loss": 2.0})
         assert time.monotonic() - began < 20  # one that waited would need a minute
-        with pytest.raises(IgptError, match="does not take 100 metrics"):
+        with pytest.raises(IgptError, match="does not accept 100 metrics"):
             curve.flush(seconds=0.2)
 
 
+@pytest.mark.faults
 def test_an_outage_is_told_once_and_so_is_its_end(server: MlflowServer, logger: RunLogger) -> None:
     told: list[str] = []
     curve = CurveLogger(logger, told.append)
@@ -88,9 +90,11 @@ def test_an_outage_is_told_once_and_so_is_its_end(server: MlflowServer, logger: 
     finally:
         server.start()
     curve.flush()
-    assert [line.split(" ", 3)[3].split(" (")[0] for line in told] == ["does not take metrics", "takes metrics again"]
+    warnings = [line.split(" ", 3)[3].split(" (")[0] for line in told]
+    assert warnings == ["does not accept metrics", "accepts metrics again"]
 
 
+@pytest.mark.faults
 def test_a_run_that_cannot_be_closed_is_one_line_if_it_was_well_and_else_what_was_wrong(
     server: MlflowServer, logger: RunLogger
 ) -> None:
@@ -128,7 +132,7 @@ def test_a_run_that_is_taken_up_again_after_long_is_not_taken_for_abandoned(
 ) -> None:
     client = MlflowClient(server.url)
     data = digits_snapshot(tmp_path)
-    config = replace(short_training(data, tmp_path), experiment="taken up again")
+    config = short_training(data, tmp_path).with_fields(experiment="taken up again")
     opened = [tracking.open_run(server.url, config, data, "s3://runs/it", {"igpt.prefect_run": "1"})]
     opened[0].tags({tracking.BEAT_TAG: "1000000"})
     opened[0].end("FAILED")

@@ -12,13 +12,13 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from flows.local_stack import Stack
-from igpt_model import checkpoint, run_record
-from pipeline import storage
+from flows.services.local_stack import Stack
+from igpt_model.runs import checkpoint, record
+from pipeline.store import objects
 from tests.conftest import Command
 from tests.integration.conftest import IGPT, ROOT, Refreshed, igpt
 
-pytestmark = pytest.mark.services
+pytestmark = [pytest.mark.services, pytest.mark.faults]
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen, seconds: float = 120) -> None:
@@ -49,11 +49,11 @@ def train_workers(stack: Stack) -> list[psutil.Process]:
 
 def files_of(folder: str) -> dict[str, bytes]:
     """The files of the only run in a folder, by their path below it."""
-    return {file.url.split("/", 5)[-1]: storage.read_bytes(file.url) for file in storage.list_files(folder)}
+    return {file.url.split("/", 5)[-1]: objects.read_bytes(file.url) for file in objects.list_files(folder)}
 
 
 def has_checkpoint(folder: str, step: int) -> Callable[[], bool]:
-    return lambda: any(file.url.endswith(f"{step:08d}/index.json") for file in storage.list_files(folder))
+    return lambda: any(file.url.endswith(f"{step:08d}/index.json") for file in objects.list_files(folder))
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +78,7 @@ def mlflow_status(stack: Stack) -> str:
     return run.info.status
 
 
+@pytest.mark.sample
 def test_ctrl_c_in_the_training_is_one_line_and_closes_its_run(stopped: Command, stack: Stack) -> None:
     assert stopped.code == 130, stopped.out + stopped.err
     assert stopped.err.strip().splitlines()[-1].startswith("igpt: interrupted")
@@ -86,10 +87,11 @@ def test_ctrl_c_in_the_training_is_one_line_and_closes_its_run(stopped: Command,
     assert mlflow_status(stack) == "KILLED"
 
 
+@pytest.mark.sample
 @pytest.mark.usefixtures("stopped")
 def test_runs_resume_goes_on_and_a_killed_worker_costs_nothing_but_time(refreshed: Refreshed, stack: Stack) -> None:
     """That the same command goes on too is tested on nodes of their own, in test_training_faults.py."""
-    (run,) = run_record.find("s3://runs/stopped")
+    (run,) = record.find("s3://runs/stopped")
     process = start("runs", "resume", run)
     # Found while they start: the steps that are left when the checkpoint appears take a second, and so may looking.
     wait_for(lambda: len(train_workers(stack)) == 2, process)
@@ -116,28 +118,29 @@ def test_ctrl_c_in_the_build_publishes_nothing_and_a_rerun_completes_it(digits: 
         *("samples_per_shard=2", "validation_fraction=0.1", "test_fraction=0.1"),
     )
     process = start(*arguments)
-    wait_for(lambda: any("/shards/" in f.url for f in storage.list_files("s3://datasets/stopped")), process)
+    wait_for(lambda: any("/shards/" in f.url for f in objects.list_files("s3://datasets/stopped")), process)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
-    assert not storage.exists("s3://datasets/stopped/LATEST")
-    assert not any("/snapshots/" in f.url for f in storage.list_files("s3://datasets/stopped"))
+    assert not objects.exists("s3://datasets/stopped/LATEST")
+    assert not any("/snapshots/" in f.url for f in objects.list_files("s3://datasets/stopped"))
     again = igpt(*arguments)
     assert again.code == 0, again.err
-    assert storage.read_bytes("s3://datasets/stopped/LATEST") == b"1\n"
+    assert objects.read_bytes("s3://datasets/stopped/LATEST") == b"1\n"
 
 
+@pytest.mark.sample
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(refreshed: Refreshed) -> None:
     copy = "s3://runs/damaged"
-    storage.write_many(
+    objects.write_many(
         {
-            file.url.replace(refreshed.run, copy): storage.read_bytes(file.url)
-            for file in storage.list_files(refreshed.run)
+            file.url.replace(refreshed.run, copy): objects.read_bytes(file.url)
+            for file in objects.list_files(refreshed.run)
         }
     )
     *_, before, last = checkpoint.marked_steps(copy)
     newest = f"{copy}/checkpoints/{last:08d}/weights-00001.safetensors"
-    storage.write_bytes(newest, storage.read_bytes(newest)[:-100])
+    objects.write_bytes(newest, objects.read_bytes(newest)[:-100])
     lines: list[str] = []
     found = checkpoint.use_newest(copy, lambda found, fetch: (found.state.step, found.model(fetch)), warn=lines.append)
     assert found is not None

@@ -9,10 +9,11 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from flows.local_stack import Stack
-from pipeline import ray_metrics
+from flows.services.local_stack import Stack
+from igpt_model.training.metric_names import TRAINING_METRICS
+from pipeline.cluster.metrics import STAGE_GAUGES
+from tests.infra.monitoring_names import queries
 from tests.integration.conftest import ROOT
-from tests.monitoring_names import queries
 
 pytestmark = pytest.mark.services
 
@@ -20,18 +21,19 @@ pytestmark = pytest.mark.services
 WORK = """
 import sys, time, urllib.request
 import ray
-from pipeline import ray_cluster
-from pipeline.ray_metrics import _TRAINING, Meter
+from pipeline.cluster import tasks as ray_cluster
+from igpt_model.training.metric_names import TRAINING_METRICS
+from pipeline.cluster.metrics import Meter
 ray_cluster.connect(sys.argv[1])
 node = ray.nodes()[0]
 def look():
     address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     return urllib.request.urlopen(address, timeout=10).read().decode()
-with Meter("pretrain", "s3://runs/told") as meter:
+with Meter("pretrain", "s3://runs/told", TRAINING_METRICS) as meter:
     meter.progress("start", 0, 0)
     meter.progress("train", 10, 40)
-    meter.training(10, dict.fromkeys(_TRAINING, 0.5))
-    meter.training(0, {"system/127.0.0.1/cpu_utilization_percentage": 1.0})
+    meter.record(10, dict.fromkeys(TRAINING_METRICS, 0.5))
+    meter.record(0, {"system/127.0.0.1/cpu_utilization_percentage": 1.0})
     ray.get(ray.remote(lambda: None).remote())
     deadline = time.monotonic() + 40
     while "ray_igpt_step{" not in look() and time.monotonic() < deadline:
@@ -66,7 +68,7 @@ def test_a_node_serves_what_the_dashboard_draws_while_there_is_work(stack: Stack
     told = served["ray_igpt_stage_done"]
     assert (told["stage"], told["subject"], told["step"], told[""]) == ("pretrain", "s3://runs/told", "train", 10)
     assert served["ray_igpt_step"][""] == 10 and served["ray_igpt_train_loss"]["run"] == "s3://runs/told"
-    ours = {f"ray_igpt_{name}" for name in (*ray_metrics._STAGE, *ray_metrics._TRAINING)}
+    ours = {f"ray_igpt_{name}" for name in (*STAGE_GAUGES, *TRAINING_METRICS)}
     assert ours <= set(served)
 
 

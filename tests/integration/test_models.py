@@ -8,8 +8,8 @@ import pytest
 from mlflow import MlflowClient
 from PIL import Image
 
-from flows.local_stack import Stack
-from pipeline import storage
+from flows.services.local_stack import Stack
+from pipeline.store import objects
 from tests.integration.conftest import Refreshed, igpt
 
 pytestmark = pytest.mark.services
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.services
     ("fields", "pictures"),
     [
         ("objective=masked ema_decay=0.9 micro_batch=5", {"reconstructions.png"}),
-        ("class_conditional=true low_resolution=4 flip=true", {"upscaled.png"}),
+        ("class_conditional=true low_resolution=4 flip=true workers=1", {"upscaled.png"}),
     ],
 )
 def test_a_model_of_another_kind_is_trained_and_shown(
@@ -33,7 +33,7 @@ def test_a_model_of_another_kind_is_trained_and_shown(
     )
     assert command.code == 0, command.out + command.err
     assert command.err == ""
-    result = json.loads(storage.read_bytes(f"s3://runs/kinds/{name}/result.json"))
+    result = json.loads(objects.read_bytes(f"s3://runs/kinds/{name}/result.json"))
     assert (result["steps"], result["images"], result["skipped_steps"]) == (20, 640, 0)
     client = MlflowClient(stack.mlflow_url)
     experiment = client.get_experiment_by_name(f"kind-{name}")
@@ -56,7 +56,7 @@ def test_a_training_starts_from_a_registered_version(refreshed: Refreshed, stack
     shape = [f"{name}={value}" for name, value in fields.items() if name in {"preset", "layers", "width", "heads"}]
     command = [
         *("pretrain", "dataset=s3://datasets/refreshed", "runs=s3://runs/children", "steps=10", "global_batch=32"),
-        *("warmup_steps=5", "sample_every=0", "experiment=children", *shape),
+        *("workers=1", "warmup_steps=5", "sample_every=0", "experiment=children", *shape),
     ]
     child = igpt(*command, "parent=models:/refreshed/1")
     assert child.code == 0, child.out + child.err
@@ -66,7 +66,7 @@ def test_a_training_starts_from_a_registered_version(refreshed: Refreshed, stack
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.data.tags["igpt.parent_model"] == run.data.params["parent"] == "models:/refreshed/1"
     assert run.data.metrics["validation_loss"] < refreshed.result["validation_loss"] + 0.1
-    kept = [file.url.rsplit("/", 1)[-1] for file in storage.list_files(f"{run.data.tags['igpt.run']}/parent")]
+    kept = [file.url.rsplit("/", 1)[-1] for file in objects.list_files(f"{run.data.tags['igpt.run']}/parent")]
     assert kept == ["model.json", "palette.npy", "parent.json", "weights.safetensors"]
     for reference, expected in (
         ("models:/refreshed/99", "models:/refreshed/99: no such version"),
@@ -81,7 +81,7 @@ def test_a_training_starts_from_a_registered_version(refreshed: Refreshed, stack
 def test_commands_take_a_run_in_the_store_and_a_registry_uri(refreshed: Refreshed, tmp_path: Path) -> None:
     image = tmp_path / "grey.png"
     Image.new("RGB", (20, 20), "grey").save(image)
-    storage.write_bytes("s3://raw/grey.png", image.read_bytes())
+    objects.write_bytes("s3://raw/grey.png", image.read_bytes())
     scores = [
         igpt("score", picture, "-m", model)
         for picture, model in ((str(image), refreshed.run), ("s3://raw/grey.png", "models:/refreshed@candidate"))

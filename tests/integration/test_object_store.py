@@ -6,10 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from flows.local_stack import Stack
-from pipeline import bulk, storage
-from pipeline.bulk import BlockReader, ReadObject
+from flows.services.local_stack import Stack
 from pipeline.errors import IgptError
+from pipeline.store import bulk, objects
+from pipeline.store.bulk import BlockReader, ReadObject
+from pipeline.store.conditional_create import AlreadyExistsError, create_bytes
 
 pytestmark = [pytest.mark.services, pytest.mark.usefixtures("stack")]
 
@@ -27,8 +28,8 @@ def folder() -> str:
 @pytest.mark.parametrize("name", ODD_NAMES)
 def test_odd_names_are_listed_and_read(folder: str, name: str) -> None:
     url = f"{folder}/{name}"
-    storage.write_bytes(url, name.encode())
-    (fast,), (plain,) = bulk.list_files(folder), storage.list_files(folder)
+    objects.write_bytes(url, name.encode())
+    (fast,), (plain,) = bulk.list_files(folder), objects.list_files(folder)
     assert (
         (fast.url, fast.size, fast.etag) == (plain.url, plain.size, plain.etag) == (url, len(name.encode()), fast.etag)
     )
@@ -38,8 +39,8 @@ def test_odd_names_are_listed_and_read(folder: str, name: str) -> None:
 
 
 def test_a_listing_of_one_object_and_of_nothing(folder: str) -> None:
-    storage.write_bytes(f"{folder}/one.tar", b"1")
-    storage.write_bytes(f"{folder}/one.tar.more", b"22")
+    objects.write_bytes(f"{folder}/one.tar", b"1")
+    objects.write_bytes(f"{folder}/one.tar.more", b"22")
     (only,) = bulk.list_files(f"{folder}/one.tar")
     assert (only.url, only.size) == (f"{folder}/one.tar", 1)
     assert list(bulk.list_files(f"{folder}/on")) == []
@@ -47,7 +48,7 @@ def test_a_listing_of_one_object_and_of_nothing(folder: str) -> None:
 
 def test_a_long_listing_has_every_object_once(folder: str) -> None:
     names = {f"{folder}/{number:05d}" for number in range(2500)}
-    storage.write_many(dict.fromkeys(names, b""))
+    objects.write_many(dict.fromkeys(names, b""))
     found = [file.url for file in bulk.list_files(folder)]
     assert len(found) == 2500
     assert set(found) == names
@@ -55,7 +56,7 @@ def test_a_long_listing_has_every_object_once(folder: str) -> None:
 
 def test_many_objects_and_what_is_missing(folder: str) -> None:
     contents = {f"{folder}/{number}": os.urandom(1000 * number) for number in range(40)}
-    storage.write_many(contents)
+    objects.write_many(contents)
     urls = [*contents, f"{folder}/missing"]
     answers = bulk.read_objects(urls, [len(data) for data in contents.values()] + [5])
     for data, answer in zip(contents.values(), answers[:-1], strict=True):
@@ -67,7 +68,7 @@ def test_many_objects_and_what_is_missing(folder: str) -> None:
 
 def test_ranges_of_a_large_object(folder: str) -> None:
     data = os.urandom(20 * 1024 * 1024)
-    storage.write_bytes(f"{folder}/large", data)
+    objects.write_bytes(f"{folder}/large", data)
     starts = [0, 10, 5_000_000, 5_100_000, len(data) - 7]
     lengths = [10, 0, 100_000, 3, 7]
     found = bulk.read_ranges(f"{folder}/large", starts, lengths)
@@ -83,21 +84,21 @@ def test_of_many_creators_at_once_one_wins(folder: str) -> None:
 
     def create(number: int) -> bool:
         try:
-            storage.create_bytes(url, str(number).encode() * 1000)
-        except storage.AlreadyExistsError:
+            create_bytes(url, str(number).encode() * 1000)
+        except AlreadyExistsError:
             return False
         return True
 
     with ThreadPoolExecutor(6) as pool:
         won = list(pool.map(create, range(6)))
     assert sum(won) == 1
-    assert storage.read_bytes(url) == str(won.index(True)).encode() * 1000
-    assert [file.url for file in storage.list_files(folder)] == [url], "no claim is left behind"
+    assert objects.read_bytes(url) == str(won.index(True)).encode() * 1000
+    assert [file.url for file in objects.list_files(folder)] == [url], "no claim is left behind"
 
 
 def test_wrong_keys_and_no_bucket_are_one_line(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(IgptError, match="the bucket does not exist"):
-        storage.check_reachable("s3://no-such-bucket/x")
+        objects.check_reachable("s3://no-such-bucket/x")
     bulk._s3_store.cache_clear()
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     try:

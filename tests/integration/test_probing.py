@@ -7,10 +7,11 @@ import pytest
 from mlflow import MlflowClient
 from PIL import Image
 
-from flows.local_stack import Stack
-from igpt_model.promotion import ACCURACY
-from igpt_model.registry import Registry
-from pipeline import snapshot, storage
+from flows.services.local_stack import Stack
+from igpt_model.registry.client import Registry
+from igpt_model.registry.gate import ACCURACY
+from pipeline.dataset import snapshot
+from pipeline.store import objects
 from tests.integration.conftest import Command, Refreshed, igpt
 
 pytestmark = pytest.mark.services
@@ -82,15 +83,15 @@ def test_a_rerun_computes_what_is_missing_and_nothing_else(probed: Command, stac
     data = snapshot.read("s3://datasets/refreshed")
     shards = 2 * len(data.shards)  # for the trained and the untrained network
     assert f"features of {shards} shards computed, of 0 found in the cache" in probed.out
-    kept = {file.url: storage.read_bytes(file.url) for file in storage.list_files("s3://runs/probing-features")}
+    kept = {file.url: objects.read_bytes(file.url) for file in objects.list_files("s3://runs/probing-features")}
     assert len(kept) == 3 * shards  # layers
     again = run("fine_tune=null", "labels_per_class=[]", "neighbours=[]")
     assert f"features of 0 shards computed, of {shards} found in the cache" in again.out
     lost = sorted(kept)[4]
-    storage.delete(lost)
+    objects.delete(lost)
     mended = run("fine_tune=null", "labels_per_class=[]", "neighbours=[]")
     assert f"features of 1 shards computed, of {shards - 1} found in the cache" in mended.out
-    after = np.load(io.BytesIO(storage.read_bytes(lost)))
+    after = np.load(io.BytesIO(objects.read_bytes(lost)))
     assert after == pytest.approx(np.load(io.BytesIO(kept[lost])), abs=1e-5)
 
 
@@ -101,11 +102,11 @@ def test_a_snapshot_of_another_source_is_probed_with_the_models_palette(
     palette = tmp_path / "palette.npy"
     assert igpt("models", "palette", URI, str(palette)).code == 0
     raw = tmp_path / "raw"
-    for file in storage.list_files("s3://raw/some-digits"):
+    for file in objects.list_files("s3://raw/some-digits"):
         digit, name = file.url.split("/")[-2:]
         if digit in "38":
             (raw / digit).mkdir(parents=True, exist_ok=True)
-            (raw / digit / name).write_bytes(storage.read_bytes(file.url))
+            (raw / digit / name).write_bytes(objects.read_bytes(file.url))
     fields = ("resolution=8", "colours=16", "validation_fraction=0.3", "test_fraction=0.3")
     built = igpt("dataset", "build", f"raw={raw}", "dataset=s3://datasets/pair", *fields, "--palette", str(palette))
     assert built.code == 0, built.err

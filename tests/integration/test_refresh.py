@@ -11,11 +11,12 @@ from uuid import UUID
 import numpy as np
 import pytest
 
-from flows import services
-from flows.local_stack import Stack
-from igpt_model.promotion import ACCURACY, BITS, SPLITS
-from igpt_model.registry import Registry
-from pipeline import snapshot, storage
+from flows.services import services
+from flows.services.local_stack import Stack
+from igpt_model.registry.client import Registry
+from igpt_model.registry.gate import ACCURACY, BITS, SPLITS
+from pipeline.dataset import snapshot
+from pipeline.store import objects
 from tests.integration.conftest import Refreshed, igpt
 
 pytestmark = pytest.mark.services
@@ -39,10 +40,10 @@ def test_every_image_is_in_one_shard_or_in_quarantine(refreshed: Refreshed, digi
     assert data.samples() == 400
     assert data.rejected == {"truncated": 1}
     uris = []
-    for file in storage.list_files("s3://datasets/refreshed"):
+    for file in objects.list_files("s3://datasets/refreshed"):
         if file.url.endswith(".parquet"):
-            uris += pq.read_table(io.BytesIO(storage.read_bytes(file.url)))["uri"].to_pylist()
-    listed = [file.url for file in storage.list_files(digits) if file.url.endswith(".png")]
+            uris += pq.read_table(io.BytesIO(objects.read_bytes(file.url)))["uri"].to_pylist()
+    listed = [file.url for file in objects.list_files(digits) if file.url.endswith(".png")]
     assert sorted(uris) == sorted(listed)
 
 
@@ -50,24 +51,24 @@ def test_the_webdataset_package_reads_the_same_pixels(refreshed: Refreshed, digi
     import webdataset
     from PIL import Image
 
-    from pipeline import palette
-    from pipeline.sources import key_of
+    from pipeline.dataset.keys import key_of
+    from pipeline.images import palette
 
     data = snapshot.read("s3://datasets/refreshed")
     paths = []
     for shard in data.shards:
         path = tmp_path / Path(shard.path).name
-        storage.download(storage.join(data.dataset, shard.path), path)
+        objects.download(objects.join(data.dataset, shard.path), path)
         paths.append(str(path))
     dataset = webdataset.WebDataset(paths, shardshuffle=False)
     found = {s["__key__"]: (np.load(io.BytesIO(s["npy"]), allow_pickle=False), int(s["cls"])) for s in dataset}
     assert len(found) == 400
-    table = palette.lookup_table(data.palette())
-    for file in list(storage.list_files(digits))[:50]:
+    table = palette.compute_lookup_table(data.palette())
+    for file in list(objects.list_files(digits))[:50]:
         if file.url.endswith(("cut.png", ".txt")):
             continue
         name = file.url.removeprefix(f"{digits}/")
-        pixels = np.asarray(Image.open(io.BytesIO(storage.read_bytes(file.url))).convert("RGB"))
+        pixels = np.asarray(Image.open(io.BytesIO(objects.read_bytes(file.url))).convert("RGB"))
         tokens, label = found[key_of(name)]
         assert np.array_equal(tokens, palette.quantize(pixels, table))
         assert data.classes[label] == name.split("/")[0]
@@ -84,6 +85,7 @@ def test_the_mlflow_run_has_config_lineage_curves_and_pictures(refreshed: Refres
     assert run.info.status == "FINISHED"
     assert run.data.params["steps"] == "160"
     assert run.data.params["model.resolution"] == "8"
+    assert run.data.params["learning_rate"] == "0.005", "the preset's, as a number"
     assert run.data.tags["igpt.manifest_digest"] == data.digest
     assert run.data.tags["igpt.palette_sha256"] == data.palette_sha256
     assert run.data.tags["igpt.prefect_url"].startswith(stack.prefect_url)
@@ -162,7 +164,7 @@ def test_a_registered_version_tells_where_it_comes_from_and_is_the_champion(refr
 
 
 def test_a_registered_version_holds_no_pickle(refreshed: Refreshed) -> None:
-    names = [file.url.rsplit("/", 1)[-1] for file in storage.list_files("s3://mlflow")]
+    names = [file.url.rsplit("/", 1)[-1] for file in objects.list_files("s3://mlflow")]
     assert "weights.safetensors" in names
     assert not [name for name in names if name.endswith((".pkl", ".pickle", ".pt", ".pth", ".bin"))]
 
@@ -174,7 +176,7 @@ def test_running_it_again_makes_nothing_new(refreshed: Refreshed, stack: Stack) 
         return [
             (f.url, f.etag)
             for bucket in ("datasets/refreshed", "runs/refreshed")
-            for f in storage.list_files(f"s3://{bucket}")
+            for f in objects.list_files(f"s3://{bucket}")
         ]
 
     before = state()

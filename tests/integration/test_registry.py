@@ -18,17 +18,17 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from flows.local_stack import Stack
-from flows.ports import HOST, free_port
-from igpt_model import checksums
-from igpt_model.model import ImageGPT
-from igpt_model.model_config import ModelConfig
-from igpt_model.model_folder import ModelFolder
-from igpt_model.promotion import ACCURACY, BITS, PALETTE, ROLLED_BACK, SPLITS, GateConfig
-from igpt_model.registration import HUGGING_FACE, register
-from igpt_model.registry import CANDIDATE, CHAMPION, Registry, Version
-from pipeline import storage
+from flows.services.local_stack import Stack
+from flows.services.ports import HOST, free_port
+from igpt_model.model.bundle import ModelBundle
+from igpt_model.model.config import ModelConfig
+from igpt_model.model.network import ImageGPT
+from igpt_model.registry import checksums
+from igpt_model.registry.client import CANDIDATE, CHAMPION, Registry, Version
+from igpt_model.registry.gate import ACCURACY, BITS, PALETTE, ROLLED_BACK, SPLITS, GateConfig
+from igpt_model.registry.register import HUGGING_FACE, register
 from pipeline.errors import IgptError
+from pipeline.store import objects
 from tests.integration.conftest import igpt
 from tests.rigs.http_recorder import HttpRecorder
 from tests.rigs.postgres import PostgresServer
@@ -86,11 +86,11 @@ def tracking_uri(request: pytest.FixtureRequest, stack: Stack) -> str:
     return stack.mlflow_url if request.param == "sqlite" else request.getfixturevalue("on_postgres")
 
 
-def make_folder(seed: int = 0) -> ModelFolder:
+def make_folder(seed: int = 0) -> ModelBundle:
     torch.manual_seed(seed)
     model = ImageGPT(ModelConfig(layers=2, width=64, heads=2, resolution=8, colours=16)).eval()
     colours = np.linspace(-1, 1, 16, dtype=np.float32)[:, None].repeat(3, 1)
-    return ModelFolder(model=model, palette_K3=colours, classes=("a", "b"))
+    return ModelBundle(model=model, palette_K3=colours, classes=("a", "b"))
 
 
 def put(uri: str, name: str, bits: float, accuracy: float = 0.5, **tags: str) -> Version:
@@ -252,7 +252,7 @@ def test_wrong_names_get_one_line(stack: Stack) -> None:
         ("nothing@candidate", "nothing: no such model"),
         ("named", "name a version"),
         ("models:/named/one", "name a version"),
-        ("na'med@x", "is no name of a model"),
+        ("na'med@x", "is not a model name"),
     ):
         with pytest.raises(IgptError, match=expected):
             registry.find(reference)
@@ -262,23 +262,23 @@ def test_weights_go_to_the_store_and_not_through_the_server(stack: Stack) -> Non
     with HttpRecorder(stack.mlflow_url) as recorder:
         version = put(recorder.url, "direct", 3.0)
         asked = list(recorder.exchanges)
-    stored = {file.url: file.size for file in storage.list_files("s3://mlflow") if version.model_id in file.url}
+    stored = {file.url: file.size for file in objects.list_files("s3://mlflow") if version.model_id in file.url}
     (weights,) = [size for url, size in stored.items() if url.endswith("weights.safetensors")]
     assert weights > 400_000
     assert max(exchange.sent for exchange in asked) < 20_000
     assert sum(exchange.sent for exchange in asked) < weights / 5
     assert not [exchange.path for exchange in asked if "mlflow-artifacts" in exchange.path]
-    theirs = [file.url for file in storage.list_files("s3://mlflow") if f"/{HUGGING_FACE}/" in file.url]
+    theirs = [file.url for file in objects.list_files("s3://mlflow") if f"/{HUGGING_FACE}/" in file.url]
     assert any(version.run_id in url and url.endswith("model.safetensors") for url in theirs)
 
 
 def damage(version: Version, name: str, change: bytes) -> None:
     (url,) = [
         file.url
-        for file in storage.list_files("s3://mlflow")
+        for file in objects.list_files("s3://mlflow")
         if version.model_id in file.url and file.url.endswith(f"/{name}")
     ]
-    storage.write_bytes(url, change)
+    objects.write_bytes(url, change)
 
 
 def test_a_damaged_or_forged_version_is_refused(stack: Stack, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ The runs are those of `igpt deploy`, in seconds instead of days; S3, MLflow and 
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -21,12 +21,15 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from flows.local_stack import Stack
-from flows.ports import free_port
-from pipeline import lease, snapshot, storage
-from tests.integration.conftest import ROOT, Command, igpt, refresh_config
+from flows.services.local_stack import Stack
+from flows.services.ports import free_port
+from pipeline.dataset import snapshot
+from pipeline.store import lease, objects
+from tests.integration.conftest import ROOT, Command, Refreshed, ended, refresh_config
 from tests.rigs.postgres import PostgresServer
 from tests.rigs.prefect_services import PrefectServer, Worker
+from tests.rigs.waiting import wait_until
+from tests.rigs.warm_start import WarmStart
 
 pytestmark = pytest.mark.services
 
@@ -43,18 +46,11 @@ class Production:
     server: PrefectServer
     stack: Stack
     folder: Path
+    environment: Mapping[str, str] = field(repr=False)
+    """What a worker or the command line is told."""
+    warm: WarmStart
+    """Runs the command line in that environment."""
     workers: list[Worker] = field(default_factory=list)
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """What a worker or the command line is told."""
-        return {
-            **self.stack.environment(),
-            "PREFECT_API_URL": self.server.api_url,
-            "PREFECT_API_AUTH_STRING": AUTH,
-            "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
-            **COMPOSE["x-logs"],
-        }
 
     def worker(self, pool: str = POOL) -> Worker:
         """Start one more worker."""
@@ -68,7 +64,7 @@ class Production:
         """Run `igpt deploy` on a file with these deployments."""
         path = self.folder / f"prefect-{deployments[0]['name']}.yaml"
         path.write_text(yaml.safe_dump({"name": "tried", "deployments": list(deployments)}))
-        return igpt("deploy", "--file", str(path), *arguments, environment=self.environment)
+        return ended(self.warm.command("deploy", "--file", str(path), *arguments))
 
     def client(self) -> Any:
         """A client of the server, to be used as a context."""
@@ -118,6 +114,11 @@ class Production:
         """What the newest worker printed."""
         return self.workers[-1].said()[-4000:] if self.workers else ""
 
+    def steady_worker(self) -> Worker:
+        """The worker for all tests that kill none."""
+        alive = [worker for worker in self.workers if worker.pool == POOL and worker.process is not None]
+        return alive[0] if alive else self.worker()
+
     def end_workers(self) -> None:
         """End all of them."""
         for worker in self.workers:
@@ -148,19 +149,28 @@ def production(
         port=free_port(), database_url=postgres.url("prefect_scheduled", "asyncpg"), folder=folder, auth=AUTH
     )
     server.start()
-    production = Production(server=server, stack=stack, folder=folder)
-    yield production
-    production.end_workers()
+    environment = {
+        **stack.environment(),
+        "PREFECT_API_URL": server.api_url,
+        "PREFECT_API_AUTH_STRING": AUTH,
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+        **COMPOSE["x-logs"],
+    }
+    with WarmStart(ROOT, environment) as warm:
+        production = Production(server=server, stack=stack, folder=folder, environment=environment, warm=warm)
+        yield production
+        production.end_workers()
     server.kill()
 
 
 @pytest.fixture(scope="module")
 def deployed(production: Production, digits: str) -> Production:
     """With a deployment for each of the tests that kill something."""
-    builds = ("late", "two-workers", "killed-build", "silent-build", "restarted")
+    short, long = ("late", "two-workers"), ("killed-build", "silent-build", "restarted")
     refreshes = ("killed-refresh", "cancelled-training")
     done = production.deploy(
-        *(build_entry(digits, name) for name in builds),
+        *(build_entry(digits, name, samples_per_shard=100) for name in short),
+        *(build_entry(digits, name) for name in long),
         build_entry(digits, "cancelled-build", samples_per_shard=1),  # so that it is still at work when it is cancelled
         *(refresh_entry(digits, name) for name in refreshes),
     )
@@ -169,8 +179,16 @@ def deployed(production: Production, digits: str) -> Production:
 
 
 @pytest.fixture
+def steady(deployed: Production) -> Production:
+    """The same, with a worker that stays for the tests that kill none; one run at a time."""
+    deployed.steady_worker()
+    return deployed
+
+
+@pytest.fixture
 def workers(deployed: Production) -> Iterator[Production]:
-    """The same, with no worker left over from the test before."""
+    """The same without a worker, for tests that start their own."""
+    deployed.end_workers()
     yield deployed
     deployed.end_workers()
 
@@ -188,7 +206,7 @@ def build_entry(digits: str, name: str, samples_per_shard: int = 4, **more: Any)
 
 def refresh_entry(digits: str, name: str) -> dict[str, Any]:
     config = refresh_config(digits, name)
-    config["pretrain"]["steps"] = 400
+    config["pretrain"]["steps"] = 200
     return {
         "name": name,
         "entrypoint": "flows.scheduled.scheduled_refresh",
@@ -210,15 +228,8 @@ def ray_processes(stack: Stack, *titles: str) -> list[psutil.Process]:
     return found
 
 
-def until(condition: Callable[[], object], seconds: float = 200, said: Callable[[], str] = str) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, said()
-        time.sleep(0.1)
-
-
 def has_files(folder: str, count: int) -> Callable[[], bool]:
-    return lambda: sum(1 for _ in storage.list_files(folder)) >= count
+    return lambda: sum(1 for _ in objects.list_files(folder)) >= count
 
 
 def test_deploy_refuses_what_no_flow_takes_in_a_line(production: Production, digits: str) -> None:
@@ -232,175 +243,55 @@ def test_deploy_refuses_what_no_flow_takes_in_a_line(production: Production, dig
     assert misspelt.code == 2 and "unknown field schedulse" in misspelt.err
 
 
-def test_a_schedule_fires_and_deploying_again_changes_it(workers: Production, digits: str) -> None:
+def test_a_schedule_fires_and_deploying_again_changes_it(deployed: Production, digits: str) -> None:
     pool = "scheduled"  # of its own: runs that are due when the test is over are nobody else's
     schedule = {"slug": "often", "interval": 3600.0}
 
     def deploy(**changes: Any) -> Command:
-        entry = build_entry(digits, "by-schedule", schedules=[{**schedule, **changes}])
-        return workers.deploy({**entry, "work_pool": {"name": pool}})
+        entry = build_entry(digits, "by-schedule", 100, schedules=[{**schedule, **changes}])
+        return deployed.deploy({**entry, "work_pool": {"name": pool}})
 
     first = deploy()
     assert first.code == 0, first.out + first.err
     assert "scheduled-build/by-schedule (every 3600 s)" in first.out
     again = deploy(interval=10.0)
     assert again.code == 0, again.err
-    with workers.client() as client:
+    with deployed.client() as client:
         deployment = client.read_deployment_by_name("scheduled-build/by-schedule")
         assert [each.schedule.interval for each in deployment.schedules] == [timedelta(seconds=10)]
-    workers.worker(pool)
-    until(lambda: storage.exists("s3://datasets/by-schedule/LATEST"), said=workers.said)
+    worker = deployed.worker(pool)
+    wait_until(lambda: objects.exists("s3://datasets/by-schedule/LATEST"), said=worker.said)
+    worker.terminate()
     assert snapshot.read("s3://datasets/by-schedule").number == 1
 
 
-def test_of_twenty_late_runs_one_works_and_it_is_the_newest(workers: Production) -> None:
+def test_of_twenty_late_runs_one_works_and_it_is_the_newest(deployed: Production) -> None:
+    deployed.end_workers()  # all of them are late before one looks
     now = datetime.now(UTC)
-    runs = [workers.order("scheduled-build/late", now - timedelta(minutes=20 - number)) for number in range(20)]
-    workers.worker()
-    workers.wait(runs[-1], "COMPLETED")
-    states = [workers.state(run) for run in runs]
+    runs = [deployed.order("scheduled-build/late", now - timedelta(minutes=20 - number)) for number in range(20)]
+    deployed.steady_worker()
+    deployed.wait(runs[-1], "COMPLETED")
+    states = [deployed.state(run) for run in runs]
     assert [state for state, _ in states] == ["CANCELLED"] * 19 + ["COMPLETED"]
     assert all("does the same work" in message for _, message in states[:-1])
     assert snapshot.read("s3://datasets/late").number == 1
 
 
-def test_two_workers_at_once_do_the_work_once(workers: Production) -> None:
-    workers.worker()
-    workers.worker()
-    runs = [workers.order("scheduled-build/two-workers") for _ in range(2)]
-    messages = [workers.wait(run, "COMPLETED", "CANCELLED") for run in runs]
-    states = [workers.state(run)[0] for run in runs]
+def test_two_workers_at_once_do_the_work_once(steady: Production) -> None:
+    second = steady.worker()
+    runs = [steady.order("scheduled-build/two-workers") for _ in range(2)]
+    messages = [steady.wait(run, "COMPLETED", "CANCELLED") for run in runs]
+    second.terminate()
+    states = [steady.state(run)[0] for run in runs]
     assert "COMPLETED" in states  # the other found it at work, or, if it began later, nothing to do
-    assert all("is at work on it" in text for text, state in zip(messages, states, strict=True) if state == "CANCELLED")
+    assert all("is working on it" in text for text, state in zip(messages, states, strict=True) if state == "CANCELLED")
     assert snapshot.read("s3://datasets/two-workers").number == 1
 
 
-def test_a_run_that_finds_another_alive_ends_as_cancelled_and_says_which(workers: Production) -> None:
+def test_a_run_that_finds_another_alive_ends_as_cancelled_and_says_which(steady: Production) -> None:
     with lease.hold("s3://datasets/two-workers/turn", {"flow_run": "of-elsewhere"}):
-        workers.worker()
-        run = workers.order("scheduled-build/two-workers")
-        assert "(flow run of-elsewhere) is at work on it" in workers.wait(run, "CANCELLED")
-
-
-def test_a_worker_killed_in_the_build_is_found_and_its_work_goes_on(workers: Production) -> None:
-    doomed = workers.worker()
-    dead = workers.order("scheduled-build/killed-build")
-    until(has_files("s3://datasets/killed-build/shards", 5), said=workers.said)
-    doomed.kill()
-    folder = "s3://datasets/killed-build"
-    ended = {Path(file.url).stem for file in storage.list_files(f"{folder}/index")}  # written after the shard
-    shards = [file for file in storage.list_files(f"{folder}/shards") if Path(file.url).stem in ended]
-    there = {file.url: file.modified for file in shards}
-    assert len(there) >= 4
-    assert workers.state(dead)[0] == "RUNNING"
-    workers.worker()
-    heir = workers.order("scheduled-build/killed-build")
-    workers.wait(heir, "COMPLETED")
-    state, message = workers.state(dead)
-    assert state == "CRASHED" and "its process died" in message
-    assert workers.runs_below(dead) == {"build-dataset": "CRASHED"}
-    published = snapshot.read(folder)
-    kept = {file.url: file.modified for file in storage.list_files(f"{folder}/shards")}
-    assert published.number == 1 and all(kept[url] == there[url] for url in there), "what was finished is not redone"
-
-
-@pytest.mark.timeout(1500)
-def test_a_worker_killed_in_each_stage_of_a_refresh_continues_the_same_run(workers: Production) -> None:
-    runs, features = "s3://runs/killed-refresh", "s3://datasets/killed-refresh-features"
-    client = MlflowClient(workers.stack.mlflow_url)
-
-    def tracked() -> Run | None:
-        experiment = client.get_experiment_by_name("killed-refresh")
-        return next(iter(client.search_runs([experiment.experiment_id])), None) if experiment else None
-
-    def registers() -> bool:
-        """Its first files are in the object store; the version comes last."""
-        run = tracked()
-        return run is not None and has_files(f"{run.info.artifact_uri}/hugging_face", 1)()
-
-    stages: dict[str, Callable[[], bool]] = {
-        "training": lambda: any(file.url.endswith("00000040/index.json") for file in storage.list_files(runs)),
-        "probe": has_files(features, 1),
-        "registration": registers,
-    }
-    dead = []
-    for reached in stages.values():
-        doomed = workers.worker()
-        dead.append(workers.order("scheduled-refresh/killed-refresh"))
-        until(reached, 400, workers.said)
-        doomed.kill()
-    assert not client.search_model_versions("name = 'killed-refresh'")
-    workers.worker()
-    heir = workers.order("scheduled-refresh/killed-refresh")
-    workers.wait(heir, "COMPLETED", seconds=400)
-    assert [workers.state(run)[0] for run in dead] == ["CRASHED"] * 3
-    done = dict.fromkeys(("build-dataset", "pretrain", "probe"), "COMPLETED")
-    assert [workers.runs_below(run) for run in (*dead, heir)] == [
-        {"refresh": "CRASHED", "build-dataset": "COMPLETED", "pretrain": "CRASHED"},
-        {"refresh": "CRASHED", **done, "probe": "CRASHED"},
-        {"refresh": "CRASHED", **done},
-        {"refresh": "COMPLETED", **done},
-    ]
-    (result,) = [file.url for file in storage.list_files(runs) if file.url.endswith("result.json")]
-    found = json.loads(storage.read_bytes(result))
-    assert found["restarts"] >= 1 and found["steps"] == 400
-    run = tracked()
-    assert run is not None and run.info.status == "FINISHED"
-    for name in ("train_loss", "probe_test_accuracy"):
-        steps = [metric.step for metric in client.get_metric_history(run.info.run_id, name)]
-        assert len(steps) == len(set(steps)) > 2, name
-    (version,) = client.search_model_versions("name = 'killed-refresh'")
-    assert version.version == "1"
-    assert client.get_model_version_by_alias("killed-refresh", "candidate").version == "1"
-
-
-def test_a_run_whose_process_died_and_that_nobody_follows_is_closed_by_the_server(workers: Production) -> None:
-    """With half a minute instead of the five that `igpt deploy` sets: Prefect sends a sign of life every 30 s."""
-    from flows import deployments
-
-    with workers.client():
-        deployments.register_automations(None, print, silent_for=timedelta(seconds=31))
-    try:
-        doomed = workers.worker()
-        dead = workers.order("scheduled-build/silent-build")
-        until(has_files("s3://datasets/silent-build/shards", 1), said=workers.said)
-        doomed.kill()
-        assert workers.state(dead)[0] == "RUNNING"
-        assert "has not been heard of for 31 s" in workers.wait(dead, "CRASHED", seconds=120)
-    finally:
-        with workers.client():
-            deployments.register_automations(None, print)
-
-
-@pytest.mark.parametrize("stage", ["build", "training"])
-def test_cancelling_a_run_ends_its_work_on_ray(stage: str, workers: Production) -> None:
-    from prefect.states import Cancelling
-
-    name = f"cancelled-{stage}"
-    building = stage == "build"
-    workers.worker()
-    run = workers.order(f"scheduled-{'build' if building else 'refresh'}/{name}")
-    titles = ("ray::make_shard",) if building else ("ray::RayTrainWorker",)
-    until(lambda: ray_processes(workers.stack, *titles), 120, workers.said)
-    with workers.client() as client:
-        client.set_flow_run_state(run, Cancelling())
-    workers.wait(run, "CANCELLED", seconds=60)
-    until(lambda: not ray_processes(workers.stack, "ray::make_shard", "ray::RayTrain", "ray::TrainController"), 30)
-    folder = f"s3://{'datasets' if building else 'runs'}/{name}"
-    ended = [file.url for file in storage.list_files(folder) if file.url.endswith(".ended")]
-    assert len(ended) == 2, "the next run need not wait until the leases have run out"
-    assert set(workers.runs_below(run).values()) <= {"CANCELLED", "COMPLETED", "CRASHED"}
-
-
-def test_a_server_restarted_under_a_running_flow_does_not_end_it(workers: Production) -> None:
-    workers.worker()
-    run = workers.order("scheduled-build/restarted")
-    until(has_files("s3://datasets/restarted/shards", 3), said=workers.said)
-    workers.server.kill()
-    time.sleep(3)
-    workers.server.start()
-    workers.wait(run, "COMPLETED")
-    assert snapshot.read("s3://datasets/restarted").number == 1
+        run = steady.order("scheduled-build/two-workers")
+        assert "(flow run of-elsewhere) is working on it" in steady.wait(run, "CANCELLED")
 
 
 class _Hook(BaseHTTPRequestHandler):
@@ -423,30 +314,157 @@ def hook() -> Iterator[str]:
     server.shutdown()
 
 
-def test_a_failed_run_tells_the_line_that_a_person_needs_once(workers: Production, hook: str) -> None:
+def test_a_failed_run_tells_the_line_that_a_person_needs_once(steady: Production, hook: str) -> None:
     from prefect.blocks.notifications import CustomWebhookNotificationBlock
 
     message = {"subject": "{{subject}}", "body": "{{body}}"}
-    with workers.client() as _:
+    with steady.client() as _:
         CustomWebhookNotificationBlock(name="tests", url=hook, json_data=message).save("tests", overwrite=True)
     entry = build_entry("s3://raw/nothing-there", "failing")
-    unknown = workers.deploy(entry, arguments=("--notify", "custom-webhook/nobody"))
+    unknown = steady.deploy(entry, arguments=("--notify", "custom-webhook/nobody"))
     assert unknown.code == 2 and "has no block custom-webhook/nobody" in unknown.err
-    deployed = workers.deploy(entry, arguments=("--notify", "custom-webhook/tests"))
+    deployed = steady.deploy(entry, arguments=("--notify", "custom-webhook/tests"))
     assert deployed.code == 0, deployed.err
-    workers.worker()
-    run = workers.order("scheduled-build/failing")
-    assert "IgptError" in workers.wait(run, "FAILED")
-    until(lambda: _Hook.heard, 60)
+    run = steady.order("scheduled-build/failing")
+    assert "IgptError" in steady.wait(run, "FAILED")
+    wait_until(lambda: _Hook.heard, seconds=60)
     time.sleep(3)
     (told,) = _Hook.heard
     assert told["subject"] == "scheduled-build Failed"
     assert "s3://raw/nothing-there" in told["body"], told
 
 
-def test_logs_are_json_and_carry_the_run(workers: Production) -> None:
+@pytest.mark.parametrize("stage", ["build", pytest.param("training", marks=pytest.mark.faults)])
+def test_cancelling_a_run_ends_its_work_on_ray(stage: str, steady: Production) -> None:
+    from prefect.states import Cancelling
+
+    name = f"cancelled-{stage}"
+    building = stage == "build"
+    run = steady.order(f"scheduled-{'build' if building else 'refresh'}/{name}")
+    titles = ("ray::make_shard",) if building else ("ray::RayTrainWorker",)
+    wait_until(lambda: ray_processes(steady.stack, *titles), seconds=120, said=steady.said)
+    with steady.client() as client:
+        client.set_flow_run_state(run, Cancelling())
+    steady.wait(run, "CANCELLED", seconds=60)
+    wait_until(
+        lambda: not ray_processes(steady.stack, "ray::make_shard", "ray::RayTrain", "ray::TrainController"), seconds=30
+    )
+    folder = f"s3://{'datasets' if building else 'runs'}/{name}"
+    ended = [file.url for file in objects.list_files(folder) if file.url.endswith(".ended")]
+    assert len(ended) == 2, "the next run need not wait until the leases have run out"
+    assert set(steady.runs_below(run).values()) <= {"CANCELLED", "COMPLETED", "CRASHED"}
+
+
+@pytest.mark.faults
+@pytest.mark.sample
+def test_a_server_restarted_under_a_running_flow_does_not_end_it(steady: Production) -> None:
+    run = steady.order("scheduled-build/restarted")
+    wait_until(has_files("s3://datasets/restarted/shards", 3), said=steady.said)
+    steady.server.kill()
+    time.sleep(3)
+    steady.server.start()
+    steady.wait(run, "COMPLETED")
+    assert snapshot.read("s3://datasets/restarted").number == 1
+    steady.end_workers()  # one that has missed the server asks it less often for a while
+
+
+@pytest.mark.faults
+@pytest.mark.sample
+def test_a_worker_killed_in_the_build_is_found_and_its_work_goes_on(workers: Production) -> None:
+    doomed = workers.worker()
+    dead = workers.order("scheduled-build/killed-build")
+    wait_until(has_files("s3://datasets/killed-build/shards", 5), said=workers.said)
+    doomed.kill()
+    folder = "s3://datasets/killed-build"
+    ended = {Path(file.url).stem for file in objects.list_files(f"{folder}/index")}  # written after the shard
+    shards = [file for file in objects.list_files(f"{folder}/shards") if Path(file.url).stem in ended]
+    there = {file.url: file.modified for file in shards}
+    assert len(there) >= 4
+    assert workers.state(dead)[0] == "RUNNING"
+    workers.worker()
+    heir = workers.order("scheduled-build/killed-build")
+    workers.wait(heir, "COMPLETED")
+    state, message = workers.state(dead)
+    assert state == "CRASHED" and "its process died" in message
+    assert workers.runs_below(dead) == {"build-dataset": "CRASHED"}
+    published = snapshot.read(folder)
+    kept = {file.url: file.modified for file in objects.list_files(f"{folder}/shards")}
+    assert published.number == 1 and all(kept[url] == there[url] for url in there), "what was finished is not redone"
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(1500)
+def test_a_worker_killed_in_each_stage_of_a_refresh_continues_the_same_run(workers: Production) -> None:
+    runs, features = "s3://runs/killed-refresh", "s3://datasets/killed-refresh-features"
+    client = MlflowClient(workers.stack.mlflow_url)
+
+    def tracked() -> Run | None:
+        experiment = client.get_experiment_by_name("killed-refresh")
+        return next(iter(client.search_runs([experiment.experiment_id])), None) if experiment else None
+
+    def registers() -> bool:
+        """Its first files are in the object store; the version comes last."""
+        run = tracked()
+        return run is not None and has_files(f"{run.info.artifact_uri}/hugging_face", 1)()
+
+    stages: dict[str, Callable[[], bool]] = {
+        "training": lambda: any(file.url.endswith("00000040/index.json") for file in objects.list_files(runs)),
+        "probe": has_files(features, 1),
+        "registration": registers,
+    }
+    dead = []
+    for reached in stages.values():
+        doomed = workers.worker()
+        dead.append(workers.order("scheduled-refresh/killed-refresh"))
+        wait_until(reached, seconds=400, said=workers.said)
+        doomed.kill()
+    assert not client.search_model_versions("name = 'killed-refresh'")
+    workers.worker()
+    heir = workers.order("scheduled-refresh/killed-refresh")
+    workers.wait(heir, "COMPLETED", seconds=400)
+    assert [workers.state(run)[0] for run in dead] == ["CRASHED"] * 3
+    done = dict.fromkeys(("build-dataset", "pretrain", "probe"), "COMPLETED")
+    assert [workers.runs_below(run) for run in (*dead, heir)] == [
+        {"refresh": "CRASHED", "build-dataset": "COMPLETED", "pretrain": "CRASHED"},
+        {"refresh": "CRASHED", **done, "probe": "CRASHED"},
+        {"refresh": "CRASHED", **done},
+        {"refresh": "COMPLETED", **done},
+    ]
+    (result,) = [file.url for file in objects.list_files(runs) if file.url.endswith("result.json")]
+    found = json.loads(objects.read_bytes(result))
+    assert found["restarts"] >= 1 and found["steps"] == 200
+    run = tracked()
+    assert run is not None and run.info.status == "FINISHED"
+    for name in ("train_loss", "probe_test_accuracy"):
+        steps = [metric.step for metric in client.get_metric_history(run.info.run_id, name)]
+        assert len(steps) == len(set(steps)) > 2, name
+    (version,) = client.search_model_versions("name = 'killed-refresh'")
+    assert version.version == "1"
+    assert client.get_model_version_by_alias("killed-refresh", "candidate").version == "1"
+
+
+@pytest.mark.faults
+def test_a_run_whose_process_died_and_that_nobody_follows_is_closed_by_the_server(workers: Production) -> None:
+    """With half a minute instead of the five that `igpt deploy` sets: Prefect sends a sign of life every 30 s."""
+    from flows.prefect_ops import deployments
+
+    with workers.client():
+        deployments.register_automations(None, print, silent_for=timedelta(seconds=31))
+    try:
+        doomed = workers.worker()
+        dead = workers.order("scheduled-build/silent-build")
+        wait_until(has_files("s3://datasets/silent-build/shards", 1), said=workers.said)
+        doomed.kill()
+        assert workers.state(dead)[0] == "RUNNING"
+        assert "has not been heard of for 31 s" in workers.wait(dead, "CRASHED", seconds=120)
+    finally:
+        with workers.client():
+            deployments.register_automations(None, print)
+
+
+def test_logs_are_json_and_carry_the_run(production: Production) -> None:
     """After the tests above."""
-    lines = [line for worker in workers.workers for line in worker.said().splitlines() if line.startswith("{")]
+    lines = [line for worker in production.workers for line in worker.said().splitlines() if line.startswith("{")]
     entries = [json.loads(line) for line in lines]
     of_runs = [entry for entry in entries if entry["logger"] == "prefect.flow_runs" and "flow_run_id" in entry]
     told = [entry for entry in of_runs if "dataset: keep 0 shards" in entry["message"]]
@@ -454,13 +472,13 @@ def test_logs_are_json_and_carry_the_run(workers: Production) -> None:
     assert any("is job" in entry["message"] for entry in of_runs)
 
 
-def test_no_secret_is_in_any_log_or_parameter(workers: Production, home: Path) -> None:
-    """After the tests above: workers were killed, runs have failed, and all of it was written to logs."""
-    secrets = {workers.stack.s3_secret_key, workers.stack.ray_token, AUTH.partition(":")[2]}
+def test_no_secret_is_in_any_log_or_parameter(production: Production, refreshed: Refreshed, home: Path) -> None:
+    """After the tests above: runs were late, cancelled and have failed, and all of it was written to logs."""
+    secrets = {production.stack.s3_secret_key, production.stack.ray_token, AUTH.partition(":")[2]}
     ray_folder = Path(json.loads((home / "services.json").read_text())["ray_folder"])
     logs = {
         path
-        for folder in (workers.folder, home / "logs", ray_folder)
+        for folder in (production.folder, home / "logs", ray_folder)
         for path in folder.rglob("*")
         if path.is_file() and (path.suffix in {".log", ".out", ".err"})
     }
@@ -468,13 +486,13 @@ def test_no_secret_is_in_any_log_or_parameter(workers: Production, home: Path) -
     for path in logs:
         text = path.read_text(errors="replace")
         assert not [secret for secret in secrets if secret in text], path
-    client = MlflowClient(workers.stack.mlflow_url)
+    client = MlflowClient(production.stack.mlflow_url)
     tracked = client.search_runs([each.experiment_id for each in client.search_experiments()])
     assert tracked
     assert not [run for run in tracked for secret in secrets if secret in str(run.to_dictionary())]
     from prefect.client.schemas.filters import LogFilter
 
-    with workers.client() as client:
+    with production.client() as client:
         said = "\n".join(entry.message for entry in client.read_logs(LogFilter(), limit=200))
         runs = client.read_flow_runs(limit=200)
     assert len(runs) > 20

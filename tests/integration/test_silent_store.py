@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from flows.ports import free_port
-from pipeline import activity, lease, s3_filesystem, storage
+from flows.services.ports import free_port
 from pipeline.errors import IgptError
-from pipeline.s3_filesystem import BoundedS3FileSystem
+from pipeline.store import lease, objects, presence, s3
+from pipeline.store.s3 import BoundedS3FileSystem
 from tests.rigs.s3_server import launch_here, serve
 
-pytestmark = pytest.mark.services
+pytestmark = [pytest.mark.services, pytest.mark.faults]
 
 
 @dataclass(frozen=True)
@@ -55,27 +55,29 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
             BoundedS3FileSystem.clear_instance_cache()
 
 
-@pytest.mark.parametrize("size", [10, 14_000_000], ids=["small", "large"])
+@pytest.mark.parametrize("size", [pytest.param(10, marks=pytest.mark.sample), 14_000_000], ids=["small", "large"])
 def test_no_answer_to_a_put_is_an_error_and_a_late_one_is_none(
     store: Store, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3_filesystem, "_SLOWEST_BYTES_PER_SECOND", 4_000_000)
-    storage.write_bytes("s3://raw/object", b"before", patient=False)
+    monkeypatch.setattr(s3, "_SLOWEST_BYTES_PER_SECOND", 4_000_000)
+    objects.write_bytes("s3://raw/object", b"before", patient=False)
     store.freeze()
-    with pytest.raises(IgptError, match=r"^s3://raw/object: the object store does not answer \(no answer to put_"):
-        storage.write_bytes("s3://raw/object", bytes(size), patient=False)
+    with pytest.raises(IgptError, match=r"^s3://raw/object: the object store does not answer \(no response to put_"):
+        objects.write_bytes("s3://raw/object", bytes(size), patient=False)
     store.thaw()
-    storage.write_bytes("s3://raw/object", b"after")
-    assert storage.read_bytes("s3://raw/object") == b"after"
+    objects.write_bytes("s3://raw/object", b"after")
+    assert objects.read_bytes("s3://raw/object") == b"after"
 
 
-@pytest.mark.parametrize("leave", [Store.freeze, Store.kill], ids=["silent", "gone"])
+@pytest.mark.parametrize(
+    "leave", [Store.freeze, pytest.param(Store.kill, marks=pytest.mark.sample)], ids=["silent", "gone"]
+)
 def test_work_that_failed_ends_soon_and_says_why(store: Store, leave: Callable[[Store], None]) -> None:
     began = time.monotonic()
     with (
         pytest.raises(ZeroDivisionError),
         lease.hold("s3://datasets/digits", dead_seconds=2),
-        activity.building("s3://datasets/digits"),
+        presence.building("s3://datasets/digits"),
     ):
         leave(store)
         time.sleep(1)  # a renewal is under way

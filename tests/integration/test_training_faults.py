@@ -22,33 +22,35 @@ import torch
 from mlflow import MlflowClient
 
 from igpt_model.config import PretrainConfig
-from igpt_model.execution import Worker
-from igpt_model.order import SampleOrder
-from igpt_model.train import train
-from pipeline.snapshot import Snapshot
+from igpt_model.data.order import SampleOrder
+from igpt_model.training.loop import train
+from igpt_model.worker import Worker
+from pipeline.dataset.snapshot import Snapshot
+from tests.igpt_model.training.test_loop import KilledError, Recorder, digits_snapshot
 from tests.rigs.fixtures import Rig
 from tests.rigs.mlflow_server import MlflowServer, mlflow_server
 from tests.rigs.s3_faults import Fault, Faults
-from tests.test_train import KilledError, Recorder, digits_snapshot
+from tests.rigs.waiting import wait_until
 
-pytestmark = pytest.mark.services
+pytestmark = [pytest.mark.services, pytest.mark.faults]
 
-STEPS, EVERY, BATCH = 120, 20, 96
+STEPS, EVERY, BATCH = 160, 20, 96
 # What `igpt pretrain` does, without Prefect.
 TRAIN = """
 import json, os, sys
 import ray
 variables = {"PYTHONPATH": os.environ["POSITIONS_CODE"], "POSITIONS": sys.argv[2], "GLOO_SOCKET_IFNAME": "eth0"}
 ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False, runtime_env={"env_vars": variables})
-from flows.console import Reporter
+from flows.terminal.console import Reporter
 from flows.pretrain import open_tracked, train_tracked
 from igpt_model.config import PretrainConfig
-from pipeline import snapshot, storage
+from pipeline.dataset import snapshot
+from pipeline.store import objects as storage
 from pipeline.errors import IgptError
 
-config = PretrainConfig(**json.loads(sys.argv[1]))
-data = snapshot.read(config.dataset)
-run = storage.join(config.runs, config.name)
+config = PretrainConfig.from_fields(**json.loads(sys.argv[1]))
+data = snapshot.read(config.data.dataset)
+run = storage.join(config.keeping.runs, config.keeping.name)
 reporter = Reporter("pretrain")
 try:
     logger = open_tracked(config, data, run, {}, os.environ["MLFLOW_TRACKING_URI"], reporter)
@@ -59,7 +61,7 @@ except IgptError as error:
     sys.exit(2)
 print("finished")
 """
-# Loaded by every Python process of the training: what igpt_model.train logs goes to a file at once.
+# Loaded by every Python process of the training: what igpt_model.training.loop logs goes to a file at once.
 POSITIONS_CODE = """
 import logging, os, time
 
@@ -72,8 +74,8 @@ class Positions(logging.Handler):
         os.close(file)
 
 if os.environ.get("POSITIONS"):
-    logging.getLogger("igpt_model.train").addHandler(Positions())
-    logging.getLogger("igpt_model.train").setLevel(logging.DEBUG)
+    logging.getLogger("igpt_model.training.loop").addHandler(Positions())
+    logging.getLogger("igpt_model.training.loop").setLevel(logging.DEBUG)
 """
 LINE = re.compile(r"([\d.]+) restart (\d+) step (\d+): rank (\d+) of (\d+) has positions (\d+) to (\d+)")
 
@@ -248,22 +250,17 @@ def assert_same_bits(training: Training, calm: Training) -> None:
     assert training.weights() == calm.weights()
 
 
-def test_workers_killed_in_a_step_and_in_an_upload(rig: Rig, place: Place, calm: Training) -> None:
+def test_workers_killed_in_a_step_and_in_an_upload_and_a_lost_node_that_comes_back(
+    rig: Rig, place: Place, calm: Training
+) -> None:
     training = Training(place, "workers").start()
     training.wait_until(lambda: training.has_done(EVERY + 5))
     psutil.Process(training.worker(1)).kill()
     partial = training.folder / "checkpoints" / f"{3 * EVERY:08d}"
     training.wait_until(partial.exists)
     psutil.Process(training.worker(2)).kill()
-    assert not training.has_done(STEPS - 5), "it was killed too late"
-    training.finish()
-    training.check(workers={3})
-    assert_same_bits(training, calm)
-
-
-def test_a_lost_node_that_comes_back(rig: Rig, place: Place, calm: Training) -> None:
-    training = Training(place, "node").start()
-    training.wait_until(lambda: training.has_checkpoint(EVERY))
+    assert not training.has_checkpoint(4 * EVERY), "it was killed too late"
+    training.wait_until(lambda: training.has_checkpoint(4 * EVERY))
     rig.hosts[2].remove()
     assert not training.has_done(STEPS - 20), "it was lost too late"
     rig.nodes.wait_until_alive(rig.hosts[:2])
@@ -273,27 +270,12 @@ def test_a_lost_node_that_comes_back(rig: Rig, place: Place, calm: Training) -> 
     assert_same_bits(training, calm)
 
 
-def test_a_killed_driver_and_a_cut_checkpoint_and_the_same_command_again(
+@pytest.mark.sample
+def test_a_node_that_is_to_be_taken_away_and_is_and_a_worker_that_hangs_is_ended_with_its_stacks_told(
     rig: Rig, place: Place, calm: Training
 ) -> None:
-    training = Training(place, "driver").start()
-    training.wait_until(lambda: training.has_checkpoint(2 * EVERY))
-    os.killpg(training.driver.pid, signal.SIGKILL)
-    training.driver.wait()
-    assert not training.has_done(STEPS - 20), "it was killed too late"
-    time.sleep(3)  # its workers end with it
-    assert training.mlflow_status() == "RUNNING"
-    (*_, newest) = sorted(path.parent for path in training.folder.glob("checkpoints/*/index.json"))
-    file = newest / "weights-00001.safetensors"
-    file.write_bytes(file.read_bytes()[:-50])
-    said = training.start().finish()
-    assert f"checkpoint of step {int(newest.name)} is damaged" in said
-    training.check(workers={3})
-    assert_same_bits(training, calm)
-
-
-def test_a_node_that_is_to_be_taken_away_and_is(rig: Rig, place: Place, calm: Training) -> None:
-    training = Training(place, "leaving", checkpoint_every=1000)  # so that only the notice makes it save
+    # Checkpoints so seldom that only the notice makes it save.
+    training = Training(place, "leaving", checkpoint_every=1000, upload_seconds=8, hang_seconds=12)
     training.is_watched = True
     training.start()
     training.wait_until(lambda: training.has_done(5))
@@ -303,18 +285,17 @@ def test_a_node_that_is_to_be_taken_away_and_is(rig: Rig, place: Place, calm: Tr
     rig.hosts[2].remove()
     assert not training.has_done(STEPS - 5), "it was taken away too late"
     rig.nodes.heal()
-    training.finish()
-    training.check(workers={3})
-    assert_same_bits(training, calm)
-    assert min(line.step for line in training.lines() if line.numbers[0] == 1) == saved + 1  # nothing before was lost
 
+    def restarted() -> list[Line]:
+        """What was logged after a restart; the checkpoint knows of none yet, so that it is the first each time."""
+        return [line for line in training.lines() if line.numbers[0] == 1]
 
-def test_a_worker_that_hangs_is_ended_with_its_stacks_told(rig: Rig, place: Place, calm: Training) -> None:
-    training = Training(place, "hung", upload_seconds=8, hang_seconds=12).start()
-    training.wait_until(lambda: training.has_checkpoint(EVERY))
+    training.wait_until(lambda: len(restarted()) > 3)
     psutil.Process(training.worker(1)).suspend()  # Ray ends it with the group, by SIGKILL
     assert not training.has_done(STEPS - 5), "it was stopped too late"
     said = training.finish()
+    assert min(line.step for line in restarted()) == saved + 1  # the notice was in time: nothing before was lost
+    assert len({line.pid for line in restarted() if line.step == saved + 1}) == 6  # both times
     # Those who wait for it end by themselves, in whichever order.
     assert re.search(rf"worker [02] made no step for 12 s after step \d+: .*/{training.name}/stacks/", said)
     stacks = "".join(path.read_text() for path in (training.folder / "stacks").iterdir())
@@ -323,23 +304,38 @@ def test_a_worker_that_hangs_is_ended_with_its_stacks_told(rig: Rig, place: Plac
     assert_same_bits(training, calm)
 
 
-def test_thirty_seconds_without_the_store_and_a_third_of_its_requests_failing(
+def test_a_killed_driver_and_a_cut_checkpoint_and_the_same_command_again_with_a_failing_store(
     rig: Rig, place: Place, calm: Training
 ) -> None:
-    training = Training(place, "store").start()
-    training.wait_until(lambda: training.has_checkpoint(EVERY))
+    """The store is away for thirty seconds, and then a third of its requests fail."""
+    training = Training(place, "driver").start()
+    training.wait_until(lambda: training.has_checkpoint(2 * EVERY))
+    os.killpg(training.driver.pid, signal.SIGKILL)
+    training.driver.wait()
+    assert not training.has_done(4 * EVERY), "it was killed too late"
+    workers = {line.pid for line in training.lines()}
+    wait_until(lambda: not any(map(psutil.pid_exists, workers)))  # they end with it
+    assert training.mlflow_status() == "RUNNING"
+    (*_, newest) = sorted(path.parent for path in training.folder.glob("checkpoints/*/index.json"))
+    file = newest / "weights-00001.safetensors"
+    file.write_bytes(file.read_bytes()[:-50])
+    damaged = int(newest.name)
+    training.start()
+    training.wait_until(lambda: training.has_checkpoint(damaged + EVERY))
     rig.proxy.stop_for(30)
     try:
-        training.wait_until(lambda: training.has_done(2 * EVERY))  # steps go on while nothing can be written
-        assert not training.has_checkpoint(2 * EVERY)
-        training.wait_until(lambda: training.has_checkpoint(2 * EVERY))
+        # Steps go on while nothing can be written.
+        training.wait_until(lambda: training.has_done(damaged + 2 * EVERY))
+        assert not training.has_checkpoint(damaged + 2 * EVERY)
+        training.wait_until(lambda: training.has_checkpoint(damaged + 2 * EVERY))
         with rig.proxy.inject(
             Faults(share=1 / 3, kinds=(Fault.SLOW_DOWN, Fault.INTERNAL_ERROR, Fault.RESET))
         ) as faults:
-            training.finish()
+            said = training.finish()
         assert faults.counts.total() > 10
     finally:
         rig.proxy.resume()
+    assert f"checkpoint of step {damaged} is damaged" in said
     training.check(workers={3})
     assert_same_bits(training, calm)
 
@@ -355,7 +351,7 @@ def test_three_nodes_to_two_and_back_to_three(rig: Rig, place: Place, tmp_path: 
     training.check(workers={2, 3})
     # One worker alone, as far as three, two and some of three again have come.
     alone = {**training.config, "runs": str(tmp_path), "dataset": place.data.dataset, "cache": str(tmp_path / "cache")}
-    config = PretrainConfig(**{**alone, "workers": 1, "min_workers": None})
+    config = PretrainConfig.from_fields(**{**alone, "workers": 1, "min_workers": None})
     heard = Recorder()
 
     def stop(step: int) -> None:

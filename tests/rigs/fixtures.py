@@ -1,13 +1,16 @@
-"""What tests share: a PostgreSQL server, a Ray, and the rig: three Ray nodes on hosts, S3 behind a proxy for faults."""
+"""What tests share: a PostgreSQL server, a Ray, our wheel, and the rig: three Ray nodes, and S3 behind a proxy."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
-from flows.ports import HOST, free_port
+from flows.services.ports import HOST, free_port
+from tests import machine
+from tests.rigs.environments import build_wheel, with_wheel
 from tests.rigs.faulty_s3 import FaultyS3
-from tests.rigs.hosts import Host, Network, why_not
+from tests.rigs.hosts import Host, Network
 from tests.rigs.postgres import PostgresData, PostgresServer
 from tests.rigs.ray_nodes import RayNodes
 from tests.rigs.s3_server import S3Server, launch_here, serve
@@ -45,9 +48,7 @@ def own_ray() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def needs_hosts() -> None:
     """Skips where hosts cannot be made, and says why."""
-    reason = why_not()
-    if reason is not None:
-        pytest.skip(reason)
+    machine.require("hosts")
 
 
 @pytest.fixture(scope="session")
@@ -74,5 +75,18 @@ def rig(whole_rig: Rig) -> Rig:
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
     """A PostgreSQL server on loopback, started once; each test makes a database of its own."""
+    machine.require("postgres")
     with PostgresData() as data, data.serve(HOST, free_port(), launch_here) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project's wheel, built once."""
+    return build_wheel(tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="session")
+def wheel_programs(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The programs of an environment with the wheel, and with the packages of this one."""
+    return with_wheel(wheel, tmp_path_factory.mktemp("installed"))

@@ -199,11 +199,11 @@ class Network:
 def why_not() -> str | None:
     """Why hosts cannot be made here, in a line; None when they can."""
     if sys.platform != "linux":
-        return "network namespaces are Linux's"
+        return "platform: network namespaces are Linux's"
     if os.geteuid() != 0:
-        return "network namespaces need root"
+        return "network namespaces need root: run the tests as root"
     if shutil.which("ip", path=_SYSTEM_PATH) is None:
-        return "the program ip is not installed (Debian's package iproute2)"
+        return "network namespaces need the program ip: on Debian install iproute2"
     try:
         with Network() as network:
             tried = network.add("try").run(["true"], {})

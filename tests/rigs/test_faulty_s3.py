@@ -21,7 +21,7 @@ from botocore.exceptions import ClientError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.ports import free_port
+from flows.services.ports import free_port
 from tests.rigs.faulty_s3 import FaultyS3
 from tests.rigs.s3_faults import Fault, Faults, Injection
 from tests.rigs.s3_server import S3Server, launch_here, serve

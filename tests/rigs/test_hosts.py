@@ -5,8 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,8 +15,9 @@ from tests.rigs import hosts
 from tests.rigs.fixtures import Rig
 from tests.rigs.hosts import Network
 from tests.rigs.ray_nodes import RayNodes
+from tests.rigs.waiting import wait_until
 
-pytestmark = [pytest.mark.services, pytest.mark.usefixtures("needs_hosts")]
+pytestmark = [pytest.mark.services, pytest.mark.faults, pytest.mark.usefixtures("needs_hosts")]
 
 ROOT = Path(__file__).parent.parent.parent
 SLEEP = ["sh", "-c", "setsid sleep 600 & exec sleep 600"]  # one process that its parent knows, and one that it does not
@@ -26,7 +25,7 @@ SLEEP = ["sh", "-c", "setsid sleep 600 & exec sleep 600"]  # one process that it
 # Runs tasks until a file appears, tells the address of each as the system of its node has it, and whether all ended.
 TASKS = """
 import itertools, os, sys, time
-from pipeline import ray_cluster
+from pipeline.cluster import tasks as ray_cluster
 
 def where(number):
     import psutil
@@ -42,13 +41,6 @@ for number, address in ray_cluster.map_tasks(where, calls):
     print(address, flush=True)
 print("complete" if sorted(ended) == list(range(len(ended))) else "incomplete")
 """
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 150) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def runs(pid: int) -> bool:
@@ -78,7 +70,7 @@ def test_hosts_reach_each_other_and_nothing_else() -> None:
         def reaches(address: str, port: int) -> bool:
             return one.run([sys.executable, "-c", ask, address, str(port)], {}).returncode == 0
 
-        wait_for(lambda: reaches(other.address, 8000))
+        wait_until(lambda: reaches(other.address, 8000))
         assert not reaches("127.0.0.1", 8001)  # each has a loopback of its own
         assert not reaches("192.0.2.1", 80)
         assert "unreachable" in one.run([sys.executable, "-c", ask, "192.0.2.1", "80"], {}).stderr
@@ -86,7 +78,7 @@ def test_hosts_reach_each_other_and_nothing_else() -> None:
         assert len(other.processes()) == 2
         assert not reaches(other.address, 8000)
         other.plug()
-        wait_for(lambda: reaches(other.address, 8000))
+        wait_until(lambda: reaches(other.address, 8000))
         other.remove(unplug=False)
         assert other.processes() == []
         assert not reaches(other.address, 8000)
@@ -109,7 +101,7 @@ def test_nothing_is_left_after_a_failure() -> None:
     with pytest.raises(ZeroDivisionError), Network() as network:
         host = network.add("one")
         host.start(SLEEP, {}, host.folder / "log")
-        wait_for(lambda: len(host.processes()) == 2)
+        wait_until(lambda: len(host.processes()) == 2)
         pids = host.processes()
         assert remains(network.tag)
         raise ZeroDivisionError
@@ -145,7 +137,7 @@ with Network() as network:
         hosts.sweep()
         assert not any(runs(int(pid)) for pid in pids)
         assert remains(tag) == []
-        wait_for(lambda: len(host.processes()) == 2)
+        wait_until(lambda: len(host.processes()) == 2)
     assert remains(living.tag) == []
 
 
@@ -177,16 +169,16 @@ def test_a_lost_node_is_noticed_and_the_tasks_go_on_without_it_and_with_it_again
         assert driver.poll() is None, log.read_text()
         return [line for line in log.read_text().splitlines() if line in addresses]
 
-    wait_for(lambda: addresses <= set(places()))
+    wait_until(lambda: addresses <= set(places()))
     victim.remove()
     assert victim.processes() == []
     rig.nodes.wait_until_alive(rig.hosts[:2])
     noticed = len(places())
-    wait_for(lambda: len(places()) > noticed + 20)
+    wait_until(lambda: len(places()) > noticed + 20)
     assert victim.address not in places()[noticed + 6 :]  # beside the six that had ended before they were looked at
     rig.nodes.heal()
     back = len(places())
-    wait_for(lambda: addresses <= set(places()[back:]))
+    wait_until(lambda: addresses <= set(places()[back:]))
     enough.touch()
     assert driver.wait(timeout=60) == 0
     assert log.read_text().splitlines()[-1] == "complete"

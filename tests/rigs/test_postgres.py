@@ -1,5 +1,6 @@
 """The PostgreSQL server of the rigs: databases apart, strangers refused, and what is committed outlives a kill."""
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -9,7 +10,8 @@ import psycopg2
 import pytest
 import sqlalchemy
 
-from flows.ports import HOST, free_port
+from flows.services.ports import HOST, free_port
+from tests.rigs import postgres as postgres_rig
 from tests.rigs.postgres import PostgresData, PostgresServer
 from tests.rigs.s3_server import launch_here
 
@@ -36,6 +38,7 @@ def test_databases_are_apart_and_need_the_password(postgres: PostgresServer) -> 
         psycopg2.connect(host=postgres.address, port=postgres.port, user="postgres", password="x", dbname="rig_first")
 
 
+@pytest.mark.needs("postgres")
 def test_what_was_committed_outlives_a_kill_and_nothing_is_left() -> None:
     started: list[subprocess.Popen[bytes]] = []
 
@@ -55,3 +58,18 @@ def test_what_was_committed_outlives_a_kill_and_nothing_is_left() -> None:
             assert count(server, "kept") == 0
     assert started[1].returncode == 0
     assert not folder.exists()
+
+
+def test_without_the_wheel_the_server_of_the_system_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(postgres_rig, "_DEBIAN", tmp_path / "postgresql")
+    monkeypatch.setattr(postgres_rig, "installation", postgres_rig.installation.__wrapped__)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    assert "on Debian install postgresql" in str(postgres_rig.why_not())
+    for version in ("9.6", "17", "15"):
+        (tmp_path / "postgresql" / version / "bin").mkdir(parents=True)
+    assert postgres_rig.installation() == tmp_path / "postgresql" / "17"
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "initdb").touch(mode=0o755)
+    assert postgres_rig.installation() == tmp_path
+    assert postgres_rig.why_not() is None

@@ -1,0 +1,16 @@
+"""The program `igpt`, also `python -m flows.cli`: ends on Windows in one line, elsewhere runs the command line."""
+
+from pipeline.operating_system import allow_open_files, end_on_windows
+
+
+def main() -> None:
+    """Run the command line, as main.main says."""
+    end_on_windows()
+    from flows.cli import main as command_line
+
+    allow_open_files()
+    command_line.main()
+
+
+if __name__ == "__main__":
+    main()

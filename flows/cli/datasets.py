@@ -1,0 +1,315 @@
+"""The commands of `igpt dataset`: build and mend snapshots, and look at them."""
+
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flows.cli.options import ConfigFile, Home, Json, Overrides, prepare
+from flows.services import preflight, settings
+from flows.terminal.console import Reporter, console
+from flows.terminal.tables import print_json, print_table, size_text
+from pipeline.build.plan import Plan
+from pipeline.config import DatasetConfig
+from pipeline.dataset import snapshot
+from pipeline.dataset.snapshot import SPLITS
+from pipeline.errors import IgptError
+from pipeline.inspect import contact_sheet, history, verify
+from pipeline.inspect import gc as collect
+from pipeline.store import objects
+from pipeline.typed_config import file as config_file
+
+if TYPE_CHECKING:
+    from pipeline.build.build import PlannedBuild
+
+# Ray and Prefect read their settings when they are imported: inside the commands, after prepare().
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Datasets: build and retry-failed; ls, show, diff, verify, gc and sample.",
+)
+
+Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="URL or path of the dataset.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be removed, and remove nothing.")]
+Number = Annotated[int | None, typer.Argument(metavar="[SNAPSHOT]", help="Number of a snapshot; the newest without.")]
+_NAMED_SHARDS = 20
+
+
+@app.command("build")
+def build(
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and do nothing.")] = False,
+    refit_palette: Annotated[
+        bool, typer.Option("--refit-palette", help="Fit the palette anew; every shard is made again.")
+    ] = False,
+    palette: Annotated[
+        str | None, typer.Option(help="A ready palette: OpenAI's .npy or a JSON list of clusters, any URL.")
+    ] = None,
+    as_json: Json = False,
+    home: Home = None,
+) -> None:
+    """Bring a dataset up to its raw images; only what changed is made anew."""
+    prepare(home, as_json=as_json)
+    checked = _config(config, overrides, palette)
+    if dry_run:
+        _dry_run(checked, refit_palette, as_json)
+        return
+    preflight.check_prefect(settings.load().prefect_api_url)
+    from flows.build_dataset import build_dataset
+
+    result = build_dataset(checked, refit_palette=refit_palette)
+    if as_json:
+        print_json(
+            {
+                "snapshot": result.snapshot.number,
+                "unchanged": result.unchanged,
+                "manifest_digest": result.snapshot.digest,
+                "images_in": result.images_in,
+                "images": result.snapshot.images(),
+                "rejected": result.snapshot.rejected,
+                "shards": len(result.snapshot.shards),
+                "shards_reused": result.shards_reused,
+                "plan": _plan_fields(result.planned),
+                "seconds": result.seconds,
+                "task_seconds": result.task_seconds,
+            }
+        )
+
+
+def _config(path: Path | None, overrides: list[str] | None, palette: str | None) -> DatasetConfig:
+    checked: DatasetConfig = config_file.load(DatasetConfig, path, overrides or [])
+    return checked if palette is None else replace(checked, palette=palette)
+
+
+def _dry_run(config: DatasetConfig, refit_palette: bool, as_json: bool) -> None:
+    from flows.build_dataset import describe_plan
+    from pipeline.build import build
+    from pipeline.cluster import tasks
+
+    tasks.connect(settings.load().ray_address)
+    reporter = Reporter("dataset")
+    planned = build.plan_build(config, refit_palette=refit_palette, progress=reporter)
+    reporter.close()
+    if as_json:
+        print_json(_plan_fields(planned))
+        return
+    console.print(f"dry run, nothing is written: {describe_plan(planned)}")
+    if planned.plan is not None:
+        shards = _shards_by_action(planned.plan)
+        print_table([{"action": action, "shards": len(names), **_by_split(names)} for action, names in shards.items()])
+        for action in ("rewrite", "drop"):
+            for name in shards[action][:_NAMED_SHARDS]:
+                console.print(f"{action} {name}")
+            if len(shards[action]) > _NAMED_SHARDS:
+                console.print(f"{action} {len(shards[action]) - _NAMED_SHARDS:,} more; --json names all")
+
+
+def _shards_by_action(plan: Plan) -> dict[str, list[str]]:
+    return {
+        "keep": [shard.name for shard in plan.keep],
+        "make": [shard.name for shard in plan.make],
+        "rewrite": [shard.replaces.name for shard in plan.rewrite if shard.replaces is not None],
+        "drop": [shard.name for shard in plan.drop],
+    }
+
+
+def _by_split(names: list[str]) -> dict[str, int]:
+    return {split: sum(name.startswith(f"{split}-") for name in names) for split in SPLITS}
+
+
+def _plan_fields(planned: "PlannedBuild") -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "parent": planned.parent,
+        "images_in": planned.images_in,
+        "ignored_files": planned.ignored_files,
+        "unlabelled": planned.unlabelled,
+        "palette": planned.palette,
+        "changed_config": planned.changed_config,
+        "nothing_to_do": planned.plan is None,
+    }
+    if planned.plan is not None:
+        fields |= {
+            **_shards_by_action(planned.plan),
+            "images_new": planned.plan.new_images,
+            "images_changed": planned.plan.changed_images,
+            "images_deleted": planned.plan.deleted_images,
+        }
+    return fields
+
+
+@app.command("retry-failed")
+def retry_failed(
+    config: ConfigFile = None, overrides: Overrides = None, as_json: Json = False, home: Home = None
+) -> None:
+    """Decode the images in quarantine again, and publish a snapshot if any is recovered. Takes the build's config."""
+    prepare(home, as_json=as_json)
+    checked: DatasetConfig = config_file.load(DatasetConfig, config, overrides or [])
+    from pipeline.build import retry
+    from pipeline.cluster import tasks
+
+    tasks.connect(settings.load().ray_address)
+    reporter = Reporter("dataset")
+    result = retry.retry_failed(checked, progress=reporter)
+    reporter.say(
+        f"{result.recovered} of {result.tried} images in quarantine recovered, {result.gone} are gone from the source; "
+        f"snapshot {result.snapshot.number} {'is published' if result.recovered else 'stays'}"
+    )
+    if as_json:
+        fields = {name: getattr(result, name) for name in ("tried", "recovered", "gone")}
+        print_json({**fields, "snapshot": result.snapshot.number})
+
+
+@app.command("ls")
+def ls(dataset: Dataset, as_json: Json = False, home: Home = None) -> None:
+    """The snapshots of a dataset, the oldest first."""
+    prepare(home, as_json=as_json)
+    found = history.summaries(dataset)
+    if as_json:
+        print_json([asdict(each) for each in found])
+        return
+    print_table(
+        [
+            {
+                "snapshot": str(each.number) + (" (latest)" if each.latest else ""),
+                "published": f"{datetime.fromtimestamp(each.published, UTC):%Y-%m-%d %H:%M:%S} UTC",
+                "parent": each.parent,
+                "images": each.images,
+                "rejected": each.rejected,
+                "shards": each.shards,
+                "size": size_text(each.bytes),
+                "resolution": f"{each.resolution}x{each.resolution}",
+                "palette": f"{each.colours} colours {each.palette_sha256[:12]}",
+            }
+            for each in found
+        ]
+    )
+
+
+@app.command("show")
+def show(dataset: Dataset, number: Number = None, as_json: Json = False, home: Home = None) -> None:
+    """What a snapshot holds, by split, class and reason of rejection."""
+    prepare(home, as_json=as_json)
+    found = history.contents(snapshot.read(dataset, number))
+    chosen = found.snapshot
+    if as_json:
+        fields = {name: value for name, value in asdict(found).items() if name != "snapshot"}
+        manifest = {name: getattr(chosen, name) for name in ("number", "parent", "digest", "resolution", "colours")}
+        print_json({**manifest, "palette_sha256": chosen.palette_sha256, "config": chosen.config, **fields})
+        return
+    console.print(
+        f"snapshot {chosen.number} of {chosen.dataset}, parent {chosen.parent or 'none'}, digest {chosen.digest[:12]}"
+    )
+    console.print(f"{chosen.resolution}x{chosen.resolution}, {chosen.colours} colours {chosen.palette_sha256[:12]}")
+    console.print("config " + ", ".join(f"{name}={value}" for name, value in chosen.config.items()))
+    rows: list[dict[str, object]] = []
+    for split in SPLITS:
+        counts = {name: getattr(found, f"{name}_by_split")[split] for name in ("images", "samples", "shards")}
+        rows.append({"split": split, **counts})
+    console.print()
+    print_table(rows)
+    console.print()
+    print_table(
+        [
+            {"class": name or "(no label)", **{split: counts.get(split, 0) for split in SPLITS}}
+            for name, counts in found.images_by_class.items()
+        ]
+    )
+    if found.rejected:
+        console.print()
+        print_table([{"rejected because": reason, "images": count} for reason, count in found.rejected.items()])
+
+
+@app.command("diff")
+def diff(
+    dataset: Dataset,
+    before: Annotated[int, typer.Argument(metavar="A", help="Number of the earlier snapshot.")],
+    after: Annotated[int, typer.Argument(metavar="B", help="Number of the later snapshot.")],
+    as_json: Json = False,
+    home: Home = None,
+) -> None:
+    """What changed between two snapshots of a dataset."""
+    prepare(home, as_json=as_json)
+    found = history.difference(snapshot.read(dataset, before), snapshot.read(dataset, after))
+    if as_json:
+        print_json(asdict(found))
+        return
+    counts = {name: getattr(found, name) for name in ("added", "removed", "changed", "moved", "unchanged")}
+    print_table([{"images": name, "count": count} for name, count in counts.items()])
+    console.print(f"shards: {found.shards_kept} kept, {found.shards_new} new, {found.shards_gone} gone")
+    console.print(f"palette: {'the same' if found.same_palette else 'another'}")
+    for name, (old, new) in found.config.items():
+        console.print(f"config: {name} {old} -> {new}")
+    if found.new_classes:
+        console.print(f"new classes: {', '.join(found.new_classes)}")
+    if found.rejected_before != found.rejected_after:
+        console.print(f"rejected: {found.rejected_before or 'none'} -> {found.rejected_after or 'none'}", markup=False)
+    for kind, uris in found.examples.items():
+        for uri in uris:
+            console.print(f"{kind} {uri}", markup=False)
+
+
+@app.command("verify")
+def verify_snapshot(dataset: Dataset, number: Number = None, as_json: Json = False, home: Home = None) -> None:
+    """Compare every checksum and count of a snapshot with storage; exits with 1 when something is wrong."""
+    prepare(home, as_json=as_json)
+    chosen = snapshot.read(dataset, number)
+    reporter = Reporter("dataset")
+    problems = verify.verify(chosen, progress=reporter)
+    reporter.close()
+    if as_json:
+        print_json({"snapshot": chosen.number, "problems": [asdict(each) for each in problems]})
+    for each in problems:
+        console.print(f"{each.path}: {each.what}", markup=False)
+    state = f"{len(problems)} problems" if problems else "everything is as its manifest says"
+    console.print(f"snapshot {chosen.number}: {len(chosen.shards)} shards, {chosen.images():,} images, {state}")
+    if problems:
+        raise typer.Exit(1)
+
+
+@app.command("gc")
+def gc(
+    dataset: Dataset,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be removed, and remove nothing.")
+    ] = False,
+    min_age_hours: Annotated[float, typer.Option(help="Younger files are kept.", min=0.0)] = 24.0,
+    as_json: Json = False,
+    home: Home = None,
+) -> None:
+    """Remove the files that no snapshot names; never while a build is running."""
+    prepare(home, as_json=as_json)
+    found = collect.collect(dataset, min_age_seconds=3600 * min_age_hours, dry_run=dry_run)
+    if as_json:
+        print_json(asdict(found))
+        return
+    for path in found.files:
+        console.print(path, markup=False)
+    console.print(
+        f"{len(found.files)} files, {size_text(found.bytes)}, {'would be' if dry_run else 'are'} removed; "
+        f"{found.snapshots} snapshots keep theirs, {found.too_young} unnamed files are younger than {min_age_hours:g} h"
+    )
+
+
+@app.command("sample")
+def sample(
+    dataset: Dataset,
+    number: Number = None,
+    out: Annotated[Path, typer.Option(help="The PNG file to write.")] = Path("sample.png"),
+    images: Annotated[int, typer.Option(help="How many images.", min=1, max=200)] = 16,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "train",
+    seed: Annotated[int, typer.Option(help="Which images are drawn.", min=0)] = 0,
+    home: Home = None,
+) -> None:
+    """Write a contact sheet: raw images beside what their tokens show."""
+    prepare(home)
+    if split not in SPLITS:
+        raise IgptError(f"split is {split!r}: it must be one of {', '.join(SPLITS)}")
+    if not out.parent.is_dir():
+        raise IgptError(f"{out}: there is no folder {out.parent}; make it first")
+    chosen = snapshot.read(dataset, number)
+    objects.write_bytes(str(out.absolute()), contact_sheet.contact_sheet(chosen, count=images, seed=seed, split=split))
+    console.print(f"{out}: {split} images of snapshot {chosen.number}, raw beside quantized")

@@ -1,0 +1,186 @@
+"""The command line: `igpt`. Parses, prepares the environment, calls a flow; the work is in the flows."""
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+from typer.exceptions import TyperException
+
+from flows import version
+from flows.cli import datasets, deploy, doctor, models, registry, runs
+from flows.cli.options import ConfigFile, Home, Overrides, prepare, read_config
+from flows.config.demo import demo_config
+from flows.config.describe import KINDS, describe
+from flows.config.refresh import RefreshConfig
+from flows.services import local_stack, settings
+from flows.terminal.console import console
+from flows.terminal.tables import print_table
+from igpt_model.config import PretrainConfig, ProbeConfig
+from pipeline.errors import IgptError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.add_typer(datasets.app, name="dataset")
+app.add_typer(registry.app, name="models")
+app.add_typer(runs.app, name="runs")
+
+_INTERRUPTED = 130  # 128 and the number of SIGINT, as shells have it
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        commit = version.commit(settings.git_commit()) or "unknown"
+        console.print(f"{version.DISTRIBUTION} {version.version()}, commit {commit}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    print_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and commit.")
+    ] = False,
+) -> None:
+    """Image GPT as a pipeline: raw images to a registered, probed model."""
+
+
+@app.command()
+def demo(
+    overrides: Overrides = None,
+    raw: Annotated[str | None, typer.Option(help="Your images: a folder or a tar of one, a path or s3:// URL.")] = None,
+    home: Home = None,
+    stop: Annotated[bool, typer.Option("--stop", help="End the services afterwards.")] = False,
+) -> None:
+    """Start the services and run the main job on real images, handwritten digits unless --raw says otherwise."""
+    folder = prepare(home)
+    config = demo_config(raw, overrides or [])
+    console.print("Starting S3, Prefect, MLflow and Ray on loopback")
+    stack = local_stack.up(folder, report=_say)
+    settings.use(stack)
+    try:
+        from flows import demo as demos
+
+        console.print(
+            f"Running the main job; watch it at {stack.prefect_url} (Prefect) and {stack.mlflow_url} (MLflow)"
+        )
+        name = config.dataset.dataset.rstrip("/").rsplit("/", 1)[-1]
+        demos.demo(config, local_stack.process_ids(folder), folder / "demo" / name)
+    finally:
+        if stop:
+            local_stack.down(folder, report=_say)
+    if not stop:
+        console.print(f"\nThe services keep running: Prefect {stack.prefect_url}, MLflow {stack.mlflow_url}")
+        console.print("`igpt status` looks at them, `igpt down` ends them.")
+
+
+@app.command()
+def up(home: Home = None) -> None:
+    """Start S3, Prefect, MLflow and Ray on loopback, and print how to reach them."""
+    folder = prepare(home)
+    stack = local_stack.up(folder, report=_say)
+    for name, url in (("S3", stack.s3_url), ("Prefect", stack.prefect_url), ("MLflow", stack.mlflow_url)):
+        console.print(f"{name:8} {url}")
+    console.print(f"{'Ray':8} {stack.ray_address}")
+    console.print("\nCommands run from this folder find them. For other shells and programs:")
+    for name, value in stack.environment().items():
+        console.print(f"export {name}={value}")
+
+
+@app.command()
+def status(home: Home = None) -> None:
+    """Tell which services answer; exits with 1 unless all do."""
+    found = local_stack.status(prepare(home))
+    for service in found:
+        state = "answers" if service.answers else "does not answer"
+        console.print(f"{service.name:8} {state:16} {service.url}  {service.detail}".rstrip())
+    if not found:
+        console.print("No services were started here; `igpt up` starts them.")
+    if not found or not all(service.answers for service in found):
+        raise typer.Exit(1)
+
+
+@app.command()
+def down(home: Home = None) -> None:
+    """End the services that `igpt up` or `igpt demo` started; their data stay."""
+    local_stack.down(prepare(home), report=_say)
+
+
+@app.command()
+def pretrain(config: ConfigFile = None, overrides: Overrides = None, home: Home = None) -> None:
+    """Train an Image GPT on a dataset, or continue the run that the same config began."""
+    checked = read_config(PretrainConfig, config, overrides, home)
+    from flows.pretrain import pretrain as flow
+
+    outcome = flow(checked)
+    console.print(f"run {outcome.run}\nMLflow {outcome.mlflow_url}")
+
+
+@app.command()
+def probe(config: ConfigFile = None, overrides: Overrides = None, home: Home = None) -> None:
+    """Judge a model's features by classifiers: linear on every layer, and at the best one what the config asks for."""
+    checked = read_config(ProbeConfig, config, overrides, home)
+    from flows.probe import probe as flow
+    from flows.probe_report import layers_table, table
+
+    outcome = flow(checked)
+    print_table(layers_table(outcome.result))
+    console.print()
+    print_table(table(outcome.result, outcome.classes))
+
+
+@app.command()
+def refresh(config: ConfigFile = None, overrides: Overrides = None, home: Home = None) -> None:
+    """Build, pretrain, probe and register: what is scheduled."""
+    checked = read_config(RefreshConfig, config, overrides, home)
+    from flows.refresh import refresh as flow
+
+    console.print(f"registered {flow(checked).model_uri}")
+
+
+@app.command("config")
+def print_config(
+    kind: Annotated[str, typer.Argument(help="refresh, dataset, pretrain, probe or promotion.")] = "refresh",
+) -> None:
+    """Print a config file with every field, its sentence and its default."""
+    if kind not in KINDS:
+        raise IgptError(f"{kind!r} has no config: choose one of {', '.join(KINDS)}")
+    sys.stdout.write(describe(KINDS[kind]))
+
+
+models.register(app)
+deploy.register(app)
+doctor.register(app)
+
+
+def _say(line: str) -> None:
+    console.print(f"  {line}")
+
+
+def main() -> None:
+    """Run the command line. Exits with 2 after bad input, 130 after Ctrl-C."""
+    try:
+        code = app(standalone_mode=False)
+    except TyperException as error:  # a mistake in the command line itself
+        error.show()  # type: ignore[attr-defined]  # every subclass has it
+        sys.exit(error.exit_code)
+    except IgptError as error:
+        sys.exit(_fail(str(error), 2))
+    except (KeyboardInterrupt, typer.Abort):
+        code = _INTERRUPTED
+    if code == _INTERRUPTED:  # Typer gives this code back for a Ctrl-C that it has caught
+        _fail("interrupted; what was finished is kept, and the same command continues", code)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(line: str, code: int) -> int:
+    sys.stdout.flush()
+    print(f"{os.linesep if sys.stdout.isatty() else ''}igpt: {line}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,320 @@
+"""The commands that use a model: sample, complete, upscale, score and convert. They need no service but the model's."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+import typer
+
+from flows.services import settings
+from flows.terminal.console import Reporter, console
+from pipeline.errors import IgptError
+from pipeline.images import palette as palettes
+from pipeline.store import objects
+
+if TYPE_CHECKING:
+    from igpt_model.inference.sample import Drawing
+    from igpt_model.model.bundle import ModelBundle
+
+# What needs torch is imported in the functions: the command line is to answer at once.
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model", "-m", help="A training run, one of its checkpoints or a model folder (path or s3://), or models:/..."
+    ),
+]
+Images = Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files of any size, paths or s3:// URLs.")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="PNG file to write.")]
+Draws = Annotated[int, typer.Option(help="How many are drawn for each image.", min=1)]
+ClassName = Annotated[
+    str | None,
+    typer.Option("--class", help="Class-conditional models: name or number.", show_default=False),
+]
+Temperature = Annotated[float, typer.Option(help="Below 1 sharpens; 0 takes the likeliest colour.")]
+TopK = Annotated[int | None, typer.Option(help="Draw from this many likeliest colours only.", show_default=False)]
+TopP = Annotated[
+    float | None, typer.Option(help="Draw from the likeliest colours of this total probability.", show_default=False)
+]
+Seed = Annotated[int, typer.Option(help="The same seed draws the same images.")]
+Device = Annotated[
+    str | None, typer.Option(help="cpu or cuda; without it a GPU, where there is one.", show_default=False)
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    for command in (sample, complete, upscale, score, convert):
+        app.command()(command)
+
+
+def sample(
+    model: Model,
+    output: Output = Path("samples.png"),
+    count: Annotated[int, typer.Option(help="How many images.", min=1)] = 60,
+    columns: Annotated[int, typer.Option(help="Images in a row of the sheet.", min=1)] = 10,
+    class_name: ClassName = None,
+    temperature: Temperature = 1.0,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    seed: Seed = 0,
+    device: Device = None,
+) -> None:
+    """Draw images from a model. A class-conditional one draws a row of each class, unless one is named."""
+    _prepare(output)
+    from igpt_model.tracking import sheets
+
+    drawing = _drawing(temperature, top_k, top_p, seed)
+    bundle = _load(model, device)
+    _refuse_upscaling(bundle, model)
+    labels = _labels(bundle, class_name, count)
+    if labels is None and bundle.model.config.classes is not None:
+        labels = np.arange(count) // columns % bundle.model.config.classes
+    reporter = Reporter("sample")
+    sheet = sheets.sample_sheet(bundle, drawing, count=count, columns=columns, labels_N=labels, progress=reporter)
+    _write(output, sheets.to_png(sheet), reporter, f"{count} images")
+
+
+def complete(
+    images: Images,
+    model: Model,
+    output: Output = Path("completions.png"),
+    rows: Annotated[
+        int | None, typer.Option(help="Keep this many upper rows; half without it.", min=0, show_default=False)
+    ] = None,
+    mask: Annotated[
+        str | None, typer.Option(help="An image: keep what is white in it, draw what is black.", show_default=False)
+    ] = None,
+    draws: Draws = 5,
+    class_name: ClassName = None,
+    temperature: Temperature = 1.0,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    seed: Seed = 0,
+    device: Device = None,
+) -> None:
+    """Complete images: a row each of the original, what is kept of it, and completions.
+
+    Pixels are drawn row by row, given those before them: kept pixels below or right of drawn ones stay as they are, and
+    the drawn ones do not know of them.
+    """
+    _prepare(output)
+    if rows is not None and mask is not None:
+        raise IgptError("--rows and --mask exclude each other: give one")
+    from igpt_model.inference import image_files
+    from igpt_model.tracking import sheets
+
+    contents = image_files.read_files(images)
+    mask_file = image_files.read_files([mask]) if mask is not None else []
+    drawing = _drawing(temperature, top_k, top_p, seed)
+    bundle = _load(model, device)
+    _refuse_upscaling(bundle, model)
+    side = bundle.model.config.resolution
+    if mask is not None:
+        known_T = image_files.to_pictures(mask_file, [mask], side)[0].mean(2).reshape(-1) > 127.5
+    else:
+        kept = side // 2 if rows is None else rows
+        if kept > side:
+            raise IgptError(f"--rows is {kept}: the model's images have {side} rows")
+        known_T = np.arange(side * side) < kept * side
+    tokens_NT = bundle.quantize(image_files.to_pictures(contents, images, side))
+    labels = _needed_labels(bundle, class_name, len(images))
+    reporter = Reporter("complete")
+    sheet = sheets.completion_sheet(
+        bundle, tokens_NT, known_T, drawing, draws=draws, labels_N=labels, progress=reporter
+    )
+    _write(output, sheets.to_png(sheet), reporter, f"{len(images)} images, {draws} completions each")
+
+
+def upscale(
+    images: Images,
+    model: Model,
+    output: Output = Path("upscaled.png"),
+    draws: Draws = 5,
+    class_name: ClassName = None,
+    temperature: Temperature = 1.0,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    seed: Seed = 0,
+    device: Device = None,
+) -> None:
+    """Upscale images with a super-resolution model: a row each of the image, its small version, and upscaled ones.
+
+    Only the small version, of the model's low resolution, is used.
+    """
+    _prepare(output)
+    from igpt_model.inference import image_files
+    from igpt_model.tracking import sheets
+
+    contents = image_files.read_files(images)
+    drawing = _drawing(temperature, top_k, top_p, seed)
+    bundle = _load(model, device)
+    config = bundle.model.config
+    if config.low_resolution is None:
+        raise IgptError(f"{model}: this model does not upscale: it was trained without low_resolution")
+    low_NP = bundle.quantize(image_files.to_pictures(contents, images, config.low_resolution))
+    originals = image_files.to_pictures(contents, images, config.resolution)
+    labels = _needed_labels(bundle, class_name, len(images))
+    reporter = Reporter("upscale")
+    sheet = sheets.upscaling_sheet(bundle, originals, low_NP, drawing, draws=draws, labels_N=labels, progress=reporter)
+    _write(output, sheets.to_png(sheet), reporter, f"{len(images)} images, upscaled {draws} times each")
+
+
+def score(
+    images: Images,
+    model: Model,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="PNG file of which pixels surprise, if wanted.", show_default=False),
+    ] = None,
+    class_name: ClassName = None,
+    device: Device = None,
+) -> None:
+    """Tell how likely images are: minus their log-likelihood, in nats and bits a pixel. Less is likelier.
+
+    Exact for the image as the model sees it, shrunk to its resolution and palette. A super-resolution model scores an
+    image given its small version.
+    """
+    _prepare(output)
+    from igpt_model.inference import image_files
+    from igpt_model.inference import score as scoring
+    from igpt_model.tracking import sheets
+
+    contents = image_files.read_files(images)
+    bundle = _load(model, device)
+    squares = image_files.to_pictures(contents, images, bundle.model.config.resolution)
+    tokens_NT = bundle.quantize(squares)
+    low_NP = bundle.shrink(squares) if bundle.model.config.low_resolution is not None else None
+    labels = _needed_labels(bundle, class_name, len(images))
+    result = scoring.score_images(bundle, tokens_NT, labels_N=labels, low_NP=low_NP)
+    for name, nats, bits in zip(images, result.nats_per_pixel, result.bits_per_pixel, strict=True):
+        console.print(f"{nats:.4f} nats per pixel, {bits:.4f} bits per pixel  {name}")
+    if output is not None:
+        sheet = sheets.surprise_sheet(bundle, tokens_NT, result.pixels_BT.cpu().numpy())
+        _write(output, sheets.to_png(sheet), Reporter("score"), f"{len(images)} images")
+
+
+def convert(
+    source: Annotated[
+        str, typer.Argument(help="One of our models, a Hugging Face folder, or an .npz of OpenAI's variables.")
+    ],
+    folder: Annotated[Path, typer.Argument(help="Folder to make.")],
+    palette: Annotated[
+        str | None,
+        typer.Option(
+            help="The palette of a model without one: .npy [colours, 3] in [-1, 1] or JSON.", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Convert one of our models to a folder that Hugging Face's from_pretrained opens, or another's model to ours."""
+    _prepare(None)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise IgptError(f"{folder}: it is there already; give a folder that does not exist yet")
+    if not folder.absolute().parent.is_dir():
+        raise IgptError(f"{folder}: the folder {folder.absolute().parent} does not exist; make it first")
+    from igpt_model.convert import (
+        hugging_face,
+        openai,
+    )
+
+    palette_K3 = None if palette is None else _palette(palette)
+    write: Callable[[Path], object]
+    if source.endswith(".npz"):
+        if palette_K3 is None:
+            raise IgptError(f"{source}: OpenAI's variables hold no palette; give kmeans_centers.npy with --palette")
+        write, kind = openai.from_openai(Path(source), palette_K3).save, "a model folder"
+    elif (Path(source) / "config.json").exists():
+        write = hugging_face.from_hugging_face(Path(source), palette_K3).save
+        kind = "a model folder"
+    else:
+        if palette_K3 is not None:
+            raise IgptError(f"--palette is {palette}: one of our models has its own, leave it out")
+        ours = _load(source, "cpu")
+        write, kind = lambda path: hugging_face.to_hugging_face(ours, path), "a Hugging Face folder"
+    with tempfile.TemporaryDirectory(prefix=".igpt-convert-", dir=folder.absolute().parent) as temporary:
+        made = Path(temporary) / "model"
+        made.mkdir()
+        write(made)
+        made.replace(folder)  # all of it or nothing
+    console.print(f"{folder} is now {kind}")
+
+
+def _prepare(output: Path | None) -> None:
+    """Point this process at the services, and tell what can be told about the output before seconds of imports."""
+    settings.activate(settings.default_home().absolute())
+    if output is None:
+        return
+    if output.suffix.lower() != ".png":
+        raise IgptError(f"{output}: the output is a PNG file; give a name that ends in .png")
+    parent = output.absolute().parent
+    if not parent.is_dir():
+        raise IgptError(f"{output}: the folder {parent} does not exist; make it first")
+    if output.is_dir() or not os.access(output if output.exists() else parent, os.W_OK):
+        raise IgptError(f"{output}: it cannot be written; give another name")
+
+
+def _write(output: Path, png: bytes, reporter: Reporter, what: str) -> None:
+    output.write_bytes(png)
+    reporter.close()
+    reporter.say(f"{what} in {output}")
+
+
+def _load(model: str, device: str | None) -> "ModelBundle":
+    """The model of a run, a checkpoint, a folder or a registry URI, on a device."""
+    from igpt_model.runs.open_model import on_device, open_model
+
+    def from_registry(reference: str) -> "ModelBundle":
+        from igpt_model.registry.client import Registry
+        from igpt_model.tracking import runs
+
+        uri = settings.tracking_uri()
+        runs.check_reachable(uri)
+        return Registry(uri).open(reference)
+
+    return on_device(open_model(model, from_registry), device)
+
+
+def _palette(url: str) -> np.ndarray:
+    """The palette of a file, float32 [colours, 3]. Raises IgptError when it is none."""
+    try:
+        return palettes.from_bytes(objects.read_bytes(objects.absolute(url)), url)
+    except (FileNotFoundError, IsADirectoryError):
+        raise IgptError(f"{url}: no palette there; give an .npy of [colours, 3] or a JSON list of clusters") from None
+
+
+def _drawing(temperature: float, top_k: int | None, top_p: float | None, seed: int) -> "Drawing":
+    from igpt_model.inference.sample import Drawing
+
+    return Drawing(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+
+
+def _refuse_upscaling(bundle: "ModelBundle", model: str) -> None:
+    if bundle.model.config.low_resolution is not None:
+        raise IgptError(f"{model}: this is a super-resolution model, it draws from a small image: use `igpt upscale`")
+
+
+def _labels(bundle: "ModelBundle", class_name: str | None, count: int) -> np.ndarray | None:
+    """The class numbers of images that are all of a named class; None without a name."""
+    if class_name is None:
+        return None
+    classes = bundle.model.config.classes
+    if classes is None:
+        raise IgptError(f"--class is {class_name!r}: this model was trained without class_conditional, leave it out")
+    if class_name in bundle.classes:
+        number = bundle.classes.index(class_name)
+    elif class_name.isdigit() and int(class_name) < classes:
+        number = int(class_name)
+    else:
+        known = ", ".join(bundle.classes[:20]) + (", ..." if len(bundle.classes) > 20 else "")
+        raise IgptError(f"--class is {class_name!r}: it must be one of {known}, or a number below {classes}")
+    return np.full(count, number)
+
+
+def _needed_labels(bundle: "ModelBundle", class_name: str | None, count: int) -> np.ndarray | None:
+    """The same for a command that cannot do without the class where the model takes one."""
+    labels = _labels(bundle, class_name, count)
+    if labels is None and bundle.model.config.classes is not None:
+        raise IgptError("this model is class-conditional: name the class of the images with --class")
+    return labels

@@ -1,0 +1,40 @@
+"""Arguments and preparations that several commands share."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flows.services import preflight, settings
+from flows.terminal.console import console
+from pipeline.typed_config import file as config_file
+
+Home = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the embedded services; IGPT_HOME or .igpt without it.", show_default=False),
+]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", help="YAML file; `igpt config KIND` prints one."),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[FIELD=VALUE]...", help="Fields to set: steps=500; in a refresh, pretrain.steps=500."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs; progress goes to standard error.")]
+
+
+def prepare(home: Path | None, *, as_json: bool = False) -> Path:
+    """The services' folder, after this process has been pointed at what runs there."""
+    folder = (home or settings.default_home()).absolute()
+    settings.activate(folder)
+    console.stderr = as_json
+    return folder
+
+
+def read_config(kind: type[Any], path: Path | None, overrides: list[str] | None, home: Path | None) -> Any:
+    """The config of a flow, and a Prefect server that answers: what can be told before seconds of imports."""
+    prepare(home)
+    config = config_file.load(kind, path, overrides or [])
+    preflight.check_prefect(settings.load().prefect_api_url)
+    return config

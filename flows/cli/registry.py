@@ -1,0 +1,158 @@
+"""The commands of `igpt models`: look at registered versions, and choose the champion among them."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flows.cli.options import ConfigFile, Home, Json, Overrides, prepare
+from flows.services import settings
+from flows.terminal.console import console
+from flows.terminal.tables import print_json, print_table
+from igpt_model.registry.gate import ACCURACY, BITS, GateConfig
+from pipeline.errors import IgptError
+from pipeline.typed_config import file as config_file
+
+if TYPE_CHECKING:
+    from igpt_model.registry.client import Registry, Version
+
+# MLflow takes seconds to import: inside the commands.
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Registered models: ls, show, compare, promote, rollback and palette.",
+)
+
+Reference = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A version: NAME@candidate, NAME@champion, NAME/3, or models:/... .")
+]
+
+
+@app.command("ls")
+def ls(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A model; all without.")] = None,
+    as_json: Json = False,
+    home: Home = None,
+) -> None:
+    """List the versions of a model, or of all models, the newest first."""
+    registry = _registry(home, as_json=as_json)
+    names = registry.names() if name is None else [name]
+    versions = [version for each in names for version in registry.versions(each)]
+    if as_json:
+        print_json([_fields(version) for version in versions])
+        return
+    print_table([_row(version) for version in versions])
+    if not versions:
+        console.print("No model is registered; `igpt refresh` registers one.")
+
+
+@app.command("show")
+def show(model: Reference, as_json: Json = False, home: Home = None) -> None:
+    """Show a version with all of its tags: numbers, lineage, and how it was promoted."""
+    version = _registry(home, as_json=as_json).find(model)
+    if as_json:
+        print_json(_fields(version))
+        return
+    print_table([_row(version)])
+    console.print()
+    print_table([{"tag": key, "value": value} for key, value in sorted(version.tags.items())])
+
+
+@app.command("compare")
+def compare(model: Reference, other: Reference, as_json: Json = False, home: Home = None) -> None:
+    """Show two versions beside each other: every tag in which they differ."""
+    registry = _registry(home, as_json=as_json)
+    versions = [registry.find(reference) for reference in (model, other)]
+    keys = sorted(set(versions[0].tags) | set(versions[1].tags))
+    rows = [{"tag": key, **{v.uri: v.tags.get(key) for v in versions}} for key in keys]
+    different = [row for row in rows if len(set(list(row.values())[1:])) > 1]
+    if as_json:
+        print_json(different)
+        return
+    print_table(different)
+    if not different:
+        console.print("They do not differ in any tag.")
+
+
+@app.command("promote")
+def promote(
+    model: Reference,
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    as_json: Json = False,
+    home: Home = None,
+) -> None:
+    """Make a version the champion if it passes the gate; exits with 1 when it does not.
+
+    The gate is a config (`igpt config promotion` prints it), and fields of it can be set here, as in
+    min_probe_accuracy=0.9. The decision and the numbers compared are written on the version as tags.
+    """
+    registry = _registry(home, as_json=as_json)
+    result = registry.promote(model, config_file.load(GateConfig, config, overrides or []))
+    decision, version = result.decision, result.version
+    if as_json:
+        fields = {"promoted": decision.passed, "refusals": decision.refusals, "compared": dict(decision.compared)}
+        print_json({"version": version.uri, "previous_champion": result.previous, **fields})
+    else:
+        for tag, value in decision.compared.items():
+            console.print(f"  {tag} {value:.5f}")
+        before = "" if result.previous is None else f", version {result.previous} was it before"
+        console.print(f"{version.uri}: {'is the champion now' + before if decision.passed else decision.text}")
+    if not decision.passed:
+        raise typer.Exit(1)
+
+
+@app.command("rollback")
+def rollback(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The model whose champion is to go.")],
+    as_json: Json = False,
+    home: Home = None,
+) -> None:
+    """Make the champion before the present one the champion again."""
+    result = _registry(home, as_json=as_json).rollback(name)
+    if as_json:
+        print_json({"champion": result.version.uri, "rolled_back": result.previous})
+        return
+    console.print(f"{result.version.uri} is the champion again, version {result.previous} is not any more")
+
+
+@app.command("palette")
+def palette(
+    model: Reference,
+    file: Annotated[Path, typer.Argument(help="File to write, .npy.")],
+    home: Home = None,
+) -> None:
+    """Write the palette of a version, for building a dataset that it can be probed on."""
+    if file.suffix != ".npy" or not file.absolute().parent.is_dir():
+        raise IgptError(f"{file}: give a name that ends in .npy, in a folder that exists")
+    registry = _registry(home)
+    version = registry.find(model)
+    file.write_bytes(registry.palette(version))
+    console.print(f"{file} is the palette of {version.uri}; `igpt dataset build --palette {file}` builds with it")
+
+
+def _registry(home: Path | None, *, as_json: bool = False) -> "Registry":
+    prepare(home, as_json=as_json)
+    uri = settings.tracking_uri()
+    from igpt_model.registry.client import Registry
+    from igpt_model.tracking import runs
+
+    runs.check_reachable(uri)
+    return Registry(uri)
+
+
+def _row(version: "Version") -> dict[str, object]:
+    return {
+        "model": version.name,
+        "version": version.number,
+        "aliases": ", ".join(version.aliases),
+        "bits per pixel": version.tags.get(BITS, "-"),
+        "probe accuracy": version.tags.get(ACCURACY, "-"),
+        "dataset": f"{version.tags.get('igpt.dataset', '-')} {version.tags.get('igpt.snapshot', '')}".strip(),
+        "created": f"{version.created:%Y-%m-%d %H:%M}",
+    }
+
+
+def _fields(version: "Version") -> dict[str, object]:
+    return {"uri": version.uri, **vars(version)}

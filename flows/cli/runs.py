@@ -1,0 +1,150 @@
+"""The commands of `igpt runs`: what became of training runs, and going on with one."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flows.cli.options import Home, Json, prepare
+from flows.services import preflight, settings
+from flows.terminal.console import console
+from flows.terminal.tables import print_json, print_table, size_text
+from pipeline.store import objects
+
+if TYPE_CHECKING:
+    from igpt_model.runs.checkpoint import Checkpoint
+
+# What needs torch, Ray or Prefect is imported inside the commands: the command line is to answer at once.
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Training runs: ls, show and resume.")
+
+Runs = Annotated[str, typer.Argument(metavar="RUNS", help="URL or path of the folder that holds training runs.")]
+Run = Annotated[str, typer.Argument(metavar="RUN", help="URL or path of a training run's folder.")]
+
+
+@app.command("ls")
+def list_runs(runs: Runs, as_json: Json = False, home: Home = None) -> None:
+    """List the runs in a runs folder: how far each is, and what it came to."""
+    prepare(home, as_json=as_json)
+    from igpt_model.runs import record as run_record
+
+    url = objects.absolute(runs)
+    objects.check_reachable(url)
+    rows = [_row(run) for run in run_record.find(url)]
+    if as_json:
+        print_json(rows)
+    elif rows:
+        print_table([{name: value for name, value in row.items() if name != "url"} for row in rows])
+    else:
+        console.print(f"no training run in {url}", markup=False)
+
+
+def _row(run: str) -> dict[str, Any]:
+    from igpt_model.runs import checkpoint
+    from igpt_model.runs import record as run_record
+    from igpt_model.runs import result as train_result
+
+    config = run_record.read(run).config
+    result = train_result.read_result(run)
+    steps = checkpoint.marked_steps(run)
+    finished = result is not None and result.steps >= config.optimizer.steps
+    return {
+        "name": run.rsplit("/", 1)[-1],
+        "state": "finished" if finished else "unfinished",
+        "step": steps[-1] if steps else 0,
+        "of": config.optimizer.steps,
+        "validation loss": None if result is None else round(result.validation_loss, 4),
+        "restarts": None if result is None else result.restarts,
+        "preset": config.model.preset,
+        "dataset": f"{config.data.dataset.rstrip('/').rsplit('/', 1)[-1]} {config.data.snapshot}",
+        "url": run,
+    }
+
+
+@app.command("show")
+def show(
+    run: Run,
+    verify: Annotated[bool, typer.Option("--verify", help="Read every file of every checkpoint.")] = False,
+    as_json: Json = False,
+    home: Home = None,
+) -> None:
+    """Show a run: its checkpoints, its curve, what was set about it. Exits with 1 when --verify finds damage."""
+    prepare(home, as_json=as_json)
+    from igpt_model.runs import checkpoint, metric_log
+    from igpt_model.runs import record as run_record
+
+    url = objects.absolute(run).rstrip("/")
+    objects.check_reachable(url)
+    record = run_record.read(url)
+    found = [_checkpoint_row(url, step, verify=verify) for step in checkpoint.marked_steps(url)]
+    curve = [{"step": report.step, **report.values} for report in metric_log.read(url)]
+    stacks = [file.url for file in objects.list_files(objects.join(url, "stacks"))]
+    changed = _changed_fields(record.config)
+    summary = _row(url)
+    if as_json:
+        print_json(
+            {
+                **summary,
+                "mlflow_run": record.mlflow_run,
+                "config": changed,
+                "checkpoints": found,
+                "curve": curve,
+                "stacks": stacks,
+            }
+        )
+    else:
+        state = summary["state"]
+        console.print(f"{url}: {state}, step {summary['step']:,} of {summary['of']:,}", markup=False)
+        if record.mlflow_run is not None:
+            console.print(f"MLflow run {record.mlflow_run}", markup=False)
+        console.print("set: " + ", ".join(f"{name}={value}" for name, value in changed.items()), markup=False)
+        print_table([{**row, "size": size_text(row["size"])} if row["size"] is not None else row for row in found])
+        shown = ("train_loss", "validation_loss", "learning_rate", "images_per_second")
+        print_table([{"step": row["step"], **{name: _short(row.get(name)) for name in shown}} for row in curve[-10:]])
+        for stack in stacks:
+            console.print(f"stacks of a worker that hung: {stack}", markup=False)
+        if state == "unfinished":
+            console.print(f"`igpt runs resume {run}` goes on with it", markup=False)
+    if any(row["files"] == "damaged" for row in found):
+        raise typer.Exit(1)
+
+
+def _checkpoint_row(run: str, step: int, *, verify: bool) -> dict[str, Any]:
+    from igpt_model.runs import checkpoint
+
+    row: dict[str, Any] = {"checkpoint": step, "validation loss": None, "workers": None, "size": None}
+    try:
+        found: Checkpoint = checkpoint.read(checkpoint.folder_of(run, step))
+        loss = found.state.validation_loss
+        row |= {"workers": found.state.workers, "size": found.bytes}
+        row["validation loss"] = None if loss is None else round(loss, 4)
+        return row | {"files": ("good" if checkpoint.is_good(found) else "damaged") if verify else "not read"}
+    except checkpoint.DAMAGE:
+        return row | {"files": "damaged"}
+
+
+def _changed_fields(config: Any) -> dict[str, Any]:
+    """What is not as it is by default."""
+    runs = config.keeping.runs
+    unset = type(config).from_fields(runs=runs).flat()
+    return {"runs": runs, **{name: value for name, value in config.flat().items() if value != unset[name]}}
+
+
+def _short(value: float | None) -> str:
+    return "-" if value is None else f"{value:.5g}"
+
+
+@app.command("resume")
+def resume(run: Run, home: Home = None) -> None:
+    """Go on with a run as it was started last, from its newest good checkpoint; a finished one is left as it is."""
+    prepare(home)
+    preflight.check_prefect(settings.load().prefect_api_url)
+    from igpt_model.runs import record as run_record
+
+    url = objects.absolute(run).rstrip("/")
+    objects.check_reachable(url)
+    runs, _, name = url.rpartition("/")
+    config = run_record.read(url).config.with_fields(runs=runs, name=name)
+    from flows.pretrain import pretrain as flow
+
+    outcome = flow(config)
+    console.print(f"run {outcome.run}\nMLflow {outcome.mlflow_url}", markup=False)

@@ -1,0 +1,75 @@
+"""What the demo runs with. Apart from demo.py, so that a mistake is told before anything is started."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from flows.config.refresh import RefreshConfig
+from pipeline.errors import IgptError
+from pipeline.store import objects
+from pipeline.typed_config import file as config_file
+
+DIGITS_URL = "s3://raw/digits"
+
+# Small enough for two cores and five minutes; what each demo can show is in the README.
+_COMMON: dict[str, Any] = {
+    "pretrain": {
+        "optimizer": {"warmup_steps": 50},
+        "execution": {"workers": 2},
+        "keeping": {"runs": "s3://runs/demo", "checkpoint_every": 200},
+        "tracking": {"evaluate_every": 100, "sample_every": 200, "experiment": "demo"},
+    },
+}
+_DIGITS: dict[str, Any] = {
+    "dataset": {
+        "raw": DIGITS_URL,
+        "dataset": "s3://datasets/digits",
+        "resolution": 8,
+        "colours": 16,
+        "samples_per_shard": 256,
+        "validation_fraction": 0.1,
+        "test_fraction": 0.2,
+    },
+    "pretrain": {
+        "model": {"preset": "tiny"},
+        "optimizer": {"steps": 500, "global_batch": 64},
+        "tracking": {"model_name": "igpt-digits"},
+    },
+}
+_IMAGES: dict[str, Any] = {
+    "dataset": {
+        "resolution": 16,
+        "colours": 128,
+        "samples_per_shard": 4096,
+        "validation_fraction": 0.02,
+        "test_fraction": 0.04,
+    },
+    "pretrain": {
+        "model": {"preset": "tiny"},
+        "optimizer": {"steps": 1000, "global_batch": 32},
+        "tracking": {"model_name": "igpt-images"},
+    },
+}
+
+
+def demo_config(raw: str | None, overrides: Sequence[str]) -> RefreshConfig:
+    """The demo's configuration: for the digits without `raw`, else for anyone's images, then the overrides.
+
+    Raises IgptError for a local path that does not exist and for what is no configuration.
+    """
+    fields = _merge(_COMMON, _DIGITS if raw is None else _IMAGES)
+    if raw is not None:
+        if "://" not in raw and not Path(raw).exists():
+            raise IgptError(f"{raw}: nothing is there; give the folder or tar file that holds the images")
+        raw = objects.absolute(raw)
+        name = Path(raw.rstrip("/")).name.removesuffix(".tar") or "images"
+        fields = _merge(fields, {"dataset": {"raw": raw, "dataset": f"s3://datasets/{name}"}})
+    return config_file.load_fields(RefreshConfig, fields, overrides)
+
+
+def _merge(base: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for name, value in more.items():
+        both = isinstance(value, dict) and isinstance(merged.get(name), dict)
+        merged[name] = _merge(merged[name], value) if both else value
+    return merged

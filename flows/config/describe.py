@@ -1,0 +1,55 @@
+"""Any config as a commented YAML file: what `igpt config` prints."""
+
+import inspect
+import textwrap
+from collections.abc import Iterator
+from dataclasses import MISSING, Field, fields
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter
+
+from flows.config.refresh import RefreshConfig
+from igpt_model.config import PretrainConfig, ProbeConfig
+from igpt_model.registry.gate import GateConfig
+from pipeline.config import DatasetConfig
+from pipeline.typed_config import values
+from pipeline.typed_config.config import Config
+
+# The name of each config, for `igpt config`.
+KINDS: dict[str, type[Config]] = {
+    "refresh": RefreshConfig,
+    "dataset": DatasetConfig,
+    "pretrain": PretrainConfig,
+    "probe": ProbeConfig,
+    "promotion": GateConfig,
+}
+
+
+def describe(kind: type[Config]) -> str:
+    """A YAML file of a config with every field, its sentence and its default; required fields have no value."""
+    return "\n".join(_describe(kind, "")) + "\n"
+
+
+def _describe(kind: type[Any], indent: str) -> Iterator[str]:
+    sentences = TypeAdapter(kind).json_schema()["properties"]
+    for field in fields(kind):
+        of = values.field_types(kind)[field.name]
+        section = values.section_of(of)
+        # A section without a sentence of its own is explained by that of its class.
+        sentence = sentences[field.name].get("description") or inspect.getdoc(section) or ""
+        ranges = [f"{rule.text.capitalize()}." for rule in values.rules_of(of)]
+        lines = textwrap.wrap(" ".join([sentence, *ranges]), 118 - len(indent))
+        yield from (f"{indent}# {line}" for line in lines)
+        if section is not None and field.default is not None:
+            yield f"{indent}{field.name}:"
+            yield from _describe(section, indent + "  ")
+        else:
+            yield f"{indent}{field.name}: {_default(field)}".rstrip()
+
+
+def _default(field: Field[Any]) -> str:
+    if field.default is MISSING:
+        return ""
+    value = list(field.default) if isinstance(field.default, tuple) else field.default
+    return str(yaml.safe_dump(value, default_flow_style=True)).split("\n")[0]

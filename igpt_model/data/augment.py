@@ -1,0 +1,33 @@
+"""Augmentation of palette tokens on the device: flips and crops only move pixels, so they commute with quantization."""
+
+import torch
+from torch import Tensor
+
+from igpt_model.model.randomness import uniform
+
+
+def augment(tokens_BT: Tensor, numbers_B: Tensor, *, seed: int, flip: bool, crop_padding: int) -> Tensor:
+    """Flip half of the images left to right, and crop each from itself with `crop_padding` reflected pixels around.
+
+    As for CIFAR-10 in section 3.1 of Chen et al. 2020. What is drawn for an image is a function of the seed and its
+    number; tokens int64 [B, T], numbers int64 [B], to int64 [B, T].
+    """
+    if not flip and not crop_padding:
+        return tokens_BT
+    B, T = tokens_BT.shape
+    side = round(T**0.5)
+    drawn_B3 = uniform(seed, "augment", numbers_B, 3)
+    top_B, left_B = ((drawn_B3[:, :2] * (2 * crop_padding + 1)).long() - crop_padding).unbind(1)
+    steps = torch.arange(side, device=tokens_BT.device)
+    rows_BH = _reflect(top_B[:, None] + steps, side)
+    columns_BW = _reflect(left_B[:, None] + steps, side)
+    if flip:
+        columns_BW = torch.where(drawn_B3[:, 2:] < 0.5, columns_BW.flip(1), columns_BW)
+    tokens_BHW = tokens_BT.view(B, side, side)
+    images = torch.arange(B, device=tokens_BT.device)[:, None, None]
+    return tokens_BHW[images, rows_BH[:, :, None], columns_BW[:, None, :]].view(B, T)
+
+
+def _reflect(places: Tensor, side: int) -> Tensor:
+    """Places outside 0 .. side - 1 as those that they mirror, the border not doubled."""
+    return (side - 1) - (side - 1 - places.abs()).abs()

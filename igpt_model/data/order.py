@@ -1,0 +1,100 @@
+"""The order of training samples, as a pure function of the snapshot, the seed and the epoch.
+
+Epochs follow each other without a gap: position p of the endless order is position p mod N of epoch p div N. A global
+batch is a range of positions, so the order does not depend on the number of workers and a cursor is one integer.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from pipeline.partition import part_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """Where samples stand: shard numbers and rows within their shard, int64 [n] each."""
+
+    shards: np.ndarray
+    rows: np.ndarray
+
+
+class SampleOrder:
+    """Every sample once an epoch: shards in a random order, cut into windows, the samples of a window shuffled."""
+
+    def __init__(self, shard_samples: Sequence[int], *, seed: int, window_shards: int) -> None:
+        self._counts = np.asarray(shard_samples, np.int64)
+        self._seed, self._window_shards = seed, window_shards
+        self.samples = int(self._counts.sum())
+        if self.samples < 1:
+            raise ValueError("no samples to order")
+        # Two epochs' plans and two windows' permutations: a batch can lie across a border.
+        self._epoch = lru_cache(maxsize=2)(self._plan_epoch)
+        self._window = lru_cache(maxsize=2)(self._shuffle_window)
+
+    def _plan_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The shards of an epoch in order, and the position at which each window ends."""
+        shards = np.random.default_rng([self._seed, epoch]).permutation(len(self._counts))
+        ends = np.cumsum(self._counts[shards])
+        last = np.append(np.arange(self._window_shards, len(shards), self._window_shards), len(shards)) - 1
+        return shards, ends[last]
+
+    def _shuffle_window(self, epoch: int, window: int) -> Samples:
+        shards, _ = self._epoch(epoch)
+        chosen = shards[window * self._window_shards : (window + 1) * self._window_shards]
+        counts = self._counts[chosen]
+        order = np.random.default_rng([self._seed, epoch, window]).permutation(counts.sum())
+        starts = np.cumsum(counts) - counts
+        place = np.searchsorted(starts + counts, order, side="right")
+        return Samples(shards=chosen[place], rows=order - starts[place])
+
+    def window_of(self, position: int) -> tuple[int, int]:
+        """The epoch and the window in it of a position."""
+        epoch, within = divmod(position, self.samples)
+        return epoch, int(np.searchsorted(self._epoch(epoch)[1], within, side="right"))
+
+    def window_shards(self, epoch: int, window: int) -> list[int]:
+        """The numbers of the shards of a window."""
+        first = window * self._window_shards
+        return self._epoch(epoch)[0][first : first + self._window_shards].tolist()
+
+    def next_window(self, epoch: int, window: int) -> tuple[int, int]:
+        """The window after another one, the first of the next epoch after the last."""
+        return (epoch, window + 1) if window + 1 < len(self._epoch(epoch)[1]) else (epoch + 1, 0)
+
+    def at(self, start: int, stop: int) -> Samples:
+        """The samples at positions start to stop (without it) of the endless order."""
+        shards, rows = [], []
+        while start < stop:
+            epoch, window = self.window_of(start)
+            _, window_ends = self._epoch(epoch)
+            position = start - epoch * self.samples
+            window_start = int(window_ends[window - 1]) if window else 0
+            take = min(stop - start, int(window_ends[window]) - position)
+            shuffled = self._window(epoch, window)
+            part = slice(position - window_start, position - window_start + take)
+            shards.append(shuffled.shards[part])
+            rows.append(shuffled.rows[part])
+            start += take
+        empty = np.zeros(0, np.int64)
+        return Samples(shards=np.concatenate([empty, *shards]), rows=np.concatenate([empty, *rows]))
+
+
+def rank_range(cursor: int, global_batch: int, rank: int, world_size: int) -> range:
+    """The positions of one rank in the global batch that begins at `cursor`: contiguous, and equal to within one."""
+    share = part_of(global_batch, rank, world_size)
+    return range(cursor + share.start, cursor + share.stop)
+
+
+def micro_ranges(cursor: int, global_batch: int, rank: int, world_size: int, micro_batch: int | None) -> list[range]:
+    """A rank's positions in the parts that it computes at a time: at most `micro_batch` each (None: one part).
+
+    Every rank has as many parts, so that ranks that share the layers of a model compute them equally often; where their
+    shares differ by one, the first part of some may be empty.
+    """
+    positions = rank_range(cursor, global_batch, rank, world_size)
+    largest = -(-global_batch // world_size)
+    count = 1 if micro_batch is None else -(-largest // micro_batch)
+    return [positions[share.start : share.stop] for share in (part_of(len(positions), i, count) for i in range(count))]

@@ -1,0 +1,215 @@
+"""Token images of a snapshot for training and evaluation: shards cached on local disk, verified, memory-mapped."""
+
+import fcntl
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from igpt_model.data.order import Samples
+from pipeline.dataset.shards import ShardView
+from pipeline.dataset.snapshot import ShardEntry, Snapshot
+from pipeline.errors import IgptError
+from pipeline.hashing import sha256, sha256_of_file
+from pipeline.partition import part_of
+from pipeline.store import objects
+
+# So long a fetch waits for room. A shard that is needed at once is then fetched all the same.
+_ROOM_SECONDS = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """Some images of a dataset: tokens uint16 [n, T], row by row, and class numbers int64 [n], -1 without one."""
+
+    tokens_NT: np.ndarray
+    labels_N: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardImages:
+    """The images of a shard: tokens uint16 [N, H, W], memory-mapped, and class numbers int64 [N], -1 without one."""
+
+    tokens_NHW: np.ndarray
+    labels_N: np.ndarray
+
+
+class ShardCache:
+    """Shards fetched from a dataset into a folder of this node, shared by its processes and kept below a size.
+
+    A shard is verified against the snapshot's checksum when this process opens it; a damaged file is fetched again
+    once. A process that has a shard open holds a shared lock on it, which ends with the process: no other removes it.
+
+    {name}.lock is held by those who use a shard, {name}.fetching by the one who downloads it and has written into it
+    for how many bytes it needs room; what a dead process has reserved is not counted, for its lock is gone.
+    """
+
+    def __init__(self, snapshot: Snapshot, folder: str | None = None, limit_bytes: int | None = None) -> None:
+        root = Path(folder) if folder else Path(tempfile.gettempdir()) / f"igpt-cache-{os.getuid()}"
+        self._root, self._limit_bytes = root, limit_bytes
+        self._folder = root / sha256(snapshot.dataset.encode())[:16]
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._snapshot = snapshot
+        self._opened: dict[str, tuple[ShardImages, IO[bytes]]] = {}
+
+    def open(self, shard: ShardEntry) -> ShardImages:
+        """The shard's images. Raises IgptError when its bytes differ from the snapshot's."""
+        if shard.name not in self._opened:
+            lock = (self._folder / f"{shard.name}.lock").open("ab")
+            path = self._fetch(shard, lock)
+            assert path is not None
+            view = ShardView.open(path, samples=shard.samples, side=self._snapshot.resolution)
+            # As plain arrays over the same memory: indexing a numpy.memmap takes five times as long.
+            tokens_NHW, labels_N = np.asarray(view.tokens_NHW), np.asarray(view.labels_N)
+            self._opened[shard.name] = ShardImages(tokens_NHW=tokens_NHW, labels_N=labels_N), lock
+        return self._opened[shard.name][0]
+
+    def close(self, shard: ShardEntry) -> None:
+        """Let go of a shard, which may now be removed when room is needed; images that were got of it stay good."""
+        if shard.name in self._opened:
+            _, lock = self._opened.pop(shard.name)
+            lock.close()
+
+    def fetch(self, shard: ShardEntry) -> None:
+        """Have a shard in the folder for whoever opens it next; any process may do so, and it may be removed again.
+
+        Nothing is fetched where there is no room for it beside what is in use.
+        """
+        with (self._folder / f"{shard.name}.lock").open("ab") as lock:
+            self._fetch(shard, lock, needed=False)
+
+    def _fetch(self, shard: ShardEntry, lock: IO[bytes], *, needed: bool = True) -> Path | None:
+        """The verified file of a shard, on which `lock` is held from now on together with other readers.
+
+        None: it is not `needed` at once, and there is no room for it.
+        """
+        path = self._folder / f"{shard.name}.tar"
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        if not _matches(path, shard):
+            with (self._folder / f"{shard.name}.fetching").open("a+b") as fetching:
+                fcntl.flock(fetching, fcntl.LOCK_EX)  # one process of the node downloads, the others wait
+                if not _matches(path, shard):
+                    if not self._reserve(shard.bytes, fetching) and not needed:
+                        return None
+                    self._download(shard, path, fetching)
+        os.utime(path)  # when it was last wanted
+        return path
+
+    def _download(self, shard: ShardEntry, path: Path, fetching: IO[bytes]) -> None:
+        partial = path.with_suffix(".partial")
+        url = objects.join(self._snapshot.dataset, shard.path)
+        try:
+            objects.download(url, partial)
+        except FileNotFoundError:
+            raise IgptError(
+                f"{url}: the shard is gone, though snapshot {self._snapshot.number} names it; rebuild the dataset"
+            ) from None
+        if not _matches(partial, shard):
+            partial.unlink()
+            raise IgptError(f"{url}: the shard's checksum differs from the snapshot's; rebuild the dataset")
+        with self._room():
+            partial.replace(path)
+            fetching.truncate(0)  # it is counted as a file from now on
+
+    @contextmanager
+    def _room(self) -> Iterator[None]:
+        """Have the say over what is in the cache."""
+        with (self._root / "room.lock").open("ab") as room:
+            fcntl.flock(room, fcntl.LOCK_EX)
+            yield
+
+    def _reserve(self, size: int, fetching: IO[bytes]) -> bool:
+        """Make room for a file, waiting a while for others to let go, and reserve it; False: there is none."""
+        if self._limit_bytes is None:
+            return True
+        fetching.truncate(0)  # a dead process may have left its reservation
+        deadline = time.monotonic() + _ROOM_SECONDS
+        while True:
+            with self._room():
+                fits = self._make_room(self._limit_bytes - size)
+                if fits or time.monotonic() > deadline:
+                    fetching.write(str(size if fits else 0).encode())
+                    fetching.flush()
+                    return fits
+            time.sleep(0.05)
+
+    def _make_room(self, most: int) -> bool:
+        """Remove shards of any dataset that nobody has open, those first that were wanted longest ago.
+
+        Until they and what is reserved have `most` bytes; False where they have more.
+        """
+        files = sorted((path.stat().st_mtime, path.stat().st_size, path) for path in self._root.glob("*/*.tar"))
+        held = sum(size for _, size, _ in files) + sum(map(_reserved, self._root.glob("*/*.fetching")))
+        for _, size, path in files:
+            if held <= most:
+                break
+            with path.with_suffix(".lock").open("ab") as lock, suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+                held -= size
+        return held <= most
+
+
+def _reserved(path: Path) -> int:
+    """For how many bytes a living process has reserved room by its file."""
+    with path.open("rb") as fetching:
+        try:
+            fcntl.flock(fetching, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return int(fetching.read() or 0)
+    return 0
+
+
+def _matches(path: Path, shard: ShardEntry) -> bool:
+    try:
+        return path.stat().st_size == shard.bytes and sha256_of_file(path) == shard.sha256
+    except FileNotFoundError:
+        return False
+
+
+def gather(shards: Sequence[ShardImages], samples: Samples) -> Images:
+    """The images of samples, in their order; `shards` are indexed by the samples' shards."""
+    side = shards[0].tokens_NHW.shape[1]
+    tokens_NHW = np.empty((len(samples.rows), side, side), np.uint16)
+    labels_N = np.empty(len(samples.rows), np.int64)
+    for number in np.unique(samples.shards).tolist():
+        here = np.flatnonzero(samples.shards == number)
+        rows, shard = samples.rows[here], shards[number]
+        tokens_NHW[here], labels_N[here] = shard.tokens_NHW[rows], shard.labels_N[rows]
+    return Images(tokens_NT=tokens_NHW.reshape(len(tokens_NHW), side * side), labels_N=labels_N)
+
+
+def no_images(shards: Sequence[ShardImages]) -> Images:
+    """None of the images of some shards."""
+    side = shards[0].tokens_NHW.shape[1]
+    return Images(tokens_NT=np.empty((0, side * side), np.uint16), labels_N=np.empty(0, np.int64))
+
+
+def count_batches(shards: Sequence[ShardImages], batch: int, *, part: int, parts: int) -> int:
+    """How many batches `batches` yields."""
+    chosen = part_of(sum(len(shard.tokens_NHW) for shard in shards), part, parts)
+    count = first = 0
+    for shard in shards:
+        low, high = max(chosen.start - first, 0), min(chosen.stop - first, len(shard.tokens_NHW))
+        count += -(-max(high - low, 0) // batch)
+        first += len(shard.tokens_NHW)
+    return count
+
+
+def batches(shards: Sequence[ShardImages], batch: int, *, part: int = 0, parts: int = 1) -> Iterator[Images]:
+    """The images of a split in the order of its shards, `batch` or fewer at a time; of `parts` equal ones the given."""
+    chosen = part_of(sum(len(shard.tokens_NHW) for shard in shards), part, parts)
+    first = 0
+    for shard in shards:
+        low, high = max(chosen.start - first, 0), min(chosen.stop - first, len(shard.tokens_NHW))
+        for start in range(low, high, batch):
+            rows = slice(start, min(start + batch, high))
+            tokens_NHW = shard.tokens_NHW[rows]
+            yield Images(tokens_NT=tokens_NHW.reshape(len(tokens_NHW), -1), labels_N=shard.labels_N[rows])
+        first += len(shard.tokens_NHW)

@@ -1,0 +1,81 @@
+"""Features of images: what the layers of a model hold about them, averaged over the positions."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from igpt_model.inference.precision import half_on_gpu
+from igpt_model.model.bundle import ModelBundle
+from igpt_model.model.config import ModelConfig
+from igpt_model.model.network import UNCONDITIONAL, Condition, ImageGPT
+from pipeline.errors import IgptError
+
+_BATCH = 128
+
+
+@torch.inference_mode()
+def pooled_features(
+    model: ImageGPT,
+    tokens_BT: Tensor,
+    *,
+    condition: Condition = UNCONDITIONAL,
+    masked_BT: Tensor | None = None,
+) -> Tensor:
+    """The features of every layer in one pass: int64 [B, T] to [layers + 1, B, width].
+
+    Entry l is f^l of section 2.4 of Chen et al. 2020: n^l, what the first normalization of block l gives, averaged
+    over the pixels; the last entry, n^L of section 2.3, is the final normalization's. Of a super-resolution model the
+    positions of the small image are left out. `masked_BT` is of a masked model alone: the paper masks inputs there
+    when it probes too, so that they look as in training (section 4.6).
+
+    Raises IgptError for a class-conditional model, whose activations hold the class that it was told.
+    """
+    check_has_features(model.config)
+    pixels = slice(model.config.low_positions, None)
+    pooled = []
+    with half_on_gpu(tokens_BT.device):
+        x_BSC = model.inputs(tokens_BT, condition, masked_BT)
+        for block in model.layers:
+            pooled.append(block.attention_norm(x_BSC)[:, pixels].float().mean(1))
+            x_BSC = block(x_BSC)
+        pooled.append(model.norm(x_BSC)[:, pixels].float().mean(1))
+    return torch.stack(pooled)
+
+
+def image_features(bundle: ModelBundle, tokens_BT: Tensor) -> Tensor:
+    """The features of every layer of any number of images, some at a time: int64 [B, T] to [layers + 1, B, width].
+
+    A super-resolution model is given the images' own small versions. Otherwise as `pooled_features`.
+    """
+    parts = []
+    for part_BT in tokens_BT.split(_BATCH):
+        low_BP = None
+        if bundle.model.config.low_resolution is not None:
+            low_BP = torch.from_numpy(bundle.shrink(bundle.pictures(part_BT.cpu().numpy()))).to(part_BT.device)
+        parts.append(pooled_features(bundle.model, part_BT, condition=Condition(low_BP=low_BP)))
+    return torch.cat(parts, 1)
+
+
+def check_has_features(config: ModelConfig) -> None:
+    """Raise IgptError for a class-conditional model."""
+    if config.classes is not None:
+        raise IgptError(
+            "a class-conditional model is told the class of an image, so its features do not say what it sees; "
+            "take a model that was trained without class_conditional"
+        )
+
+
+def concatenated(features_LBC: Tensor, layers: Sequence[int]) -> Tensor:
+    """The features of some layers side by side, [B, len(layers) * width].
+
+    As for the paper's ImageNet probe of iGPT-XL (section 4.4): 15,360 features are five layers of width 3072.
+    """
+    return torch.cat([features_LBC[layer] for layer in layers], 1)
+
+
+def untrained(model: ImageGPT, seed: int) -> ImageGPT:
+    """The same network with fresh initial weights: what an honest probe compares a trained one with."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return ImageGPT(model.config).eval()

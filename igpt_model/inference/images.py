@@ -1,0 +1,75 @@
+"""Images as a model's user has them, to pictures of the model's size: arrays, image files, tables of either."""
+
+import base64
+import binascii
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pipeline.errors import IgptError
+from pipeline.images.decode import Recipe, Rejection, centre_square, decode
+
+COLUMN = "image"
+_MAX_PIXELS = 80_000_000
+_KINDS = (
+    "give uint8 [N, H, W, 3], a list of such images or of PNG or JPEG files as bytes (in JSON: as base64), or a table "
+    f"with one of these in its column {COLUMN!r}"
+)
+
+
+def to_pictures(images: Any, side: int) -> np.ndarray:
+    """Images of any size at the model's resolution: uint8 [N, side, side, 3], the centre square averaged down.
+
+    Raises IgptError naming the first that is none.
+    """
+    listed = _listed(images)
+    if not len(listed):
+        raise IgptError(f"there are no images: {_KINDS}")
+    return np.stack([_picture(image, f"image {number}", side) for number, image in enumerate(listed)])
+
+
+def decode_picture(data: bytes, name: str, side: int) -> np.ndarray:
+    """One image file as a picture, uint8 [side, side, 3]. Raises IgptError, which names it, when it is none."""
+    decoded = decode(data, Recipe(resolution=side, smallest_side=1, max_pixels=_MAX_PIXELS), name)
+    if isinstance(decoded, Rejection):
+        raise IgptError(f"{name}: {decoded.reason.value} ({decoded.detail}); give a JPEG, PNG, GIF, WebP or the like")
+    return decoded.pixels[0]  # the one crop, of the centre
+
+
+def _listed(images: Any) -> Sequence[Any]:
+    """The images one by one, whatever holds them."""
+    if isinstance(images, bytes | bytearray | str):
+        return [images]
+    columns = getattr(images, "columns", images.keys() if isinstance(images, Mapping) else None)
+    if columns is not None:  # a pandas table, or what MLflow's server makes of one
+        if COLUMN not in columns:
+            raise IgptError(f"the table has the columns {list(columns)}: {_KINDS}")
+        return list(images[COLUMN])
+    if isinstance(images, np.ndarray):
+        if images.ndim != 4 and images.dtype.kind not in "OSU":
+            raise IgptError(f"images have shape {images.shape}, {images.dtype}: {_KINDS}")
+        return images.tolist() if images.dtype.kind in "OSU" and images.ndim == 1 else list(images)
+    if isinstance(images, list | tuple):
+        return images
+    raise IgptError(f"images are {type(images).__name__}: {_KINDS}")
+
+
+def _picture(image: Any, name: str, side: int) -> np.ndarray:
+    if isinstance(image, str):
+        try:
+            image = base64.b64decode(image, validate=True)
+        except (binascii.Error, ValueError):
+            raise IgptError(f"{name} is a text that is not base64: {_KINDS}") from None
+    if isinstance(image, bytes | bytearray | memoryview):
+        return decode_picture(bytes(image), name, side)
+    try:
+        array = np.asarray(image)
+    except ValueError:  # rows of different lengths
+        raise IgptError(f"{name} is no rectangle of pixels: {_KINDS}") from None
+    if array.ndim != 3 or array.shape[2] != 3 or not array.size or array.dtype.kind not in "ui":
+        raise IgptError(f"{name} has shape {array.shape}, {array.dtype}: {_KINDS}")
+    if array.dtype != np.uint8 and (array.min() < 0 or array.max() > 255):  # JSON has integers of one kind only
+        raise IgptError(f"{name} has values from {array.min()} to {array.max()}: they must be 0 to 255")
+    return centre_square(Image.fromarray(np.ascontiguousarray(array, np.uint8)), side)

@@ -1,0 +1,198 @@
+"""How well a classifier tells classes from features, fitted on all labels, on few, or by the nearest neighbours.
+
+The linear probe is that of section 3.4 of Chen et al. 2020. What is chosen (a strength, a number of neighbours, a
+layer) is chosen on the validation split; the test split is looked at once, with the choice made.
+"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from igpt_model.probing.head import ProbeHead
+
+_ROWS_AT_ONCE = 1024  # of images whose neighbours are looked for: bounds the similarities in memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledFeatures:
+    """Features of images, float32 [n, width], and their classes, int64 [n]."""
+
+    features: np.ndarray
+    labels: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitFeatures:
+    """The features of a dataset's three splits."""
+
+    train: LabelledFeatures
+    validation: LabelledFeatures
+    test: LabelledFeatures
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeScore:
+    """How one set of features did: accuracies are shares of images, 0 to 1."""
+
+    test_accuracy: float
+    validation_accuracy: float
+    strength: float
+    """The inverse L2 strength that did best on the validation split."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FittedProbe:
+    """A linear probe, and how it did."""
+
+    score: ProbeScore
+    head: ProbeHead
+    test_predictions: np.ndarray
+    """The classes that it gives the test images, int64."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowDataScore:
+    """Linear probes fitted on a few labelled images of each class, drawn several times."""
+
+    labels_per_class: int
+    mean: float
+    """Of the test accuracies."""
+    deviation: float
+    """Their standard deviation (with draws - 1)."""
+    draws: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeighbourScore:
+    """A vote of the nearest training images."""
+
+    test_accuracy: float
+    validation_accuracy: float
+    neighbours: int
+    """The number of them that did best on the validation split."""
+
+
+def fit_probe(splits: SplitFeatures, strengths: Sequence[float], max_iterations: int) -> FittedProbe:
+    """Fit a logistic regression for every strength, take the best on validation, and score that one on test.
+
+    Features are standardized with the training images' mean and deviation.
+    """
+    from sklearn.exceptions import ConvergenceWarning  # noqa: PLC0415 (not on every machine that trains)
+    from sklearn.linear_model import LogisticRegression  # noqa: PLC0415
+
+    train, validation, test = splits.train, splits.validation, splits.test
+    mean_C = train.features.mean(0)
+    scale_C = 1 / (train.features.std(0) + 1e-6)
+    inputs_NC = (train.features - mean_C) * scale_C
+    held_out_NC = (validation.features - mean_C) * scale_C
+    best: tuple[float, float, LogisticRegression] | None = None
+    for strength in sorted(strengths):  # among equals the strongest regularization
+        classifier = LogisticRegression(C=strength, max_iter=max_iterations)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # a weak fit shows in its validation accuracy
+            classifier.fit(inputs_NC, train.labels)
+        accuracy = float((classifier.predict(held_out_NC) == validation.labels).mean())
+        if best is None or accuracy > best[0]:
+            best = (accuracy, strength, classifier)
+    assert best is not None
+    accuracy, strength, classifier = best
+    predictions = classifier.predict((test.features - mean_C) * scale_C)
+    score = ProbeScore(
+        test_accuracy=float((predictions == test.labels).mean()), validation_accuracy=accuracy, strength=strength
+    )
+    weight_KC, bias_K = classifier.coef_, classifier.intercept_
+    if len(classifier.classes_) == 2:  # one row, whose logit is that of the second class against the first
+        weight_KC, bias_K = np.concatenate([0 * weight_KC, weight_KC]), np.concatenate([0 * bias_K, bias_K])
+    head = ProbeHead(
+        mean_C=mean_C.astype(np.float32),
+        scale_C=scale_C.astype(np.float32),
+        weight_KC=weight_KC.astype(np.float32),
+        bias_K=bias_K.astype(np.float32),
+        labels_K=classifier.classes_.astype(np.int64),
+    )
+    return FittedProbe(score=score, head=head, test_predictions=predictions)
+
+
+def draw_labels(labels_N: np.ndarray, labels_per_class: int, seed: Sequence[int]) -> np.ndarray:
+    """Rows of `labels_per_class` images of each class, or of all that a class has; the same seed, the same rows."""
+    random = np.random.default_rng(list(seed))
+    rows = [random.permutation(np.flatnonzero(labels_N == label))[:labels_per_class] for label in np.unique(labels_N)]
+    return np.sort(np.concatenate(rows))
+
+
+def low_data_score(
+    splits: SplitFeatures, labels_per_class: int, draws: int, strengths: Sequence[float], max_iterations: int, seed: int
+) -> LowDataScore:
+    """Fit the linear probe on a few labels, several times; the strength is chosen anew for each draw."""
+    accuracies = []
+    for draw in range(draws):
+        rows = draw_labels(splits.train.labels, labels_per_class, (seed, labels_per_class, draw))
+        few = LabelledFeatures(features=splits.train.features[rows], labels=splits.train.labels[rows])
+        drawn = SplitFeatures(train=few, validation=splits.validation, test=splits.test)
+        accuracies.append(fit_probe(drawn, strengths, max_iterations).score.test_accuracy)
+    return LowDataScore(
+        labels_per_class=labels_per_class,
+        mean=float(np.mean(accuracies)),
+        deviation=float(np.std(accuracies, ddof=1)) if draws > 1 else 0.0,
+        draws=draws,
+    )
+
+
+def neighbour_score(splits: SplitFeatures, counts: Sequence[int]) -> NeighbourScore:
+    """Classify by the nearest training images, for the number of them that does best on validation.
+
+    Nearness is the cosine of standardized features; a neighbour's vote weighs as much as it is near.
+    """
+    most = min(max(counts), len(splits.train.labels))
+    validation = nearest(splits.train.features, splits.validation.features, most)
+    accuracies = {
+        count: _voted(validation, splits.train.labels, splits.validation.labels, count)
+        for count in sorted({min(count, most) for count in counts})
+    }
+    best = max(accuracies, key=lambda count: accuracies[count])  # among equals the fewest
+    test = nearest(splits.train.features, splits.test.features, best)
+    return NeighbourScore(
+        test_accuracy=_voted(test, splits.train.labels, splits.test.labels, best),
+        validation_accuracy=accuracies[best],
+        neighbours=best,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Neighbours:
+    """The nearest training images of some images, the nearest first."""
+
+    rows_NK: np.ndarray
+    """int64."""
+    cosines_NK: np.ndarray
+
+
+def nearest(train_NC: np.ndarray, images_MC: np.ndarray, count: int) -> Neighbours:
+    """The `count` training images nearest to each image, by the cosine of standardized features."""
+    mean_C, scale_C = train_NC.mean(0), 1 / (train_NC.std(0) + 1e-6)
+    inputs_NC = _unit((train_NC - mean_C) * scale_C)
+    rows, cosines = [], []
+    for begin in range(0, len(images_MC), _ROWS_AT_ONCE):
+        cosines_MN = _unit((images_MC[begin : begin + _ROWS_AT_ONCE] - mean_C) * scale_C) @ inputs_NC.T
+        some_MK = np.argpartition(-cosines_MN, count - 1, 1)[:, :count]
+        order_MK = np.argsort(-np.take_along_axis(cosines_MN, some_MK, 1), 1, kind="stable")
+        rows.append(np.take_along_axis(some_MK, order_MK, 1))
+        cosines.append(np.take_along_axis(cosines_MN, rows[-1], 1))
+    return Neighbours(rows_NK=np.concatenate(rows), cosines_NK=np.concatenate(cosines))
+
+
+def _unit(x_NC: np.ndarray) -> np.ndarray:
+    return x_NC / np.maximum(np.linalg.norm(x_NC, axis=1, keepdims=True), 1e-12)
+
+
+def _voted(found: Neighbours, train_labels: np.ndarray, labels: np.ndarray, count: int) -> float:
+    """The share of images that their `count` nearest neighbours classify rightly."""
+    classes = int(train_labels.max()) + 1
+    votes_MC = np.zeros((len(labels), classes))
+    chosen_MK = train_labels[found.rows_NK[:, :count]]
+    weights_MK = 1 + found.cosines_NK[:, :count]  # positive, so that no vote counts against a class
+    for column in range(count):
+        votes_MC[np.arange(len(labels)), chosen_MK[:, column]] += weights_MK[:, column]
+    return float((votes_MC.argmax(1) == labels).mean())

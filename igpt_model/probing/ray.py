@@ -1,0 +1,277 @@
+"""The probes on a cluster: tasks over shards extract features into a cache, tasks over layers fit the classifiers."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from igpt_model.config import ProbeConfig
+from igpt_model.data.shard_cache import ShardCache
+from igpt_model.inference.features import check_has_features, image_features, untrained
+from igpt_model.model.bundle import ModelBundle
+from igpt_model.probing.feature_cache import FeatureCache, network_digest
+from igpt_model.probing.fine_tune import LabelledTokens, fine_tune
+from igpt_model.probing.linear import (
+    FittedProbe,
+    LabelledFeatures,
+    SplitFeatures,
+    fit_probe,
+    low_data_score,
+    nearest,
+    neighbour_score,
+)
+from igpt_model.probing.result import SOURCES, FineTuneScore, NeighbourSheet, ProbeResult
+from igpt_model.runs.open_model import on_device
+from pipeline.cluster import tasks as ray_cluster
+from pipeline.dataset.snapshot import SPLITS, ShardEntry, Snapshot
+from pipeline.errors import IgptError
+from pipeline.images import palette as palettes
+from pipeline.progress import Progress, silent
+from pipeline.store import objects
+
+_SHEET_IMAGES, _SHEET_NEIGHBOURS = 8, 6
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Data:
+    """The images that are probed on: the first rows of each shard that have a label."""
+
+    snapshot: Snapshot
+    rows: dict[str, tuple[tuple[ShardEntry, int], ...]]
+    """By split."""
+
+    @property
+    def calls(self) -> list[tuple[ShardEntry, int]]:
+        return [call for split in SPLITS for call in self.rows[split]]
+
+    def tokens(self, split: str) -> LabelledTokens:
+        opened = [_rows(self.snapshot, shard, rows) for shard, rows in self.rows[split]]
+        return LabelledTokens(
+            tokens_NT=np.concatenate([tokens.tokens_NT for tokens in opened]),
+            labels_N=np.concatenate([tokens.labels_N for tokens in opened]),
+        )
+
+
+def _rows(snapshot: Snapshot, shard: ShardEntry, rows: int) -> LabelledTokens:
+    view = ShardCache(snapshot).open(shard)
+    labelled = np.flatnonzero(view.labels_N >= 0)[:rows]
+    tokens_NT = view.tokens_NHW[labelled].reshape(len(labelled), snapshot.resolution**2).astype(np.int64)
+    return LabelledTokens(tokens_NT=tokens_NT, labels_N=view.labels_N[labelled])
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Source:
+    """Where features come from: a layer of a network, or (without a cache) the pixels themselves."""
+
+    cache: FeatureCache | None
+    layer: int = 0
+
+    def splits(self, data: _Data, palette_K3: np.ndarray) -> SplitFeatures:
+        return SplitFeatures(**{split: self._features(data, split, palette_K3) for split in SPLITS})
+
+    def _features(self, data: _Data, split: str, palette_K3: np.ndarray) -> LabelledFeatures:
+        tokens = data.tokens(split)
+        if self.cache is None:
+            side = data.snapshot.resolution
+            pixels = palettes.to_pixels(tokens.tokens_NT.reshape(-1, side, side), palette_K3)
+            features = pixels.reshape(len(pixels), -1).astype(np.float32) / 127.5 - 1
+        else:
+            features = np.concatenate([self.cache.read(*call, self.layer) for call in data.rows[split]])
+        return LabelledFeatures(features=features, labels=tokens.labels_N)
+
+
+def _plan(snapshot: Snapshot, config: ProbeConfig) -> _Data:
+    """The rows of every shard; the training split cut to `max_train_images`."""
+    rows = {}
+    for split in SPLITS:
+        share = min(1.0, config.max_train_images / snapshot.samples(split)) if split == "train" else 1.0
+        rows[split] = tuple((shard, max(1, round(shard.samples * share))) for shard in snapshot.of_split(split))
+    return _Data(snapshot=snapshot, rows=rows)
+
+
+def _extract(network: int, shard: ShardEntry, rows: int, snapshot: Snapshot, *networks: Any) -> None:
+    """Put the features of a shard by one of the networks into its cache."""
+    bundle, cache = networks[2 * network], networks[2 * network + 1]
+    bundle = on_device(bundle, None)
+    tokens = torch.from_numpy(_rows(snapshot, shard, rows).tokens_NT).to(bundle.model.positions.device)
+    cache.write(shard, rows, image_features(bundle, tokens).cpu().numpy())
+    _log.info("features of %d images of shard %s are in %s", len(tokens), shard.name, cache.url)
+
+
+def _fit(source: _Source, data: _Data, palette_K3: np.ndarray, config: ProbeConfig) -> FittedProbe:
+    return fit_probe(source.splits(data, palette_K3), config.strengths, config.max_iterations)
+
+
+def _low_data(count: int, source: _Source, data: _Data, palette_K3: np.ndarray, config: ProbeConfig) -> Any:
+    splits = source.splits(data, palette_K3)
+    return low_data_score(splits, count, config.draws, config.strengths, config.max_iterations, config.seed)
+
+
+def _neighbours(source: _Source, data: _Data, palette_K3: np.ndarray, config: ProbeConfig) -> Any:
+    return neighbour_score(source.splits(data, palette_K3), config.neighbours)
+
+
+def _fine_tune(bundle: ModelBundle, data: _Data, palette_K3: np.ndarray, config: ProbeConfig) -> FineTuneScore:
+    assert config.fine_tune is not None
+    train, validation, test = (data.tokens(split) for split in SPLITS)
+    return fine_tune(on_device(bundle, None), train, validation, test, config.fine_tune)
+
+
+def _sheet(source: _Source, data: _Data, palette_K3: np.ndarray, config: ProbeConfig) -> NeighbourSheet:
+    """A few test images, drawn by the seed, and their nearest training images."""
+    splits, train, test = source.splits(data, palette_K3), data.tokens("train"), data.tokens("test")
+    count = min(_SHEET_IMAGES, len(test.labels_N))
+    chosen = np.sort(np.random.default_rng(config.seed).permutation(len(test.labels_N))[:count])
+    kept = min(_SHEET_NEIGHBOURS, len(train.labels_N))
+    found = nearest(splits.train.features, splits.test.features[chosen], kept).rows_NK
+    return NeighbourSheet(
+        test_tokens_NT=test.tokens_NT[chosen],
+        test_labels_N=test.labels_N[chosen],
+        train_tokens_NKT=train.tokens_NT[found],
+        train_labels_NK=train.labels_N[found],
+    )
+
+
+class _Cluster:
+    """Runs tasks on the same data, and tells how far they are."""
+
+    def __init__(self, data: _Data, palette_K3: np.ndarray, config: ProbeConfig, progress: Progress) -> None:
+        self._shared = (data, palette_K3, config)
+        self._progress = progress
+        self._gpus = 1 if ray_cluster.total_resources().get("GPU") else 0
+
+    def run(self, step: str, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """The results of function(*call, data, palette, config), in the order of the calls."""
+        return self.run_sharing(step, "classifiers", function, calls, self._shared, gpus=0)
+
+    def fine_tune(self, networks: Sequence[ModelBundle]) -> list[FineTuneScore]:
+        """Fine-tune networks, each in a task, with a GPU where there are some."""
+        calls = [(network,) for network in networks]
+        return self.run_sharing("fine-tune", "networks", _fine_tune, calls, self._shared, gpus=self._gpus)
+
+    def extract(self, calls: Sequence[tuple[Any, ...]], shared: tuple[Any, ...]) -> None:
+        """Extract features, with a GPU where there are some."""
+        self.run_sharing("features", "shards", _extract, calls, shared, gpus=self._gpus)
+
+    def run_sharing(
+        self,
+        step: str,
+        what: str,
+        function: Callable[..., Any],
+        calls: Sequence[tuple[Any, ...]],
+        shared: tuple[Any, ...],
+        *,
+        gpus: int,
+    ) -> list[Any]:
+        """The results of function(*call, *shared), in the order of the calls."""
+        if not calls:
+            return []
+        results: list[Any] = [None] * len(calls)
+        self._progress(step, 0, len(calls), what)
+        tasks = ray_cluster.map_tasks(function, calls, shared=shared, num_gpus=gpus)
+        for done, (number, result) in enumerate(tasks, 1):
+            results[number] = result
+            self._progress(step, done, len(calls), what)
+        return results
+
+
+def probe_on_cluster(
+    bundle: ModelBundle, snapshot: Snapshot, config: ProbeConfig, *, progress: Progress = silent
+) -> ProbeResult:
+    """Probe every layer of a model on a labelled dataset. Raises IgptError when the two do not fit together."""
+    check_fits(bundle, snapshot)
+    data = _plan(snapshot, config)
+    by_split = {split: data.tokens(split).labels_N for split in SPLITS}
+    _check_labels(snapshot, by_split)
+    fresh = replace(bundle, model=untrained(bundle.model, config.seed))
+    url = config.features or f"{snapshot.dataset.rstrip('/')}-features"
+    layers = bundle.model.config.layers + 1
+    caches = [
+        FeatureCache(url=objects.absolute(url), network=network_digest(network), layers=layers)
+        for network in (bundle, fresh)
+    ]
+    cluster = _Cluster(data, bundle.palette_K3, config, progress)
+    missing = [(number, *call) for number, cache in enumerate(caches) for call in cache.missing(data.calls)]
+    cluster.extract(missing, (snapshot, bundle, caches[0], fresh, caches[1]))
+    sources = [_Source(cache=cache, layer=layer) for cache in caches for layer in range(layers)]
+    fitted = cluster.run("probe", _fit, [(source,) for source in (*sources, _Source(cache=None))])
+    result = ProbeResult(
+        layers=tuple(probe.score for probe in fitted[:layers]),
+        untrained_layers=tuple(probe.score for probe in fitted[layers : 2 * layers]),
+        raw_pixels=fitted[-1].score,
+        majority=float((by_split["test"] == np.bincount(by_split["train"]).argmax()).mean()),
+        train_images=len(by_split["train"]),
+        validation_images=len(by_split["validation"]),
+        test_images=len(by_split["test"]),
+        shards_computed=len(missing),
+        shards_cached=2 * len(data.calls) - len(missing),
+    )
+    best = fitted[result.best_layer]
+    confusion_KK = np.zeros((len(snapshot.classes), len(snapshot.classes)), np.int64)
+    np.add.at(confusion_KK, (by_split["test"], best.test_predictions), 1)
+    result = replace(result, head=best.head, confusion_KK=confusion_KK)
+    chosen = (sources[result.best_layer], sources[layers + result.untrained_best_layer], _Source(cache=None))
+    return _further(result, cluster, chosen, (bundle, fresh), config)
+
+
+def _further(
+    result: ProbeResult,
+    cluster: _Cluster,
+    chosen: tuple[_Source, _Source, _Source],
+    networks: tuple[ModelBundle, ModelBundle],
+    config: ProbeConfig,
+) -> ProbeResult:
+    """What is measured at the best layers alone, beside each other for every source of features."""
+    counts = config.labels_per_class
+    few = cluster.run("few labels", _low_data, [(count, source) for source in chosen for count in counts])
+    near = cluster.run("neighbours", _neighbours, [(source,) for source in chosen if config.neighbours])
+    tuned = cluster.fine_tune(networks if config.fine_tune is not None else ())
+    (sheet,) = cluster.run("picture", _sheet, [(chosen[0],)])
+    return replace(
+        result,
+        low_data={
+            source: tuple(few[number * len(counts) : (number + 1) * len(counts)])
+            for number, source in enumerate(SOURCES)
+            if counts
+        },
+        neighbours=dict(zip(SOURCES, near, strict=False)),
+        fine_tuned=dict(zip(SOURCES, tuned, strict=False)),
+        sheet=sheet,
+    )
+
+
+def _check_labels(snapshot: Snapshot, by_split: dict[str, np.ndarray]) -> None:
+    """Raise IgptError for a dataset whose labels a probe cannot work with."""
+    classes = len(np.unique(by_split["train"]))
+    if classes < 2:
+        raise IgptError(
+            f"{snapshot.dataset}: its training images have {classes} classes, a probe needs at least 2; "
+            "put the images of each class in a folder of their own"
+        )
+    for split, labels in by_split.items():
+        if not len(labels):
+            raise IgptError(
+                f"{snapshot.dataset}: no image of its {split} split has a class; put the images of each class in a "
+                "folder of their own"
+            )
+
+
+def check_fits(bundle: ModelBundle, snapshot: Snapshot) -> None:
+    """Raise IgptError for a model without features, or of another resolution or palette than a dataset."""
+    check_has_features(bundle.model.config)
+    if bundle.model.config.resolution != snapshot.resolution:
+        raise IgptError(
+            f"{snapshot.dataset} has resolution {snapshot.resolution}, the model {bundle.model.config.resolution}: "
+            "build the dataset with the model's resolution"
+        )
+    model_palette = palettes.sha256(bundle.palette_K3)
+    if model_palette != snapshot.palette_sha256:
+        raise IgptError(
+            f"{snapshot.dataset} has palette {snapshot.palette_sha256[:12]}, the model {model_palette[:12]}: "
+            "build a dataset with the model's palette (`igpt models palette MODEL palette.npy` writes it, then "
+            "`igpt dataset build --palette palette.npy ...`) and probe on that"
+        )

@@ -1,0 +1,50 @@
+"""Checksums of the files in a folder: written once, verified whenever the folder is opened."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from pipeline.errors import IgptError
+
+FILE = "checksums.json"
+
+
+def seal(folder: Path) -> str:
+    """Write the SHA-256 of every file into the folder; returns the SHA-256 of that list, the folder's identity."""
+    checksums = {path.relative_to(folder).as_posix(): _sha256(path) for path in _files(folder)}
+    (folder / FILE).write_text(json.dumps(checksums, indent=1, sort_keys=True))
+    return _sha256(folder / FILE)
+
+
+def verify(folder: Path, origin: str, identity: str | None = None) -> None:
+    """Raise IgptError unless a folder holds exactly the files of its list, all unchanged.
+
+    With an `identity`, the list itself must be the one that `seal` wrote, so that replacing files and list is detected.
+    """
+    try:
+        checksums = json.loads((folder / FILE).read_text())
+    except FileNotFoundError:
+        raise IgptError(f"{origin}: {FILE} is missing; register the model again") from None
+    except ValueError:
+        raise IgptError(f"{origin}: {FILE} is damaged; download it again, or register the model again") from None
+    if identity is not None and _sha256(folder / FILE) != identity:
+        raise IgptError(f"{origin}: {FILE} is not the one that was registered; do not use this version")
+    names = {path.relative_to(folder).as_posix() for path in _files(folder)}
+    if unknown := sorted(names - set(checksums)):
+        raise IgptError(f"{origin}: {unknown[0]} does not belong to the model; do not use this version")
+    for name, expected in sorted(checksums.items()):
+        if name not in names:
+            raise IgptError(f"{origin}: {name} is missing; download it again, or register the model again")
+        if _sha256(folder / name) != expected:
+            raise IgptError(
+                f"{origin}: {name} is damaged (its checksum differs); download it again, or register the model again"
+            )
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / FILE)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

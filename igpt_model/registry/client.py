@@ -1,0 +1,279 @@
+"""The MLflow model registry: finds and downloads versions, and promotes them to champion.
+
+register.py adds versions; serving.py is the code of a loaded version.
+"""
+
+import json
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import Metric
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from igpt_model.model.bundle import ModelBundle
+from igpt_model.registry import checksums
+from igpt_model.registry import gate as promotion
+from igpt_model.registry.gate import Decision, GateConfig
+from pipeline.errors import IgptError, first_line
+from pipeline.images import palette as palettes
+
+CANDIDATE, CHAMPION = "candidate", "champion"
+IDENTITY = "igpt.files_sha256"
+"""Tag: the identity of the version's files (checksums.py)."""
+_DECISION = "igpt.promotion"
+_PREVIOUS = "igpt.previous_champion"
+_TIME = "igpt.promotion_time"
+_TRIES = 5
+_CONCURRENT_SECONDS = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Version:
+    """A registered version."""
+
+    name: str
+    number: int
+    run_id: str
+    model_id: str
+    """Id of MLflow's LoggedModel, to which metrics are attached."""
+    tags: Mapping[str, str]
+    aliases: tuple[str, ...]
+    created: datetime
+
+    @property
+    def uri(self) -> str:
+        """models:/{name}/{number}."""
+        return f"models:/{self.name}/{self.number}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Promotion:
+    """The result of a promotion or a rollback."""
+
+    version: Version
+    """The version to promote; after a rollback, the new champion."""
+    previous: int | None
+    """Number of the champion before; none: there was no champion."""
+    decision: Decision
+
+
+class Registry:
+    """The registry of one MLflow server."""
+
+    def __init__(self, tracking_uri: str) -> None:
+        self.tracking_uri = tracking_uri
+        self._client = MlflowClient(tracking_uri)
+
+    def names(self) -> list[str]:
+        """The names of all registered models."""
+        names, token = [], None
+        while True:
+            with one_line(self.tracking_uri):
+                page = self._client.search_registered_models(page_token=token)
+            names += [model.name for model in page]
+            token = page.token
+            if not token:
+                return sorted(names)
+
+    def versions(self, name: str) -> list[Version]:
+        """The versions of a model, newest first. Raises IgptError when there is no such model."""
+        aliases = self.aliases_of(name)
+        versions, token = [], None
+        while True:
+            with one_line(self.tracking_uri):
+                page = self._client.search_model_versions(f"name = '{name}'", page_token=token)
+            versions += [_version(entity, aliases) for entity in page]
+            token = page.token
+            if not token:
+                return sorted(versions, key=lambda version: -version.number)
+
+    def find(self, reference: str) -> Version:
+        """The version NAME@ALIAS or NAME/NUMBER, optionally prefixed with models:/. Raises IgptError if missing."""
+        plain = reference.removeprefix("models:").strip("/")
+        name, at, alias = plain.partition("@")
+        if not at:
+            name, slash, alias = plain.rpartition("/")
+            if not slash or not alias.isdigit():
+                raise IgptError(f"{reference}: name a version, as in NAME@{CANDIDATE}, NAME@{CHAMPION} or NAME/3")
+        aliases = self.aliases_of(name)
+        if at and alias not in aliases:
+            known = ", ".join(f"{known} (version {number})" for known, number in sorted(aliases.items())) or "none"
+            raise IgptError(f"{reference}: no such alias, the model has {known}; `igpt models ls {name}` lists it")
+        number = aliases[alias] if at else int(alias)
+        try:
+            return _version(self._client.get_model_version(name, str(number)), aliases)
+        except MlflowException:
+            raise IgptError(f"{reference}: no such version; `igpt models ls {name}` lists the versions") from None
+
+    def aliases_of(self, name: str) -> dict[str, int]:
+        """The version number of each alias of a model. Raises IgptError when there is no such model."""
+        if not name or any(character in name for character in "/:'\"`"):
+            raise IgptError(f"{name!r} is not a model name: it must not be empty or have a slash, colon or quote")
+        try:
+            model = self._client.get_registered_model(name)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                raise IgptError(f"{name}: no such model in {self.tracking_uri}; `igpt models ls` lists them") from None
+            raise _to_igpt_error(error, self.tracking_uri) from None
+        return {alias: int(number) for alias, number in model.aliases.items()}
+
+    def tag(self, version: Version, tags: Mapping[str, str]) -> None:
+        """Set tags on a version."""
+        with one_line(self.tracking_uri):
+            for key, value in tags.items():
+                self._client.set_model_version_tag(version.name, str(version.number), key, value)
+
+    def measure(self, version: Version, values: Mapping[str, float], *, dataset: str, digest: str) -> None:
+        """Attach metrics measured on a snapshot to a version's model and to its run."""
+        now, name = int(time.time() * 1000), dataset.rstrip("/").rsplit("/", 1)[-1]
+        points = [
+            Metric(key, value, now, 0, model_id=version.model_id, dataset_name=name, dataset_digest=digest[:12])
+            for key, value in values.items()
+        ]
+        with one_line(self.tracking_uri):
+            self._client.log_batch(version.run_id, metrics=points)
+
+    def champion(self, name: str) -> Version | None:
+        """The champion of a model; none: no champion yet."""
+        number = self.aliases_of(name).get(CHAMPION)
+        return None if number is None else self.find(f"{name}/{number}")
+
+    def promote(self, reference: str, gate: GateConfig) -> Promotion:
+        """Make a version the champion if it passes the gate. The decision and its numbers are written to its tags.
+
+        The alias moves atomically, so there is a champion at all times. If another promotion happens in between, the
+        version is compared again with the new champion; if two move the alias concurrently, the better one stays.
+        """
+        candidate = self.find(reference)
+        for _ in range(_TRIES):
+            champion = self.champion(candidate.name)
+            if champion is not None and champion.number == candidate.number:
+                raise IgptError(f"{candidate.uri} is the champion already; nothing to promote")
+            decision = promotion.decide(candidate.tags, None if champion is None else champion.tags, gate)
+            previous = None if champion is None else champion.number
+            if not decision.passed:
+                self.tag(candidate, _decision_tags(decision, champion))
+                return Promotion(version=candidate, previous=previous, decision=decision)
+            current = self.aliases_of(candidate.name).get(CHAMPION)
+            if current != previous:
+                continue
+            # Tags before the alias: a champion without the tag of its predecessor could not be rolled back.
+            tags = {_PREVIOUS: "" if previous is None else str(previous)}
+            self.tag(candidate, {**_decision_tags(decision, champion), **tags})
+            with one_line(self.tracking_uri):
+                self._client.set_registered_model_alias(candidate.name, CHAMPION, str(candidate.number))
+            better = self._best_rival(candidate, previous, gate)
+            if better is not None and self.aliases_of(candidate.name).get(CHAMPION) == candidate.number:
+                with one_line(self.tracking_uri):
+                    self._client.set_registered_model_alias(candidate.name, CHAMPION, str(better.number))
+                decision = promotion.decide(candidate.tags, better.tags, gate)
+                self.tag(candidate, _decision_tags(decision, better))
+            return Promotion(version=self.find(candidate.uri), previous=previous, decision=decision)
+        raise IgptError(
+            f"{candidate.uri}: other promotions of {candidate.name} keep interfering; run the same command again"
+        )
+
+    def _best_rival(self, candidate: Version, previous: int | None, gate: GateConfig) -> Version | None:
+        """The best version promoted over the same champion within a minute; none: `candidate` is the best.
+
+        A version is better when it passes the gate against the other but not the reverse. Every promotion writes its
+        tags before it moves the alias, so the last one to move it sees all the others.
+        """
+        best = candidate
+        for rival in self.versions(candidate.name):
+            same = rival.tags.get(_PREVIOUS) == ("" if previous is None else str(previous))
+            if rival.number == candidate.number or not same or rival.tags.get(_DECISION) != promotion.PROMOTED:
+                continue
+            age = datetime.now(UTC) - datetime.fromisoformat(rival.tags[_TIME])
+            if abs(age.total_seconds()) > _CONCURRENT_SECONDS:
+                continue
+            rival_decision = promotion.decide(rival.tags, best.tags, gate)
+            if rival_decision.passed and not promotion.decide(best.tags, rival.tags, gate).passed:
+                best = rival
+        return None if best is candidate else best
+
+    def rollback(self, name: str) -> Promotion:
+        """Make the previous champion the champion again. Raises IgptError when there is none."""
+        champion = self.champion(name)
+        if champion is None:
+            raise IgptError(f"{name}: it has no champion; `igpt models promote {name}@{CANDIDATE}` makes one")
+        number = champion.tags.get(_PREVIOUS, "")
+        if not number:
+            raise IgptError(f"{champion.uri} is the first champion: there is none before it; promote another version")
+        previous = self.find(f"{name}/{number}")
+        with one_line(self.tracking_uri):
+            self._client.set_registered_model_alias(name, CHAMPION, number)
+        self.tag(champion, {promotion.ROLLED_BACK: f"to version {number}, {_now()}", _DECISION: "rolled back"})
+        return Promotion(
+            version=self.find(previous.uri), previous=champion.number, decision=Decision(refusals=(), compared={})
+        )
+
+    def palette(self, version: Version) -> bytes:
+        """The palette of a version, as the bytes of an .npy file."""
+        with tempfile.TemporaryDirectory(prefix="igpt-palette-") as temporary:
+            return palettes.to_bytes(self.fetch(version, Path(temporary)).palette_K3)
+
+    def open(self, reference: str) -> ModelBundle:
+        """Find, download and open the model of a version; raises like `find` and `fetch`."""
+        with tempfile.TemporaryDirectory(prefix="igpt-model-") as temporary:
+            return self.fetch(self.find(reference), Path(temporary))
+
+    def fetch(self, version: Version, local: Path) -> ModelBundle:
+        """Download and open a version's model. Raises IgptError when it is damaged or not what was registered."""
+        mlflow.set_tracking_uri(self.tracking_uri)
+        with one_line(version.uri):
+            path = Path(mlflow.artifacts.download_artifacts(artifact_uri=version.uri, dst_path=str(local)))
+        descriptions = sorted(path.rglob("model.json"))
+        if not descriptions:
+            raise IgptError(f"{version.uri}: not a model of igpt-pipeline, it holds no model.json")
+        if IDENTITY in version.tags:
+            checksums.verify(descriptions[0].parent, version.uri, version.tags[IDENTITY])
+        return ModelBundle.load(descriptions[0].parent, origin=version.uri)
+
+
+def _version(entity: ModelVersion, aliases: Mapping[str, int]) -> Version:
+    number = int(entity.version)
+    return Version(
+        name=entity.name,
+        number=number,
+        run_id=entity.run_id or "",
+        # MLflow's database stores do not keep model_id; the source contains it, as models:/m-...
+        model_id=entity.model_id or str(entity.source).removeprefix("models:/"),
+        tags=dict(entity.tags),
+        aliases=tuple(sorted(alias for alias, aliased in aliases.items() if aliased == number)),
+        created=datetime.fromtimestamp(entity.creation_timestamp / 1000, UTC),
+    )
+
+
+def _decision_tags(decision: Decision, champion: Version | None) -> dict[str, str]:
+    return {
+        _DECISION: decision.text,
+        _TIME: _now(),
+        "igpt.promotion_against": "" if champion is None else str(champion.number),
+        "igpt.promotion_numbers": json.dumps(dict(decision.compared), sort_keys=True),
+    }
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@contextmanager
+def one_line(place: str) -> Iterator[None]:
+    """Convert MLflow's errors to IgptError with one line."""
+    try:
+        yield
+    except MlflowException as error:
+        raise _to_igpt_error(error, place) from None
+
+
+def _to_igpt_error(error: MlflowException, place: str) -> IgptError:
+    return IgptError(f"{place}: {first_line(error)}; see the MLflow page")

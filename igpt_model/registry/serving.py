@@ -1,0 +1,182 @@
+"""The pyfunc interface of a registered Image GPT. This module and its imports are stored with the model.
+
+A version consists of code, safetensors, JSON and a palette: loading it unpickles nothing (it works with
+MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false), verifies checksums, and needs neither this repository nor its services.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.types import DataType, ParamSchema, ParamSpec
+
+from igpt_model.inference.features import image_features
+from igpt_model.inference.images import to_pictures
+from igpt_model.inference.sample import Drawing, complete, draw
+from igpt_model.inference.score import score
+from igpt_model.model.bundle import ModelBundle
+from igpt_model.model.network import Condition
+from igpt_model.probing.head import ProbeHead
+from igpt_model.registry import checksums
+from pipeline.errors import IgptError
+
+TASKS = ("features", "classify", "complete", "sample", "upscale", "score")
+PROBED = "probed.json"
+# Name, type and default of every parameter of predict. None: the model chooses.
+_PARAMETERS: tuple[tuple[str, DataType, Any], ...] = (
+    ("task", DataType.string, "features"),
+    ("layer", DataType.long, None),
+    ("all_layers", DataType.boolean, False),
+    ("rows", DataType.long, None),
+    ("samples", DataType.long, 1),
+    ("label", DataType.long, None),
+    ("temperature", DataType.double, 1.0),
+    ("top_k", DataType.long, None),
+    ("top_p", DataType.double, None),
+    ("seed", DataType.long, 0),
+)
+
+
+class RegisteredImageGPT:
+    """The model that `mlflow.pyfunc.load_model` returns: predict(images, params).
+
+    Images are uint8 [N, H, W, 3] of any size, a list of images of different sizes, PNG or JPEG files as bytes, or a
+    table with one of these in its column `image`; over HTTP files are base64. R is the model's resolution.
+
+    params["task"] is one of:
+    - `features`: float32 [N, width] of the best layer in the linear probe, or of params["layer"]; with
+      params["all_layers"], [N, layers + 1, width]
+    - `classify`: a table of probabilities with one column per class; needs an attached probe
+    - `complete`: keeps the upper params["rows"] rows (none: half), uint8 [N, samples, R, R, 3]
+    - `sample`: params["samples"] new images, uint8 [samples, R, R, 3]; ignores the input images
+    - `upscale`: uint8 [N, samples, R, R, 3], sampled from small versions of the images
+    - `score`: bits per pixel, [N]
+    Sampling uses temperature, top_k, top_p and seed. A class-conditional model samples and scores images of the class
+    number params["label"].
+    """
+
+    def __init__(self, bundle: ModelBundle, best_layer: int, head: ProbeHead | None = None) -> None:
+        self._bundle, self._best_layer, self._head = bundle, best_layer, head
+
+    def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> Any:
+        """Run one task; see the class.
+
+        Raises MlflowException for invalid images or parameters: callers can catch it without this package, and MLflow's
+        server returns its message.
+        """
+        try:
+            return self._run(model_input, {**default_params(), **(params or {})})
+        except IgptError as error:
+            raise MlflowException.invalid_parameter_value(str(error)) from None
+
+    def _run(self, images: Any, settings: dict[str, Any]) -> Any:
+        task = settings["task"]
+        if task not in TASKS:
+            raise IgptError(f"task is {task!r}: it must be one of {', '.join(TASKS)}")
+        if settings["samples"] < 1:
+            raise IgptError(f"samples is {settings['samples']}: it must be at least 1")
+        if task == "sample":
+            condition = self._condition(settings["samples"], settings)
+            drawn = draw(self._bundle.model, settings["samples"], _drawing(settings), condition=condition)
+            return self._bundle.pictures(drawn.numpy())
+        pictures = to_pictures(images, self._bundle.model.config.resolution)
+        if task == "features":
+            return self._features(pictures, settings)
+        if task == "classify":
+            return self._classify(pictures)
+        if task == "score":
+            condition = self._condition(len(pictures), settings, pictures)
+            return score(self._bundle.model, self._tokens(pictures), condition=condition).bits_per_pixel.numpy()
+        return self._complete_or_upscale(pictures, settings)
+
+    def _tokens(self, pictures: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(self._bundle.quantize(pictures))
+
+    def _condition(self, count: int, settings: dict[str, Any], pictures: np.ndarray | None = None) -> Condition:
+        """The conditioning inputs of `count` images: a class, or their small versions."""
+        config, label = self._bundle.model.config, settings["label"]
+        labels_B = low_BP = None
+        if config.classes is not None:
+            if label is None or not 0 <= label < config.classes:
+                raise IgptError(
+                    f"label is {label}: this model is class-conditional, it must be 0 to {config.classes - 1}"
+                )
+            labels_B = torch.full((count,), label)
+        if config.low_resolution is not None and pictures is not None:
+            low_BP = torch.from_numpy(self._bundle.shrink(pictures))
+        return Condition(labels_B=labels_B, low_BP=low_BP)
+
+    def _features(self, pictures: np.ndarray, settings: dict[str, Any]) -> np.ndarray:
+        layers, layer = self._bundle.model.config.layers, settings["layer"]
+        if layer is not None and settings["all_layers"]:
+            raise IgptError(f"layer is {layer} and all_layers is set: leave one of them out")
+        layer = self._best_layer if layer is None else layer
+        if not 0 <= layer <= layers:
+            raise IgptError(f"layer is {layer}: it must be 0 to {layers}, or left out for the best layer of the probe")
+        features_LNC = image_features(self._bundle, self._tokens(pictures))
+        return features_LNC.transpose(0, 1).numpy() if settings["all_layers"] else features_LNC[layer].numpy()
+
+    def _classify(self, pictures: np.ndarray) -> Any:
+        if self._head is None:
+            raise IgptError("task is classify, and no probe is attached to this version: use task features")
+        import pandas as pd  # noqa: PLC0415 (a dependency of the pyfunc flavor, not of training)
+
+        features_NC = image_features(self._bundle, self._tokens(pictures))[self._best_layer].numpy()
+        names = [self._bundle.classes[label] for label in self._head.labels_K]
+        return pd.DataFrame(self._head.probabilities(features_NC), columns=names)
+
+    def _complete_or_upscale(self, pictures: np.ndarray, settings: dict[str, Any]) -> np.ndarray:
+        """Completions or upscaled versions of pictures, uint8 [N, samples, R, R, 3]."""
+        side, count = self._bundle.model.config.resolution, settings["samples"]
+        rows = side // 2 if settings["rows"] is None else settings["rows"]
+        if not 0 <= rows <= side:
+            raise IgptError(f"rows is {rows}: it must be 0 to {side}, or left out to keep half of them")
+        repeated = pictures.repeat(count, 0)
+        condition = self._condition(len(repeated), settings, repeated if settings["task"] == "upscale" else None)
+        tokens_BT = self._tokens(pictures).repeat_interleave(count, 0)
+        known_BT = torch.zeros_like(tokens_BT, dtype=torch.bool)
+        if settings["task"] == "complete":
+            known_BT[:, : rows * side] = True
+        elif condition.low_BP is None:
+            raise IgptError("task is upscale, and this model was trained without low_resolution: it does not upscale")
+        drawn = complete(self._bundle.model, tokens_BT, known_BT, _drawing(settings), condition=condition)
+        return self._bundle.pictures(drawn.numpy()).reshape(len(pictures), count, side, side, 3)
+
+
+def _drawing(settings: dict[str, Any]) -> Drawing:
+    return Drawing(**{name: settings[name] for name in ("temperature", "top_k", "top_p", "seed")})
+
+
+def default_params() -> dict[str, Any]:
+    """The parameters of predict and their defaults."""
+    return {name: default for name, _, default in _PARAMETERS}
+
+
+def signature() -> ModelSignature:
+    """The typed parameters. Input images are validated by predict.
+
+    No MLflow schema accepts arrays, files and tables alike: a tensor schema refuses lists and tables of images, a
+    column schema refuses arrays.
+    """
+    return ModelSignature(params=ParamSchema([ParamSpec(name, kind, value) for name, kind, value in _PARAMETERS]))
+
+
+def write_files(folder: Path, model: ModelBundle, best_layer: int, head: ProbeHead | None) -> str:
+    """Write the files that `_load_pyfunc` loads into an empty folder; returns its identity (checksums.py)."""
+    model.save(folder)
+    (folder / PROBED).write_text(json.dumps({"best_layer": best_layer}))
+    if head is not None:
+        head.save(folder)
+    return checksums.seal(folder)
+
+
+def _load_pyfunc(data_path: str) -> RegisteredImageGPT:
+    """Load a registered model from its files. MLflow calls this through igpt_model.registered."""
+    folder = Path(data_path)
+    checksums.verify(folder, data_path)
+    best_layer = int(json.loads((folder / PROBED).read_text())["best_layer"])
+    return RegisteredImageGPT(ModelBundle.load(folder), best_layer, ProbeHead.load(folder))

@@ -1,0 +1,60 @@
+"""The folder of a training run and its record, {run}/run.json."""
+
+import json
+from dataclasses import asdict, dataclass
+
+from igpt_model.config import PretrainConfig
+from pipeline.dataset.snapshot import Snapshot
+from pipeline.errors import IgptError
+from pipeline.store import objects
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """The config and MLflow run of a run, as of its last start."""
+
+    config: PretrainConfig
+    """With the dataset's URL and snapshot number filled in."""
+    mlflow_run: str | None
+    """Id of its MLflow run; None: it has none."""
+
+
+def folder_of(config: PretrainConfig, snapshot: Snapshot) -> str:
+    """The folder of the run of a config on a snapshot.
+
+    Runs started when configs were flat have another name; if such a run exists, it is continued.
+    """
+    runs = objects.absolute(config.keeping.runs)
+    run = objects.join(runs, config.run_name(snapshot.digest))
+    if config.keeping.name is None and not _is_run(run):
+        flat = objects.join(runs, config.flat_run_name(snapshot.digest))
+        if _is_run(flat):
+            return flat
+    return run
+
+
+def _is_run(run: str) -> bool:
+    """Whether a run was begun in a folder, or is finished there."""
+    return any(objects.exists(objects.join(run, name)) for name in ("run.json", "result.json"))
+
+
+def write(run: str, record: RunRecord) -> None:
+    """Write the record into the run's folder."""
+    objects.write_bytes(objects.join(run, "run.json"), json.dumps(asdict(record), indent=1, sort_keys=True).encode())
+
+
+def read(run: str) -> RunRecord:
+    """Read the record of a run. Raises IgptError when the folder is not a run, or of another version."""
+    url = objects.join(run, "run.json")
+    try:
+        fields = json.loads(objects.read_bytes(url))
+        return RunRecord(config=PretrainConfig.from_fields(**fields["config"]), mlflow_run=fields["mlflow_run"])
+    except FileNotFoundError:
+        raise IgptError(f"{run}: no training run there; `igpt runs ls FOLDER` names those of a runs folder") from None
+    except (ValueError, KeyError, TypeError, IgptError) as error:
+        raise IgptError(f"{url}: not the record of a run of this version ({error})") from None
+
+
+def find(runs: str) -> list[str]:
+    """The folders of all runs in a runs folder, by name."""
+    return [file.url.removesuffix("/run.json") for file in objects.list_files(runs) if file.url.endswith("/run.json")]

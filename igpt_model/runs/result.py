@@ -1,0 +1,67 @@
+"""The result of a training run, and whether it satisfies a config."""
+
+import json
+from dataclasses import dataclass
+
+from igpt_model.config import PretrainConfig
+from igpt_model.runs.checkpoint import TrainingState
+from pipeline.dataset.snapshot import Snapshot
+from pipeline.errors import IgptError
+from pipeline.store import objects
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """The result of a finished run; stored as {run}/result.json."""
+
+    steps: int
+    images: int
+    """Images trained on, counting repetitions."""
+    validation_loss: float
+    """Nats per pixel on the whole validation split."""
+    validation_images: int
+    train_loss: float
+    """Nats per pixel, the mean over the last logged steps."""
+    seconds: float
+    images_per_second: float
+    restarts: int
+    parameters: int
+    manifest_digest: str
+    """Digest of the dataset snapshot it was trained on."""
+    palette_sha256: str
+    skipped_steps: int = 0
+    """Steps skipped because their loss or gradient was not finite."""
+
+
+def read_result(run: str) -> TrainResult | None:
+    """The result of a run; None when it has not finished."""
+    try:
+        return TrainResult(**json.loads(objects.read_bytes(objects.join(run, "result.json"))))
+    except FileNotFoundError:
+        return None
+
+
+def finished(config: PretrainConfig, snapshot: Snapshot, run: str) -> TrainResult | None:
+    """The result of a run that has done all steps of this config; None when it has steps left.
+
+    Raises IgptError when the run was trained on another dataset or palette.
+    """
+    result = read_result(run)
+    if result is None:
+        return None
+    check_same_data(result, snapshot, run)
+    return result if result.steps >= config.optimizer.steps else None
+
+
+def check_same_data(trained: TrainingState | TrainResult, snapshot: Snapshot, run: str) -> None:
+    """Raise IgptError when a run was trained on another palette or snapshot than `snapshot`."""
+    if trained.palette_sha256 != snapshot.palette_sha256:
+        raise IgptError(
+            f"{run}: it was trained with palette {trained.palette_sha256[:12]}, the dataset has "
+            f"{snapshot.palette_sha256[:12]}; use the dataset it was trained on, or another name or runs folder"
+        )
+    if trained.manifest_digest != snapshot.digest:
+        raise IgptError(
+            f"{run}: it was trained on the snapshot with digest {trained.manifest_digest[:12]}, this one has "
+            f"{snapshot.digest[:12]}; give that snapshot's number, or another name or runs folder"
+        )

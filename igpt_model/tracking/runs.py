@@ -1,0 +1,206 @@
+"""MLflow runs: one per training run, reused after a restart, with config, lineage, metrics and images."""
+
+import json
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+
+from igpt_model.config import PretrainConfig
+from pipeline.dataset.snapshot import Snapshot
+from pipeline.errors import IgptError, first_line
+
+_RUN_TAG = "igpt.run"
+BEAT_TAG = "igpt.last_sign_of_life"
+"""Tag: time of the last heartbeat of the run, in seconds since 1970."""
+_ABANDONED_SECONDS = 300.0
+REASON_LENGTH = 160  # maximum characters of a quoted error; MLflow's client repeats the address three times
+
+
+def check_reachable(tracking_uri: str) -> None:
+    """Raise IgptError when no MLflow server answers at a URI, within seconds."""
+    if not tracking_uri.startswith(("http://", "https://")):
+        raise IgptError(f"MLFLOW_TRACKING_URI is {tracking_uri!r}: give the http:// address of an MLflow server")
+    try:
+        with urllib.request.urlopen(f"{tracking_uri.rstrip('/')}/health", timeout=5) as answer:
+            answer.read()
+    except (urllib.error.URLError, TimeoutError, OSError, ValueError) as error:
+        raise IgptError(
+            f"MLflow at {tracking_uri} does not answer ({getattr(error, 'reason', error)}); "
+            "start it (`igpt up`) or correct MLFLOW_TRACKING_URI"
+        ) from None
+
+
+class RunLogger:
+    """Writes to one MLflow run."""
+
+    def __init__(self, tracking_uri: str, run_id: str) -> None:
+        self._client = MlflowClient(tracking_uri)
+        self.tracking_uri, self.run_id = tracking_uri, run_id
+
+    @property
+    def url(self) -> str:
+        """The run's page."""
+        experiment = self._client.get_run(self.run_id).info.experiment_id
+        return f"{self.tracking_uri.rstrip('/')}/#/experiments/{experiment}/runs/{self.run_id}"
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Log values at a step. Raises IgptError when the server does not accept them after the client's retries."""
+        now = int(time.time() * 1000)
+        try:
+            self.points([Metric(name, float(value), now, step) for name, value in values.items()])
+        except MlflowException as error:
+            reason = first_line(error, REASON_LENGTH)
+            raise IgptError(
+                f"MLflow at {self.tracking_uri} does not accept the metrics of step {step} ({reason}); "
+                "when it answers again, run the same command again"
+            ) from None
+
+    def points(self, points: Sequence[Metric]) -> None:
+        """Log metrics that have steps and times. Raises MlflowException."""
+        self._client.log_batch(self.run_id, metrics=points)
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Set tags."""
+        self._client.log_batch(self.run_id, tags=[RunTag(k, v) for k, v in values.items()])
+
+    def picture(self, image: np.ndarray, name: str) -> None:
+        """Store an image, uint8 [H, W, 3], as an artifact; `name` ends in .png."""
+        self._client.log_image(self.run_id, image, artifact_file=name)
+
+    def picture_at(self, step: int, image: np.ndarray, name: str) -> None:
+        """Log an image of a step, uint8 [H, W, 3], for MLflow's image view by step; only once per step."""
+        logged = self._client.list_artifacts(self.run_id, "images")
+        if not any(file.path.startswith(f"images/{name}+step+{step}+") for file in logged):
+            self._client.log_image(self.run_id, image, key=name, step=step)
+
+    def file(self, data: bytes, name: str) -> None:
+        """Store a file as an artifact."""
+        with tempfile.TemporaryDirectory(prefix="igpt-artifact-") as folder:
+            path = Path(folder) / name
+            path.write_bytes(data)
+            self._client.log_artifact(self.run_id, str(path))
+
+    def end(self, status: str) -> None:
+        """Close the run: FINISHED, FAILED or KILLED."""
+        self._client.set_terminated(self.run_id, status)
+
+    @contextmanager
+    def closing(self) -> Iterator[None]:
+        """Close the run when the block ends: finished, failed, or killed by Ctrl-C or a cancellation.
+
+        When the server does not answer, a failed run stays open, and a later run closes it as abandoned. Raises
+        IgptError when a finished run cannot be closed.
+        """
+        status = "KILLED"
+        try:
+            yield
+            status = "FINISHED"
+        except Exception:
+            status = "FAILED"
+            raise
+        finally:
+            try:
+                self.end(status)
+            except MlflowException as error:
+                if status == "FINISHED":
+                    reason = first_line(error, REASON_LENGTH)
+                    raise IgptError(
+                        f"MLflow at {self.tracking_uri} does not close the run {self.run_id} ({reason}); "
+                        "when it answers again, run the same command again"
+                    ) from None
+
+    def metric_history(self, name: str) -> list[tuple[int, float]]:
+        """The (step, value) pairs of a metric, by step."""
+        history = self._client.get_metric_history(self.run_id, name)
+        return sorted((metric.step, metric.value) for metric in history)
+
+
+def open_run(
+    tracking_uri: str,
+    config: PretrainConfig,
+    snapshot: Snapshot,
+    run: str,
+    tags: Mapping[str, str],
+) -> RunLogger:
+    """Find the MLflow run of the training run in folder `run`, or create it with its config and dataset."""
+    client = MlflowClient(tracking_uri)
+    try:
+        experiment = client.get_experiment_by_name(config.tracking.experiment)
+        experiment_id = experiment.experiment_id if experiment else client.create_experiment(config.tracking.experiment)
+        existing = client.search_runs([experiment_id], f"tags.`{_RUN_TAG}` = '{run}'", max_results=1)
+    except MlflowException as error:
+        raise IgptError(
+            f"MLflow at {tracking_uri}: experiment {config.tracking.experiment!r}: {error.message}"
+        ) from None
+    if existing:
+        logger = RunLogger(tracking_uri, existing[0].info.run_id)
+        # The heartbeat first: a running run with an old heartbeat would be closed as abandoned.
+        logger.tags({**tags, BEAT_TAG: f"{time.time():.0f}"})
+        client.update_run(logger.run_id, status="RUNNING")
+        return logger
+    name = run.rstrip("/").rsplit("/", 1)[-1]
+    created = client.create_run(experiment_id, run_name=name, tags={_RUN_TAG: run, **tags})
+    logger = RunLogger(tracking_uri, created.info.run_id)
+    model = config.model_for(snapshot)
+    # Fields are logged with the preset's numbers and without their sections, so that runs can be compared with older
+    # ones. `model.` is the resulting model, which also depends on the dataset.
+    params = {
+        **config.resolved().flat(),
+        **{f"model.{name}": value for name, value in asdict(model).items()},
+        "parameters": model.parameters,
+    }
+    client.log_batch(
+        logger.run_id,
+        params=[Param(key, str(value)[:500]) for key, value in params.items()],
+    )
+    logger.tags(lineage_tags(snapshot))
+    source = json.dumps({"uri": f"{snapshot.dataset}/snapshots/{snapshot.number:06d}.json"})
+    dataset = Dataset(
+        name=snapshot.dataset.rstrip("/").rsplit("/", 1)[-1],
+        digest=snapshot.digest[:12],
+        source_type="uri",
+        source=source,
+        profile=json.dumps({split: snapshot.samples(split) for split in ("train", "validation", "test")}),
+    )
+    context = [InputTag("mlflow.data.context", "training")]
+    client.log_inputs(logger.run_id, datasets=[DatasetInput(dataset, tags=context)])
+    return logger
+
+
+def close_abandoned(tracking_uri: str, experiment: str) -> list[str]:
+    """Close training runs whose process died, as KILLED at their last heartbeat. Returns their ids.
+
+    A run is abandoned when its status is running and its last heartbeat is older than five minutes.
+    """
+    client = MlflowClient(tracking_uri)
+    existing = client.get_experiment_by_name(experiment)
+    if existing is None:
+        return []
+    running = client.search_runs([existing.experiment_id], f"attributes.status = 'RUNNING' and tags.`{BEAT_TAG}` != ''")
+    closed = []
+    for run in running:
+        last = float(run.data.tags[BEAT_TAG])
+        if time.time() - last > _ABANDONED_SECONDS:
+            client.set_terminated(run.info.run_id, "KILLED", end_time=int(last * 1000))
+            closed.append(run.info.run_id)
+    return closed
+
+
+def lineage_tags(snapshot: Snapshot) -> dict[str, str]:
+    """Tags for the dataset of a run or a model."""
+    return {
+        "igpt.dataset": snapshot.dataset,
+        "igpt.snapshot": str(snapshot.number),
+        "igpt.manifest_digest": snapshot.digest,
+        "igpt.palette_sha256": snapshot.palette_sha256,
+    }

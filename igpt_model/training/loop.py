@@ -1,0 +1,342 @@
+"""The training loop: plain functions over a model, an order of samples and a run's folder. No framework.
+
+Runs the same under Ray Train, torchrun and plain Python: whoever starts it sets up the process group, if there are
+several workers, and says which of them this is. `python -m igpt_model.train CONFIG.yaml` is the plain way.
+"""
+
+import itertools
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+
+from igpt_model.config import PretrainConfig
+from igpt_model.data.batches import Inputs, Preparation
+from igpt_model.data.order import SampleOrder, micro_ranges
+from igpt_model.data.shard_cache import ShardCache, batches, count_batches, no_images
+from igpt_model.data.window_reader import WindowReader, check_room
+from igpt_model.model.bundle import ModelBundle
+from igpt_model.model.network import ImageGPT
+from igpt_model.runs import checkpoint, initial_model, record
+from igpt_model.runs.checkpoint import Checkpoint, Fetch, TrainingState
+from igpt_model.runs.events import Listener
+from igpt_model.runs.metric_log import LoggedMetrics
+from igpt_model.runs.record import RunRecord
+from igpt_model.runs.result import TrainResult, check_same_data
+from igpt_model.runs.saver import Saver
+from igpt_model.training.compiler import require_compiler
+from igpt_model.training.optim import learning_rate
+from igpt_model.training.step import StepOutcome, mean_loss, train_step
+from igpt_model.training.throughput import Throughput
+from igpt_model.training.train_state import Learner
+from igpt_model.training.watchdog import Watchdog
+from igpt_model.worker import Worker
+from pipeline.dataset.snapshot import Snapshot
+from pipeline.errors import IgptError
+from pipeline.partition import part_of
+from pipeline.store import objects
+from pipeline.store.lease import Fence
+
+_log = logging.getLogger(__name__)
+_EVALUATION_BATCH = 64
+_REPORT_EVERY = 10  # steps; the loss that is reported is their mean
+
+
+def train(
+    config: PretrainConfig,
+    snapshot: Snapshot,
+    run: str,
+    worker: Worker,
+    listener: Listener,
+    *,
+    mlflow_run: str | None = None,
+    heartbeat: Callable[[int], None] = lambda step: None,
+    leaving: Callable[[], bool] = lambda: False,
+    fence: Fence | None = None,
+) -> TrainResult:
+    """Train, or continue, the run in the folder `run` until its last step; every rank returns the same result.
+
+    `heartbeat` is called on every rank at every step. `leaving` is asked on every rank at the same steps, all must get
+    the same answer, and the first yes saves a checkpoint: some of the workers will soon be gone. Raises IgptError when
+    a checkpoint belongs to another dataset, palette or shape, when more steps in a row than `max_skipped_steps` have no
+    finite loss and gradient, when no checkpoint can be written, when the `fence` lets none pass any more, or when
+    there is no compiler to compile with.
+    """
+    if config.execution.compile:
+        require_compiler(worker)
+    training = _Training(config, snapshot, run, worker, listener, mlflow_run, fence)
+    try:
+        with Watchdog(config.execution.hang_seconds, training.tell_stacks) as training.watchdog:
+            return training.run_to_end(heartbeat, leaving)
+    finally:
+        training.saver.close()
+        training.reader.close()
+
+
+class _Training:
+    """One worker's part of a run."""
+
+    watchdog: Watchdog
+
+    def __init__(
+        self,
+        config: PretrainConfig,
+        snapshot: Snapshot,
+        run: str,
+        worker: Worker,
+        listener: Listener,
+        mlflow_run: str | None,
+        fence: Fence | None,
+    ) -> None:
+        self.config, self.snapshot, self.run, self.worker, self.listener = config, snapshot, run, worker, listener
+        self.fence = fence
+        shards, held_out = snapshot.of_split("train"), snapshot.of_split("validation")
+        check_room(shards, held_out, config.data.window_shards, config.execution.cache_bytes)
+        cache = ShardCache(snapshot, config.execution.cache, config.execution.cache_bytes)
+        self.validation_views = [cache.open(shard) for shard in held_out]
+        samples = [shard.samples for shard in shards]
+        order = SampleOrder(samples, seed=config.optimizer.seed, window_shards=config.data.window_shards)
+        self.reader = WindowReader(shards, order, cache)
+        model_config = config.model_for(snapshot)
+        palette_K3 = snapshot.palette()
+        self.preparation = Preparation(config, model_config, palette_K3, worker.device)
+        self.learner = Learner(model_config, config, worker, self._parent())
+        self.bundle = ModelBundle(model=self.learner.evaluated, palette_K3=palette_K3, classes=tuple(snapshot.classes))
+        self.state = TrainingState(
+            step=0,
+            cursor=0,
+            restarts=0,
+            seconds=0.0,
+            mlflow_run=mlflow_run,
+            snapshot=snapshot.number,
+            manifest_digest=snapshot.digest,
+            palette_sha256=snapshot.palette_sha256,
+        )
+        self._continue()
+        self.saver = Saver(run, config, worker, listener, fence)
+        if worker.rank == 0:
+            pinned = config.with_fields(dataset=snapshot.dataset, snapshot=snapshot.number)
+            record.write(run, RunRecord(config=pinned, mlflow_run=mlflow_run))
+        self.throughput = Throughput(model_config, config, worker)
+        self.learner.settle(self._load(self._micro_ranges()[-1]))
+        _log.info("rank %d of %d goes on with %s after step %d", worker.rank, worker.world_size, run, self.state.step)
+        self._began = time.monotonic() - self.state.seconds
+        self._last: dict[str, float] = {}
+        self._unread: tuple[int, StepOutcome] | None = None
+
+    def _parent(self) -> ImageGPT | None:
+        """What a run that has no checkpoint yet starts from; none: random weights, or those of its checkpoint."""
+        if not self.worker.from_first(lambda: initial_model.is_needed(self.run, self.config)):
+            return None
+        found, error = None, None
+        try:
+            found = initial_model.read(self.run, self.config, self.snapshot).model
+        except Exception as own:  # noqa: BLE001 (raised on every worker)
+            error = own
+        error = self.worker.first_error(error)
+        if error is not None:
+            raise error
+        return found
+
+    def _continue(self) -> None:
+        """Load the newest good checkpoint of the run, if there is one."""
+
+        def restore(found: Checkpoint, fetch: Fetch) -> TrainingState:
+            check_same_data(found.state, self.snapshot, self.run)
+            self.learner.restore(found, fetch)
+            return found.state
+
+        state = checkpoint.use_newest(self.run, restore, worker=self.worker, warn=self._warn)
+        if state is not None:
+            self.state = replace(state, restarts=state.restarts + 1)
+
+    def tell_stacks(self, text: str) -> None:
+        """Keep what this worker was doing when it made no step any more."""
+        name = f"{self.state.step:08d}-{self.worker.rank:05d}.txt"
+        url = objects.join(self.run, "stacks", name)
+        try:
+            objects.write_bytes(url, text.encode(), patient=False)
+            where = f"its stacks are in {url}"
+        except (IgptError, OSError) as error:
+            where = f"its stacks could not be kept ({error})"
+        self.listener.warn(
+            f"worker {self.worker.rank} made no step for {self.config.execution.hang_seconds:.0f} s after step "
+            f"{self.state.step}: it is ended, {where}"
+        )
+
+    def _warn(self, line: str) -> None:
+        if self.worker.rank == 0:
+            self.listener.warn(line)
+
+    def run_to_end(self, heartbeat: Callable[[int], None], leaving: Callable[[], bool]) -> TrainResult:
+        config = self.config
+        saved_to_leave = False
+        evaluated: dict[str, float] = {}
+        while self.state.step < config.optimizer.steps:
+            with self.throughput.step():
+                self._step()
+            heartbeat(self.state.step)
+            self.watchdog.beat()
+            self.saver.check()
+            step = self.state.step
+            last = step == config.optimizer.steps
+            if last or step % config.tracking.evaluate_every == 0:
+                evaluated = self._evaluate()
+                self.state = replace(self.state, validation_loss=evaluated["validation_loss"])
+                self._report(evaluated)
+            elif step % _REPORT_EVERY == 0:
+                self._report()
+            leave = step % _REPORT_EVERY == 0 and not saved_to_leave and leaving()
+            if (
+                last
+                or leave
+                or _is_due(step, config.keeping.checkpoint_every)
+                or _is_due(step, config.tracking.sample_every)
+            ):
+                self._save()
+            if leave:
+                saved_to_leave = True
+                self.saver.wait()
+        self.saver.wait(needed=True)
+        if not evaluated:
+            evaluated = self._evaluate()
+        result = TrainResult(
+            steps=self.state.step,
+            images=self.state.cursor,
+            validation_loss=evaluated["validation_loss"],
+            validation_images=sum(len(view.tokens_NHW) for view in self.validation_views),
+            train_loss=_mean(self.state.losses) if self.state.losses else float("nan"),
+            seconds=self.state.seconds,
+            images_per_second=self.state.cursor / max(self.state.seconds, 1e-9),
+            restarts=self.state.restarts,
+            parameters=self.learner.model.config.parameters,
+            manifest_digest=self.snapshot.digest,
+            palette_sha256=self.snapshot.palette_sha256,
+            skipped_steps=self.state.skipped,
+        )
+        if self.worker.rank == 0:
+            if self.fence is not None:
+                self.fence.check()
+            objects.write_bytes(objects.join(self.run, "result.json"), json.dumps(asdict(result)).encode())
+        return result
+
+    def _step(self) -> None:
+        """One step on the next global batch."""
+        config, worker, state = self.config, self.worker, self.state
+        rate = learning_rate(state.step, config)
+        ranges = self._micro_ranges()
+        # Which rank has trained on what, of `igpt_model.train` at level debug: what an audit of a run needs.
+        _log.debug(
+            "restart %d step %d: rank %d of %d has positions %d to %d",
+            state.restarts,
+            state.step + 1,
+            worker.rank,
+            worker.world_size,
+            ranges[0].start,
+            ranges[-1].stop,
+        )
+        parts = [partial(self._load, part) for part in ranges]
+        outcome = train_step(self.learner.parallel, self.learner.optimizer, parts, rate, config, worker)
+        self._note_outcome()  # of the step before: this one is under way by now, so that a GPU has work meanwhile
+        self._unread = state.step + 1, outcome
+        if self._is_looked_at(state.step + 1):
+            self._note_outcome()
+        self.state = replace(
+            self.state,
+            step=state.step + 1,
+            cursor=state.cursor + config.optimizer.global_batch,
+            seconds=time.monotonic() - self._began,
+            workers=worker.world_size,
+            validation_loss=None,
+        )
+        if self.learner.average is not None and outcome.finite:
+            self.learner.follow(self.state.step)
+        self._last["learning_rate"] = rate
+
+    def _is_looked_at(self, step: int) -> bool:
+        """Whether it is told, evaluated or saved how the training stands after a step."""
+        keeping, tracking = self.config.keeping, self.config.tracking
+        often = (_REPORT_EVERY, tracking.evaluate_every, keeping.checkpoint_every, tracking.sample_every)
+        return step == self.config.optimizer.steps or any(_is_due(step, every) for every in often)
+
+    def _note_outcome(self) -> None:
+        """Add the outcome of the newest step that was not looked at to the state. Waits until that step is done."""
+        if self._unread is None:
+            return
+        (step, outcome), self._unread = self._unread, None
+        state = self.state
+        in_a_row = 0 if outcome.finite else state.skipped_in_a_row + 1
+        if in_a_row > self.config.execution.max_skipped_steps:
+            raise IgptError(
+                f"{self.run}: the loss is {outcome.loss} and the norm of the gradient {outcome.gradient_norm} at step "
+                f"{step}, as in the {in_a_row - 1} steps before; lower learning_rate and run again, it continues from "
+                "the last checkpoint"
+            )
+        self.state = replace(
+            state,
+            skipped=state.skipped + (not outcome.finite),
+            skipped_in_a_row=in_a_row,
+            losses=(*state.losses, *([outcome.loss] if outcome.finite else []))[-_REPORT_EVERY:],
+        )
+        self._last["gradient_norm"] = outcome.gradient_norm
+
+    def _micro_ranges(self) -> list[range]:
+        """The positions of this worker's parts of the next global batch."""
+        config, worker = self.config, self.worker
+        return micro_ranges(
+            self.state.cursor,
+            config.optimizer.global_batch,
+            worker.rank,
+            worker.world_size,
+            config.execution.micro_batch,
+        )
+
+    def _load(self, positions: range) -> Inputs:
+        """The images at some positions of the endless order, as inputs."""
+        with self.throughput.waiting():
+            images = self.reader.read(positions)
+        return self.preparation.for_training(images, positions.start)
+
+    def _evaluate(self) -> dict[str, float]:
+        """The loss on the whole validation split, each worker on its part."""
+        loss = mean_loss(self.learner.evaluated, self._validation(), self.config, self.worker)
+        return {"validation_loss": loss, "validation_bits_per_pixel": loss / math.log(2)}
+
+    def _validation(self) -> Iterator[Inputs]:
+        """This worker's part of the validation split, in as many batches as every worker's; the last may be empty."""
+        rank, world_size, views = self.worker.rank, self.worker.world_size, self.validation_views
+        position = part_of(sum(len(view.tokens_NHW) for view in views), rank, world_size).start
+        size = min(_EVALUATION_BATCH, self.config.execution.micro_batch or _EVALUATION_BATCH)
+        counts = [count_batches(views, size, part=part, parts=world_size) for part in range(world_size)]
+        missing = [no_images(views)] * (max(counts) - counts[rank])
+        for images in itertools.chain(batches(views, size, part=rank, parts=world_size), missing):
+            self.watchdog.beat()
+            yield self.preparation.for_evaluation(images, position)
+            position += len(images.labels_N)
+
+    def _report(self, evaluated: Mapping[str, float] | None = None) -> None:
+        if self.worker.rank == 0:
+            values = {
+                **({"train_loss": _mean(self.state.losses)} if self.state.losses else {}),
+                **(evaluated or {}),
+                **self._last,
+                **self.throughput.values(),
+                "skipped_steps": self.state.skipped,
+            }
+            self.saver.log(LoggedMetrics(step=self.state.step, values=values))
+            self.listener.metrics(self.state.step, values)
+            _log.info("step %d: %s", self.state.step, ", ".join(f"{key} {value:.5g}" for key, value in values.items()))
+
+    def _save(self) -> None:
+        self.saver.save(self.state, self.learner.tensors(), self.bundle.described())
+
+
+def _is_due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,13 @@
+"""The metrics of a training that are exported to Prometheus, by their names in MLflow."""
+
+TRAINING_METRICS = {
+    "step": "Optimizer steps done",
+    "train_loss": "Training loss, the mean over the last ten steps, in nats per pixel",
+    "validation_loss": "Loss on the validation split, in nats per pixel",
+    "learning_rate": "Learning rate",
+    "gradient_norm": "Norm of the gradient before it is clipped",
+    "images_per_second": "Images trained on per second, the time of the steps alone",
+    "flop_utilization": "Share of what a large matrix product reaches on the same device",
+    "data_wait_share": "Share of a step spent waiting for images",
+    "skipped_steps": "Steps skipped because their loss or gradient was not finite",
+}

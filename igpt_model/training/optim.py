@@ -1,0 +1,40 @@
+"""Adam, its learning rate over the steps, and the running average of the weights."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from igpt_model.config import PretrainConfig
+
+_BETAS = (0.9, 0.95)  # section 3.4 of the paper
+
+
+def learning_rate(step: int, config: PretrainConfig) -> float:
+    """The learning rate of a step: a linear rise, then a cosine to 0 at the last."""
+    warmup_steps, steps = config.optimizer.warmup_steps, config.optimizer.steps
+    if step < warmup_steps:
+        return config.peak_learning_rate * (step + 1) / warmup_steps
+    share = (step - warmup_steps) / max(1, steps - warmup_steps)
+    return config.peak_learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+
+
+def make_optimizer(model: nn.Module, config: PretrainConfig) -> torch.optim.AdamW:
+    """Adam as in the paper, one kernel for all weights; weight decay, where asked for, on the matrices only."""
+    embeddings = {"positions", "low_positions", "tokens.weight", "class_starts.weight"}
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and name not in embeddings]
+    chosen = {id(p) for p in matrices}
+    rest = [p for p in model.parameters() if id(p) not in chosen]
+    decay = config.optimizer.weight_decay
+    groups = [{"params": matrices, "weight_decay": decay}, {"params": rest, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.peak_learning_rate, betas=_BETAS, eps=1e-8, fused=True)
+
+
+@torch.no_grad()
+def update_average(average: Sequence[Tensor], weights: Sequence[Tensor], *, decay: float, step: int) -> None:
+    """Move an exponential average of the weights to those after a step (from 1), in place.
+
+    The decay begins lower, at (1 + step) / (10 + step), so that the initial weights are soon forgotten.
+    """
+    torch._foreach_lerp_(list(average), list(weights), 1 - min(decay, (1 + step) / (10 + step)))

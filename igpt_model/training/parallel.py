@@ -1,0 +1,71 @@
+"""How a model is executed: on which worker, in which number format, compiled, and side by side with other workers."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from igpt_model.config import PretrainConfig
+from igpt_model.model.network import ImageGPT
+from igpt_model.worker import Worker
+
+
+def autocast(config: PretrainConfig, device: torch.device) -> AbstractContextManager[object]:
+    """The context of a forward pass in the config's precision."""
+    if config.model.precision == "bfloat16":
+        return torch.autocast(device.type, torch.bfloat16)
+    return nullcontext()
+
+
+def prepare_blocks(model: ImageGPT, config: PretrainConfig) -> None:
+    """Let the blocks forget their activations and compile them, as the config says. Weights keep their names.
+
+    Blocks are alike, so compiling each costs one compilation, where the whole model would take as many times longer as
+    it has layers.
+    """
+    for block in model.layers:
+        if config.execution.activation_checkpointing:
+            block.forward = _recomputed(block.forward)  # type: ignore[method-assign]
+        if config.execution.compile:
+            block.compile()
+
+
+def _recomputed(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A forward pass whose activations are computed again in the backward pass.
+
+    A function of its own, for torch.compile steps over a bound `checkpoint` and would compile nothing.
+    """
+
+    def recomputed(*inputs: Any) -> Tensor:
+        return checkpoint(forward, *inputs, use_reentrant=False)
+
+    return recomputed
+
+
+def parallelize(model: ImageGPT, worker: Worker, config: PretrainConfig) -> nn.Module:
+    """The model as the workers train it side by side: gradients averaged, and with fsdp each worker with its part.
+
+    With fsdp the given model itself becomes that: its weights are sharded tensors from now on.
+    """
+    if worker.world_size == 1:
+        return model
+    if config.execution.parallelism == "fsdp":
+        shard(model, worker)
+        return model
+    devices = [worker.device] if worker.device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+
+
+def shard(model: ImageGPT, worker: Worker) -> None:
+    """Leave each worker its part of every weight; a block has all of its own while it is computed (FSDP2)."""
+    mesh = init_device_mesh(worker.device.type, (worker.world_size,))
+    for block in model.layers:
+        fully_shard(block, mesh=mesh)
+    # The outermost too, which would keep its weights whole after a forward pass that no backward pass follows.
+    fully_shard(model, mesh=mesh, reshard_after_forward=True)

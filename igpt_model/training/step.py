@@ -1,0 +1,133 @@
+"""One optimizer step on one global batch, and the loss on a whole split; what a run is made of is in train.py."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from igpt_model.config import PretrainConfig
+from igpt_model.data.batches import Inputs
+from igpt_model.model.losses import image_losses
+from igpt_model.training.parallel import autocast
+from igpt_model.worker import Worker
+
+
+class StepOutcome:
+    """What a step came to, the same on every worker. On a GPU: asking for it waits until the step is done."""
+
+    def __init__(self, loss: Tensor, gradient_norm: Tensor) -> None:
+        values_2 = torch.stack([loss.detach().float(), gradient_norm.detach().float()])
+        self._done: torch.cuda.Event | None = None
+        if values_2.is_cuda:
+            # Copied and marked here, so that who asks waits for this step, not for what was launched after it.
+            on_host_2 = torch.empty_like(values_2, device="cpu", pin_memory=True)
+            on_host_2.copy_(values_2, non_blocking=True)
+            self._done = torch.cuda.Event()
+            self._done.record()
+            values_2 = on_host_2
+        self._values_2 = values_2
+
+    @cached_property
+    def _read(self) -> tuple[float, float]:
+        if self._done is not None:
+            self._done.synchronize()
+        loss, norm = self._values_2.tolist()
+        return loss, norm
+
+    @property
+    def loss(self) -> float:
+        """Nats per pixel, the mean over the images of the global batch."""
+        return self._read[0]
+
+    @property
+    def gradient_norm(self) -> float:
+        """Before clipping."""
+        return self._read[1]
+
+    @property
+    def finite(self) -> bool:
+        """Whether the weights were changed: with a loss or gradient that is not finite they are left as they were."""
+        return math.isfinite(self.loss) and math.isfinite(self.gradient_norm)
+
+
+def losses(model: nn.Module, inputs: Inputs) -> Tensor:
+    """The loss of each image, [B], in nats per pixel."""
+    logits_BTK = model(inputs.tokens_BT, inputs.condition, inputs.masked_BT)
+    return image_losses(logits_BTK, inputs.tokens_BT, inputs.masked_BT)
+
+
+def settle(parallel: nn.Module, inputs: Inputs, config: PretrainConfig, worker: Worker) -> None:
+    """Compute a gradient for nothing, before the first step.
+
+    After its first backward pass DDP lays out anew how it adds up gradients, and with three workers or more the sums
+    depend on that in their last bits: a run that was continued is to add up as one that never stopped.
+    """
+    if isinstance(parallel, DistributedDataParallel):
+        with autocast(config, worker.device):
+            loss = losses(parallel, inputs).sum()
+        loss.backward()
+        parallel.zero_grad(set_to_none=True)
+
+
+def train_step(
+    parallel: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    micro_batches: Sequence[Callable[[], Inputs]],
+    rate: float,
+    config: PretrainConfig,
+    worker: Worker,
+) -> StepOutcome:
+    """Move the weights along the gradient of the mean loss over the global batch.
+
+    `micro_batches` make this worker's images one part after the other; the parts may differ in size, among workers
+    too, and every image counts alike. A GPU may still be at work when the outcome is returned.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.zero_grad(set_to_none=True)
+    total = torch.zeros((), device=worker.device)
+    for number, make_inputs in enumerate(micro_batches, 1):
+        inputs = make_inputs()
+        alone = isinstance(parallel, DistributedDataParallel) and number < len(micro_batches)
+        if isinstance(parallel, FSDPModule):
+            parallel.set_requires_gradient_sync(number == len(micro_batches))
+        with parallel.no_sync() if alone else nullcontext():  # type: ignore[operator]
+            with autocast(config, worker.device):
+                loss = losses(parallel, inputs).sum()
+            # Gradients are averaged over the workers: times their number, so that it is the mean over the batch.
+            loss = loss * (worker.world_size / config.optimizer.global_batch)
+            loss.backward()
+        total += loss.detach()
+    norm = nn.utils.clip_grad_norm_(parallel.parameters(), config.optimizer.gradient_clip)
+    if isinstance(norm, DTensor):
+        norm = norm.full_tensor()
+    loss = worker.mean(total)
+    outcome = StepOutcome(loss, norm)
+    if isinstance(parallel, FSDPModule):  # whose optimizer does not take a plain tensor beside its sharded ones
+        if outcome.finite:
+            optimizer.step()
+        return outcome
+    # The optimizer itself leaves out a step that is not finite, so that nobody waits for the loss before the next one.
+    optimizer.found_inf = 1.0 - (loss.isfinite() & norm.isfinite()).float()  # type: ignore[attr-defined]
+    optimizer.step()
+    return outcome
+
+
+@torch.no_grad()
+def mean_loss(model: nn.Module, batches: Iterable[Inputs], config: PretrainConfig, worker: Worker) -> float:
+    """The mean loss over the images of a split, of which this worker has some batches; the same on every worker."""
+    totals = torch.zeros(2, dtype=torch.float64, device=worker.device)
+    model.eval()
+    for inputs in batches:
+        with autocast(config, worker.device):
+            loss = losses(model, inputs).double().sum()
+        totals += torch.stack([loss, torch.full_like(loss, len(inputs.tokens_BT))])
+    model.train()
+    total, images = worker.mean(totals).tolist()
+    return total / images

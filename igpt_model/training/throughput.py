@@ -1,0 +1,73 @@
+"""How fast a training goes and what it waits for: the numbers that its reports carry beside the losses."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from igpt_model.config import PretrainConfig
+from igpt_model.model.config import ModelConfig
+from igpt_model.worker import Worker
+
+_PRODUCT_SIDE = {"cuda": 8192, "cpu": 512}
+_PRODUCTS = 10
+
+
+def product_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating point operations a second of a large matrix product: what the rate of a training is compared with."""
+    side = _PRODUCT_SIDE.get(device.type, _PRODUCT_SIDE["cpu"])
+    # A generator of its own: what training draws is to stay as it is.
+    generator = torch.Generator(device).manual_seed(0)
+    a, b = (torch.randn(side, side, device=device, generator=generator).to(dtype) for _ in range(2))
+    seconds = []
+    with torch.inference_mode():
+        for _ in range(_PRODUCTS):
+            began = time.perf_counter()
+            _ = a @ b
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds.append(time.perf_counter() - began)
+    return 2 * side**3 / min(seconds)
+
+
+class Throughput:
+    """Times one worker's steps, and how much of them went into getting images."""
+
+    def __init__(self, model: ModelConfig, config: PretrainConfig, worker: Worker) -> None:
+        dtype = torch.bfloat16 if config.model.precision == "bfloat16" else torch.float32
+        self._images, self._pixels, self._flops = config.optimizer.global_batch, model.positions, model.flops_per_image
+        self._attainable = worker.world_size * product_rate(worker.device, dtype) if worker.rank == 0 else 1.0
+        self._clear()
+
+    def _clear(self) -> None:
+        self._steps, self._seconds, self._waiting = 0, 0.0, 0.0
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Time a step; evaluations and what else comes between steps do not count."""
+        began = time.perf_counter()
+        yield
+        self._seconds += time.perf_counter() - began
+        self._steps += 1
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time what a step does until it has its images."""
+        began = time.perf_counter()
+        yield
+        self._waiting += time.perf_counter() - began
+
+    def values(self) -> dict[str, float]:
+        """The metrics of the steps since the last call; of all workers, but for what this one waited."""
+        if not self._steps:
+            return {}
+        images = self._steps * self._images / self._seconds
+        values = {
+            "images_per_second": images,
+            "tokens_per_second": images * self._pixels,
+            "flop_utilization": images * self._flops / self._attainable,
+            "data_wait_share": self._waiting / self._seconds,
+        }
+        self._clear()
+        return values

@@ -1,0 +1,341 @@
+"""The functions of preprocessing tasks, independent of the scheduler: count colours, or make one shard.
+
+Making a shard is idempotent. It writes the shard, then its quarantine, then its index: a shard with an index is
+finished, and a task that finds one only reads the entry for the manifest.
+"""
+
+import faulthandler
+import logging
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.config import DatasetConfig
+from pipeline.dataset import index, shards
+from pipeline.dataset.snapshot import ShardEntry
+from pipeline.hashing import sha256
+from pipeline.images import decode, palette
+from pipeline.images.decode import TRANSIENT, Pictures, Reason, Rejection
+from pipeline.images.isolation import IsolatedDecoder
+from pipeline.source.raw_reads import read_images
+from pipeline.store import objects
+
+_PICTURES_PER_COUNT = 64
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardTask:
+    """The input of a task that makes one shard from some rows of the listing."""
+
+    dataset: str
+    name: str
+    split: str
+    listing: pa.Table  # LISTING, in sample order
+    labels: np.ndarray  # int64 [n], class numbers
+    duplicate_of: list[str | None]
+    """For each row the key of the image with the same bytes that is kept instead, or None."""
+    replaces: ShardEntry | None = None
+    """The shard from which the samples of unchanged images are copied."""
+    tolerant: bool = False
+    """Whether an image that changed since it was listed is rejected, rather than failing the task."""
+    isolated: bool = False
+    """Whether images are decoded in a child process: after the task has died once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardResult:
+    """A finished shard's entry in the snapshot, and the time it took."""
+
+    entry: ShardEntry
+    reused: bool = False
+    """Whether an earlier build had finished the shard."""
+    taken_over: int = 0
+    """Number of images whose samples were copied from the replaced shard."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Time by step: read (waiting for data), decode, quantize, write."""
+
+
+class _Stopwatch:
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._since = time.perf_counter()
+
+    def lap(self, step: str) -> None:
+        now = time.perf_counter()
+        self.seconds[step] += now - self._since
+        self._since = now
+
+
+class _Watchdog:
+    """Ends this process when `feed` is not called for too long: nothing else stops a decoder that hangs.
+
+    The task is then retried with its decoder in a child process. A context manager.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._armed = 0.0
+
+    def __enter__(self) -> "_Watchdog":
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        faulthandler.cancel_dump_traceback_later()
+
+    def feed(self) -> None:
+        """Restart the timer; not for every image, because that starts a thread."""
+        now = time.monotonic()
+        if now - self._armed > self._seconds / 4:
+            faulthandler.dump_traceback_later(1.25 * self._seconds, exit=True)
+            self._armed = now
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoded:
+    """The outcome of decoding one row of a listing."""
+
+    row: int
+    outcome: Pictures | Rejection
+    sha256: str
+    """Of the raw bytes, in hex; empty if they could not be read."""
+
+
+def decode_rows(
+    listing: pa.Table,
+    config: DatasetConfig,
+    split: str,
+    *,
+    tolerant: bool,
+    isolated: bool,
+    stopwatch: _Stopwatch | None = None,
+) -> Iterator[Decoded]:
+    """Read and decode the rows of a listing, sorted by their position in storage.
+
+    Raises SourceChangedError for an image that changed since it was listed, unless `tolerant`.
+    """
+    stopwatch = stopwatch or _Stopwatch()
+    recipe = config.recipe(split)
+    keys = listing["key"].to_pylist()
+    with ExitStack() as stack:
+        isolator = stack.enter_context(IsolatedDecoder(recipe, config.max_seconds)) if isolated else None
+        watchdog = None if isolated else stack.enter_context(_Watchdog(config.max_seconds))
+        for image in read_images(listing, tolerant=tolerant):
+            stopwatch.lap("read")
+            if image.rejection is not None:
+                yield Decoded(row=image.row, outcome=image.rejection, sha256="")
+                continue
+            outcome: Pictures | Rejection
+            if isolator is not None:
+                outcome = isolator.decode(image.data, keys[image.row])
+            else:
+                assert watchdog is not None
+                watchdog.feed()
+                outcome = decode.decode(image.data, recipe, keys[image.row])
+            stopwatch.lap("decode")
+            yield Decoded(row=image.row, outcome=outcome, sha256=image.sha256)
+
+
+def count_colours(listing: pa.Table, isolated: bool, config: DatasetConfig) -> palette.ColourHistogram:
+    """Count the colours of training images. Rejected images are skipped: they are recorded with their shard."""
+    histogram = palette.ColourHistogram()
+    waiting: list[np.ndarray] = []  # counting costs the same for one picture as for many
+    for decoded in decode_rows(listing, config, "train", tolerant=True, isolated=isolated):
+        if isinstance(decoded.outcome, Pictures):
+            waiting.append(decoded.outcome.pixels)
+        if len(waiting) >= _PICTURES_PER_COUNT:
+            histogram.add(np.concatenate(waiting))
+            waiting = []
+    if waiting:
+        histogram.add(np.concatenate(waiting))
+    return histogram
+
+
+def make_shard(task: ShardTask, config: DatasetConfig, table: np.ndarray) -> ShardResult:
+    """Make one shard from the rows of a listing, in their order, and put it into the dataset with its index.
+
+    `table` is the palette's lookup table, uint16 [2^24]. Raises SourceChangedError for an image that changed since it
+    was listed, and IgptError when the store does not respond.
+    """
+    finished = _finished(task)
+    if finished is not None:
+        return finished
+    return _Shard(task, config).make(table)
+
+
+def _finished(task: ShardTask) -> ShardResult | None:
+    """The result of a shard that an earlier build finished, or None."""
+    try:
+        data = objects.read_bytes(objects.join(task.dataset, "index", f"{task.name}.parquet"))
+    except FileNotFoundError:
+        return None
+    entry = ShardEntry(**index.metadata_of(data)["entry"], index_sha256=sha256(data))
+    if objects.size(objects.join(task.dataset, entry.path)) != entry.bytes:
+        return None
+    return ShardResult(entry=entry, reused=True)
+
+
+class _Shard:
+    """A shard in the making: for each row a rejection, or its tokens and its row of the index."""
+
+    def __init__(self, task: ShardTask, config: DatasetConfig) -> None:
+        self._task, self._config = task, config
+        self._listing: list[dict[str, Any]] = task.listing.to_pylist()
+        count, side = len(self._listing), config.resolution
+        self._crops = max(1, config.recipe(task.split).crops)
+        self._tokens = np.zeros((count, self._crops, side, side), np.uint16)
+        self._accepted: dict[int, dict[str, Any]] = {}
+        self._rejected: dict[int, dict[str, Any]] = {}
+
+    def make(self, table: np.ndarray) -> ShardResult:
+        task, stopwatch = self._task, _Stopwatch()
+        _log.info("shard %s of %s: started with %d rows", task.name, task.dataset, len(self._listing))
+        for row, key in enumerate(task.duplicate_of):
+            if key is not None:
+                self._reject(row, Rejection(reason=Reason.DUPLICATE, detail=f"the same bytes as image {key}"))
+        taken_over = self._take_over(task.replaces) if task.replaces is not None else 0
+        stopwatch.lap("read")
+        pending = [row for row in range(len(self._listing)) if row not in self._accepted and row not in self._rejected]
+        outcomes = decode_rows(
+            task.listing.take(pa.array(pending, pa.int64())),
+            self._config,
+            task.split,
+            tolerant=task.tolerant,
+            isolated=task.isolated,
+            stopwatch=stopwatch,
+        )
+        for decoded in outcomes:
+            row, outcome = pending[decoded.row], decoded.outcome
+            if isinstance(outcome, Rejection):
+                self._reject(row, outcome)
+                continue
+            self._tokens[row] = palette.quantize(outcome.pixels, table)
+            self._accept(row, {"sha256": decoded.sha256, "width": outcome.width, "height": outcome.height})
+            stopwatch.lap("quantize")
+        entry = self._write()
+        stopwatch.lap("write")
+        _log.info(
+            "shard %s of %s: %d images (%d taken over), %d rejected",
+            entry.name,
+            task.dataset,
+            entry.images,
+            taken_over,
+            len(self._rejected),
+        )
+        return ShardResult(entry=entry, taken_over=taken_over, seconds=dict(stopwatch.seconds))
+
+    def _accept(self, row: int, properties: dict[str, Any]) -> None:
+        listed = self._listing[row]
+        self._accepted[row] = {
+            **self._identity(listed),
+            "url": listed["url"],
+            "offset": listed["offset"],
+            "label": int(self._task.labels[row]),
+            **{name: properties[name] for name in ("sha256", "width", "height")},
+        }
+
+    def _reject(self, row: int, rejection: Rejection) -> None:
+        self._rejected[row] = {
+            **self._identity(self._listing[row]),
+            "reason": rejection.reason.value,
+            "detail": rejection.detail,
+        }
+
+    @staticmethod
+    def _identity(listed: dict[str, Any]) -> dict[str, Any]:
+        """The columns that index and quarantine have in common."""
+        return {
+            "key": listed["key"],
+            "version": listed["version"],
+            "uri": index.uri_of(listed["url"], listed["offset"], listed["name"]),
+            "etag": listed["etag"],
+            "bytes": listed["length"],
+        }
+
+    def _take_over(self, old: ShardEntry) -> int:
+        """Copy samples and rejections of unchanged images from the replaced shard; returns the number of images.
+
+        If the replaced shard is missing or damaged, its images are decoded again.
+        """
+        dataset = self._task.dataset
+        try:
+            data = objects.read_bytes(objects.join(dataset, old.path))
+            accepted = index.read(dataset, old.index_path).to_pylist()
+            quarantined = index.read(dataset, old.quarantine_path).to_pylist() if old.quarantine_path else []
+        except FileNotFoundError:
+            return 0
+        if sha256(data) != old.sha256 or len(accepted) != old.images:
+            return 0
+        view = shards.ShardView(
+            np.frombuffer(data, np.uint8), samples=old.samples, side=self._config.resolution, name=old.name
+        )
+        old_tokens = view.tokens_NHW.reshape(old.images, self._crops, *view.tokens_NHW.shape[1:])
+        rows = {(listed["key"], listed["version"]): row for row, listed in enumerate(self._listing)}
+        for old_row, image in enumerate(accepted):
+            row = rows.get((image["key"], image["version"]))
+            if row is not None and row not in self._rejected:
+                self._tokens[row] = old_tokens[old_row]
+                self._accept(row, image)
+        for image in quarantined:
+            row = rows.get((image["key"], image["version"]))
+            if row is not None and image["reason"] not in TRANSIENT:
+                self._reject(row, Rejection(reason=Reason(image["reason"]), detail=image["detail"]))
+        return len(self._accepted)
+
+    def _name(self) -> str:
+        """The planned name, or another one if images were rejected for a transient reason.
+
+        So a name always stands for the same bytes, and a rerun tries those images again.
+        """
+        transient = sorted((r["key"], r["reason"]) for r in self._rejected.values() if r["reason"] in TRANSIENT)
+        if not transient:
+            return self._task.name
+        head, _, planned = self._task.name.rpartition("-")
+        return f"{head}-{sha256(repr((planned, transient)).encode())[:16]}"
+
+    def _write(self) -> ShardEntry:
+        rows = sorted(self._accepted)
+        name = self._name()
+        side = self._config.resolution
+        keys = [
+            key if self._crops == 1 else f"{key}-{crop:03d}"
+            for key in (self._listing[row]["key"] for row in rows)
+            for crop in range(self._crops)
+        ]
+        labels = np.repeat(self._task.labels[rows], self._crops)
+        tar = shards.encode(keys, self._tokens[rows].reshape(-1, side, side), labels)
+        quarantine = index.to_bytes(list(_in_order(self._rejected)), index.QUARANTINE) if self._rejected else None
+        entry: dict[str, Any] = {
+            "name": name,
+            "split": self._task.split,
+            "samples": len(keys),
+            "images": len(rows),
+            "bytes": len(tar),
+            "sha256": sha256(tar),
+            "rejected": dict(sorted(Counter(image["reason"] for image in self._rejected.values()).items())),
+            "quarantine": None if quarantine is None else name,
+            "quarantine_sha256": None if quarantine is None else sha256(quarantine),
+        }
+        # From the index a later build reads the whole entry, except the checksum of the index.
+        rows_of_index = index.to_bytes(list(_in_order(self._accepted)), index.INDEX, {"entry": entry})
+        shard = ShardEntry(**entry, index_sha256=sha256(rows_of_index))
+        # The commit compares the sizes with those in the store, for all shards in one listing.
+        self._put(shard.path, tar)
+        if quarantine is not None and shard.quarantine_path is not None:
+            self._put(shard.quarantine_path, quarantine)
+        self._put(shard.index_path, rows_of_index)
+        return shard
+
+    def _put(self, path: str, data: bytes) -> None:
+        objects.write_bytes(objects.join(self._task.dataset, path), data)
+
+
+def _in_order(rows: dict[int, dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    return (rows[row] for row in sorted(rows))

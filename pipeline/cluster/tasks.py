@@ -1,0 +1,235 @@
+"""The Ray cluster: connect, list its resources, and run many tasks with a bounded number in flight."""
+
+import logging
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from pipeline.cluster import logs
+from pipeline.errors import IgptError, first_line
+
+# How often a task is retried that was lost with its worker or node. So often because a node on which every worker dies
+# at once (a full disk) is always idle and receives many tasks.
+_TASK_RETRIES = 12
+_LONGEST_WAIT_SECONDS = 2.0
+# A machine that loses power closes no connection. Ray declares its node dead after a minute (63 s measured), but waits
+# seven minutes (420 s) for the results of its tasks; more frequent pings are refused (gRPC's "Too many pings" ends the
+# connection). So the list of nodes is checked this often, and tasks lost with a node are retried after a grace period.
+_CHECK_SECONDS = 5.0
+_GRACE_SECONDS = 10.0
+
+
+def connect(address: str, *, flow_run_id: str = "") -> None:
+    """Connect this process to a running cluster. Its workers log JSON with the id of the flow run.
+
+    Raises IgptError when the cluster does not respond or refuses the token.
+    """
+    if ray.is_initialized():
+        return
+    _check_listening(address)
+    terminate = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            configure_logging=True,
+            runtime_env={"worker_process_setup_hook": log_as_json(flow_run_id)},
+        )
+    except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
+        raise IgptError(
+            f"Ray at {address} does not answer ({first_line(error, 200)}); start it (`igpt up`) or correct RAY_ADDRESS"
+        ) from None
+    except Exception as error:
+        if "Authentication" in type(error).__name__:
+            raise IgptError(
+                f"Ray at {address} refused the token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN as on the cluster"
+            ) from None
+        raise
+    # ray.init installs a handler that ends the process; restore the one that was set before.
+    if callable(terminate) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, terminate)
+
+
+def log_as_json(flow_run_id: str) -> Callable[[], None]:
+    """The setup hook of a worker process: log JSON with the ids of the flow run and of Ray's job, node and task."""
+
+    def ids() -> dict[str, str]:
+        if not ray.is_initialized():  # while the worker shuts down
+            return {"flow_run_id": flow_run_id}
+        context = ray.get_runtime_context()
+        ray_ids = {
+            "ray_job_id": context.get_job_id(),
+            "ray_node_id": context.get_node_id(),
+            "ray_task_id": context.get_task_id(),
+        }
+        return {"flow_run_id": flow_run_id, **{name: value for name, value in ray_ids.items() if value}}
+
+    return logs.worker_setup(ids)
+
+
+def _check_listening(address: str) -> None:
+    """Raise IgptError when nothing listens at host:port. Ray itself would try for minutes, and log it every second."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit() or "//" in host:
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
+        raise IgptError(
+            f"Ray at {address} does not answer ({error.strerror or error}); start it (`igpt up`) or correct RAY_ADDRESS"
+        ) from None
+
+
+def disconnect() -> None:
+    """Disconnect from the cluster; the tasks of this process end."""
+    ray.shutdown()
+
+
+def job_id() -> str:
+    """Ray's id of this process's job, which is part of the names of its tasks' log files."""
+    return str(ray.get_runtime_context().get_job_id())
+
+
+def total_resources() -> dict[str, float]:
+    """Resources of the whole cluster: CPU, GPU, memory in bytes, ..."""
+    return {name: float(value) for name, value in ray.cluster_resources().items()}
+
+
+def node_resources() -> dict[str, dict[str, float]]:
+    """Resources of each live node, by its address; nodes that share an address have part of their id in the name."""
+    resources: dict[str, dict[str, float]] = {}
+    for node in ray.nodes():
+        if node["Alive"]:
+            address = node["NodeManagerAddress"]
+            name = f"{address} {node['NodeID'][:6]}" if address in resources else address
+            resources[name] = {resource: float(value) for resource, value in node["Resources"].items()}
+    return resources
+
+
+def map_tasks(
+    function: Callable[..., Any],
+    calls: Iterable[tuple[Any, ...]],
+    *,
+    shared: tuple[Any, ...] = (),
+    num_cpus: float = 1,
+    num_gpus: float = 0,
+    after_crash: Callable[[tuple[Any, ...]], tuple[Any, ...]] = lambda call: call,
+) -> Iterator[tuple[int, Any]]:
+    """Run function(*call, *shared) as a task for every call; yield (number of the call, result) as they finish.
+
+    `shared` values are put into the object store once and read on each node without a copy. At most twice as many tasks
+    are in flight as the cluster runs at a time, so that memory does not grow with the number of calls. A task that is
+    lost with its worker or node is retried with the call that `after_crash` returns, and raises IgptError after too
+    many tries; an exception of the function itself is raised here, without retries. When a node disappears without
+    closing its connections, the tasks that may have been on it are started a second time and the first result counts,
+    so functions must be idempotent. After an error, tasks in flight run on until this process disconnects or ends:
+    ray.cancel is no option, Ray 2.60 aborts the process when a task ends while it is being cancelled.
+    """
+    remote = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=0)(function)
+    references = tuple(ray.put(value) for value in shared)
+    limit = max(2, 2 * int(total_resources().get("CPU", 1) / max(num_cpus, 0.01)))
+    waiting = iter(enumerate(calls))
+    in_flight: dict[Any, _Attempt] = {}
+    nodes = _NodeMonitor()
+
+    def begin(number: int, call: tuple[Any, ...], tries: int) -> None:
+        # Ray requests no new worker while enough requests for tasks with the same resources are pending, and it keeps
+        # waiting for those it sent to a lost node. So tasks require one more byte of memory after each loss.
+        task = remote.options(memory=nodes.losses) if nodes.losses else remote
+        in_flight[task.remote(*call, *references)] = _Attempt(number, call, tries, time.monotonic())
+
+    while True:
+        for number, call in islice(waiting, max(0, limit - len(in_flight))):
+            begin(number, call, 1)
+        if not in_flight:
+            return
+        lost_at = nodes.overdue_loss()
+        if lost_at is not None:
+            for attempt in [attempt for attempt in in_flight.values() if attempt.begun < lost_at]:
+                begin(attempt.number, attempt.call, attempt.tries)
+        done, _ = ray.wait(list(in_flight), num_returns=1, timeout=_CHECK_SECONDS)
+        if not done:
+            continue
+        attempt = in_flight.pop(done[0])
+        duplicates = [reference for reference, other in in_flight.items() if other.number == attempt.number]
+        try:
+            result = ray.get(done[0])
+        except RayError as error:
+            if not _is_loss(error):
+                raise _cause(error) from None
+            if duplicates:
+                continue
+            if attempt.tries > _TASK_RETRIES:
+                raise IgptError(
+                    f"a task was lost {attempt.tries} times ({_loss(error)}); see the logs of the Ray nodes, then run "
+                    "the same command again: finished work is kept"
+                ) from None
+            time.sleep(min(_LONGEST_WAIT_SECONDS, 0.05 * 2**attempt.tries))
+            begin(attempt.number, after_crash(attempt.call), attempt.tries + 1)
+            continue
+        for duplicate in duplicates:
+            del in_flight[duplicate]
+        yield attempt.number, result
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    number: int
+    call: tuple[Any, ...]
+    tries: int
+    begun: float
+
+
+class _NodeMonitor:
+    """Checks the list of nodes at intervals, and returns losses of nodes for which Ray has reported no lost tasks."""
+
+    def __init__(self) -> None:
+        self._alive = _alive_nodes()
+        self._checked = time.monotonic()
+        self._lost_at: list[float] = []
+        self.losses = 0
+        """Number of losses returned so far."""
+
+    def overdue_loss(self) -> float | None:
+        """The time of a loss, returned once, when Ray has had enough time to report the tasks lost with the node."""
+        now = time.monotonic()
+        if now - self._checked < _CHECK_SECONDS:
+            return None
+        alive = _alive_nodes()
+        if self._alive - alive:
+            self._lost_at.append(now)
+        self._alive, self._checked = alive, now
+        if self._lost_at and now - self._lost_at[0] >= _GRACE_SECONDS:
+            self.losses += 1
+            return self._lost_at.pop(0)
+        return None
+
+
+def _alive_nodes() -> set[str]:
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+
+
+def _is_loss(error: RayError) -> bool:
+    """Whether a task was lost with its worker, its node or its arguments, rather than its function raised."""
+    return not isinstance(error, RayTaskError) or isinstance(error.cause, RayError)
+
+
+def _loss(error: RayError) -> str:
+    """How a task was lost, in a word; Ray's own text fills a screen."""
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    return type(cause).__name__.removesuffix("Error")
+
+
+def _cause(error: RayError) -> BaseException:
+    """The exception that the task's function raised; an IgptError without Ray's wrapper, since users see it."""
+    cause = error.cause if isinstance(error, RayTaskError) else None
+    return cause if isinstance(cause, IgptError) else error

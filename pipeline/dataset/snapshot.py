@@ -1,0 +1,195 @@
+"""A dataset snapshot: the immutable manifest that names every file of a dataset, and how to read it.
+
+Writing the manifest is the commit (see publish.py): all files that it names exist before. It contains no time and no
+host, so the same inputs give the same bytes wherever and whenever they are built.
+"""
+
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from pipeline.errors import IgptError
+from pipeline.hashing import sha256
+from pipeline.images import palette as palettes
+from pipeline.store import objects
+
+SCHEMA = 2
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardEntry:
+    """One shard of a snapshot."""
+
+    name: str
+    """File name without extension: {split}-{index}-{hash}."""
+    split: str
+    samples: int
+    """Number of token images; several per image with random crops."""
+    images: int
+    """Number of images that have samples: the rows of the index."""
+    bytes: int
+    sha256: str
+    rejected: dict[str, int] = field(hash=False)
+    """Number of the shard's images that are in quarantine instead, by reason."""
+    quarantine: str | None
+    """Name of the quarantine file without extension; None when no image was rejected."""
+    index_sha256: str
+    quarantine_sha256: str | None
+
+    @property
+    def number(self) -> int:
+        """The shard's number in its split."""
+        return int(self.name.split("-")[1])
+
+    @property
+    def path(self) -> str:
+        """Path of the tar, relative to the dataset."""
+        return f"shards/{self.name}.tar"
+
+    @property
+    def index_path(self) -> str:
+        """Path of the index, relative to the dataset."""
+        return f"index/{self.name}.parquet"
+
+    @property
+    def quarantine_path(self) -> str | None:
+        """Path of the quarantine, relative to the dataset."""
+        return None if self.quarantine is None else f"quarantine/{self.quarantine}.parquet"
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Paths of all files of the shard, relative to the dataset."""
+        return (self.path, self.index_path, *((self.quarantine_path,) if self.quarantine_path else ()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """The contents of a dataset at one commit."""
+
+    number: int
+    parent: int | None
+    resolution: int
+    classes: tuple[str, ...]
+    palette_sha256: str
+    colours: int
+    config: dict[str, object]
+    source_digest: str
+    """Digest of the keys, versions and splits of its images, those in quarantine included (keys.source_digest)."""
+    shards: tuple[ShardEntry, ...]
+    scans: tuple[str, ...]
+    """Names of the scans of the source's containers; a rerun reads them instead of the containers."""
+    dataset: str = field(compare=False)
+    """URL of the dataset that the manifest was read from; not part of the manifest."""
+
+    def samples(self, split: str | None = None) -> int:
+        """Number of token images in a split, or in all splits."""
+        return sum(shard.samples for shard in self.shards if split in (None, shard.split))
+
+    def images(self, split: str | None = None) -> int:
+        """Number of images in the shards of a split, or of all splits, without those in quarantine."""
+        return sum(shard.images for shard in self.shards if split in (None, shard.split))
+
+    @property
+    def rejected(self) -> dict[str, int]:
+        """Images in quarantine by reason."""
+        return dict(sorted(sum((Counter(shard.rejected) for shard in self.shards), Counter()).items()))
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Paths of all files that the snapshot names, relative to the dataset."""
+        of_shards = (path for shard in self.shards for path in shard.paths)
+        return (palette_path(self.palette_sha256), *of_shards, *(scan_path(name) for name in self.scans))
+
+    def of_split(self, split: str) -> tuple[ShardEntry, ...]:
+        """The shards of a split, by number. Raises IgptError when it has none."""
+        shards = tuple(shard for shard in self.shards if shard.split == split and shard.samples)
+        if not shards:
+            raise IgptError(
+                f"{self.dataset}: snapshot {self.number} has no images in split {split!r}; "
+                f"rebuild it with a larger {'validation' if split == 'train' else split}_fraction"
+            )
+        return shards
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256, in hex, of the manifest's bytes."""
+        return sha256(self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """The manifest as JSON."""
+        fields = {"schema": SCHEMA, **asdict(self)}
+        del fields["dataset"]
+        return (json.dumps(fields, indent=1, sort_keys=True) + "\n").encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes, dataset: str) -> "Snapshot":
+        """Parse a manifest. Raises IgptError when it is damaged or has another schema."""
+        try:
+            fields = json.loads(data)
+            schema = fields.pop("schema")
+            if schema != SCHEMA:
+                remedy = "upgrade igpt-pipeline" if schema > SCHEMA else "build the dataset again in another folder"
+                raise IgptError(f"{dataset}: the manifest has schema {schema}, this version reads {SCHEMA}; {remedy}")
+            shards = tuple(ShardEntry(**entry) for entry in fields.pop("shards"))
+            classes, scans = tuple(fields.pop("classes")), tuple(fields.pop("scans"))
+            return cls(**fields, shards=shards, classes=classes, scans=scans, dataset=dataset)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise IgptError(f"{dataset}: damaged snapshot manifest ({error}); restore it or rebuild") from None
+
+    def palette(self) -> np.ndarray:
+        """Load the palette, float32 [K, 3]. Raises IgptError when its checksum is not the manifest's."""
+        url = objects.join(self.dataset, palette_path(self.palette_sha256))
+        palette_K3 = palettes.from_bytes(objects.read_bytes(url), url)
+        if palettes.sha256(palette_K3) != self.palette_sha256:
+            raise IgptError(f"{url}: the palette is damaged (its checksum differs from the manifest's); restore it")
+        return palette_K3
+
+
+def palette_path(sha256: str) -> str:
+    """Path of a palette, relative to the dataset."""
+    return f"palettes/{sha256}.npy"
+
+
+def scan_path(name: str) -> str:
+    """Path of the scan of a container, relative to the dataset."""
+    return f"scans/{name}.parquet"
+
+
+def snapshot_path(number: int) -> str:
+    """Path of a manifest, relative to the dataset."""
+    return f"snapshots/{number:06d}.json"
+
+
+def numbers(dataset: str) -> list[int]:
+    """The numbers of all snapshots of a dataset, ascending."""
+    names = (file.url.rsplit("/", 1)[-1] for file in objects.list_files(objects.join(dataset, "snapshots")))
+    return sorted(int(name[:-5]) for name in names if name.endswith(".json") and name[:-5].isdigit())
+
+
+def latest_number(dataset: str) -> int | None:
+    """The number of the newest snapshot, or None when the dataset has none."""
+    try:
+        text = objects.read_bytes(objects.join(dataset, "LATEST")).decode()
+        return int(text)
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        raise IgptError(f"{dataset}/LATEST does not hold a number; restore it from the newest of snapshots/") from None
+
+
+def read(dataset: str, number: int | None = None) -> Snapshot:
+    """Read a snapshot, the newest unless a number is given. Raises IgptError when it does not exist."""
+    dataset = objects.absolute(dataset)
+    objects.check_reachable(dataset)
+    if number is None:
+        number = latest_number(dataset)
+    if number is None:
+        raise IgptError(f"{dataset}: no dataset snapshot there; build one with `igpt dataset build`")
+    try:
+        return Snapshot.from_bytes(objects.read_bytes(objects.join(dataset, snapshot_path(number))), dataset)
+    except FileNotFoundError:
+        raise IgptError(f"{dataset}: there is no snapshot {number}") from None

@@ -1,0 +1,104 @@
+"""Images with the same bytes: one of each set is kept, the others are rejected as duplicates of it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.cluster import tasks
+from pipeline.dataset import index
+from pipeline.dataset.keys import Keys, match
+from pipeline.dataset.snapshot import SPLITS, Snapshot
+from pipeline.partition import divide
+from pipeline.progress import Progress
+from pipeline.source.listing import Listing, Rows
+from pipeline.source.raw_reads import read_images
+
+_ROWS_AT_ONCE = 50_000
+_ROWS_PER_TASK = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Checksums:
+    """The first 128 bits of the SHA-256 of images, [N]."""
+
+    high: np.ndarray  # uint64
+    low: np.ndarray  # uint64
+    known: np.ndarray  # bool, whether the image has a checksum yet
+
+    def set(self, rows: np.ndarray, digests: list[str]) -> None:
+        raw = np.frombuffer(bytes.fromhex("".join(digest[:32] for digest in digests)), ">u8").reshape(-1, 2)
+        self.high[rows], self.low[rows], self.known[rows] = raw[:, 0], raw[:, 1], True
+
+
+def find_duplicates(
+    listing: Listing, rows: Rows, splits: np.ndarray, parent: Snapshot | None, progress: Progress
+) -> np.ndarray:
+    """For every image the row of the image that is kept instead, -1 where it is kept itself; int64 [N].
+
+    Among images with the same bytes, the one in the parent snapshot is kept, else one of the test split before
+    validation before train, so that no held-out image is trained on.
+    """
+    checksums = _Checksums(
+        high=np.zeros(len(rows), np.uint64), low=np.zeros(len(rows), np.uint64), known=np.zeros(len(rows), bool)
+    )
+    in_parent = np.zeros(len(rows), bool)
+    if parent is not None:
+        _set_unchanged(checksums, in_parent, rows, parent)
+    _set_members(checksums, listing, rows)
+    _hash_others(checksums, listing, progress)
+    precedence = np.array([{"test": 0, "validation": 1, "train": 2}[name] for name in SPLITS])[splits]
+    order = np.lexsort((rows.keys.high, precedence, ~in_parent, checksums.low, checksums.high))
+    order = order[checksums.known[order]]
+    first = np.ones(len(order), bool)
+    first[1:] = (np.diff(checksums.high[order]) != 0) | (np.diff(checksums.low[order]) != 0)
+    kept = order[first][np.cumsum(first) - 1]
+    duplicate_of = np.full(len(rows), -1)
+    duplicate_of[order] = np.where(first, -1, kept)
+    return duplicate_of
+
+
+def _set_unchanged(checksums: _Checksums, in_parent: np.ndarray, rows: Rows, parent: Snapshot) -> None:
+    """Take the checksums of unchanged images from the parent's indexes."""
+    columns = ("key", "version", "sha256")
+    tables = index.read_all(parent.dataset, [shard.index_path for shard in parent.shards], columns)
+    for table in tables:
+        positions = match(Keys.of(table["key"].to_pylist()), rows.keys)
+        unchanged = (positions >= 0) & (rows.versions[positions] == table["version"].to_numpy())
+        checksums.set(positions[unchanged], table["sha256"].filter(pa.array(unchanged)).to_pylist())
+        in_parent[positions[unchanged]] = True
+
+
+def _set_members(checksums: _Checksums, listing: Listing, rows: Rows) -> None:
+    """The etags of container members are checksums already."""
+    members = np.flatnonzero((rows.groups >= 0) & ~checksums.known)
+    for start in range(0, len(members), _ROWS_AT_ONCE):
+        part = members[start : start + _ROWS_AT_ONCE]
+        checksums.set(part, listing.take(part)["etag"].to_pylist())
+
+
+def _hash_others(checksums: _Checksums, listing: Listing, progress: Progress) -> None:
+    unknown = np.flatnonzero(~checksums.known)
+    if not len(unknown):
+        return
+    parts = divide(unknown, _ROWS_PER_TASK)
+    done = 0
+    progress("hash", 0, len(unknown), "images")
+
+    def calls() -> Iterator[tuple[pa.Table]]:
+        return ((table,) for table in listing.gather(parts))
+
+    for number, digests in tasks.map_tasks(_digests, calls()):
+        readable = [row for row, digest in enumerate(digests) if digest]
+        checksums.set(parts[number][readable], [digests[row] for row in readable])
+        done += len(digests)
+        progress("hash", done, len(unknown), "images")
+
+
+def _digests(listing: pa.Table) -> list[str]:
+    """SHA-256, in hex, of the images of a listing; empty for those that cannot be read."""
+    digests = [""] * listing.num_rows
+    for image in read_images(listing, tolerant=True):
+        digests[image.row] = image.sha256
+    return digests

@@ -1,0 +1,219 @@
+"""List raw images with their labels and splits: image folders, tars and Parquet files of images on any store."""
+
+import io
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from pipeline.config import DatasetConfig
+from pipeline.dataset.keys import key_of
+from pipeline.dataset.snapshot import SPLITS
+from pipeline.errors import IgptError
+from pipeline.images import decode
+from pipeline.progress import Progress, silent
+from pipeline.source import containers
+from pipeline.source.listing import NO_SPLIT, Batch, Listing
+from pipeline.store import bulk, objects
+from pipeline.store.objects import StoredFile
+
+_BATCH_ROWS = 10_000
+_SPLIT_FOLDER = re.compile(r"(train|training|val|valid|validation|dev|test)(?=[-_.]|$)", re.IGNORECASE)
+_SPLIT_NAMES = {"training": "train", "val": "validation", "valid": "validation", "dev": "validation"}
+
+
+class Scanner(Protocol):
+    """Returns the members of each container, in the order of the containers."""
+
+    def __call__(self, files: Sequence[StoredFile]) -> Iterable[pa.Table]: ...
+
+
+def scan_here(files: Sequence[StoredFile]) -> Iterator[pa.Table]:
+    """Scan containers one by one in this process."""
+    return map(containers.scan, files)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """The listing of a source, its containers, and counts."""
+
+    listing: Listing
+    containers: tuple[StoredFile, ...]
+    ignored_files: int
+    """Number of files that are neither images nor containers, by their extension."""
+    unlabelled: int
+    """Number of images that the label file does not name; 0 if there is none."""
+
+
+def list_source(
+    config: DatasetConfig,
+    listing: Listing,
+    *,
+    scan: Scanner = scan_here,
+    progress: Progress = silent,
+) -> Source:
+    """List the images of `config.raw` into an empty listing: a folder (any depth), a tar or Parquet file, or one image.
+
+    The class of an image comes from the label file, else from its container, else it is the name of its folder. Raises
+    IgptError when the source does not exist, is empty, has no image, or lacks the labels or splits that it should have.
+    """
+    url = objects.absolute(config.raw)
+    objects.check_reachable(url)
+    labels = None if config.labels is None else Labels.read(config.labels)
+    rows = _Rows(listing, labels, config, progress)
+    container_files: list[tuple[str, StoredFile]] = []
+    files = ignored = 0
+    label_file = None if config.labels is None else objects.absolute(config.labels)
+    for file in bulk.list_files(url):
+        name = file.url[len(url) :].lstrip("/") or file.url.rsplit("/", 1)[-1]
+        if (file.size == 0 and file.url.endswith("/")) or containers.is_hidden(name) or file.url == label_file:
+            continue
+        files += 1
+        if decode.has_image_extension(name):
+            rows.add(name, file.url, -1, file.size, file.etag, containers.folder_of(name))
+        elif containers.is_container(name):
+            container_files.append((name, file))
+        else:
+            ignored += 1
+    container_files.sort()
+    is_source = files == 1 and len(container_files) == 1 and container_files[0][1].url == url
+    scanned = scan([file for _, file in container_files])
+    for (name, file), members in zip(container_files, scanned, strict=True):
+        rows.add_container("" if is_source else f"{name}/", file, members)
+    rows.flush()
+    if not files:
+        raise IgptError(f"{url}: nothing is there; give the folder, prefix or file that holds the raw images")
+    if not len(listing):
+        raise IgptError(
+            f"{url}: none of its {files} files is an image, a tar or a Parquet file of images "
+            f"(by extension: {', '.join(sorted(decode.EXTENSIONS))}, {', '.join(containers.EXTENSIONS)})"
+        )
+    return Source(
+        listing=listing,
+        containers=tuple(file for _, file in container_files),
+        ignored_files=ignored,
+        unlabelled=rows.unlabelled,
+    )
+
+
+class _Rows:
+    """Collects rows into batches, with their labels and splits."""
+
+    def __init__(self, listing: Listing, labels: "Labels | None", config: DatasetConfig, progress: Progress) -> None:
+        self._listing, self._labels, self._config, self._progress = listing, labels, config, progress
+        self._batch = Batch()
+        self._groups = 0
+        self.unlabelled = 0
+
+    def add(self, name: str, url: str, offset: int, length: int, etag: str, label: str | None) -> None:
+        self._append(name, url, offset, length, etag, label, group=-1, whole=False)
+
+    def add_container(self, prefix: str, file: StoredFile, members: pa.Table) -> None:
+        whole = file.url.lower().endswith(".parquet")
+        previous_part = None
+        columns = [members[field].to_pylist() for field in ("name", "offset", "length", "etag", "label", "part")]
+        for name, offset, length, etag, label, part in zip(*columns, strict=True):
+            if part != previous_part:
+                self._groups += 1
+                previous_part = part
+            self._append(prefix + name, file.url, offset, length, etag, label, group=self._groups, whole=whole)
+
+    def _append(
+        self, name: str, url: str, offset: int, length: int, etag: str, label: str | None, *, group: int, whole: bool
+    ) -> None:
+        batch = self._batch
+        split = NO_SPLIT
+        if self._config.splits == "folders":
+            split, label = _split_of(name, label)
+        batch.names.append(name)
+        batch.urls.append(url)
+        batch.offsets.append(offset)
+        batch.lengths.append(length)
+        batch.etags.append(etag)
+        batch.labels.append(label)
+        batch.splits.append(split)
+        batch.groups.append(group)
+        batch.whole_groups.append(whole)
+        if len(batch.names) >= _BATCH_ROWS:
+            self.flush()
+
+    def flush(self) -> None:
+        batch, self._batch = self._batch, Batch()
+        if self._labels is not None:
+            batch.labels = self._labels.of(batch.names)
+            self.unlabelled += batch.labels.count(None)
+        self._listing.add(batch)
+        self._progress("list", len(self._listing), 0, "images")
+
+
+def _split_of(name: str, label: str | None) -> tuple[int, str | None]:
+    """The split named by a folder or container in a path, as a position in SPLITS, and the label.
+
+    A folder that names the split is no label. Raises IgptError when no folder names a split.
+    """
+    for part in name.split("/")[:-1]:
+        split = _SPLIT_FOLDER.match(part)
+        if split:
+            word = split.group(1).lower()
+            return SPLITS.index(_SPLIT_NAMES.get(word, word)), None if label == part else label
+    raise IgptError(
+        f"splits is 'folders' and {name!r} lies in no folder train, val or test; move it into one or set splits to hash"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels:
+    """The contents of a label file, in 12 bytes per image."""
+
+    hashes: np.ndarray  # uint64 [n], hashes of the names, ascending
+    numbers: np.ndarray  # int32 [n], positions in `classes`
+    classes: tuple[str, ...]
+
+    @classmethod
+    def read(cls, url: str) -> "Labels":
+        """Read a CSV or Parquet file with the columns file_name and label. Raises IgptError when it is unusable."""
+        url = objects.absolute(url)
+        try:
+            data = io.BytesIO(objects.read_bytes(url))
+        except (FileNotFoundError, IsADirectoryError):
+            raise IgptError(f"{url}: no label file there; correct labels or leave it empty") from None
+        try:
+            table = pq.read_table(data) if url.lower().endswith(".parquet") else pyarrow.csv.read_csv(data)
+        except pa.ArrowInvalid as error:
+            raise IgptError(f"{url}: not a readable CSV or Parquet file ({error})") from None
+        missing = {"file_name", "label"} - set(table.column_names)
+        if missing:
+            raise IgptError(
+                f"{url}: no column {' or '.join(sorted(missing))} among {', '.join(table.column_names)}; "
+                "name the columns file_name (the path below the source) and label"
+            )
+        encoded = pc.dictionary_encode(pc.cast(table["label"], pa.string()).combine_chunks())
+        numbers = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False).astype(np.int32)
+        names = pc.cast(table["file_name"], pa.string()).to_pylist()
+        hashes = np.array([_name_hash(str(name)) for name in names], np.uint64)
+        order = np.argsort(hashes, kind="stable")
+        twice = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
+        if len(twice):
+            raise IgptError(f"{url}: {names[order[twice[0]]]!r} is named twice; keep one of its rows")
+        return cls(hashes=hashes[order], numbers=numbers[order], classes=tuple(encoded.dictionary.to_pylist()))
+
+    def of(self, names: Sequence[str]) -> list[str | None]:
+        """The label of each name, None if the file has none."""
+        if not len(self.hashes) or not names:
+            return [None] * len(names)
+        wanted = np.array([_name_hash(name) for name in names], np.uint64)
+        positions = np.minimum(np.searchsorted(self.hashes, wanted), len(self.hashes) - 1)
+        numbers = np.where(self.hashes[positions] == wanted, self.numbers[positions], -1)
+        return [None if number < 0 else self.classes[number] for number in numbers.tolist()]
+
+
+def _name_hash(name: str) -> int:
+    # macOS programs decompose accents in file names into a letter and a mark, label files usually have one character.
+    return int(key_of(unicodedata.normalize("NFC", name))[:16], 16)

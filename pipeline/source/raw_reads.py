@@ -1,0 +1,124 @@
+"""Read the images of a listing in few large requests, and the next batch ahead."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from pipeline.errors import IgptError
+from pipeline.hashing import sha256
+from pipeline.images.decode import Reason, Rejection
+from pipeline.source import containers
+from pipeline.store import bulk
+
+# Raw bytes of a batch; a task holds two, the one in use and the next.
+_BATCH_BYTES = 16 * 1024 * 1024
+_BATCH_OBJECTS = 128
+
+
+class SourceChangedError(IgptError):
+    """An image was replaced or removed since it was listed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawImage:
+    """The bytes of one row of a listing, or the reason why they cannot be read."""
+
+    row: int
+    data: bytes
+    sha256: str
+    """In hex; empty without bytes."""
+    rejection: Rejection | None = None
+
+
+def read_images(listing: pa.Table, *, tolerant: bool) -> Iterator[RawImage]:
+    """Read the rows of a listing, sorted by their position in storage.
+
+    An image that was replaced or removed since it was listed raises SourceChangedError, or, if `tolerant`, is yielded
+    with a rejection. Raises IgptError when the store does not respond.
+    """
+    reader = _Reader(listing, tolerant)
+    with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as ahead:
+        batches = reader.batches()
+        following = ahead.submit(next, batches, None)
+        while (batch := following.result()) is not None:
+            following = ahead.submit(next, batches, None)
+            yield from batch
+
+
+class _Reader:
+    def __init__(self, listing: pa.Table, tolerant: bool) -> None:
+        self._tolerant = tolerant
+        self._urls = listing["url"].to_pylist()
+        self._offsets = listing["offset"].to_pylist()
+        self._lengths = listing["length"].to_pylist()
+        self._etags = listing["etag"].to_pylist()
+
+    def batches(self) -> Iterator[list[RawImage]]:
+        order = sorted(range(len(self._urls)), key=lambda row: (self._urls[row], self._offsets[row]))
+        for rows in self._batch_rows(order):
+            if self._offsets[rows[0]] < 0:
+                yield self._objects(rows)
+            else:
+                yield from self._members(rows)
+
+    def _batch_rows(self, order: list[int]) -> Iterator[list[int]]:
+        """Rows that are read together: objects of their own, or members of one container."""
+        batch: list[int] = []
+        total = 0
+        for row in order:
+            full = len(batch) >= _BATCH_OBJECTS or total + self._lengths[row] > _BATCH_BYTES
+            if batch and (full or self._container(row) != self._container(batch[-1])):
+                yield batch
+                batch, total = [], 0
+            batch.append(row)
+            total += self._lengths[row]
+        if batch:
+            yield batch
+
+    def _container(self, row: int) -> str | None:
+        return self._urls[row] if self._offsets[row] >= 0 else None
+
+    def _objects(self, rows: list[int]) -> list[RawImage]:
+        results = bulk.read_objects([self._urls[row] for row in rows], [self._lengths[row] for row in rows])
+        images = []
+        for row, result in zip(rows, results, strict=True):
+            if isinstance(result, bulk.ReadObject):
+                if result.etag == self._etags[row] and len(result.data) == self._lengths[row]:
+                    images.append(RawImage(row=row, data=result.data, sha256=sha256(result.data)))
+                else:
+                    images.append(self._changed(row, Reason.REPLACED, "replaced since it was listed"))
+            elif isinstance(result, FileNotFoundError):
+                images.append(self._changed(row, Reason.UNREADABLE, "removed since it was listed"))
+            elif isinstance(result, PermissionError):
+                rejection = Rejection(reason=Reason.UNREADABLE, detail=f"not readable: {result}")
+                images.append(RawImage(row=row, data=b"", sha256="", rejection=rejection))
+            else:
+                raise result
+        return images
+
+    def _members(self, rows: list[int]) -> Iterator[list[RawImage]]:
+        url = self._urls[rows[0]]
+        try:
+            parts = containers.read_members(
+                url, [self._offsets[row] for row in rows], [self._lengths[row] for row in rows]
+            )
+            done = 0
+            for part in parts:
+                part_rows = rows[done : done + len(part)]
+                done += len(part)
+                yield [self._member(row, data) for row, data in zip(part_rows, part, strict=True)]
+        except (FileNotFoundError, EOFError):
+            yield [self._changed(row, Reason.UNREADABLE, f"{url} was removed since it was listed") for row in rows]
+
+    def _member(self, row: int, data: bytes) -> RawImage:
+        checksum = sha256(data)
+        if containers.member_etag(checksum) != self._etags[row]:
+            return self._changed(row, Reason.REPLACED, "its container was replaced since it was listed")
+        return RawImage(row=row, data=data, sha256=checksum)
+
+    def _changed(self, row: int, reason: Reason, what: str) -> RawImage:
+        if not self._tolerant:
+            raise SourceChangedError(f"{self._urls[row]}: {what}; run the build again")
+        return RawImage(row=row, data=b"", sha256="", rejection=Rejection(reason=reason, detail=what))

@@ -1,0 +1,168 @@
+"""The commands that use a model: what they write, and the one line for what they cannot use."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from igpt_model.model.bundle import ModelBundle
+from igpt_model.model.config import ModelConfig
+from igpt_model.model.network import ImageGPT
+from igpt_model.runs.open_model import load_model
+from igpt_model.training.loop import train
+from igpt_model.worker import Worker
+from tests.igpt_model.convert.test_convert import openai_variables
+from tests.igpt_model.training.test_loop import Recorder, digits_snapshot, short_training
+
+KINDS = {"masked": {"objective": "masked"}, "by_class": {"classes": 3}, "upscaling": {"low_resolution": 4}}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained run in run/, untrained models of each kind in their folders, and two image files."""
+    root = tmp_path_factory.mktemp("models")
+    data = digits_snapshot(root)
+    train(short_training(data, root), data, str(root / "run"), Worker(), Recorder())
+    colours = np.linspace(-1, 1, 16, dtype=np.float32)[:, None].repeat(3, 1)
+    for name, fields in KINDS.items():
+        config = ModelConfig(layers=2, width=32, heads=4, resolution=8, colours=16, **fields)  # type: ignore[arg-type]
+        (root / name).mkdir()
+        ModelBundle(model=ImageGPT(config), palette_K3=colours, classes=("one", "two", "three")).save(root / name)
+    for number, digit in enumerate(load_digits().images[300:302]):
+        Image.fromarray(np.rint(digit * (255 / 16)).astype(np.uint8)).resize((40, 32), 0).save(root / f"{number}.png")
+    Image.fromarray(np.eye(8, dtype=np.uint8) * 255).save(root / "mask.png")
+    return root
+
+
+def cells(path: Path, rows: int, columns: int) -> np.ndarray:
+    """The images of a sheet, uint8 [rows, columns, 8, 8, 3]."""
+    sheet = np.asarray(Image.open(path).convert("RGB"))
+    factor = sheet.shape[0] // (rows * 10 + 2)
+    sheet = sheet[::factor, ::factor]
+    assert sheet.shape == (rows * 10 + 2, columns * 10 + 2, 3)
+    return sheet[2:, 2:].reshape(rows, 10, columns, 10, 3).transpose(0, 2, 1, 3, 4)[:, :, :8, :8]
+
+
+def test_sample_draws_a_sheet_that_the_seed_repeats(igpt, root: Path) -> None:
+    assert igpt("sample", "--model", root / "run", "--count", 6, "--columns", 3, "-o", "a.png").code == 0
+    assert igpt("sample", "-m", root / "run", "--count", 6, "--columns", 3, "-o", "b.png").code == 0
+    assert igpt("sample", "-m", root / "run", "--count", 6, "--columns", 3, "--seed", 1, "-o", "c.png").code == 0
+    first, again, other = (cells(Path(f"{name}.png"), 2, 3) for name in "abc")
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_a_checkpoint_is_a_model_too(igpt, root: Path) -> None:
+    whole = igpt("score", root / "0.png", "-m", root / "run")
+    checkpoint = igpt("score", root / "0.png", "-m", root / "run" / "checkpoints" / "00000030")
+    assert whole.code == checkpoint.code == 0
+    assert whole.out == checkpoint.out
+
+
+def test_complete_keeps_what_is_given(igpt, root: Path) -> None:
+    bundle = load_model(str(root / "run"))
+    images = (root / "0.png", root / "1.png")
+    assert igpt("complete", *images, "-m", root / "run", "--draws", 3).code == 0
+    found = cells(Path("completions.png"), 2, 5)
+    square = Image.open(images[0]).convert("RGB").resize((8, 8), Image.Resampling.BOX, box=(4, 0, 36, 32))
+    assert np.array_equal(found[0, 0], bundle.pictures(bundle.quantize(np.asarray(square)[None]))[0])
+    assert np.array_equal(found[:, 1, :4], found[:, 0, :4])
+    assert (found[:, 1, 4:] == 200).all()
+    for draw in (2, 3, 4):
+        assert np.array_equal(found[:, draw, :4], found[:, 0, :4])
+    assert not np.array_equal(found[:, 2], found[:, 3])
+    assert igpt("complete", images[0], "-m", root / "run", "--mask", root / "mask.png", "-o", "m.png").code == 0
+    masked = cells(Path("m.png"), 1, 7)[0]
+    diagonal = np.eye(8, dtype=bool)
+    assert (masked[1][~diagonal] == 200).all()
+    assert all(np.array_equal(cell[diagonal], masked[0][diagonal]) for cell in masked[1:])
+
+
+def test_score_says_how_likely_an_image_is_and_shows_where(igpt, root: Path) -> None:
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)).save("noise.png")
+    ended = igpt("score", root / "0.png", "noise.png", "-m", root / "run", "-o", "s.png")
+    assert ended.code == 0
+    digit, noise = (float(line.split()[0]) for line in ended.out.splitlines()[:2])
+    assert 0 < digit < noise
+    assert cells(Path("s.png"), 2, 2)[1, 1].mean() > cells(Path("s.png"), 2, 2)[0, 1].mean()
+
+
+def test_the_other_kinds_of_models(igpt, root: Path) -> None:
+    assert igpt("sample", "-m", root / "by_class", "--count", 6, "--columns", 2).code == 0
+    assert (
+        igpt("sample", "-m", root / "by_class", "--count", 4, "--columns", 2, "--class", "two", "-o", "2.png").code == 0
+    )
+    assert igpt("complete", root / "0.png", "-m", root / "by_class", "--class", "2").code == 0
+    scores = [igpt("score", root / "0.png", "-m", root / "by_class", "--class", name) for name in ("one", "0", "two")]
+    assert [score.code for score in scores] == [0, 0, 0]
+    assert igpt("upscale", root / "0.png", root / "1.png", "-m", root / "upscaling", "--draws", 2).code == 0
+    found = cells(Path("upscaled.png"), 2, 4)
+    small = found[:, 1, ::2, ::2].repeat(2, 1).repeat(2, 2)
+    assert np.array_equal(small, found[:, 1])
+    assert igpt("score", root / "0.png", "-m", root / "upscaling").code == 0
+
+
+def test_convert_goes_both_ways(igpt, root: Path) -> None:
+    assert igpt("convert", root / "run", "theirs").code == 0
+    assert {path.name for path in Path("theirs").iterdir()} == {
+        *("config.json", "model.safetensors", "preprocessor_config.json")
+    }
+    assert igpt("convert", "theirs", "ours").code == 0
+    ours, run = (igpt("score", root / "0.png", "-m", model) for model in ("ours", root / "run"))
+    assert ours.out == run.out
+    np.savez("openai.npz", **openai_variables(masked=False))
+    np.save("centres.npy", np.random.default_rng(0).uniform(-1, 1, (17, 3)).astype(np.float32))
+    assert igpt("convert", "openai.npz", "from-openai", "--palette", "centres.npy").code == 0
+    assert igpt("sample", "-m", "from-openai", "--count", 2).code == 0
+
+
+BAD = {
+    "no model": ("sample -m nothing", "nothing: no model there"),
+    "a folder without weights": ("sample -m half", "weights.safetensors is missing"),
+    "a damaged model": ("sample -m damaged", "damaged model folder"),
+    "a model of another bucket": ("sample -m models:/igpt@champion", "no MLflow server is known"),
+    "no image": ("complete nothing.png -m {root}/run", "nothing.png: nothing is there"),
+    "a folder of images": ("score half -m {root}/run", "half: this is a folder"),
+    "no picture": ("complete words.png -m {root}/run", "words.png: not_an_image"),
+    "a cut picture": ("score cut.png -m {root}/run", "cut.png: truncated"),
+    "no mask": ("complete {root}/0.png -m {root}/run --mask nothing.png", "nothing.png: nothing is there"),
+    "rows and mask": ("complete {root}/0.png -m {root}/run --rows 3 --mask words.png", "exclude each other"),
+    "too many rows": ("complete {root}/0.png -m {root}/run --rows 9", "--rows is 9: the model's images have 8 rows"),
+    "no PNG": ("sample -m {root}/run -o samples.jpg", "the output is a PNG file"),
+    "nowhere to write": ("sample -m {root}/run -o no/where.png", "does not exist; make it first"),
+    "a bad temperature": ("sample -m {root}/run --temperature -1", "temperature is -1.0"),
+    "a bad top-p": ("complete {root}/0.png -m {root}/run --top-p 2", "top_p is 2.0"),
+    "a class too much": ("sample -m {root}/run --class two", "trained without class_conditional"),
+    "an unknown class": ("sample -m {root}/by_class --class four", "it must be one of one, two, three"),
+    "a class too few": ("complete {root}/0.png -m {root}/by_class", "name the class of the images with --class"),
+    "a masked model drawing": ("sample -m {root}/masked", "masked model cannot draw"),
+    "a masked model scoring": ("score {root}/0.png -m {root}/masked", "masked model has no likelihood"),
+    "upscaling by another": ("upscale {root}/0.png -m {root}/run", "this model does not upscale"),
+    "sampling by an upscaler": ("sample -m {root}/upscaling", "use `igpt upscale`"),
+    "no such device": ("sample -m {root}/run --device abacus", "device is 'abacus'"),
+    "converting to what is there": ("convert {root}/run half", "half: it is there already"),
+    "converting a masked model": ("convert {root}/masked out", "only an autoregressive one"),
+    "converting without palette": ("convert some.npz out", "give kmeans_centers.npy with --palette"),
+    "converting nothing": ("convert nothing out", "nothing: no model there"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line_and_writes_nothing(name: str, igpt, root: Path, tmp_path: Path) -> None:
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "model.json").write_text((root / "masked" / "model.json").read_text())
+    (tmp_path / "half" / "palette.npy").write_bytes((root / "masked" / "palette.npy").read_bytes())
+    (tmp_path / "damaged").mkdir()
+    for path in (root / "masked").iterdir():
+        (tmp_path / "damaged" / path.name).write_bytes(path.read_bytes()[:200])
+    (tmp_path / "words.png").write_text("no picture")
+    (tmp_path / "cut.png").write_bytes((root / "0.png").read_bytes()[:80])
+    before = sorted(tmp_path.rglob("*"))
+    command, expected = BAD[name]
+    ended = igpt(*command.format(root=root).split())
+    assert ended.code == 2, ended.out + ended.err
+    (line,) = ended.err.splitlines()
+    assert line.startswith("igpt: ") and expected in line
+    assert sorted(tmp_path.rglob("*")) == before

@@ -1,0 +1,40 @@
+"""What `igpt config` prints: a file that loads, each field with its sentence and its range."""
+
+from pathlib import Path
+
+import pytest
+
+from flows.config.describe import KINDS, describe
+from flows.config.refresh import RefreshConfig
+from pipeline.typed_config import file as config_file
+
+REQUIRED = {"raw": "s3://raw/x", "dataset": "s3://datasets/x", "runs": "s3://runs"}
+BLANKS = {
+    "refresh": ["dataset.raw", "dataset.dataset", "pretrain.keeping.runs"],
+    "dataset": ["raw", "dataset"],
+    "pretrain": ["keeping.runs"],
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_printed_config_loads_once_its_blanks_are_filled(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "printed.yaml"
+    path.write_text(describe(KINDS[kind]))
+    required = [f"{name}={REQUIRED[name.rsplit('.', 1)[-1]]}" for name in BLANKS.get(kind, [])]
+    assert config_file.load(KINDS[kind], path, required) == config_file.load(KINDS[kind], None, required)
+
+
+def test_every_field_has_its_sentence() -> None:
+    lines = describe(RefreshConfig).splitlines()
+    for before, line in zip(["", *lines], lines, strict=False):
+        assert line.lstrip().startswith("#") or before.lstrip().startswith("#"), line
+
+
+def test_ranges_and_sections_are_shown() -> None:
+    text = describe(KINDS["pretrain"])
+    assert "optimizer:\n  # Number of optimizer steps. At least 1.\n  steps: 1000\n" in text
+    assert "# Masked objective: share of the pixels that are masked. Above 0 and below 1.\n" in text
+    assert (
+        "# Side of the square token images, in pixels. The paper uses 32, 48 and 64. An even number from 4 to 256."
+        in (describe(KINDS["dataset"]))
+    )

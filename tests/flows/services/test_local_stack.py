@@ -1,0 +1,369 @@
+"""The embedded services: started, kept, found broken, mended and ended, whatever happens to them meanwhile.
+
+One stack serves the module; its tests run in the order in which they stand.
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import boto3
+import psutil
+import pytest
+from botocore.client import BaseClient
+from mlflow import MlflowClient
+
+from flows.services import local_stack
+from flows.services.local_stack import ServiceStatus, Stack
+from pipeline.errors import IgptError
+
+pytestmark = pytest.mark.services
+
+ALL = {"s3", "prefect", "mlflow", "ray"}
+ROOT = Path(__file__).parents[3]
+# Everything by the environment alone, as a user's program has it; the actor and its child stay behind.
+DRIVER = """
+import os, subprocess, ray
+ray.init(log_to_driver=False, logging_level="ERROR")
+
+@ray.remote(num_cpus=0)
+class Keeper:
+    def keep(self):
+        import s3fs
+        return os.getpid(), subprocess.Popen(["sleep", "600"]).pid, s3fs.S3FileSystem().cat("s3://raw/kept").decode()
+
+print(*ray.get(Keeper.options(name="keeper", lifetime="detached").remote().keep.remote()))
+"""
+STRANGER = "import os, ray; ray.init(os.environ['RAY_ADDRESS'], log_to_driver=False); print('got in')"
+UP = "import sys; from pathlib import Path; from flows.services import local_stack; local_stack.up(Path(sys.argv[1]))"
+
+
+@contextmanager
+def folder_for_services() -> Iterator[Path]:
+    # With characters that a URL or an unquoted command line would trip over.
+    folder = Path(tempfile.mkdtemp(prefix="igpt 'stack?#"))
+    yield folder
+    local_stack.down(folder)
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def other_home() -> Iterator[Path]:
+    with folder_for_services() as folder:
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def home() -> Iterator[Path]:
+    with folder_for_services() as folder:
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def stack(home: Path) -> Stack:
+    started = local_stack.up(home)
+    s3(started).put_object(Bucket="raw", Key="kept", Body=b"kept")
+    MlflowClient(started.mlflow_url).create_experiment("kept")
+    return started
+
+
+@pytest.fixture(scope="module")
+def stranger(stack: Stack) -> subprocess.Popen:
+    """A Ray driver without the token. Ray lets it try for a while, so it does that beside the other tests."""
+    environment = {**os.environ, **stack.environment()}
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+        del environment[name]
+    return subprocess.Popen([sys.executable, "-c", STRANGER], env=environment, stdout=-1, stderr=-2, text=True)
+
+
+def s3(stack: Stack) -> BaseClient:
+    return boto3.client(
+        "s3",
+        endpoint_url=stack.s3_url,
+        aws_access_key_id=stack.s3_access_key,
+        aws_secret_access_key=stack.s3_secret_key,
+        region_name="us-east-1",
+    )
+
+
+def read(stack: Stack, key: str) -> bytes:
+    return s3(stack).get_object(Bucket="raw", Key=key)["Body"].read()
+
+
+def listed(stack: Stack) -> dict[str, str]:
+    return {item["Key"]: item["ETag"] for item in s3(stack).list_objects_v2(Bucket="raw").get("Contents", [])}
+
+
+def found(home: Path) -> dict[str, ServiceStatus]:
+    return {service.name: service for service in local_stack.status(home)}
+
+
+def answering(home: Path) -> set[str]:
+    return {service.name for service in local_stack.status(home) if service.answers}
+
+
+def kill(home: Path, name: str) -> set[psutil.Process]:
+    """Kill the first process of a service, and return all that it had below it."""
+    process = psutil.Process(found(home)[name].pid)
+    below = set(process.children(recursive=True))
+    process.kill()
+    process.wait(10)
+    return below
+
+
+def family(home: Path) -> set[psutil.Process]:
+    roots = [psutil.Process(pid) for pid in local_stack.process_ids(home)]
+    return {process for root in roots for process in (root, *root.children(recursive=True))}
+
+
+def naming(home: Path) -> set[psutil.Process]:
+    """The processes that were told of a home, by their environment or command line."""
+    processes = set()
+    for process in psutil.process_iter():
+        try:
+            told = " ".join((*process.cmdline(), *process.environ().values()))
+        except psutil.Error:
+            continue
+        if str(home) in told and process.pid != os.getpid():
+            processes.add(process)
+    return processes
+
+
+def alive(processes: set[psutil.Process]) -> set[psutil.Process]:
+    return {process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE}
+
+
+def listen(port: int) -> socket.socket:
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("127.0.0.1", port))
+    listener.listen()
+    return listener
+
+
+def record(home: Path) -> dict:
+    return json.loads((home / "services.json").read_text())
+
+
+def test_nothing_is_known_of_a_folder_without_services(tmp_path: Path) -> None:
+    assert local_stack.load(tmp_path) is None
+    assert local_stack.status(tmp_path) == []
+    assert local_stack.process_ids(tmp_path) == []
+    local_stack.down(tmp_path / "missing")
+    assert not (tmp_path / "missing").exists()
+
+
+def start_elsewhere(home: Path) -> subprocess.Popen:
+    """An `up` in a process of its own, which has started all services and waits for them."""
+    process = subprocess.Popen([sys.executable, "-c", UP, str(home)], cwd=ROOT, stderr=subprocess.PIPE)
+    while not (home / "services.json").exists() or set(record(home)["processes"]) != ALL:
+        assert process.poll() is None
+        time.sleep(0.05)
+    return process
+
+
+@pytest.mark.faults
+def test_an_interrupted_start_leaves_nothing_behind(other_home: Path) -> None:
+    process = start_elsewhere(other_home)
+    process.send_signal(signal.SIGSTOP)  # on a busy machine the services would answer while they are looked at
+    begun = family(other_home)
+    assert len(begun) >= 4
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGCONT)
+    assert b"KeyboardInterrupt" in process.communicate(timeout=60)[1]
+    assert not alive(begun | naming(other_home))
+    assert local_stack.load(other_home) is None
+
+
+@pytest.mark.faults
+def test_a_failed_start_is_explained_in_a_line_and_leaves_nothing_behind(other_home: Path) -> None:
+    (other_home / "mlflow").mkdir()
+    (other_home / "mlflow" / "mlflow.db").write_bytes(b"no database " * 1000)
+    with pytest.raises(IgptError) as failure:
+        local_stack.up(other_home)
+    message = str(failure.value)
+    assert message.startswith("mlflow ended while it started")
+    assert "file is not a database" in message
+    assert str(other_home / "logs" / "mlflow.log") in message
+    assert "\n" not in message
+    assert not alive(naming(other_home))
+    assert local_stack.load(other_home) is None
+
+
+@pytest.mark.faults
+def test_a_damaged_record_is_named_and_down_clears_what_it_named(other_home: Path) -> None:
+    process = start_elsewhere(other_home)
+    process.kill()
+    process.communicate()
+    begun = family(other_home)
+    (other_home / "services.json").write_text('{"ports": {')
+    for call in (local_stack.up, local_stack.load, local_stack.status):
+        with pytest.raises(IgptError, match=r"services\.json is damaged; `igpt down`"):
+            call(other_home)
+    assert alive(begun)
+    local_stack.down(other_home)
+    assert not alive(begun | naming(other_home))
+    assert local_stack.load(other_home) is None
+
+
+def test_up_starts_all_that_a_program_needs(home: Path, stack: Stack, stranger: subprocess.Popen) -> None:
+    assert answering(home) == ALL
+    assert local_stack.load(home) == stack
+    driver = subprocess.run(
+        [sys.executable, "-c", DRIVER],
+        env={**os.environ, **stack.environment()},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert driver.returncode == 0, driver.stderr
+    worker, child, content = driver.stdout.splitlines()[-1].split()
+    assert content == "kept"
+    assert {int(worker), int(child)} <= {process.pid for process in family(home)}
+
+
+def test_up_again_keeps_what_runs(home: Path, stack: Stack) -> None:
+    before = local_stack.process_ids(home)
+    reports: list[str] = []
+    assert local_stack.up(home, report=reports.append) == stack
+    assert local_stack.process_ids(home) == before
+    assert reports == []
+
+
+def test_credentials_stay_private(home: Path, stack: Stack) -> None:
+    assert (home / "services.json").stat().st_mode & 0o777 == 0o600
+    assert home.stat().st_mode & 0o777 == 0o700
+    hidden = (stack.s3_secret_key, stack.ray_token)
+    assert not any(secret in repr(stack) for secret in hidden)
+    command_lines = [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]
+    assert not [line for line in command_lines for secret in hidden if secret in line]
+
+
+def test_services_listen_on_loopback_only(home: Path, stack: Stack) -> None:
+    connections = [connection for process in family(home) for connection in process.net_connections()]
+    addresses = {each.laddr.ip.removeprefix("::ffff:") for each in connections if each.status == psutil.CONN_LISTEN}
+    assert addresses == {"127.0.0.1"}
+
+
+def test_what_is_put_into_s3_is_there_at_once(home: Path, stack: Stack) -> None:
+    s3(stack).list_objects_v2(Bucket="raw")
+    etags = set()
+    for body in (b"one", b"two", b"longer"):
+        s3(stack).put_object(Bucket="raw", Key="changing", Body=body)
+        assert read(stack, "changing") == body
+        etags.add(listed(stack)["changing"])
+    assert len(etags) == 3
+    s3(stack).delete_object(Bucket="raw", Key="changing")
+    assert "changing" not in listed(stack)
+
+    (home / "s3" / "raw" / "by hand").write_bytes(b"by hand")
+    while "by hand" not in listed(stack):
+        time.sleep(0.1)
+    assert read(stack, "by hand") == b"by hand"
+
+
+def test_status_names_refused_keys(home: Path, stack: Stack) -> None:
+    kept = (home / "services.json").read_bytes()
+    (home / "services.json").write_text(json.dumps({**record(home), "s3_secret_key": "another"}))
+    wrong = found(home)["s3"]
+    (home / "services.json").write_bytes(kept)
+    assert not wrong.answers
+    assert "refuses the recorded keys" in wrong.detail
+
+
+@pytest.mark.faults
+@pytest.mark.sample
+def test_a_killed_service_is_noticed_and_started_again_once(home: Path, stack: Stack) -> None:
+    before = found(home)
+    orphans = kill(home, "ray")
+    assert len(orphans) > 6
+    kill(home, "s3")
+    assert answering(home) == {"prefect", "mlflow"}
+    assert "has ended" in found(home)["ray"].detail
+    results: list[Stack] = []
+    reports: list[str] = []
+    ups = [
+        threading.Thread(target=lambda: results.append(local_stack.up(home, report=reports.append))) for _ in range(2)
+    ]
+    for thread in ups:
+        thread.start()
+    for thread in ups:
+        thread.join()
+    assert results == [stack, stack]
+    assert sum(line.startswith("waiting for another igpt") for line in reports) == 1
+    assert answering(home) == ALL
+    kept = {name for name, service in found(home).items() if service.pid == before[name].pid}
+    assert kept == {"prefect", "mlflow"}
+    assert len([process for process in naming(home) if "rclone" in process.name()]) == 1
+    assert not alive(orphans)
+    assert read(stack, "kept") == b"kept"
+
+
+@pytest.mark.faults
+def test_a_service_whose_port_is_taken_moves_and_those_that_knew_it_follow(home: Path, stack: Stack) -> None:
+    old = family(home)
+    prefect = found(home)["prefect"].pid
+    kill(home, "s3")
+    kill(home, "mlflow")
+    with listen(int(stack.s3_url.rpartition(":")[2])) as foreign:
+        assert "another program has its port" in found(home)["s3"].detail
+        reports: list[str] = []
+        moved = local_stack.up(home, report=reports.append)
+        assert moved.s3_url != stack.s3_url
+        assert moved.mlflow_url == stack.mlflow_url
+        (line,) = [line for line in reports if line.startswith("s3: another program has port")]
+        assert line.endswith(moved.s3_url.rpartition(":")[2])
+        with socket.create_connection(foreign.getsockname()):
+            foreign.accept()[0].close()
+    assert answering(home) == ALL
+    assert {process.pid for process in alive(old)} == {prefect}, "nothing stays of those that were killed or followed"
+    assert read(moved, "kept") == b"kept"
+    assert MlflowClient(moved.mlflow_url).get_experiment_by_name("kept") is not None
+    for name in ("mlflow", "ray"):
+        assert psutil.Process(found(home)[name].pid).environ()["AWS_ENDPOINT_URL"] == moved.s3_url
+
+
+def test_ray_refuses_a_driver_without_the_token(stranger: subprocess.Popen) -> None:
+    out, _ = stranger.communicate(timeout=120)
+    assert stranger.returncode != 0
+    assert "got in" not in out
+    assert "Unauthenticated" in out or "AuthenticationError" in out
+
+
+def test_down_ends_everything_and_keeps_what_up_needs(home: Path, stack: Stack) -> None:
+    running = family(home) | naming(home)
+    assert len(running) > 8
+    kept = record(home)
+    local_stack.down(home)
+    assert not alive(running | naming(home))
+    assert not Path(kept["ray_folder"]).exists()
+    assert local_stack.process_ids(home) == []
+    assert local_stack.load(home) is None
+    assert answering(home) == set()
+    assert {**kept, "processes": {}} == record(home)
+    local_stack.down(home)
+    assert {**kept, "processes": {}} == record(home)
+
+
+def test_a_process_that_got_a_recorded_id_later_is_left_alone(home: Path, stack: Stack) -> None:
+    kept = (home / "services.json").read_bytes()
+    with subprocess.Popen(["sleep", "600"]) as unrelated:
+        stale = {"pid": unrelated.pid, "started": psutil.Process(unrelated.pid).create_time() - 3600}
+        (home / "services.json").write_text(json.dumps({**record(home), "processes": dict.fromkeys(ALL, stale)}))
+        assert local_stack.process_ids(home) == []
+        assert answering(home) == set()
+        local_stack.down(home)
+        assert unrelated.poll() is None
+        unrelated.kill()
+    assert (home / "services.json").read_bytes() == kept

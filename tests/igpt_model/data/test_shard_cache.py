@@ -1,0 +1,178 @@
+"""The shard cache of a node: shared by its processes, bounded, mended, and clean after a kill."""
+
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from igpt_model.config import PretrainConfig
+from igpt_model.data.order import SampleOrder
+from igpt_model.data.shard_cache import ShardCache
+from igpt_model.data.window_reader import WindowReader
+from igpt_model.runs.open_model import load_model
+from igpt_model.training.loop import train
+from igpt_model.worker import Worker
+from pipeline.dataset.snapshot import Snapshot
+from pipeline.errors import IgptError
+from pipeline.store import objects
+from tests.igpt_model.training.test_loop import Recorder, digits_snapshot, short_training
+
+ROOT = Path(__file__).parents[3]
+# Opens the shards of a snapshot in a process of its own; each download leaves a line and takes a moment.
+OPEN = """
+import sys, time
+from igpt_model.data.shard_cache import ShardCache
+from pipeline.dataset import snapshot
+from pipeline.store import objects as storage
+dataset, folder, log, seconds = sys.argv[1:]
+download = storage.download
+def slow(url, local):
+    with open(log, "a") as file:
+        file.write(url + "\\n")
+    local.write_bytes(b"half of it")
+    time.sleep(float(seconds))
+    download(url, local)
+storage.download = slow
+data = snapshot.read(dataset)
+cache = ShardCache(data, folder)
+print(sum(int(cache.open(shard).tokens_NHW.sum()) for shard in data.of_split("train")))
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
+    """240 training images in twelve shards."""
+    return digits_snapshot(tmp_path_factory.mktemp("digits"), samples_per_shard=20)
+
+
+@pytest.fixture
+def config(data: Snapshot, tmp_path: Path) -> PretrainConfig:
+    return short_training(data, tmp_path).with_fields(window_shards=2)
+
+
+def start(data: Snapshot, folder: Path, log: Path, seconds: float) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", OPEN, data.dataset, str(folder), str(log), str(seconds)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+
+
+def test_processes_fetch_each_shard_once(data: Snapshot, tmp_path: Path) -> None:
+    children = [start(data, tmp_path / "cache", tmp_path / "log", 0.05) for _ in range(4)]
+    sums = {child.communicate(timeout=120)[0] for child in children}
+    assert len(sums) == 1 and int(sums.pop()) > 0
+    fetched = (tmp_path / "log").read_text().splitlines()
+    assert sorted(fetched) == sorted(objects.join(data.dataset, shard.path) for shard in data.of_split("train"))
+
+
+def test_one_killed_in_a_download_is_no_hindrance_and_leaves_no_shared_memory(data: Snapshot, tmp_path: Path) -> None:
+    shared_memory = set(Path("/dev/shm").iterdir()) if Path("/dev/shm").exists() else set()
+    child = start(data, tmp_path / "cache", tmp_path / "log", 600)
+    while not (tmp_path / "log").exists():
+        assert child.poll() is None
+        time.sleep(0.01)
+    child.send_signal(signal.SIGKILL)
+    child.communicate()
+    cache = ShardCache(data, str(tmp_path / "cache"))
+    assert sum(len(cache.open(shard).labels_N) for shard in data.of_split("train")) == data.samples("train")
+    assert not list((tmp_path / "cache").rglob("*.partial"))
+    if shared_memory:
+        assert {path.name for path in set(Path("/dev/shm").iterdir()) - shared_memory if "igpt" in path.name} == set()
+
+
+def held(folder: Path, *patterns: str) -> int:
+    """Bytes of the files there, of which others may remove or move some meanwhile."""
+    size = 0
+    for path in (path for pattern in patterns or ["*.tar"] for path in folder.rglob(pattern)):
+        with suppress(FileNotFoundError):
+            size += path.stat().st_size
+    return size
+
+
+def test_it_keeps_below_its_size_and_removes_what_was_used_longest_ago(data: Snapshot, tmp_path: Path) -> None:
+    shards = data.of_split("train")
+    size = max(shard.bytes for shard in shards)
+    cache = ShardCache(data, str(tmp_path), limit_bytes=4 * size)
+    first = cache.open(shards[0]).tokens_NHW
+    before = first.copy()
+    for shard in shards[1:]:
+        cache.open(shard)
+        cache.close(shard)
+        assert held(tmp_path) <= 4 * size
+    left = {path.stem for path in tmp_path.rglob("*.tar")}
+    assert left == {shards[0].name, *(shard.name for shard in shards[-3:])}  # the first is in use
+    cache.close(shards[0])
+    ShardCache(data, str(tmp_path), limit_bytes=4 * size).open(shards[1])
+    assert shards[0].name not in {path.stem for path in tmp_path.rglob("*.tar")}
+    assert np.array_equal(first, before)  # who read it before may go on
+
+
+def test_the_next_window_is_there_before_it_is_asked_for(
+    data: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = data.of_split("train")
+    order = SampleOrder([shard.samples for shard in shards], seed=0, window_shards=2)
+    limit = 5 * max(shard.bytes for shard in shards)
+    reader = WindowReader(shards, order, ShardCache(data, str(tmp_path), limit_bytes=limit))
+    seen = []
+    for start in range(0, 2 * order.samples, 10):
+        images = reader.read(range(start, start + 10))
+        seen.append(images.tokens_NT.astype(np.int64).sum(1))
+        time.sleep(0.005)
+        assert held(tmp_path) <= limit
+    epochs = np.concatenate(seen)[: 2 * order.samples].reshape(2, -1)
+    assert np.array_equal(np.sort(epochs[0]), np.sort(epochs[1])) and not np.array_equal(*epochs)
+    # Wait for the fetches of the next window, then take away the dataset: it is read all the same.
+    reader.read(range(0, 10))
+    following = order.window_shards(*order.next_window(*order.window_of(0)))
+    deadline = time.monotonic() + 30
+    while not {shards[number].name for number in following} <= {path.stem for path in tmp_path.rglob("*.tar")}:
+        assert time.monotonic() < deadline, "the next window was not fetched ahead"
+        time.sleep(0.01)
+    reader.close()
+    monkeypatch.setattr(objects, "download", lambda url, local: pytest.fail(f"{url} was not fetched ahead"))
+    for number in following:
+        ShardCache(data, str(tmp_path)).open(shards[number])
+
+
+def test_fetches_at_the_same_moment_keep_below_its_size(
+    data: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = data.of_split("train")
+    limit = 4 * max(shard.bytes for shard in shards)
+    download, most = objects.download, 0
+
+    def slow(url: str, local: Path) -> None:
+        nonlocal most
+        time.sleep(0.05)
+        download(url, local)
+        most = max(most, held(tmp_path, "*.tar", "*.partial"))
+
+    monkeypatch.setattr(objects, "download", slow)
+    caches = [ShardCache(data, str(tmp_path), limit_bytes=limit) for _ in range(2)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: caches[number % 2].fetch(shards[number]), range(len(shards))))
+    assert limit / 2 < most <= limit
+    assert held(tmp_path) <= limit
+
+
+def test_a_small_cache_changes_nothing(data: Snapshot, config: PretrainConfig, tmp_path: Path) -> None:
+    room = 4 * max(shard.bytes for shard in data.shards) + sum(s.bytes for s in data.of_split("validation"))
+    weights = []
+    for name, limit in (("small", room), ("large", 10**9)):
+        run = str(tmp_path / name)
+        small = config.with_fields(cache=str(tmp_path / f"cache-{name}"), cache_bytes=limit)
+        train(small, data, run, Worker(), Recorder())
+        weights.append(load_model(run).model.state_dict())
+        assert held(tmp_path / f"cache-{name}") <= limit
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+def test_too_small_a_cache_is_refused_in_a_line(data: Snapshot, config: PretrainConfig, tmp_path: Path) -> None:
+    with pytest.raises(IgptError, match=r"cache_bytes is 1,000: two windows of window_shards 2"):
+        train(config.with_fields(cache_bytes=1000), data, str(tmp_path / "run"), Worker(), Recorder())

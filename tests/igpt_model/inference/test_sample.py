@@ -1,0 +1,180 @@
+"""Drawing and scoring: reproducible, however it is split; what is known stays; the model's own distribution."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from igpt_model.inference.sample import Drawing, complete, draw, images_at_once
+from igpt_model.inference.score import score
+from igpt_model.model.linear import PackedLinear
+from igpt_model.model.network import Condition, ImageGPT, KeyValueCache
+from pipeline.errors import IgptError
+from tests.igpt_model.model.test_network import BY_CLASS, MASKED, SMALL, UPSCALING, make, some_tokens
+
+
+@pytest.fixture
+def model() -> ImageGPT:
+    return make(SMALL)
+
+
+def first_pixels(count: int) -> torch.Tensor:
+    """Which pixels are known when the first `count` are, for five images."""
+    return (torch.arange(16) < count).expand(5, 16)
+
+
+def test_completions_keep_what_was_given_and_repeat_with_the_seed(model: ImageGPT) -> None:
+    tokens = some_tokens()
+    first = complete(model, tokens, first_pixels(9), Drawing(seed=3))
+    assert torch.equal(first[:, :9], tokens[:, :9])
+    assert torch.equal(first, complete(model, tokens, first_pixels(9), Drawing(seed=3)))
+    assert not torch.equal(first, complete(model, tokens, first_pixels(9), Drawing(seed=4)))
+    assert torch.equal(complete(model, tokens, first_pixels(16)), tokens)
+
+
+@pytest.mark.parametrize("count", [0, 1, 9, 15])
+def test_a_completion_depends_on_nothing_that_is_to_be_drawn(model: ImageGPT, count: int) -> None:
+    tokens, known = some_tokens(), first_pixels(count)
+    other = torch.where(known, tokens, (tokens + 5) % 11)
+    assert torch.equal(complete(model, tokens, known), complete(model, other, known))
+
+
+def test_any_mask_is_kept_and_rows_may_differ(model: ImageGPT) -> None:
+    tokens = some_tokens()
+    known = torch.rand(5, 16, generator=torch.Generator().manual_seed(0)) < 0.5
+    drawn = complete(model, tokens, known)
+    assert torch.equal(drawn[known], tokens[known])
+    # One image after the other is the same as all together, and a known pixel is seen by those after it.
+    for row in range(5):
+        rows = slice(row, row + 1)
+        alone = complete(model, tokens[: row + 1], known[: row + 1])
+        assert torch.equal(alone[rows], drawn[rows])
+    known = torch.ones(1, 16, dtype=torch.bool)
+    known[0, 9] = False
+    cold = complete(model, tokens[:1], known, Drawing(temperature=0))
+    assert cold[0, 9] == model(tokens[:1])[0, 9].argmax()
+
+
+@pytest.mark.parametrize("config", [SMALL, BY_CLASS, UPSCALING])
+@torch.inference_mode()
+def test_the_images_do_not_depend_on_how_the_batch_is_split(config: object) -> None:
+    assert isinstance(config, type(SMALL))
+    model = make(config)
+    condition = Condition(
+        labels_B=torch.arange(7) % 5 if config.classes else None,
+        low_BP=some_tokens(7, 4) if config.low_resolution else None,
+    )
+    one = KeyValueCache.bytes_per_image(config, torch.float32)
+    whole = draw(model, 7, Drawing(seed=5), condition=condition)
+    for images in (1, 2, 3, 7):
+        assert images_at_once(model, images * one) == images
+        assert torch.equal(draw(model, 7, Drawing(seed=5), condition=condition, cache_bytes=images * one), whole)
+    assert images_at_once(model, 1) == 1
+    # Each image is its own: the first of more are the same, and so is one drawn under another's condition.
+    rows = slice(0, 3)
+    assert torch.equal(draw(model, 3, Drawing(seed=5), condition=condition.rows(rows)), whole[:3])
+
+
+@torch.inference_mode()
+def test_a_cold_draw_takes_the_likeliest_colour(model: ImageGPT) -> None:
+    drawn = draw(model, 2, Drawing(temperature=0))
+    assert torch.equal(model(drawn).argmax(2), drawn)
+    for cold in (Drawing(temperature=1e-6), Drawing(top_k=1, seed=9), Drawing(top_p=1e-9, seed=9)):
+        assert torch.equal(draw(model, 2, cold), drawn)
+
+
+@torch.inference_mode()
+def test_drawn_pixels_follow_the_models_distribution(model: ImageGPT) -> None:
+    logits = model(some_tokens(1))[0, 0]
+
+    def found(drawing: Drawing) -> torch.Tensor:
+        drawn = draw(model, 4000, drawing)
+        return torch.bincount(drawn[:, 0], minlength=11) / 4000
+
+    ranked = logits.argsort(descending=True)
+    expected = logits.softmax(0)
+    assert (found(Drawing(seed=5)) - expected).abs().max() < 0.03
+    assert (found(Drawing(seed=5, temperature=0.5)) - (2 * logits).softmax(0)).abs().max() < 0.03
+    for drawing, kept in (
+        (Drawing(top_k=3), 3),
+        (Drawing(top_p=float(expected[ranked[:4]].sum()) - 1e-3), 4),
+        (Drawing(top_k=5, top_p=0.999999), 5),
+    ):
+        cut = torch.zeros(11)
+        cut[ranked[:kept]] = expected[ranked[:kept]]
+        frequencies = found(drawing)
+        assert not frequencies[cut == 0].any()
+        assert (frequencies - cut / cut.sum()).abs().max() < 0.03
+
+
+@torch.inference_mode()
+def test_neighbouring_pixels_are_drawn_independently(model: ImageGPT) -> None:
+    """With logits that depend on nothing, pixels are independent and alike: so must be what was drawn."""
+    blind = make(SMALL)
+    blind.head.weight.zero_()
+    drawn = draw(blind, 3000, Drawing(seed=1)).double()
+    assert (drawn.mean(0) - 5).abs().max() < 0.35
+    correlations = np.corrcoef(drawn.numpy().T) - np.eye(16)
+    assert np.abs(correlations).max() < 0.09
+
+
+@torch.inference_mode()
+def test_packed_matrices_give_the_same_products() -> None:
+    weight = torch.randn(96, 64, generator=torch.Generator().manual_seed(0))
+    assert PackedLinear.suits(weight), "on this machine the packed product is what draws"
+    for rows in (1, 5, 200):
+        x = torch.randn(rows, 1, 64, generator=torch.Generator().manual_seed(rows))
+        torch.testing.assert_close(PackedLinear(weight, 5)(x), x @ weight.T, atol=1e-4, rtol=1e-5)
+
+
+def test_images_are_drawn_alike_where_there_are_no_packed_matrices(
+    model: ImageGPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = draw(model, 3)
+    monkeypatch.setattr(PackedLinear, "suits", staticmethod(lambda weight: False))
+    assert torch.equal(draw(model, 3), packed)
+    halved = draw(model.bfloat16(), 3)
+    assert (halved == packed).float().mean() > 0.5
+
+
+def test_what_cannot_be_drawn_is_refused(model: ImageGPT) -> None:
+    with pytest.raises(IgptError, match="masked model cannot draw"):
+        draw(make(MASKED), 1)
+    with pytest.raises(IgptError, match="masked model has no likelihood"):
+        score(make(MASKED), some_tokens())
+    for fields in ({"temperature": -1.0}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.5}, {"temperature": math.nan}):
+        with pytest.raises(IgptError, match=next(iter(fields))):
+            Drawing(**fields)  # type: ignore[arg-type]
+
+
+def test_likelihoods_are_those_of_a_distribution_over_images() -> None:
+    """Of a model of 2 x 2 pixels with 3 colours the 81 images' probabilities add up to one."""
+    model = make(replace(SMALL, resolution=2, colours=3))
+    images = torch.cartesian_prod(*[torch.arange(3)] * 4)
+    result = score(model, images)
+    assert (-result.pixels_BT.double().sum(1)).exp().sum().item() == pytest.approx(1, abs=1e-5)
+    assert torch.allclose(result.bits_per_pixel * math.log(2), result.nats_per_pixel)
+    # Images that are likelier are drawn more often.
+    drawn = draw(model, 20_000, Drawing(seed=2))
+    counts = torch.bincount(drawn @ torch.tensor([27, 9, 3, 1]), minlength=81) / 20_000
+    assert (counts - (-4 * result.nats_per_pixel).exp()).abs().max() < 0.01
+
+
+def test_scores_do_not_depend_on_the_batch_and_follow_the_condition(monkeypatch: pytest.MonkeyPatch) -> None:
+    from igpt_model.inference import score as scoring
+
+    for config in (SMALL, BY_CLASS, UPSCALING):
+        model, tokens = make(config), some_tokens()
+        condition = Condition(
+            labels_B=torch.arange(5) if config.classes else None,
+            low_BP=some_tokens(5, 4) if config.low_resolution else None,
+        )
+        whole = score(model, tokens, condition=condition).pixels_BT
+        log_probabilities = model(tokens, condition).log_softmax(2)
+        expected = -log_probabilities.gather(2, tokens[..., None])[..., 0]
+        torch.testing.assert_close(whole, expected.detach())
+        monkeypatch.setattr(scoring, "_BATCH_PIXELS", 32)
+        torch.testing.assert_close(score(model, tokens, condition=condition).pixels_BT, whole)
+        monkeypatch.undo()

@@ -1,0 +1,69 @@
+"""Fine-tuning learns, leaves the model as it was, and chooses by validation; the cache knows networks by contents."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from igpt_model.config import FineTuneConfig
+from igpt_model.inference.features import untrained
+from igpt_model.model.bundle import ModelBundle
+from igpt_model.model.config import ModelConfig
+from igpt_model.model.network import ImageGPT
+from igpt_model.probing.feature_cache import network_digest
+from igpt_model.probing.fine_tune import LabelledTokens, fine_tune
+from pipeline.errors import IgptError
+
+CONFIG = FineTuneConfig(steps=40, batch=16, learning_rate=0.005)
+
+
+def make_bundle(**fields: object) -> ModelBundle:
+    torch.manual_seed(0)
+    config = ModelConfig(layers=2, width=32, heads=4, resolution=4, colours=8, **fields)  # type: ignore[arg-type]
+    colours = np.linspace(-1, 1, 8, dtype=np.float32)[:, None].repeat(3, 1)
+    return ModelBundle(model=ImageGPT(config).eval(), palette_K3=colours, classes=("dark above", "dark below"))
+
+
+def halves(count: int, seed: int) -> LabelledTokens:
+    """Noisy images that are dark in their upper or in their lower half: no linear function of colour counts tells."""
+    random = np.random.default_rng(seed)
+    labels_N = random.integers(0, 2, count)
+    tokens_NT = random.integers(0, 8, (count, 16))
+    upper_N8 = np.arange(16)[None] < 8
+    dark_NT = np.where(labels_N[:, None] == 0, upper_N8, ~upper_N8)
+    tokens_NT[dark_NT] //= 2
+    return LabelledTokens(tokens_NT=tokens_NT, labels_N=labels_N)
+
+
+@pytest.mark.parametrize("fields", [{}, {"objective": "masked"}, {"low_resolution": 2}])
+def test_fine_tuning_learns_and_leaves_the_model_alone(fields: dict[str, object]) -> None:
+    model = make_bundle(**fields)
+    before = network_digest(model)
+    splits = halves(300, 0), halves(60, 1), halves(100, 2)
+    score = fine_tune(model, *splits, CONFIG)
+    assert score.test_accuracy > 0.75
+    assert network_digest(model) == before
+    assert fine_tune(model, *splits, CONFIG) == score
+
+
+def test_a_poisoned_test_split_changes_nothing_but_its_own_accuracy() -> None:
+    train, validation, test = halves(300, 0), halves(60, 1), halves(100, 2)
+    honest = fine_tune(make_bundle(), train, validation, test, CONFIG)
+    led = fine_tune(make_bundle(), train, validation, replace(test, labels_N=1 - test.labels_N), CONFIG)
+    assert led == replace(honest, test_accuracy=led.test_accuracy)
+    assert led.test_accuracy == pytest.approx(1 - honest.test_accuracy)
+
+
+def test_networks_are_known_by_what_they_are() -> None:
+    model = make_bundle()
+    fresh = replace(model, model=untrained(model.model, 1))
+    same = replace(model, model=untrained(model.model, 1), classes=())
+    other_palette = replace(model, palette_K3=model.palette_K3[::-1].copy())
+    assert len({network_digest(each) for each in (model, fresh, other_palette)}) == 3
+    assert network_digest(fresh) == network_digest(same)
+
+
+def test_an_impossible_config_is_refused() -> None:
+    with pytest.raises(IgptError, match="must be positive"):
+        FineTuneConfig(steps=0)

@@ -1,0 +1,138 @@
+"""The probes: they find what is there, agree with scikit-learn, and never look at the test split to choose."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import Normalizer, StandardScaler
+
+from igpt_model.probing.head import ProbeHead
+from igpt_model.probing.linear import (
+    LabelledFeatures,
+    ProbeScore,
+    SplitFeatures,
+    draw_labels,
+    fit_probe,
+    low_data_score,
+    nearest,
+    neighbour_score,
+)
+from igpt_model.probing.result import ProbeResult
+
+STRENGTHS, ITERATIONS = (0.001, 0.1), 300
+
+
+@pytest.fixture(scope="module")
+def digits() -> SplitFeatures:
+    data = load_digits()
+    names = {"train": slice(0, 900), "validation": slice(900, 1300), "test": slice(1300, 1797)}
+    return SplitFeatures(
+        **{
+            name: LabelledFeatures(features=data.data[cut].astype(np.float32), labels=data.target[cut])
+            for name, cut in names.items()
+        }
+    )
+
+
+def poisoned(splits: SplitFeatures) -> SplitFeatures:
+    """The same with a test split that would lead every choice that looks at it astray."""
+    test = LabelledFeatures(features=splits.test.features * -50, labels=(splits.test.labels + 1) % 10)
+    return replace(splits, test=test)
+
+
+def test_the_probe_agrees_with_scikit_learn(digits: SplitFeatures) -> None:
+    ours = fit_probe(digits, STRENGTHS, ITERATIONS)
+    theirs = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=ITERATIONS))
+    theirs.fit(digits.train.features, digits.train.labels)
+    expected = theirs.score(digits.test.features, digits.test.labels)
+    assert ours.score.strength == 0.1
+    assert 0.88 < expected < 0.99
+    assert ours.score.test_accuracy == pytest.approx(expected, abs=0.002)
+    probabilities = ours.head.probabilities(digits.test.features)
+    assert probabilities == pytest.approx(theirs.predict_proba(digits.test.features), abs=2e-3)
+    assert np.array_equal(ours.test_predictions, ours.head.labels_K[probabilities.argmax(1)])
+
+
+def test_a_head_of_two_classes_and_one_that_was_kept(digits: SplitFeatures, tmp_path) -> None:
+    def only(part: LabelledFeatures) -> LabelledFeatures:
+        rows = np.isin(part.labels, (3, 8))
+        return LabelledFeatures(features=part.features[rows], labels=part.labels[rows])
+
+    two = SplitFeatures(train=only(digits.train), validation=only(digits.validation), test=only(digits.test))
+    fitted = fit_probe(two, STRENGTHS, ITERATIONS)
+    fitted.head.save(tmp_path)
+    kept = ProbeHead.load(tmp_path)
+    assert kept is not None
+    predicted = kept.labels_K[kept.probabilities(two.test.features).argmax(1)]
+    assert set(kept.labels_K) == {3, 8}
+    assert (predicted == two.test.labels).mean() == fitted.score.test_accuracy > 0.9
+
+
+def test_features_without_information_give_chance(digits: SplitFeatures) -> None:
+    random = np.random.default_rng(0)
+    noise = SplitFeatures(
+        **{
+            name: LabelledFeatures(
+                features=random.normal(size=(len(part.labels), 8)).astype(np.float32), labels=part.labels
+            )
+            for name, part in vars(digits).items()
+        }
+    )
+    assert fit_probe(noise, STRENGTHS, ITERATIONS).score.test_accuracy < 0.2
+    assert neighbour_score(noise, (1, 5)).test_accuracy < 0.2
+
+
+def test_a_poisoned_test_split_changes_the_test_accuracy_alone(digits: SplitFeatures) -> None:
+    honest, led = (fit_probe(splits, STRENGTHS, ITERATIONS) for splits in (digits, poisoned(digits)))
+    assert led.score == replace(honest.score, test_accuracy=led.score.test_accuracy)
+    for name, value in vars(honest.head).items():
+        assert np.array_equal(value, getattr(led.head, name))
+    assert led.score.test_accuracy < honest.score.test_accuracy
+    near, astray = (neighbour_score(splits, (1, 3, 9)) for splits in (digits, poisoned(digits)))
+    assert (near.neighbours, near.validation_accuracy) == (astray.neighbours, astray.validation_accuracy)
+    assert astray.test_accuracy < near.test_accuracy
+
+
+def test_few_labels_do_worse_and_the_draws_are_of_the_seed(digits: SplitFeatures) -> None:
+    few, same, more = (low_data_score(digits, count, 4, STRENGTHS, ITERATIONS, 0) for count in (2, 2, 40))
+    assert few == same
+    assert few.mean < more.mean < fit_probe(digits, STRENGTHS, ITERATIONS).score.test_accuracy + 0.02
+    assert few.deviation > more.deviation
+    rows = [draw_labels(digits.train.labels, 2, (0, 2, draw)) for draw in range(2)]
+    assert not np.array_equal(*rows)
+    assert np.array_equal(np.bincount(digits.train.labels[rows[0]]), np.full(10, 2))
+
+
+def test_neighbours_are_those_of_scikit_learn(digits: SplitFeatures) -> None:
+    prepare = make_pipeline(StandardScaler(), Normalizer())
+    train = prepare.fit_transform(digits.train.features)
+    theirs = KNeighborsClassifier(1).fit(train, digits.train.labels)
+    test = prepare.transform(digits.test.features)
+    score = neighbour_score(digits, (1,))
+    assert score.test_accuracy == pytest.approx(theirs.score(test, digits.test.labels), abs=0.002)
+    distances, _ = theirs.kneighbors(test[:50], 5)
+    found = nearest(digits.train.features, digits.test.features[:50], 5)
+    assert 1 - found.cosines_NK == pytest.approx(distances**2 / 2, abs=1e-4)
+    assert neighbour_score(digits, (1, 3, 10_000)).validation_accuracy >= score.validation_accuracy
+
+
+def test_the_best_layer_is_the_one_that_validation_likes() -> None:
+    def score(validation: float, test: float) -> ProbeScore:
+        return ProbeScore(test_accuracy=test, validation_accuracy=validation, strength=1.0)
+
+    result = ProbeResult(
+        layers=(score(0.5, 0.9), score(0.7, 0.6), score(0.6, 0.8)),
+        untrained_layers=(score(0.3, 0.2), score(0.2, 0.4)),
+        raw_pixels=score(0.1, 0.1),
+        majority=0.1,
+        train_images=1,
+        validation_images=1,
+        test_images=1,
+    )
+    assert result.best_layer == 1
+    assert result.best.test_accuracy == 0.6
+    assert result.untrained_best.test_accuracy == 0.2

@@ -1,0 +1,151 @@
+"""What a config decides: the name of its run, the model on a dataset, and what it refuses."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from igpt_model import config as configs
+from igpt_model.config import FineTuneConfig, PretrainConfig, ProbeConfig
+from igpt_model.model import config as shapes
+from igpt_model.registry.gate import GateConfig
+from igpt_model.runs import record
+from pipeline.errors import IgptError
+from pipeline.typed_config import values
+from tests.igpt_model.training.test_loop import digits_snapshot
+
+BASE = PretrainConfig.from_fields(runs="r", preset="tiny")
+
+
+def variants() -> Iterator[tuple[str, str, PretrainConfig]]:
+    """Every field but those without a choice, each with another value: its section, its name and the config."""
+    given: dict[str, Any] = {
+        **{"preset": "small", "layers": 3, "width": 128, "heads": 8, "objective": "masked", "mask_fraction": 0.3},
+        **{"class_conditional": True, "low_resolution": 4, "parent": "models:/igpt/3", "precision": "bfloat16"},
+        **{"dataset": "d", "snapshot": 3, "learning_rate": 0.1, "ema_decay": 0.9, "placement": "SPREAD"},
+        **{"parallelism": "fsdp", "min_workers": 1, "cache": "c", "micro_batch": 1, "name": "mine"},
+    }
+    for name, value in BASE.flat().items():
+        if isinstance(value, bool):
+            given.setdefault(name, not value)
+        elif isinstance(value, int | float):
+            given.setdefault(name, value + 1)
+        elif isinstance(value, str):
+            given.setdefault(name, f"{value}2")
+        yield values.sections_of(PretrainConfig)[name], name, BASE.with_fields(**{name: given[name]})
+
+
+def test_the_name_of_a_run_is_decided_by_model_data_and_optimizer_alone() -> None:
+    name, seen = BASE.run_name("a"), set()
+    for section, field, other in variants():
+        seen.add(field)
+        if field == "name":
+            assert other.run_name("a") == "mine"
+            continue
+        decides = section in ("model", "data", "optimizer") and field not in ("dataset", "snapshot")
+        assert (other.run_name("a") != name) == decides, field
+    assert len(seen) == 48
+    assert BASE.run_name("b") != name, "the dataset counts by what is in it"
+
+
+def test_a_preset_counts_by_its_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = BASE.run_name("a")
+    assert BASE.with_fields(layers=6, width=64, heads=4, learning_rate=0.005).run_name("a") == name
+    before = shapes.preset_shape
+    assert BASE.with_fields(gradient_clip=1, weight_decay=0).run_name("a") == name, "a number counts by its value"
+    for change in ({"learning_rate": 0.01}, {"layers": 7}):
+        monkeypatch.setattr(configs, "preset_shape", lambda preset, change=change: replace(before(preset), **change))
+        assert BASE.run_name("a") != name, "an edited preset is another run"
+
+
+def test_names_stay_what_they_are() -> None:
+    """Whoever changes this makes every training begin anew."""
+    assert BASE.with_fields(steps=500).run_name("a" * 64) == "tiny-d7c48e361922"
+
+
+def test_names_of_flat_configs_are_known() -> None:
+    """As the version before made them: fields that came later count where they are set."""
+    assert BASE.with_fields(steps=500).flat_run_name("a" * 64) == "tiny-c6d8858b2252"
+    assert BASE.with_fields(flip=True).flat_run_name("a") != BASE.flat_run_name("a")
+
+
+def test_a_run_of_a_flat_config_is_gone_on_with(tmp_path: Path) -> None:
+    data = digits_snapshot(tmp_path)
+    config = BASE.with_fields(runs=str(tmp_path / "runs"), dataset=data.dataset)
+    new, flat = (tmp_path / "runs" / name for name in (config.run_name(data.digest), config.flat_run_name(data.digest)))
+    assert record.folder_of(config, data) == str(new)
+    flat.mkdir(parents=True)
+    (flat / "run.json").write_text(json.dumps({"config": config.flat(), "mlflow_run": "abc"}))
+    assert record.folder_of(config, data) == str(flat)
+    assert record.read(str(flat)) == record.RunRecord(config=config, mlflow_run="abc")
+    assert record.folder_of(config.with_fields(name="mine"), data) == str(tmp_path / "runs" / "mine")
+    assert record.folder_of(config.with_fields(seed=1), data) not in (str(flat), str(new))
+    record.write(str(new), record.RunRecord(config=config, mlflow_run=None))
+    assert record.folder_of(config, data) == str(new)
+    assert record.read(str(new)).config == config
+
+
+def test_resolved_values_are_numbers() -> None:
+    flat = BASE.resolved().flat()
+    assert (flat["layers"], flat["width"], flat["heads"], flat["learning_rate"]) == (6, 64, 4, 0.005)
+    assert BASE.with_fields(layers=2, learning_rate=0.1).resolved().flat()["layers"] == 2
+    assert BASE.resolved().resolved() == BASE.resolved()
+
+
+def test_names_of_fields_are_unique_over_the_sections() -> None:
+    """Or the flat form could not be read."""
+    names = [name for section in asdict(BASE).values() for name in section]
+    assert len(set(names)) == len(names) == 48
+    assert not set(names) & {field.name for field in fields(PretrainConfig)}
+
+
+def test_flat_and_nested_are_one() -> None:
+    for _, _, config in variants():
+        assert PretrainConfig.from_fields(**config.flat()) == config
+        assert PretrainConfig.from_fields(**asdict(config)) == config
+        assert PretrainConfig.from_fields(**json.loads(json.dumps(asdict(config)))) == config
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"runs": "r", "steps": 5, "optimizer": {"steps": 6}}, "steps and optimizer.steps are the same field"),
+        ({"runs": "r", "optimizer": 5}, "optimizer is 5: it must be a mapping of fields"),
+        ({"runs": "r", "optimizer": 5, "steps": 5}, "unknown field steps"),
+        ({"runs": "r", "optimizer": {"runs": "s"}}, "unknown field optimizer.runs"),
+        ({"runs": "r", "optimizer": {"stepz": 5}}, "unknown field optimizer.stepz"),
+    ],
+)
+def test_a_field_stands_in_one_place(given: dict, expected: str) -> None:
+    with pytest.raises(IgptError, match=expected):
+        PretrainConfig.from_fields(**given)
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda: BASE.with_fields(steps=0), "steps is 0: it must be at least 1"),
+        (lambda: BASE.with_fields(gradient_clip=0.0), "gradient_clip is 0.0: it must be above 0"),
+        (lambda: BASE.with_fields(learning_rate=-1.0), "learning_rate is -1.0: it must be above 0"),
+        (lambda: BASE.with_fields(warmup_steps=-1), "warmup_steps is -1: it must be at least 0"),
+        (lambda: BASE.with_fields(preset="gpt-5"), "preset is 'gpt-5': it must be tiny or"),
+        (lambda: BASE.with_fields(runs=""), "runs is empty"),
+        (lambda: BASE.with_fields(global_batch=1), "global_batch 1 is smaller than workers 2"),
+        (lambda: BASE.with_fields(min_workers=3), "min_workers is 3: it must not be above workers 2"),
+        (lambda: BASE.with_fields(hang_seconds=300.0), "hang_seconds is 300: it must be above upload_seconds 300"),
+        (lambda: FineTuneConfig(generative_weight=-1), "generative_weight is -1: it must be at least 0"),
+        (lambda: FineTuneConfig(learning_rate=0), "learning_rate is 0: it must be above 0"),
+        (lambda: ProbeConfig(strengths=(1.0, 0.0)), "strengths is 0.0: it must be above 0"),
+        (lambda: ProbeConfig(strengths=()), "strengths is empty"),
+        (lambda: ProbeConfig(neighbours=(0,)), "neighbours is 0: it must be at least 1"),
+        (lambda: ProbeConfig(max_train_images=1), "max_train_images is 1: it must be at least 2"),
+        (lambda: GateConfig(min_probe_accuracy=1.5), "min_probe_accuracy is 1.5: it must be from 0 to 1"),
+        (lambda: GateConfig(max_bits_per_pixel=float("nan")), "max_bits_per_pixel is nan: it must be above 0"),
+    ],
+)
+def test_ranges_hold_however_a_config_is_made(make: Any, expected: str) -> None:
+    with pytest.raises(IgptError, match=expected):
+        make()

@@ -1,0 +1,141 @@
+"""However many workers share a model, and however they do, it is the same training: DDP, FSDP2, from one to another."""
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from igpt_model.config import PretrainConfig
+from igpt_model.runs import checkpoint, initial_model, metric_log
+from igpt_model.runs.open_model import load_model
+from igpt_model.training.loop import train
+from igpt_model.worker import Worker
+from pipeline.dataset.snapshot import Snapshot
+from pipeline.store import objects
+from tests.igpt_model.training.test_loop import Recorder, digits_snapshot, short_training
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
+    return digits_snapshot(tmp_path_factory.mktemp("digits"))
+
+
+@pytest.fixture(scope="module")
+def config(data: Snapshot, tmp_path_factory: pytest.TempPathFactory) -> PretrainConfig:
+    """Uneven in every way: 16 images among 3 workers, 5 at a time, an average of the weights."""
+    config = short_training(data, tmp_path_factory.mktemp("runs"))
+    return config.with_fields(keep_last=3, micro_batch=5, ema_decay=0.9)
+
+
+@pytest.fixture(scope="module")
+def alone(data: Snapshot, config: PretrainConfig) -> str:
+    """The run of one worker."""
+    run = objects.join(config.keeping.runs, "alone")
+    train(config, data, run, Worker(), Recorder())
+    return run
+
+
+@pytest.fixture(scope="module")
+def sharded(config: PretrainConfig) -> str:
+    """The run of two workers that each have a part of the model."""
+    return trained(config, "sharded", workers=2, parallelism="fsdp")
+
+
+def trained(config: PretrainConfig, name: str, *, workers: int, parallelism: str) -> str:
+    """A run as torchrun's workers train it, or go on with it."""
+    run = Path(config.keeping.runs) / name
+    path = run.with_suffix(".yaml")
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(yaml.safe_dump(asdict(config.with_fields(name=name, parallelism=parallelism))))
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers), "-m", "igpt_model.train")
+    done = subprocess.run(
+        [sys.executable, *launch, str(path)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return str(run)
+
+
+def assert_same_training(run: str, alone: str) -> None:
+    ours, theirs = (
+        {(report.step, name): report.values.get(name) for report in metric_log.read(each) for name in CURVES}
+        for each in (run, alone)
+    )
+    assert ours == pytest.approx(theirs, abs=1e-4)
+    weights = load_model(alone).model.state_dict()
+    for name, value in load_model(run).model.state_dict().items():
+        torch.testing.assert_close(value, weights[name], atol=2e-3, rtol=0)
+
+
+CURVES = ("train_loss", "validation_loss", "gradient_norm")
+
+
+def test_a_sharded_model_is_trained_as_a_whole_one(sharded: str, alone: str) -> None:
+    assert_same_training(sharded, alone)
+    found = checkpoint.read(checkpoint.folder_of(sharded, 30))
+    pieces = found.index.tensors["weights.blocks.0.mlp_in.weight"].pieces
+    assert [piece.file for piece in pieces] == ["weights-00000.safetensors", "weights-00001.safetensors"]
+    assert {piece.sizes for piece in pieces} == {(64, 32)}
+
+
+def test_workers_that_share_a_model_start_from_a_parent(config: PretrainConfig, data: Snapshot, alone: str) -> None:
+    still = config.with_fields(parent="models:/digits/1", steps=10, warmup_steps=0, learning_rate=1e-9)
+    given = load_model(alone)
+    initial_model.keep(objects.join(config.keeping.runs, "child"), given, still, data)
+    run = trained(still, "child", workers=2, parallelism="fsdp")
+    weights = given.model.state_dict()
+    for name, value in load_model(run).model.state_dict().items():
+        torch.testing.assert_close(value, weights[name], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("workers", "parallelism"), [(3, "fsdp"), (3, "ddp"), (1, "ddp")])
+def test_a_checkpoint_of_two_is_gone_on_with_by_any_number(
+    workers: int, parallelism: str, sharded: str, alone: str, config: PretrainConfig, data: Snapshot
+) -> None:
+    name = f"from-two-to-{workers}-{parallelism}"
+    run = Path(config.keeping.runs) / name
+    shutil.copytree(sharded, run)
+    shutil.rmtree(run / "checkpoints" / "00000030")
+    (run / "result.json").unlink()
+    (run / "reports" / "00000030.json").unlink()
+    if workers == 1:
+        train(config, data, str(run), Worker(), Recorder())
+    else:
+        trained(config, name, workers=workers, parallelism=parallelism)
+    assert checkpoint.read(checkpoint.folder_of(str(run), 30)).state.restarts == 1
+    assert_same_training(str(run), alone)
+
+
+@pytest.mark.needs("compiler")
+def test_workers_compile_blocks_that_recompute_their_activations() -> None:
+    launch = (
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        f"{__package__}.compiled_workers",
+    )
+    done = subprocess.run([sys.executable, *launch], capture_output=True, text=True, cwd=ROOT, check=False, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert [(row["parallelism"], row["compiled"]) for row in rows] == [
+        (parallelism, compiled) for parallelism in ("ddp", "fsdp") for compiled in (False, True)
+    ]
+    for row in rows:
+        assert (row["graphs"], row["breaks"]) == ((1, 0) if row["compiled"] else (0, 0))
+        assert row["loss"] == pytest.approx(rows[0]["loss"], abs=1e-6)
+        assert row["norm"] == pytest.approx(rows[0]["norm"], rel=1e-4)

@@ -1,0 +1,111 @@
+"""A worker that makes no step tells what it was doing and ends, and the run goes on from its last checkpoint."""
+
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+import yaml
+
+from igpt_model.runs import metric_log
+from igpt_model.training import watchdog
+from igpt_model.training.loop import _Training, train
+from igpt_model.training.watchdog import Watchdog
+from igpt_model.worker import Worker
+from tests.igpt_model.training.test_loop import Recorder, digits_snapshot, short_training
+
+ROOT = Path(__file__).parents[3]
+HANG = """
+import sys, threading, time
+from igpt_model.training.watchdog import Watchdog
+def wait_for_ever(): threading.Event().wait()
+def tell(text):
+    print(text, flush=True)
+    if sys.argv[1] == "stuck": time.sleep(600)
+with Watchdog(1.0, tell) as watchdog:
+    for _ in range(6):
+        time.sleep(0.4)
+        watchdog.beat()
+    if sys.argv[1] != "well": wait_for_ever()
+print("ended")
+"""
+
+
+def test_who_makes_no_step_tells_its_stacks_and_ends() -> None:
+    done = subprocess.run([sys.executable, "-c", HANG, "hung"], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 75, done.stderr
+    assert "wait_for_ever" in done.stdout
+    well = subprocess.run([sys.executable, "-c", HANG, "well"], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (well.returncode, well.stdout) == (0, "ended\n")
+
+
+def test_that_it_ends_is_said_also_when_its_stacks_cannot_be_kept(tmp_path: Path) -> None:
+    (tmp_path / "stacks").write_text("where the folder would be")
+    heard = Recorder()
+    worker = SimpleNamespace(
+        **{"run": str(tmp_path), "state": SimpleNamespace(step=7), "worker": Worker(), "listener": heard},
+        config=SimpleNamespace(hang_seconds=900.0),
+    )
+    _Training.tell_stacks(worker, "Thread 1")  # type: ignore[arg-type]
+    (line,) = heard.lines
+    assert line.startswith("worker 0 made no step for 900 s after step 7: it is ended, its stacks could not be kept (")
+
+
+def test_a_machine_that_stood_still_is_no_worker_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    stood_still, ended, told = [0.0], threading.Event(), []
+
+    def end(_: int) -> None:
+        ended.set()
+        threading.Event().wait()  # as if the process were gone
+
+    monkeypatch.setattr(watchdog, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + sum(stood_still)))
+    monkeypatch.setattr(watchdog, "os", SimpleNamespace(_exit=end))
+    with Watchdog(2.0, told.append):
+        time.sleep(0.7)
+        stood_still.append(100.0)
+        assert not ended.wait(1.0)
+        assert ended.wait(60), "it is watched as before"
+    assert len(told) == 1
+
+
+def test_a_collective_whose_partner_is_stuck_ends_and_the_run_goes_on(tmp_path: Path) -> None:
+    data = digits_snapshot(tmp_path)
+    config = short_training(data, tmp_path).with_fields(steps=60, upload_seconds=4, hang_seconds=6, name="hung")
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(asdict(config)))
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+        *("-m", "igpt_model.train", str(path)),
+    ]
+    run = tmp_path / "runs" / "hung"
+    launched = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    while not (run / "checkpoints" / "00000010" / "index.json").exists():
+        assert launched.poll() is None, launched.communicate()
+        time.sleep(0.005)
+    by_rank = {child.environ()["RANK"]: child for child in psutil.Process(launched.pid).children()}
+    other, victim = by_rank["0"], by_rank["1"]
+    victim.suspend()
+    assert not (run / "result.json").exists(), "it was stopped too late"
+    try:
+        deadline = time.monotonic() + 60
+        while not (stacks := sorted((run / "stacks").glob("*-00000.txt"))):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        psutil.wait_procs([other], timeout=60)
+    finally:
+        victim.resume()
+    out, _ = launched.communicate(timeout=60)
+    assert launched.returncode != 0
+    assert "worker 0 made no step for 6 s" in out.decode()
+    assert "in all_reduce" in stacks[0].read_text() or "backward" in stacks[0].read_text()
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    heard = Recorder()
+    train(config, data, str(tmp_path / "calm"), Worker(), heard)
+    curve = {report.step: report.values["train_loss"] for report in metric_log.read(str(run))}
+    assert curve == pytest.approx({step: values["train_loss"] for step, values in heard.values.items()}, abs=1e-4)

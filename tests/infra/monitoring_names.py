@@ -1,0 +1,31 @@
+"""What infra/monitoring/grafana-dashboard.json asks Prometheus for."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+DASHBOARD = json.loads((Path(__file__).parents[2] / "infra" / "monitoring" / "grafana-dashboard.json").read_text())
+
+
+@dataclass(frozen=True)
+class Query:
+    """One line of a panel."""
+
+    panel: str
+    metrics: frozenset[str]
+    labels: frozenset[str]
+    """By which its lines are named, or told apart."""
+
+
+def queries() -> list[Query]:
+    """Every query of the dashboard."""
+    found = []
+    for panel in DASHBOARD["panels"]:
+        for target in panel.get("targets", []):
+            expression = target["expr"]
+            labels = set(re.findall(r"{{(\w+)}}", target["legendFormat"]))
+            labels |= set(re.findall(r"(\w+)=~", expression)) - {"job"}
+            metrics = frozenset(re.findall(r"\bray_\w+", expression))
+            found.append(Query(panel["title"], metrics, frozenset(labels)))
+    return found

@@ -1,0 +1,68 @@
+"""infra/monitoring: that what is scraped is what is served, and what is drawn is what is told."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from igpt_model.training.metric_names import TRAINING_METRICS
+from pipeline.cluster.metrics import STAGE_GAUGES
+from tests.infra.monitoring_names import DASHBOARD, queries
+from tests.infra.test_kubernetes import FOLDER, OBJECTS, pods
+
+ROOT = Path(__file__).parents[2]
+MONITORING = ROOT / "infra" / "monitoring"
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "infra" / "compose.yaml").read_text())
+PORT = 8090
+
+
+def test_prometheus_scrapes_every_ray_node_of_compose() -> None:
+    (job,) = yaml.safe_load((MONITORING / "prometheus.yaml").read_text())["scrape_configs"]
+    (scraped,) = job["dns_sd_configs"]
+    serving = {
+        name
+        for name, service in COMPOSE["services"].items()
+        if f"--metrics-export-port={PORT}" in " ".join(service.get("command", []))
+    }
+    with_ray = {name for name, each in COMPOSE["services"].items() if "ray start" in " ".join(each.get("command", []))}
+    assert set(scraped["names"]) == serving == with_ray == {"ray-head", "ray-worker", "prefect-worker"}
+    assert scraped["port"] == PORT
+    assert not any(str(PORT) in str(service.get("ports", "")) for service in COMPOSE["services"].values())
+
+
+def test_the_pod_monitor_finds_the_port_of_every_ray_pod_and_no_one_else_reaches_it() -> None:
+    monitor = yaml.safe_load((MONITORING / "podmonitor.yaml").read_text())
+    labels = monitor["spec"]["selector"]["matchLabels"].items()
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    for name, pod, own in pods():
+        ports = {port["name"]: port["containerPort"] for each in pod["containers"] for port in each.get("ports", [])}
+        assert (labels <= own.items()) == (endpoint["port"] in ports), name
+        assert ports.get(endpoint["port"], PORT) == PORT
+    assert f"metrics-export-port={PORT}" in (FOLDER / "prefect.yaml").read_text()
+    (policy,) = [each for each in OBJECTS if each["metadata"]["name"] == "metrics"]
+    (rule,) = policy["spec"]["ingress"]
+    assert policy["spec"]["podSelector"]["matchLabels"].items() == labels
+    assert rule["ports"] == [{"port": PORT}]
+    assert [list(peer) for peer in rule["from"]] == [["namespaceSelector"]]
+
+
+def test_the_dashboard_draws_what_the_pipeline_tells() -> None:
+    told = {f"ray_igpt_{name}" for name in (*STAGE_GAUGES, *TRAINING_METRICS)}
+    drawn = set().union(*(query.metrics for query in queries()))
+    assert {name for name in drawn if name.startswith("ray_igpt_")} == told - {"ray_igpt_learning_rate"}
+    described = (ROOT / "infra" / "README.md").read_text()
+    assert all(f"`{name}`" in described for name in told)
+
+
+def test_panels_do_not_overlap() -> None:
+    taken: set[tuple[int, int]] = set()
+    for panel in DASHBOARD["panels"]:
+        place = panel["gridPos"]
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert place["x"] + place["w"] <= 24 and not cells & taken, panel["title"]
+        taken |= cells
+    assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])

@@ -1,0 +1,144 @@
+"""MLflow as compose.yaml starts it, with passwords: who is let in, and what is said to whom is not.
+
+Prefect's password is tried in tests/integration/test_scheduled.py, where every client has it.
+"""
+
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flows.services import settings
+from flows.services.ports import HOST, free_port
+from igpt_model.tracking import runs
+from pipeline.errors import IgptError
+from tests.rigs.s3_server import launch_here
+
+ROOT = Path(__file__).parents[2]
+COMPOSE = yaml.safe_load((ROOT / "infra" / "compose.yaml").read_text())
+PASSWORD = "not-to-be-seen-4711"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mlflow:
+    """A server with passwords."""
+
+    port: int
+    log: Path
+
+    @property
+    def url(self) -> str:
+        """What clients are told."""
+        return f"http://{HOST}:{self.port}"
+
+    def get(self, path: str, headers: dict[str, str] | None = None) -> int:
+        """The status of an answer."""
+        try:
+            with urllib.request.urlopen(urllib.request.Request(f"{self.url}{path}", headers=headers or {})) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            return error.code
+
+
+@pytest.fixture(scope="module")
+def mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mlflow]:
+    """The command and the configuration of compose.yaml, on SQLite and loopback."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    port = free_port()
+    replaced = {
+        "mlflow": f"{sys.executable} -m mlflow",
+        "--host=0.0.0.0": f"--host={HOST}",
+        "--port=5000": f"--port={port}",
+        "--workers=2": "--workers=1",
+    }
+    command = [
+        part.replace(":5000", f":{port}")
+        for word in COMPOSE["services"]["mlflow"]["command"]
+        for part in replaced.get(word, word).split()
+    ]
+    content = COMPOSE["configs"]["mlflow-auth"]["content"]
+    lines = [
+        f"database_uri = sqlite:///{folder}/auth.db" if line.startswith("database_uri") else line
+        for line in content.splitlines()
+    ]
+    (folder / "basic_auth.ini").write_text("\n".join(lines))
+    environment = {
+        "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{folder}/mlflow.db",
+        "MLFLOW_AUTH_CONFIG_PATH": str(folder / "basic_auth.ini"),
+        "MLFLOW_AUTH_ADMIN_PASSWORD": PASSWORD,
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": "signs-the-forms",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
+    found = Mlflow(port=port, log=folder / "server.log")
+    process = launch_here(command, environment, found.log)
+    try:
+        deadline = time.monotonic() + 180
+        while True:
+            try:
+                runs.check_reachable(found.url)
+                break
+            except IgptError:
+                assert process.poll() is None and time.monotonic() < deadline, found.log.read_text()[-3000:]
+                time.sleep(0.5)
+        yield found
+    finally:
+        os.killpg(process.pid, 9)
+        process.wait()
+
+
+def test_strangers_and_wrong_passwords_are_refused(mlflow: Mlflow) -> None:
+    search = "/api/2.0/mlflow/experiments/get?experiment_id=0"
+    assert mlflow.get("/health") == 200, "health checks have no password"
+    assert mlflow.get(search) == 401
+    assert mlflow.get(search, {"Authorization": "Basic aWdwdDp3cm9uZw=="}) == 401  # igpt:wrong
+    assert mlflow.get(search, {"Host": "evil.example:5000"}) == 403, "a name of somebody else's (DNS rebinding)"
+
+
+CLIENT = """
+import sys
+from flows.services import settings
+from igpt_model.tracking import runs as tracking
+from mlflow import MlflowClient
+print(settings.tracking_uri())
+client = MlflowClient(settings.tracking_uri())
+print(client.create_run(client.create_experiment(sys.argv[1])).info.status)
+"""
+
+
+def ask(mlflow: Mlflow, name: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": mlflow.url, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", **variables}
+    return subprocess.run(
+        [sys.executable, "-c", CLIENT, name], env=environment, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+def test_a_client_with_the_password_works_and_nobody_prints_it(mlflow: Mlflow) -> None:
+    known = ask(mlflow, "known", MLFLOW_TRACKING_USERNAME="igpt", MLFLOW_TRACKING_PASSWORD=PASSWORD)
+    assert known.returncode == 0, known.stderr
+    assert known.stdout.splitlines()[-1] == "RUNNING"
+    wrong = ask(mlflow, "wrong", MLFLOW_TRACKING_USERNAME="igpt", MLFLOW_TRACKING_PASSWORD=f"{PASSWORD}-no")
+    assert wrong.returncode != 0
+    assert "401" in wrong.stderr or "Unauthorized" in wrong.stderr or "not authenticated" in wrong.stderr
+    for said in (known.stdout, known.stderr, wrong.stdout, wrong.stderr, mlflow.log.read_text()):
+        assert PASSWORD not in said
+
+
+@pytest.mark.parametrize("name", ["PREFECT_API_URL", "MLFLOW_TRACKING_URI"])
+def test_an_address_that_carries_a_password_is_refused_without_repeating_it(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for each in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "RAY_ADDRESS"):
+        monkeypatch.setenv(each, "http://host:1234")
+    monkeypatch.setenv(name, f"http://igpt:{PASSWORD}@host:1234")
+    with pytest.raises(IgptError, match=f"{name} carries a password") as refused:
+        settings.load()
+    assert PASSWORD not in str(refused.value)

@@ -1,0 +1,54 @@
+"""Logs for machines: a line is an object, whatever is in the message, and says whose run it was."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from pipeline.cluster.logs import JsonFormatter
+
+ROOT = Path(__file__).parents[3]
+VARIABLES: dict[str, str] = yaml.safe_load((ROOT / "infra" / "compose.yaml").read_text())["x-logs"]
+
+
+def record(message: str, *values: object, **extra: object) -> logging.LogRecord:
+    made = logging.LogRecord("prefect.flow_runs", logging.INFO, __file__, 1, message, values, None)
+    made.__dict__.update(extra)
+    return made
+
+
+def test_a_record_is_one_line_with_the_ids_of_its_run() -> None:
+    line = JsonFormatter().format(record('%d images\nin "%s"', 7, "ü", flow_run_id="1234", flow_run_name=None))
+    assert "\n" not in line
+    fields = json.loads(line)
+    assert fields["message"] == '7 images\nin "ü"'
+    assert fields["flow_run_id"] == "1234" and "flow_run_name" not in fields
+    assert (fields["level"], fields["logger"]) == ("INFO", "prefect.flow_runs")
+
+
+def test_a_traceback_is_a_field() -> None:
+    try:
+        _ = 1 / 0
+    except ZeroDivisionError:
+        failed = record("failed")
+        failed.exc_info = sys.exc_info()
+    line = JsonFormatter().format(failed)
+    assert "\n" not in line and "ZeroDivisionError" in json.loads(line)["traceback"]
+
+
+def test_prefect_uses_it_with_the_variables_of_production(tmp_path: Path) -> None:
+    code = (
+        "from prefect.logging.configuration import setup_logging; setup_logging(); "
+        "from prefect.logging import get_logger; get_logger('tried').warning('x' * 300)"
+    )
+    environment = {**os.environ, **VARIABLES, "PREFECT_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert json.loads(line)["message"] == "x" * 300

@@ -1,0 +1,158 @@
+"""Processes of their own that begin with the libraries imported: a fork costs nothing, the imports five seconds each.
+
+A server imports what the command line needs, in the environment in which it is started, and forks for every order. A
+fork has the server's variables, its own working directory, and its output in files.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+_START_SECONDS = 120
+_DIGITS = 12  # a process id and an exit status are sent with so many characters
+_SERVER = "from tests.rigs import warm_start; warm_start.serve({socket!r})()"
+
+
+class WarmProcess:
+    """A forked process, to be used as one of subprocess's."""
+
+    def __init__(self, connection: socket.socket, out: Path, err: Path) -> None:
+        self.returncode: int | None = None
+        self._connection = connection
+        self._files = (out, err)
+        self.pid = int(connection.recv(_DIGITS))
+
+    def poll(self) -> int | None:
+        """The exit code, negative for a signal; None while it runs."""
+        with suppress(subprocess.TimeoutExpired):
+            self.wait(timeout=0.001)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end. Raises subprocess.TimeoutExpired."""
+        if self.returncode is None:
+            self._connection.settimeout(timeout)
+            try:
+                self.returncode = os.waitstatus_to_exitcode(int(self._connection.recv(_DIGITS)))
+            except TimeoutError:
+                raise subprocess.TimeoutExpired("a forked process", timeout or 0) from None
+            self._connection.close()
+        return self.returncode
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """Wait for its end; what it has printed to the two outputs."""
+        self.wait(timeout)
+        out, err = (path.read_text() for path in self._files)
+        return out, err
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+
+class WarmStart:
+    """The server; gone when the context ends. The processes that it has forked are not ended with it."""
+
+    def __init__(self, root: Path, variables: Mapping[str, str] | None = None) -> None:
+        """Describe a server that works in a folder, with these variables beside those of this process."""
+        self._root = root
+        self._variables = variables or {}
+
+    def __enter__(self) -> Self:
+        self._folder = tempfile.TemporaryDirectory(prefix="warm-")
+        self._socket = f"{self._folder.name}/socket"
+        self._count = 0
+        self._log = Path(self._folder.name) / "log"
+        with self._log.open("wb") as log:
+            self._server = subprocess.Popen(
+                [sys.executable, "-c", _SERVER.format(socket=self._socket)],
+                cwd=self._root,
+                env={**os.environ, **self._variables},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.kill()
+        self._server.wait()
+        self._folder.cleanup()
+
+    def command(self, *arguments: str) -> WarmProcess:
+        """Start the command line with these arguments."""
+        return self._start({"arguments": arguments})
+
+    def program(self, code: str, *arguments: str) -> WarmProcess:
+        """Start Python code with these arguments, as `python -c` does."""
+        return self._start({"arguments": arguments, "code": code})
+
+    def _start(self, order: dict[str, Any]) -> WarmProcess:
+        self._count += 1
+        out, err = (Path(self._folder.name) / f"{self._count}.{name}" for name in ("out", "err"))
+        connection = socket.socket(socket.AF_UNIX)
+        deadline = time.monotonic() + _START_SECONDS
+        while True:
+            try:
+                connection.connect(self._socket)
+                break
+            except OSError:
+                assert self._server.poll() is None and time.monotonic() < deadline, self._log.read_text()
+                time.sleep(0.05)
+        connection.sendall(json.dumps({**order, "out": str(out), "err": str(err)}).encode() + b"\n")
+        return WarmProcess(connection, out, err)
+
+
+def serve(path: str) -> Callable[[], object]:
+    """Import, then fork for every order that comes to a socket; what a fork has to do is returned in the fork."""
+    from flows.services import settings
+
+    settings.activate(settings.default_home())
+    import flows.build_dataset
+    import flows.cli.main
+    import flows.pretrain
+    import flows.probe
+    import flows.refresh
+
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"{path}.new")
+        listener.listen()
+        Path(f"{path}.new").rename(path)  # whoever connects finds it listening
+        while True:
+            connection, _ = listener.accept()
+            if os.fork() == 0:
+                break
+            connection.close()
+    order = json.loads(connection.makefile("r").readline())
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    if child := os.fork():
+        connection.sendall(f"{child:{_DIGITS}}".encode())
+        _, status = os.waitpid(child, 0)
+        with suppress(OSError):  # nobody may wait for it
+            connection.sendall(f"{status:{_DIGITS}}".encode())
+        os._exit(0)
+    connection.close()
+    os.setsid()
+    for number, name in ((1, "out"), (2, "err")):
+        file = os.open(order[name], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(file, number)
+        os.close(file)
+    sys.argv = ["igpt", *order["arguments"]]
+    if "code" not in order:
+        return flows.cli.main.main
+    return lambda: exec(compile(order["code"], "<order>", "exec"), {"__name__": "__main__"})
