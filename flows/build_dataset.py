@@ -1,4 +1,4 @@
-"""The flow that builds a dataset snapshot from raw images, and what people are told of it."""
+"""The flow that builds a dataset snapshot from raw images, and its log lines and Prefect artifact."""
 
 from prefect import flow
 from prefect.artifacts import create_table_artifact
@@ -19,7 +19,7 @@ from pipeline.progress import together
 
 @flow(name="build-dataset")
 def build_dataset(config: DatasetConfig, refit_palette: bool = False) -> BuildResult:
-    """Raw images to a committed snapshot of palette-token shards; a rerun does only what changed."""
+    """Build a committed snapshot of palette-token shards from raw images; a rerun processes only what changed."""
     ray_job.begin(settings.load().ray_address)
     reporter = Reporter("dataset")
     with terminable(), Meter("build", config.dataset) as meter:
@@ -41,7 +41,7 @@ def build_dataset(config: DatasetConfig, refit_palette: bool = False) -> BuildRe
 
 
 def describe_plan(planned: PlannedBuild) -> str:
-    """One line on what a build does."""
+    """One line on what a build will do."""
     plan = planned.plan
     if plan is None:
         return f"nothing to do: the source is that of snapshot {planned.parent}"
@@ -51,7 +51,7 @@ def describe_plan(planned: PlannedBuild) -> str:
             f"{plan.new_images:,} images new, {plan.changed_images:,} changed, {plan.deleted_images:,} deleted"
         )
     if planned.changed_config:
-        parts.append(f"everything anew, because {', '.join(planned.changed_config)} changed")
+        parts.append(f"rebuild everything, because {', '.join(planned.changed_config)} changed")
     parts.append(f"palette {planned.palette}")
     if planned.unlabelled:
         parts.append(f"{planned.unlabelled:,} images without a label")
@@ -59,7 +59,7 @@ def describe_plan(planned: PlannedBuild) -> str:
 
 
 def describe(result: BuildResult) -> str:
-    """One line on what a build ended with."""
+    """One line on the result of a build."""
     snapshot = result.snapshot
     reasons = ", ".join(f"{count} {reason}" for reason, count in snapshot.rejected.items())
     state = "is unchanged" if result.unchanged else "is published"

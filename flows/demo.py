@@ -1,4 +1,4 @@
-"""The main job on one machine: embedded services, real images, the whole refresh, and an honest summary."""
+"""The demo: a whole refresh of real images on one machine, with local services, and a summary of its results."""
 
 import io
 import json
@@ -23,7 +23,7 @@ from pipeline.store import objects
 
 def encode_digits(url: str) -> dict[str, bytes]:
     """scikit-learn's 1,797 handwritten digits as PNG files, {url}/{class}/{number}.png."""
-    from sklearn.datasets import load_digits  # noqa: PLC0415 (a second to import, and only the demo needs it)
+    from sklearn.datasets import load_digits  # noqa: PLC0415 (takes a second to import, and only the demo needs it)
 
     digits = load_digits()
     contents = {}
@@ -35,17 +35,17 @@ def encode_digits(url: str) -> dict[str, bytes]:
 
 
 def upload_digits() -> None:
-    """Put the digits into the bucket, as a data engineer would have."""
+    """Upload the digits to the bucket, unless they are there already."""
     contents = encode_digits(DIGITS_URL)
-    there = {file.url for file in objects.list_files(DIGITS_URL)}
-    missing = {url: data for url, data in contents.items() if url not in there}
+    uploaded = {file.url for file in objects.list_files(DIGITS_URL)}
+    missing = {url: data for url, data in contents.items() if url not in uploaded}
     if missing:
         objects.write_many(missing)
 
 
 @flow(name="demo")
 def demo(config: RefreshConfig, roots: list[int], folder: Path) -> None:
-    """A refresh whose outcome is summed up in a folder and on the terminal."""
+    """Run a refresh, then write its pictures and summary.json to a folder and print the summary."""
     meter = StageMeter(roots)
     if config.dataset.raw == DIGITS_URL:
         reporter = Reporter("upload")
@@ -67,7 +67,7 @@ def demo(config: RefreshConfig, roots: list[int], folder: Path) -> None:
 
 
 def summarize(outcome: RefreshOutcome, meter: StageMeter, pictures: dict[str, str]) -> dict[str, Any]:
-    """What summary.json holds."""
+    """The content of summary.json."""
     built, trained, probed = outcome.build, outcome.pretrain, outcome.probe.result
     result = trained.result
     return {
@@ -118,7 +118,7 @@ def summarize(outcome: RefreshOutcome, meter: StageMeter, pictures: dict[str, st
 
 
 def show(summary: dict[str, Any], path: Path) -> None:
-    """Print a summary for a person."""
+    """Print a summary as text."""
     data, training, probed = summary["dataset"], summary["training"], summary["probe"]
     rejected = sum(data["images_rejected"].values())
     reasons = "".join(f", {count} {reason}" for reason, count in data["images_rejected"].items())

@@ -1,4 +1,4 @@
-"""The flow that trains an Image GPT on a dataset snapshot, and shows what it learnt."""
+"""The flow that trains an Image GPT on a dataset snapshot, and logs its metrics and sample images."""
 
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
@@ -12,7 +12,7 @@ from prefect.runtime import flow_run
 from flows import version
 from flows.prefect_ops import ray_job
 from flows.prefect_ops.lease import exclusively
-from flows.previews import Gallery, draw_all
+from flows.previews import CheckpointPreviews, draw_all
 from flows.services import settings
 from flows.terminal.console import Reporter
 from igpt_model.config import PretrainConfig
@@ -36,12 +36,13 @@ from pipeline.progress import together
 from pipeline.store import objects
 from pipeline.store.lease import Fence
 
-_LAST_WORDS_SECONDS = 10.0
+# How long a failed training may take to send its last metrics to MLflow.
+_FINAL_FLUSH_SECONDS = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainOutcome:
-    """A finished training run: its numbers, where it lies, and its pictures as PNG files."""
+    """A finished training run: its folder, its results, and its pictures as PNG files."""
 
     run: str
     """The run's folder."""
@@ -51,64 +52,67 @@ class PretrainOutcome:
     mlflow_run: str
     mlflow_url: str
     sheets: dict[str, bytes]
-    """What it has learnt to draw, by name: samples and completions, or what suits another kind of model."""
+    """Image sheets by name: samples and completions, or those that suit another kind of model."""
     loss_curve: bytes
 
 
 @flow(name="pretrain")
 def pretrain(config: PretrainConfig) -> PretrainOutcome:
-    """Train on a dataset snapshot, or continue, or find the run finished; log curves and pictures to MLflow."""
-    known = settings.load()
-    runs.check_reachable(known.mlflow_tracking_uri)
+    """Train on a dataset snapshot, or continue an unfinished run; log metrics and pictures to MLflow.
+
+    A finished run is not trained again.
+    """
+    services = settings.load()
+    runs.check_reachable(services.mlflow_tracking_uri)
     data = snapshot.read(config.given_dataset, config.data.snapshot)
     data.of_split("validation")
     objects.check_reachable(objects.absolute(config.keeping.runs))
     run = record.folder_of(config, data)
-    ray_job.begin(known.ray_address)
+    ray_job.begin(services.ray_address)
     reporter = Reporter("pretrain")
     tags = {
         "igpt.prefect_run": str(flow_run.id or ""),
-        "igpt.prefect_url": f"{known.prefect_url}/runs/flow-run/{flow_run.id}",
+        "igpt.prefect_url": f"{services.prefect_url}/runs/flow-run/{flow_run.id}",
     }
     if commit := version.commit(settings.git_commit()):
         tags["igpt.git_commit"] = commit
-    # A finished run is only looked at: nothing is left with it, a lease neither.
+    # A finished run is only read: nothing is written to its folder, not even a lease.
     done = finished(config, data, run) is not None
     with nullcontext() if done else exclusively(run, reporter.say) as fence:
         if not done and initial_model.is_needed(run, config) and not initial_model.of_run(run):
-            _keep_parent(config, data, run, known.mlflow_tracking_uri)
+            _keep_parent(config, data, run, services.mlflow_tracking_uri)
         if started_from := initial_model.of_run(run):
             tags["igpt.parent_model"] = started_from
-        logger = open_tracked(config, data, run, tags, known.mlflow_tracking_uri, reporter)
+        logger = open_tracked(config, data, run, tags, services.mlflow_tracking_uri, reporter)
         with logger.closing():
             result = train_tracked(config, data, run, logger, reporter, fence)
             outcome = _show(config, data, run, result, logger, reporter)
-    _leave_artifacts(outcome)
+    _create_artifacts(outcome)
     get_run_logger().info(describe(outcome))
     reporter.say(describe(outcome))
     return outcome
 
 
 def _keep_parent(config: PretrainConfig, data: Snapshot, run: str, tracking_uri: str) -> None:
-    """Bring the model that the training starts from into the run's folder, where the workers look for it."""
+    """Copy the model that the training starts from into the run's folder, where the workers read it."""
     initial_model.keep(run, Registry(tracking_uri).open(config.model.parent), config, data)
 
 
 def open_tracked(
     config: PretrainConfig, data: Snapshot, run: str, tags: Mapping[str, str], tracking_uri: str, reporter: Reporter
 ) -> RunLogger:
-    """The MLflow run of a training run; those of others that died unheard are closed."""
+    """Open the MLflow run of a training run, and close MLflow runs whose training died without closing them."""
     logger = runs.open_run(tracking_uri, config, data, run, tags)
     for abandoned in runs.close_abandoned(tracking_uri, config.tracking.experiment):
-        reporter.say(f"the MLflow run {abandoned} was abandoned: it counts as killed now")
+        reporter.say(f"the MLflow run {abandoned} was abandoned; marked it as killed")
     return logger
 
 
 class _Listener:
-    """Tells MLflow and Prometheus the metrics of a training, the terminal its warnings, the gallery its checkpoints."""
+    """Sends training metrics to MLflow and Prometheus, warnings to the terminal and checkpoints to the previews."""
 
-    def __init__(self, curve: CurveLogger, meter: Meter, reporter: Reporter, gallery: Gallery) -> None:
-        self.warn, self.saved = reporter.say, gallery.saved
+    def __init__(self, curve: CurveLogger, meter: Meter, reporter: Reporter, previews: CheckpointPreviews) -> None:
+        self.warn, self.saved = reporter.say, previews.saved
         self._curve, self._meter = curve, meter
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
@@ -124,9 +128,9 @@ def train_tracked(
     reporter: Reporter,
     fence: Fence | None = None,
 ) -> TrainResult:
-    """Train on the cluster, or continue, or find the run finished; its MLflow run then has every value once."""
+    """Train on the cluster, or continue, unless the run is finished; its MLflow run then has every value once."""
     curve = CurveLogger(logger, reporter.say)
-    _log_what_was_missed(run, curve)
+    _log_missing_metrics(run, curve)
     result = finished(config, data, run)
     if result is not None:
         reporter.say(f"the run {run} is finished already, nothing to train")
@@ -141,23 +145,23 @@ def train_tracked(
     )
     try:
         with (
-            Gallery(config, data, run, logger, reporter) as gallery,
+            CheckpointPreviews(config, data, run, logger, reporter) as previews,
             Meter("pretrain", run, TRAINING_METRICS) as meter,
         ):
-            listener = _Listener(curve, meter, reporter, gallery)
+            listener = _Listener(curve, meter, reporter, previews)
             result = train_on_cluster(job, listener, progress=together(reporter, meter.progress))
     except BaseException:
         with suppress(IgptError):
-            curve.flush(seconds=_LAST_WORDS_SECONDS)
+            curve.flush(seconds=_FINAL_FLUSH_SECONDS)
         raise
-    _log_what_was_missed(run, curve)
+    _log_missing_metrics(run, curve)
     return result
 
 
 def _show(
     config: PretrainConfig, data: Snapshot, run: str, result: TrainResult, logger: RunLogger, reporter: Reporter
 ) -> PretrainOutcome:
-    """Judge a finished run by its baselines, and draw what it has learnt."""
+    """Compare a finished run with its baselines, draw its sheets, and log all of it to MLflow."""
     cache = ShardCache(data, config.execution.cache)
     baselines = _count(data, cache, "train").baselines(_count(data, cache, "validation"))
     sheets = draw_all(config, data, open_model(run, Registry(logger.tracking_uri).open), reporter)
@@ -188,8 +192,8 @@ def _show(
     )
 
 
-def _log_what_was_missed(run: str, curve: CurveLogger) -> None:
-    """Bring the MLflow run up to what the checkpoints know was reported: whoever died or did not answer meanwhile."""
+def _log_missing_metrics(run: str, curve: CurveLogger) -> None:
+    """Log the metrics stored with the checkpoints that MLflow lacks, after a crash of this process or of MLflow."""
     for report in metric_log.read(run):
         curve.metrics(report.step, report.values)
     curve.flush()
@@ -203,7 +207,7 @@ def _count(data: Snapshot, cache: ShardCache, split: str) -> TokenCounts:
 
 
 def describe(outcome: PretrainOutcome) -> str:
-    """One line on what a training run ended with."""
+    """One line on the result of a training run."""
     result, levels = outcome.result, outcome.baselines
     return (
         f"validation loss {result.validation_loss:.3f} nats per pixel after {result.steps:,} steps "
@@ -211,7 +215,7 @@ def describe(outcome: PretrainOutcome) -> str:
     )
 
 
-def _leave_artifacts(outcome: PretrainOutcome) -> None:
+def _create_artifacts(outcome: PretrainOutcome) -> None:
     create_link_artifact(key="mlflow-run", link=outcome.mlflow_url, link_text="MLflow run", description=outcome.run)
     server = outcome.mlflow_url.split("/#/")[0]
     for name in outcome.sheets:

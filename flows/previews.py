@@ -1,4 +1,4 @@
-"""The pictures that show what a training has learnt: at its end, and meanwhile from its checkpoints."""
+"""Sheets of images drawn by a model: from its checkpoints during training, and at the end."""
 
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
@@ -15,18 +15,19 @@ from pipeline.cluster import tasks
 from pipeline.dataset.snapshot import Snapshot
 
 _SHOWN_IMAGES = 6
-_LAST_WAIT_SECONDS = 60.0
+# How long the end of a training waits for the sheet that is being drawn.
+_FINAL_WAIT_SECONDS = 60.0
 
 
 def held_out_images(config: PretrainConfig, data: Snapshot) -> tuple[np.ndarray, np.ndarray]:
-    """The images that are completed, upscaled or filled in: tokens [N, T] and class numbers [N]."""
+    """Validation images to complete, upscale or fill in: tokens [N, T] and class numbers [N]."""
     images = ShardCache(data, config.execution.cache).open(data.of_split("validation")[0])
     tokens_NHW = np.array(images.tokens_NHW[:_SHOWN_IMAGES])
     return tokens_NHW.reshape(len(tokens_NHW), -1), np.array(images.labels_N[:_SHOWN_IMAGES])
 
 
 def draw_all(config: PretrainConfig, data: Snapshot, bundle: ModelBundle, reporter: Reporter) -> dict[str, np.ndarray]:
-    """The sheets that show a finished model, each drawn by a task of its own, with a GPU where training had them."""
+    """The sheets of a finished model by name, one Ray task per sheet, on a GPU if training used GPUs."""
     tokens_NT, labels_N = held_out_images(config, data)
     names = pictures.sheet_names(bundle)
     device, gpus = ("cuda", 1) if config.execution.use_gpu else ("cpu", 0)
@@ -39,34 +40,34 @@ def draw_all(config: PretrainConfig, data: Snapshot, bundle: ModelBundle, report
     return {name: sheets[name] for name in names}
 
 
-class Gallery:
-    """Draws from checkpoints while training goes on, one sheet at a time, and keeps it in the MLflow run at its step.
+class CheckpointPreviews:
+    """Draws sheets from checkpoints during training, one at a time, and logs each to the MLflow run at its step.
 
-    Nothing waits for it: a sheet that cannot be drawn, or is due while the one before is still being drawn, is left
-    out with a line. Its task takes no CPU or GPU that training could have reserved.
+    Training never waits for a sheet. One that fails, or is due while another is being drawn, is skipped with a
+    message. The Ray task reserves no CPU or GPU, so that it takes none from training.
     """
 
     def __init__(self, config: PretrainConfig, data: Snapshot, run: str, logger: RunLogger, reporter: Reporter) -> None:
         self._config, self._data, self._run = config, data, run
         self._logger, self._reporter = logger, reporter
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="gallery")
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="previews")
         self._drawing: Future[None] | None = None
 
-    def __enter__(self) -> "Gallery":
+    def __enter__(self) -> "CheckpointPreviews":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None and self._drawing is not None:
-            wait([self._drawing], timeout=_LAST_WAIT_SECONDS)
+            wait([self._drawing], timeout=_FINAL_WAIT_SECONDS)
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def saved(self, step: int) -> None:
-        """Draw from the checkpoint of a step, if one is due; the last step's are drawn when training has ended."""
+        """Draw from the checkpoint of a step if a sheet is due; `draw_all` draws those of the last step."""
         every = self._config.tracking.sample_every
         if every == 0 or step % every or step >= self._config.optimizer.steps:
             return
         if self._drawing is not None and not self._drawing.done():
-            self._reporter.say(f"no picture of step {step}: that of an earlier step is still being drawn")
+            self._reporter.say(f"skipped the picture of step {step}: an earlier one is still being drawn")
             return
         self._drawing = self._pool.submit(self._draw, step)
 
@@ -76,5 +77,5 @@ class Gallery:
             call = (checkpoint.folder_of(self._run, step), tokens_NT, labels_N, self._config.optimizer.seed)
             for _, (name, sheet) in tasks.map_tasks(pictures.draw_checkpoint, [call], num_cpus=0):
                 self._logger.picture_at(step, sheet, name)
-        except Exception as error:  # noqa: BLE001 (whatever it is, training goes on)
+        except Exception as error:  # noqa: BLE001 (a failed preview must not stop training)
             self._reporter.say(f"no picture of step {step}: {(str(error).splitlines() or [type(error).__name__])[0]}")

@@ -1,4 +1,4 @@
-"""The flow that judges a model's features by classifiers on a labelled dataset."""
+"""The flow that evaluates a model's features with classifiers on a labelled dataset."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ from pipeline.progress import together
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeOutcome:
-    """What the probes came to, and the curve over the layers as a PNG file."""
+    """The results of a probe, and the accuracy curve over the layers as a PNG file."""
 
     result: ProbeResult
     classes: tuple[str, ...]
@@ -40,31 +40,31 @@ class ProbeOutcome:
 
 @flow(name="probe")
 def probe(config: ProbeConfig, mlflow_run: str | None = None) -> ProbeOutcome:
-    """Judge a model on a labelled dataset by classifiers on the features of every layer.
+    """Evaluate a model on a labelled dataset with classifiers on the features of every layer.
 
-    The numbers of a registered version go to the version and to its run; of another model, to the given run if any.
+    The metrics of a registered version are logged to the version and its run; of any other model, to `mlflow_run`.
     """
-    known = settings.load()
+    services = settings.load()
     for name in ("model", "dataset"):
         if not getattr(config, name):
             raise IgptError(f"{name} is empty: give it a value, as in `igpt probe {name}=...`")
     data = snapshot.read(config.dataset, config.snapshot)
-    bundle, version = _load(config.model, known.mlflow_tracking_uri)
-    ray_job.begin(known.ray_address)
+    bundle, version = _load(config.model, services.mlflow_tracking_uri)
+    ray_job.begin(services.ray_address)
     reporter = Reporter("probe")
     with terminable(), Meter("probe", config.model) as meter:
         result = probe_on_cluster(bundle, data, config, progress=together(reporter, meter.progress))
     curve = figures.probe_curve(result)
     run = mlflow_run if version is None else version.run_id
     if run:
-        own = version is None or version.tags.get("igpt.manifest_digest") == data.digest
-        prefix = "" if own else f"{_name(data)}."
-        logger = RunLogger(known.mlflow_tracking_uri, run)
+        trained_on_it = version is None or version.tags.get("igpt.manifest_digest") == data.digest
+        prefix = "" if trained_on_it else f"{_name(data)}."
+        logger = RunLogger(services.mlflow_tracking_uri, run)
         _log(logger, bundle, result, curve, data, prefix)
         if version is None:
             _log_new(logger, {name: [value] for name, value in metrics(result).items()})
     if version is not None:
-        _log_version(Registry(known.mlflow_tracking_uri), version, result, data)
+        _log_version(Registry(services.mlflow_tracking_uri), version, result, data)
     create_table_artifact(key="probe", table=table(result, data.classes), description=describe(result))
     get_run_logger().info(describe(result))
     reporter.close()
@@ -74,7 +74,7 @@ def probe(config: ProbeConfig, mlflow_run: str | None = None) -> ProbeOutcome:
 
 
 def _load(model: str, tracking_uri: str) -> tuple[ModelBundle, Version | None]:
-    """The model to judge, and its version if it is a registered one."""
+    """The model to evaluate, and its version if it is a registered one."""
     registry = Registry(tracking_uri)
     if not model.startswith("models:"):
         return open_model(model, registry.open), None
@@ -84,19 +84,19 @@ def _load(model: str, tracking_uri: str) -> tuple[ModelBundle, Version | None]:
 
 
 def _name(data: Snapshot) -> str:
-    """The last part of a dataset's URL: what it is called in metrics and tags."""
+    """The last part of a dataset's URL: its name in metrics and tags."""
     return data.dataset.rstrip("/").rsplit("/", 1)[-1]
 
 
 def _log(
     logger: RunLogger, bundle: ModelBundle, result: ProbeResult, curve: bytes, data: Snapshot, prefix: str
 ) -> None:
-    """Leave the curve over layers and pictures with a run; `prefix` names a dataset that it was not trained on."""
+    """Log the curve over layers and the pictures to a run; `prefix` names a dataset that it was not trained on."""
     by_layer = {
         f"{prefix}probe_test_accuracy": [score.test_accuracy for score in result.layers],
         f"{prefix}probe_untrained_test_accuracy": [score.test_accuracy for score in result.untrained_layers],
     }
-    _log_new(logger, by_layer)  # the layer stands in the place of the step: MLflow draws the curve
+    _log_new(logger, by_layer)  # with the layer as the step, so that MLflow draws the curve
     logger.file(curve, f"{prefix}probe.png")
     if result.confusion_KK is not None:
         logger.file(figures.confusion_matrix(result.confusion_KK, data.classes), f"{prefix}confusion.png")
@@ -105,21 +105,21 @@ def _log(
 
 
 def _log_new(logger: RunLogger, values: Mapping[str, Sequence[float]]) -> None:
-    """Log metrics by step from 0 on; a probe that came to the same before leaves no value twice."""
+    """Log metrics by step from 0 on, except values that an earlier probe has logged already."""
     for name, steps in values.items():
-        known = dict(logger.metric_history(name))
+        logged = dict(logger.metric_history(name))
         for step, value in enumerate(steps):
-            if known.get(step) != value:
+            if logged.get(step) != value:
                 logger.metrics(step, {name: value})
 
 
 def _log_version(registry: Registry, version: Version, result: ProbeResult, data: Snapshot) -> None:
-    """Leave the numbers with a version: as metrics of its model, and as tags, named after the dataset."""
+    """Record the results with a version: as metrics of its model, and as tags named after the dataset."""
     registry.measure(version, metrics(result), dataset=data.dataset, digest=data.digest)
     name = _name(data)
     tags = {f"igpt.probe.{name}.{key.removeprefix('probe_')}": f"{value:.5f}" for key, value in metrics(result).items()}
     tags[f"igpt.probe.{name}.snapshot"] = f"{data.number} {data.digest}"
-    # The gate's number is of the dataset that the model was trained on; other datasets do not stand in its place.
+    # The promotion gate compares accuracies on the dataset that the model was trained on, and no other.
     if version.tags.get("igpt.manifest_digest") == data.digest:
         tags[gate.ACCURACY] = f"{result.best.validation_accuracy:.5f}"
         tags["igpt.probe_test_accuracy"] = f"{result.best.test_accuracy:.5f}"

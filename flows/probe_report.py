@@ -1,4 +1,4 @@
-"""What the probes of a model came to, as a line, as tables and as metrics."""
+"""The results of a probe as a line, as tables and as metrics."""
 
 from igpt_model.probing import paper
 from igpt_model.probing.result import SOURCES, ProbeResult
@@ -7,7 +7,7 @@ _NO_VALUE = "-"
 
 
 def describe(result: ProbeResult) -> str:
-    """One line on what the probes came to."""
+    """One line on the results of a probe."""
     return (
         f"layer {result.best_layer} classifies {result.best.test_accuracy:.1%} of {result.test_images} test images "
         f"(untrained network {result.untrained_best.test_accuracy:.1%}, raw pixels "
@@ -16,31 +16,31 @@ def describe(result: ProbeResult) -> str:
 
 
 def layers_table(result: ProbeResult) -> list[dict[str, object]]:
-    """The test accuracies of every layer's linear probe, in percent."""
+    """Test accuracy of every layer's linear probe, in percent."""
     return [
         {
             "layer": layer,
             "pretrained": round(100 * trained.test_accuracy, 1),
-            "untrained": round(100 * fresh.test_accuracy, 1),
+            "untrained": round(100 * untrained.test_accuracy, 1),
             "raw pixels": round(100 * result.raw_pixels.test_accuracy, 1),
         }
-        for layer, (trained, fresh) in enumerate(zip(result.layers, result.untrained_layers, strict=True))
+        for layer, (trained, untrained) in enumerate(zip(result.layers, result.untrained_layers, strict=True))
     ]
 
 
 def table(result: ProbeResult, classes: tuple[str, ...]) -> list[dict[str, object]]:
-    """The test accuracies of everything measured, in percent, beside the paper's where it has a value.
+    """Test accuracy of each kind of probe in percent, beside the paper's value where it has one.
 
-    Networks at the layer that does best on validation.
+    Networks are probed at the layer with the best validation accuracy.
     """
     benchmark = paper.benchmark_of(classes) or ""
     best = (result.best, result.untrained_best, result.raw_pixels)
     linear = [100 * score.test_accuracy for score in best]
     rows = [_row("linear probe", [f"{value:.1f}" for value in linear], _largest(paper.LINEAR_PROBE, benchmark))]
     counts = [score.labels_per_class for score in next(iter(result.low_data.values()), ())]
-    for place, count in enumerate(counts):
+    for index, count in enumerate(counts):
         cells = [
-            f"{100 * result.low_data[source][place].mean:.1f} ± {100 * result.low_data[source][place].deviation:.1f}"
+            f"{100 * result.low_data[source][index].mean:.1f} ± {100 * result.low_data[source][index].deviation:.1f}"
             for source in SOURCES
         ]
         rows.append(_row(f"{count} labels a class", cells, _NO_VALUE))
@@ -53,17 +53,17 @@ def table(result: ProbeResult, classes: tuple[str, ...]) -> list[dict[str, objec
     return rows
 
 
-def _row(name: str, cells: list[str], theirs: str) -> dict[str, object]:
-    return {"test accuracy, %": name, **dict(zip(SOURCES, cells, strict=True)), "paper": theirs}
+def _row(name: str, cells: list[str], paper_value: str) -> dict[str, object]:
+    return {"test accuracy, %": name, **dict(zip(SOURCES, cells, strict=True)), "paper": paper_value}
 
 
 def _largest(values: paper.Accuracies, benchmark: str) -> str:
-    known = values.get(benchmark, {})
-    return ", ".join(f"{model} {value}" for model, value in known.items()) or _NO_VALUE
+    by_model = values.get(benchmark, {})
+    return ", ".join(f"{model} {value}" for model, value in by_model.items()) or _NO_VALUE
 
 
 def metrics(result: ProbeResult) -> dict[str, float]:
-    """The numbers of a run or a version, by the names of their MLflow metrics."""
+    """The results by the names of their MLflow metrics."""
     values = {
         "probe_best_layer": float(result.best_layer),
         "probe_best_test_accuracy": result.best.test_accuracy,

@@ -1,4 +1,4 @@
-"""The scheduled flow: raw images to a dataset snapshot, a trained model, its probe, and a registered version."""
+"""The flow of the whole pipeline: raw images to a dataset, a trained model, its probe and a registered version."""
 
 import math
 from dataclasses import dataclass, replace
@@ -28,7 +28,7 @@ from pipeline.store import objects
 
 @dataclass(frozen=True, kw_only=True)
 class RefreshOutcome:
-    """What a refresh came to."""
+    """The results of a refresh, by stage."""
 
     build: BuildResult
     pretrain: PretrainOutcome
@@ -44,20 +44,20 @@ def refresh(config: RefreshConfig) -> RefreshOutcome:
 
 
 def run_stages(config: RefreshConfig, meter: StageMeter) -> RefreshOutcome:
-    """The stages of a refresh, each a flow run of its own below the caller's; `meter` learns what each took."""
-    known = settings.load()
-    # What the last stages need is looked at first: a night's training is not to end at a server that is not there.
-    runs.check_reachable(known.mlflow_tracking_uri)
+    """Run the stages of a refresh, each as a subflow of the caller; `meter` measures each."""
+    services = settings.load()
+    # Check first what the last stages need, so that a long training does not fail at an unreachable server.
+    runs.check_reachable(services.mlflow_tracking_uri)
     for url in (config.dataset.raw, config.dataset.dataset, config.pretrain.keeping.runs):
         objects.check_reachable(objects.absolute(url))
     with meter.measure("build_dataset"):
         built = build_dataset(config.dataset)
     with opened_once():
-        return _train_probe_and_register(config, known, built, meter)
+        return _train_probe_and_register(config, services, built, meter)
 
 
 def _train_probe_and_register(
-    config: RefreshConfig, known: settings.Settings, built: BuildResult, meter: StageMeter
+    config: RefreshConfig, services: settings.Settings, built: BuildResult, meter: StageMeter
 ) -> RefreshOutcome:
     dataset, number = built.snapshot.dataset, built.snapshot.number
     with meter.measure("pretrain"):
@@ -67,11 +67,13 @@ def _train_probe_and_register(
             replace(config.probe, model=trained.run, dataset=dataset, snapshot=number), mlflow_run=trained.mlflow_run
         )
     with meter.measure("register"):
-        uri = _register(config, known, trained, probed)
+        uri = _register(config, services, trained, probed)
     return RefreshOutcome(build=built, pretrain=trained, probe=probed, model_uri=uri)
 
 
-def _register(config: RefreshConfig, known: settings.Settings, trained: PretrainOutcome, probed: ProbeOutcome) -> str:
+def _register(
+    config: RefreshConfig, services: settings.Settings, trained: PretrainOutcome, probed: ProbeOutcome
+) -> str:
     reporter = Reporter("register")
     reporter("upload", 0, 0, "the model")
     result, data = probed.result, trained.snapshot
@@ -86,9 +88,9 @@ def _register(config: RefreshConfig, known: settings.Settings, trained: Pretrain
         promotion.SPLITS: digest(held_out),
     }
     version = register.register(
-        open_model(trained.run, client.Registry(known.mlflow_tracking_uri).open),
+        open_model(trained.run, client.Registry(services.mlflow_tracking_uri).open),
         name=config.pretrain.tracking.model_name,
-        tracking_uri=known.mlflow_tracking_uri,
+        tracking_uri=services.mlflow_tracking_uri,
         run_id=trained.mlflow_run,
         tags=tags,
         best_layer=result.best_layer,
@@ -98,22 +100,22 @@ def _register(config: RefreshConfig, known: settings.Settings, trained: Pretrain
     reporter.say(f"{version.uri}, alias {client.CANDIDATE}")
     create_link_artifact(
         key="registered-model",
-        link=f"{known.mlflow_tracking_uri.rstrip('/')}/#/models/{version.name}/versions/{version.number}",
+        link=f"{services.mlflow_tracking_uri.rstrip('/')}/#/models/{version.name}/versions/{version.number}",
         link_text=version.uri,
     )
     get_run_logger().info("registered %s", version.uri)
-    # A deployment may wait for it, as the probe in infra/prefect.yaml does.
+    # Triggers deployments that wait for it, such as the probe in infra/prefect.yaml.
     resource = {"prefect.resource.id": f"igpt.model.{version.name}"}
     emit_event("igpt.model.registered", resource=resource, payload={"uri": version.uri})
     if config.promotion is not None:
-        _promote(version, known.mlflow_tracking_uri, config.promotion, reporter)
+        _promote(version, services.mlflow_tracking_uri, config.promotion, reporter)
     return version.uri
 
 
 def _promote(version: Version, tracking_uri: str, gate: GateConfig, reporter: Reporter) -> None:
-    """Make the version the champion if it passes the gate; a refusal is no failure of the refresh."""
+    """Make the version the champion if it passes the gate; the refresh succeeds either way."""
     if client.CHAMPION in version.aliases:
-        reporter.say(f"{version.uri} is the {client.CHAMPION} already")
+        reporter.say(f"{version.uri} is already the {client.CHAMPION}")
         return
     decision = client.Registry(tracking_uri).promote(version.uri, gate).decision
     reporter.say(f"{version.uri}: " + (f"promoted to {client.CHAMPION}" if decision.passed else decision.text))

@@ -1,7 +1,7 @@
-"""The flows that deployments run: each waits for nobody, leaves no dead run open, and calls the flow that works.
+"""The flows that deployments run. Each ends at once if another run is working, closes dead runs, then calls its flow.
 
-Prefect's own concurrency limits are not used: their slots live in the server's memory, so that a restarted server ends
-the runs that hold one, and a slot whose run died stays taken for minutes. The lease in the object store decides.
+A lease in the object store decides which run works. Prefect's own concurrency limits do not: their slots live in the
+server's memory, so a restarted server ends the runs that hold one, and the slot of a dead run stays taken for minutes.
 """
 
 import io
@@ -29,15 +29,15 @@ from pipeline.store.lease import LeaseHeldError
 
 @flow(name="scheduled-build")
 def scheduled_build(config: DatasetConfig, quiet_seconds: float = 0) -> None:
-    """Bring a dataset up to its source; with `quiet_seconds`, only once no image has come for so long."""
+    """Update a dataset from its source; with `quiet_seconds`, only if no image arrived within that time."""
 
     def work() -> None:
         if quiet_seconds and (seconds := _seconds_since_last(config.raw)) < quiet_seconds:
-            get_run_logger().info("images came %.0f s ago, more may follow; the next run looks again", seconds)
+            get_run_logger().info("images arrived %.0f s ago, more may follow; the next run checks again", seconds)
         else:
             build_dataset(config)
 
-    _in_turn(config.dataset, work)
+    _run_exclusively(config.dataset, work)
 
 
 @flow(name="scheduled-refresh")
@@ -45,46 +45,46 @@ def scheduled_refresh(config: RefreshConfig) -> None:
     """Raw images to a registered model: what `igpt refresh` does, on a schedule."""
 
     def work() -> None:
-        from flows.refresh import refresh  # noqa: PLC0415 (loads PyTorch, Ray Train and MLflow: not before its turn)
+        from flows.refresh import refresh  # noqa: PLC0415 (loads PyTorch, Ray Train and MLflow: only when it works)
 
         refresh(config)
 
-    _in_turn(config.pretrain.keeping.runs, work)
+    _run_exclusively(config.pretrain.keeping.runs, work)
 
 
 @flow(name="scheduled-probe")
 def scheduled_probe(config: ProbeConfig, model: str) -> None:
-    """Judge a newly registered model; the event of its registration says which."""
+    """Probe a newly registered model; the event of its registration gives `model`."""
     from flows.probe import probe  # noqa: PLC0415 (not for the other flows)
 
     probe(replace(config, model=model))
 
 
-def _in_turn(folder: str, work: Callable[[], object]) -> None:
-    """Do the work, unless a newer run that waits or another that is alive does the same."""
-    mine = flow_run.id
-    assert mine is not None
-    if (newer := flow_runs.step_aside(mine)) is not None:
-        flow_runs.cancel(mine, newer)
+def _run_exclusively(folder: str, work: Callable[[], object]) -> None:
+    """Do the work, or cancel this run if a newer waiting run or a live one does the same work."""
+    run_id = flow_run.id
+    assert run_id is not None
+    if (reason := flow_runs.cancel_superseded(run_id)) is not None:
+        flow_runs.cancel(run_id, reason)
     logger = get_run_logger()
     try:
         with _progress_in_logs(), exclusively(objects.join(objects.absolute(folder), "turn"), logger.info):
-            for name in flow_runs.close_siblings(mine):
-                logger.warning("the run %s died without a word; closed it", name)
+            for name in flow_runs.close_dead(run_id):
+                logger.warning("the process of run %s died; closed the run", name)
             work()
     except LeaseHeldError as error:
-        flow_runs.cancel(mine, str(error))
+        flow_runs.cancel(run_id, str(error))
 
 
 @contextmanager
 def _progress_in_logs() -> Iterator[None]:
-    """What the flows tell a person at a terminal goes into the log of their run: nobody is at this one."""
-    before = console.file
+    """Redirect the flows' console output to the log of their run."""
+    previous = console.file
     console.file = _LoggedLines(get_run_logger())
     try:
         yield
     finally:
-        console.file = before
+        console.file = previous
 
 
 class _LoggedLines(io.StringIO):
@@ -94,8 +94,8 @@ class _LoggedLines(io.StringIO):
 
     def write(self, text: str) -> int:
         try:
-            logger = get_run_logger()  # of the innermost run
-        except MissingContextError:  # progress comes from threads, too
+            logger = get_run_logger()  # that of the innermost run
+        except MissingContextError:  # in a thread that reports progress
             logger = self._logger
         for line in text.splitlines():
             if line.strip():

@@ -1,4 +1,4 @@
-"""Which version of the project this is, and from which commit. pyproject.toml alone names the version."""
+"""The version and the commit of the installed project. The version is declared in pyproject.toml only."""
 
 import json
 import subprocess
@@ -15,25 +15,25 @@ def version() -> str:
 
 
 def commit(declared: str | None) -> str | None:
-    """The commit of the code: what the deployment declares, else the checkout's, else what pip recorded; or None.
+    """The commit of the code: the one the deployment declares, else the checkout's, else the one pip recorded, or None.
 
-    A checkout with changes gives the commit with "-dirty" behind it.
+    For a checkout with changes, "-dirty" is appended.
     """
     return declared or _of_checkout(_CHECKOUT) or _recorded()
 
 
 def _of_checkout(folder: Path) -> str | None:
-    if not (folder / ".git").exists():  # one above would be somebody else's, say that of an environment in a project
+    if not (folder / ".git").exists():  # git would search the parents and could take another project's repository
         return None
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        asked = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
+        result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return asked.stdout.strip() or None
+    return result.stdout.strip() or None
 
 
 def _recorded() -> str | None:
-    """The commit that pip wrote down when it installed from a repository (direct_url.json, PEP 610)."""
+    """The commit that pip recorded when it installed from a repository (direct_url.json, PEP 610)."""
     text = metadata.distribution(DISTRIBUTION).read_text("direct_url.json")
     return json.loads(text).get("vcs_info", {}).get("commit_id") if text else None

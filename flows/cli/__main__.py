@@ -1,10 +1,10 @@
-"""The program `igpt`, also `python -m flows.cli`: ends on Windows in one line, elsewhere runs the command line."""
+"""The program `igpt`, also `python -m flows.cli`: runs the command line, or ends with one line on Windows."""
 
 from pipeline.operating_system import allow_open_files, end_on_windows
 
 
 def main() -> None:
-    """Run the command line, as main.main says."""
+    """Run the command line; see main.main."""
     end_on_windows()
     from flows.cli import main as command_line
 

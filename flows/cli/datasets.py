@@ -1,4 +1,4 @@
-"""The commands of `igpt dataset`: build and mend snapshots, and look at them."""
+"""The commands of `igpt dataset`: build, inspect and clean up datasets."""
 
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -24,7 +24,7 @@ from pipeline.typed_config import file as config_file
 if TYPE_CHECKING:
     from pipeline.build.build import PlannedBuild
 
-# Ray and Prefect read their settings when they are imported: inside the commands, after prepare().
+# Ray and Prefect read their settings when they are imported, so commands import them after prepare().
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -34,7 +34,9 @@ app = typer.Typer(
 
 Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="URL or path of the dataset.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be removed, and remove nothing.")]
-Number = Annotated[int | None, typer.Argument(metavar="[SNAPSHOT]", help="Number of a snapshot; the newest without.")]
+Number = Annotated[
+    int | None, typer.Argument(metavar="[SNAPSHOT]", help="Number of a snapshot; the newest by default.")
+]
 _NAMED_SHARDS = 20
 
 
@@ -42,17 +44,17 @@ _NAMED_SHARDS = 20
 def build(
     config: ConfigFile = None,
     overrides: Overrides = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and do nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, and build nothing.")] = False,
     refit_palette: Annotated[
-        bool, typer.Option("--refit-palette", help="Fit the palette anew; every shard is made again.")
+        bool, typer.Option("--refit-palette", help="Fit the palette again, and rebuild every shard.")
     ] = False,
     palette: Annotated[
-        str | None, typer.Option(help="A ready palette: OpenAI's .npy or a JSON list of clusters, any URL.")
+        str | None, typer.Option(help="A palette to use: path or URL of OpenAI's .npy or a JSON list of clusters.")
     ] = None,
     as_json: Json = False,
     home: Home = None,
 ) -> None:
-    """Bring a dataset up to its raw images; only what changed is made anew."""
+    """Build or update a dataset from its raw images; only what changed is rebuilt."""
     prepare(home, as_json=as_json)
     checked = _config(config, overrides, palette)
     if dry_run:
@@ -105,7 +107,7 @@ def _dry_run(config: DatasetConfig, refit_palette: bool, as_json: bool) -> None:
             for name in shards[action][:_NAMED_SHARDS]:
                 console.print(f"{action} {name}")
             if len(shards[action]) > _NAMED_SHARDS:
-                console.print(f"{action} {len(shards[action]) - _NAMED_SHARDS:,} more; --json names all")
+                console.print(f"{action} {len(shards[action]) - _NAMED_SHARDS:,} more; --json lists all")
 
 
 def _shards_by_action(plan: Plan) -> dict[str, list[str]]:
@@ -156,7 +158,7 @@ def retry_failed(
     result = retry.retry_failed(checked, progress=reporter)
     reporter.say(
         f"{result.recovered} of {result.tried} images in quarantine recovered, {result.gone} are gone from the source; "
-        f"snapshot {result.snapshot.number} {'is published' if result.recovered else 'stays'}"
+        f"snapshot {result.snapshot.number} {'is published' if result.recovered else 'is unchanged'}"
     )
     if as_json:
         fields = {name: getattr(result, name) for name in ("tried", "recovered", "gone")}
@@ -165,38 +167,38 @@ def retry_failed(
 
 @app.command("ls")
 def ls(dataset: Dataset, as_json: Json = False, home: Home = None) -> None:
-    """The snapshots of a dataset, the oldest first."""
+    """List the snapshots of a dataset, the oldest first."""
     prepare(home, as_json=as_json)
-    found = history.summaries(dataset)
+    summaries = history.summaries(dataset)
     if as_json:
-        print_json([asdict(each) for each in found])
+        print_json([asdict(summary) for summary in summaries])
         return
     print_table(
         [
             {
-                "snapshot": str(each.number) + (" (latest)" if each.latest else ""),
-                "published": f"{datetime.fromtimestamp(each.published, UTC):%Y-%m-%d %H:%M:%S} UTC",
-                "parent": each.parent,
-                "images": each.images,
-                "rejected": each.rejected,
-                "shards": each.shards,
-                "size": size_text(each.bytes),
-                "resolution": f"{each.resolution}x{each.resolution}",
-                "palette": f"{each.colours} colours {each.palette_sha256[:12]}",
+                "snapshot": str(summary.number) + (" (latest)" if summary.latest else ""),
+                "published": f"{datetime.fromtimestamp(summary.published, UTC):%Y-%m-%d %H:%M:%S} UTC",
+                "parent": summary.parent,
+                "images": summary.images,
+                "rejected": summary.rejected,
+                "shards": summary.shards,
+                "size": size_text(summary.bytes),
+                "resolution": f"{summary.resolution}x{summary.resolution}",
+                "palette": f"{summary.colours} colours {summary.palette_sha256[:12]}",
             }
-            for each in found
+            for summary in summaries
         ]
     )
 
 
 @app.command("show")
 def show(dataset: Dataset, number: Number = None, as_json: Json = False, home: Home = None) -> None:
-    """What a snapshot holds, by split, class and reason of rejection."""
+    """Show the contents of a snapshot by split, class and reason of rejection."""
     prepare(home, as_json=as_json)
-    found = history.contents(snapshot.read(dataset, number))
-    chosen = found.snapshot
+    contents = history.contents(snapshot.read(dataset, number))
+    chosen = contents.snapshot
     if as_json:
-        fields = {name: value for name, value in asdict(found).items() if name != "snapshot"}
+        fields = {name: value for name, value in asdict(contents).items() if name != "snapshot"}
         manifest = {name: getattr(chosen, name) for name in ("number", "parent", "digest", "resolution", "colours")}
         print_json({**manifest, "palette_sha256": chosen.palette_sha256, "config": chosen.config, **fields})
         return
@@ -207,7 +209,7 @@ def show(dataset: Dataset, number: Number = None, as_json: Json = False, home: H
     console.print("config " + ", ".join(f"{name}={value}" for name, value in chosen.config.items()))
     rows: list[dict[str, object]] = []
     for split in SPLITS:
-        counts = {name: getattr(found, f"{name}_by_split")[split] for name in ("images", "samples", "shards")}
+        counts = {name: getattr(contents, f"{name}_by_split")[split] for name in ("images", "samples", "shards")}
         rows.append({"split": split, **counts})
     console.print()
     print_table(rows)
@@ -215,12 +217,12 @@ def show(dataset: Dataset, number: Number = None, as_json: Json = False, home: H
     print_table(
         [
             {"class": name or "(no label)", **{split: counts.get(split, 0) for split in SPLITS}}
-            for name, counts in found.images_by_class.items()
+            for name, counts in contents.images_by_class.items()
         ]
     )
-    if found.rejected:
+    if contents.rejected:
         console.print()
-        print_table([{"rejected because": reason, "images": count} for reason, count in found.rejected.items()])
+        print_table([{"rejected because": reason, "images": count} for reason, count in contents.rejected.items()])
 
 
 @app.command("diff")
@@ -231,40 +233,41 @@ def diff(
     as_json: Json = False,
     home: Home = None,
 ) -> None:
-    """What changed between two snapshots of a dataset."""
+    """Show what changed between two snapshots of a dataset."""
     prepare(home, as_json=as_json)
-    found = history.difference(snapshot.read(dataset, before), snapshot.read(dataset, after))
+    changes = history.difference(snapshot.read(dataset, before), snapshot.read(dataset, after))
     if as_json:
-        print_json(asdict(found))
+        print_json(asdict(changes))
         return
-    counts = {name: getattr(found, name) for name in ("added", "removed", "changed", "moved", "unchanged")}
+    counts = {name: getattr(changes, name) for name in ("added", "removed", "changed", "moved", "unchanged")}
     print_table([{"images": name, "count": count} for name, count in counts.items()])
-    console.print(f"shards: {found.shards_kept} kept, {found.shards_new} new, {found.shards_gone} gone")
-    console.print(f"palette: {'the same' if found.same_palette else 'another'}")
-    for name, (old, new) in found.config.items():
+    console.print(f"shards: {changes.shards_kept} kept, {changes.shards_new} new, {changes.shards_gone} gone")
+    console.print(f"palette: {'the same' if changes.same_palette else 'another'}")
+    for name, (old, new) in changes.config.items():
         console.print(f"config: {name} {old} -> {new}")
-    if found.new_classes:
-        console.print(f"new classes: {', '.join(found.new_classes)}")
-    if found.rejected_before != found.rejected_after:
-        console.print(f"rejected: {found.rejected_before or 'none'} -> {found.rejected_after or 'none'}", markup=False)
-    for kind, uris in found.examples.items():
+    if changes.new_classes:
+        console.print(f"new classes: {', '.join(changes.new_classes)}")
+    rejected_before, rejected_after = changes.rejected_before, changes.rejected_after
+    if rejected_before != rejected_after:
+        console.print(f"rejected: {rejected_before or 'none'} -> {rejected_after or 'none'}", markup=False)
+    for kind, uris in changes.examples.items():
         for uri in uris:
             console.print(f"{kind} {uri}", markup=False)
 
 
 @app.command("verify")
 def verify_snapshot(dataset: Dataset, number: Number = None, as_json: Json = False, home: Home = None) -> None:
-    """Compare every checksum and count of a snapshot with storage; exits with 1 when something is wrong."""
+    """Compare every checksum and count of a snapshot with storage; exits with 1 if any differs."""
     prepare(home, as_json=as_json)
     chosen = snapshot.read(dataset, number)
     reporter = Reporter("dataset")
     problems = verify.verify(chosen, progress=reporter)
     reporter.close()
     if as_json:
-        print_json({"snapshot": chosen.number, "problems": [asdict(each) for each in problems]})
-    for each in problems:
-        console.print(f"{each.path}: {each.what}", markup=False)
-    state = f"{len(problems)} problems" if problems else "everything is as its manifest says"
+        print_json({"snapshot": chosen.number, "problems": [asdict(problem) for problem in problems]})
+    for problem in problems:
+        console.print(f"{problem.path}: {problem.what}", markup=False)
+    state = f"{len(problems)} problems" if problems else "everything matches the manifest"
     console.print(f"snapshot {chosen.number}: {len(chosen.shards)} shards, {chosen.images():,} images, {state}")
     if problems:
         raise typer.Exit(1)
@@ -276,21 +279,22 @@ def gc(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be removed, and remove nothing.")
     ] = False,
-    min_age_hours: Annotated[float, typer.Option(help="Younger files are kept.", min=0.0)] = 24.0,
+    min_age_hours: Annotated[float, typer.Option(help="Keep files younger than this.", min=0.0)] = 24.0,
     as_json: Json = False,
     home: Home = None,
 ) -> None:
-    """Remove the files that no snapshot names; never while a build is running."""
+    """Remove the files that no snapshot references; refused while a build is running."""
     prepare(home, as_json=as_json)
-    found = collect.collect(dataset, min_age_seconds=3600 * min_age_hours, dry_run=dry_run)
+    result = collect.collect(dataset, min_age_seconds=3600 * min_age_hours, dry_run=dry_run)
     if as_json:
-        print_json(asdict(found))
+        print_json(asdict(result))
         return
-    for path in found.files:
+    for path in result.files:
         console.print(path, markup=False)
     console.print(
-        f"{len(found.files)} files, {size_text(found.bytes)}, {'would be' if dry_run else 'are'} removed; "
-        f"{found.snapshots} snapshots keep theirs, {found.too_young} unnamed files are younger than {min_age_hours:g} h"
+        f"{len(result.files)} files, {size_text(result.bytes)}, {'would be' if dry_run else 'are'} removed; "
+        f"those of {result.snapshots} snapshots stay, {result.too_young} unreferenced files are younger than "
+        f"{min_age_hours:g} h"
     )
 
 
@@ -301,15 +305,15 @@ def sample(
     out: Annotated[Path, typer.Option(help="The PNG file to write.")] = Path("sample.png"),
     images: Annotated[int, typer.Option(help="How many images.", min=1, max=200)] = 16,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "train",
-    seed: Annotated[int, typer.Option(help="Which images are drawn.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the choice of images.", min=0)] = 0,
     home: Home = None,
 ) -> None:
-    """Write a contact sheet: raw images beside what their tokens show."""
+    """Write a contact sheet: raw images beside their quantized versions."""
     prepare(home)
     if split not in SPLITS:
         raise IgptError(f"split is {split!r}: it must be one of {', '.join(SPLITS)}")
     if not out.parent.is_dir():
-        raise IgptError(f"{out}: there is no folder {out.parent}; make it first")
+        raise IgptError(f"{out}: the folder {out.parent} does not exist; create it first")
     chosen = snapshot.read(dataset, number)
     objects.write_bytes(str(out.absolute()), contact_sheet.contact_sheet(chosen, count=images, seed=seed, split=split))
     console.print(f"{out}: {split} images of snapshot {chosen.number}, raw beside quantized")

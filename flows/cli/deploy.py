@@ -1,4 +1,4 @@
-"""`igpt deploy`: registers the scheduled work with a Prefect server."""
+"""`igpt deploy`: register the scheduled flows with a Prefect server."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,36 +11,37 @@ from flows.terminal.console import console
 
 
 def deploy(
-    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Deployments; all without.")] = None,
-    file: Annotated[Path, typer.Option(help="What to deploy, in the format of prefect.yaml.")] = Path(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Deployments; all by default.")] = None,
+    file: Annotated[Path, typer.Option(help="File of deployments, in the format of prefect.yaml.")] = Path(
         "infra/prefect.yaml"
     ),
     notify: Annotated[
-        str | None, typer.Option(metavar="TYPE/NAME", help="Prefect's notification block that hears of failed runs.")
+        str | None, typer.Option(metavar="TYPE/NAME", help="Prefect notification block that announces failed runs.")
     ] = None,
-    check: Annotated[bool, typer.Option("--check", help="Check the file alone; register nothing.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Only check the file; register nothing.")] = False,
     home: Home = None,
 ) -> None:
-    """Register deployments, their work pool and automations; doing it again brings them up to date."""
+    """Register or update deployments, their work pool and automations."""
     prepare(home)
     if not check:
         preflight.check_prefect(settings.prefect_api_url())
     from flows.prefect_ops import deployments
 
-    found = deployments.read(file, names or [])
+    deployables = deployments.read(file, names or [])
     if check:
-        for each in found:
-            console.print(f"{each.full_name} can be deployed", markup=False)
+        for deployable in deployables:
+            console.print(f"{deployable.full_name} can be deployed", markup=False)
         return
 
     def say(line: str) -> None:
         console.print(f"  {line}", markup=False)
 
-    deployments.register(found, say)
+    deployments.register(deployables, say)
     deployments.register_automations(notify, say)
-    pools = {each.entry.work_pool.name for each in found}
+    pools = {deployable.entry.work_pool.name for deployable in deployables}
     for pool in sorted(pools):
-        console.print(f"a worker runs them: prefect worker start --pool {pool} --type process --limit 1", markup=False)
+        command = f"prefect worker start --pool {pool} --type process --limit 1"
+        console.print(f"start a worker to run them: {command}", markup=False)
 
 
 def register(app: typer.Typer) -> None:

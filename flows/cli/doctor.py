@@ -1,4 +1,4 @@
-"""`igpt doctor`: what of this machine and its services will not do, and what to do about it."""
+"""`igpt doctor`: check this machine and its services, and say what to do about problems."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -25,7 +25,7 @@ def register(app: typer.Typer) -> None:
 
 
 def doctor(home: Home = None, as_json: Json = False) -> None:
-    """Tell what of this machine will not do, and what to do about it; exits with 1 if anything fails."""
+    """Check this machine and its services, and print what to do about problems; exits with 1 if a check fails."""
     folder = prepare(home, as_json=as_json)
     from flows.doctor import addresses, machine
     from flows.doctor.verdicts import judge
@@ -37,8 +37,8 @@ def doctor(home: Home = None, as_json: Json = False) -> None:
         verdicts = judge(facts.result(), stack.result(), answers.result())
     commit = version.commit(settings.git_commit())
     if as_json:
-        told = [asdict(verdict) for verdict in verdicts]
-        print_json({"version": version.version(), "commit": commit, "verdicts": told})
+        fields = [asdict(verdict) for verdict in verdicts]
+        print_json({"version": version.version(), "commit": commit, "verdicts": fields})
     else:
         _print(verdicts, f"{version.DISTRIBUTION} {version.version()}, commit {commit or 'unknown'}")
     if any(verdict.state == "fails" for verdict in verdicts):
@@ -48,14 +48,15 @@ def doctor(home: Home = None, as_json: Json = False) -> None:
 def _stack(home: Path) -> list[ServiceStatus]:
     try:
         return local_stack.status(home)
-    except IgptError as error:  # the record is damaged or another user's
+    except IgptError as error:  # services.json is damaged or belongs to another user
         return [ServiceStatus(name="services", url="", pid=None, answers=False, detail=str(error))]
 
 
 def _print(verdicts: "list[Verdict]", title: str) -> None:
     console.print(f"{title}\n")
-    print_table([{"check": one.check, "state": one.state, "detail": one.detail} for one in verdicts])
-    advised = [verdict for verdict in verdicts if verdict.advice]
-    console.print(f"\n{'What to do:' if advised else 'Everything will do.'}")
-    for verdict in advised:
+    columns = ("check", "state", "detail")
+    print_table([{name: getattr(verdict, name) for name in columns} for verdict in verdicts])
+    with_advice = [verdict for verdict in verdicts if verdict.advice]
+    console.print(f"\n{'What to do:' if with_advice else 'Everything is fine.'}")
+    for verdict in with_advice:
         console.print(f"  {verdict.check} ({verdict.state}): {verdict.advice}", markup=False)

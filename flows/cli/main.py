@@ -1,4 +1,4 @@
-"""The command line: `igpt`. Parses, prepares the environment, calls a flow; the work is in the flows."""
+"""The command line `igpt`: parses arguments, prepares the environment and calls a flow, which does the work."""
 
 import os
 import sys
@@ -29,7 +29,7 @@ app.add_typer(datasets.app, name="dataset")
 app.add_typer(registry.app, name="models")
 app.add_typer(runs.app, name="runs")
 
-_INTERRUPTED = 130  # 128 and the number of SIGINT, as shells have it
+_INTERRUPTED = 130  # 128 plus the number of SIGINT, as in shells
 
 
 def _print_version(wanted: bool) -> None:
@@ -51,37 +51,39 @@ def options(
 @app.command()
 def demo(
     overrides: Overrides = None,
-    raw: Annotated[str | None, typer.Option(help="Your images: a folder or a tar of one, a path or s3:// URL.")] = None,
+    raw: Annotated[
+        str | None, typer.Option(help="Your images: a folder or a tar file, as a path or s3:// URL.")
+    ] = None,
     home: Home = None,
     stop: Annotated[bool, typer.Option("--stop", help="End the services afterwards.")] = False,
 ) -> None:
-    """Start the services and run the main job on real images, handwritten digits unless --raw says otherwise."""
+    """Start the services and run the whole pipeline on real images: handwritten digits, or those of --raw."""
     folder = prepare(home)
     config = demo_config(raw, overrides or [])
     console.print("Starting S3, Prefect, MLflow and Ray on loopback")
-    stack = local_stack.up(folder, report=_say)
+    stack = local_stack.up(folder, say=_say)
     settings.use(stack)
     try:
         from flows import demo as demos
 
         console.print(
-            f"Running the main job; watch it at {stack.prefect_url} (Prefect) and {stack.mlflow_url} (MLflow)"
+            f"Running the pipeline; watch it at {stack.prefect_url} (Prefect) and {stack.mlflow_url} (MLflow)"
         )
         name = config.dataset.dataset.rstrip("/").rsplit("/", 1)[-1]
         demos.demo(config, local_stack.process_ids(folder), folder / "demo" / name)
     finally:
         if stop:
-            local_stack.down(folder, report=_say)
+            local_stack.down(folder, say=_say)
     if not stop:
         console.print(f"\nThe services keep running: Prefect {stack.prefect_url}, MLflow {stack.mlflow_url}")
-        console.print("`igpt status` looks at them, `igpt down` ends them.")
+        console.print("`igpt status` checks them, `igpt down` ends them.")
 
 
 @app.command()
 def up(home: Home = None) -> None:
-    """Start S3, Prefect, MLflow and Ray on loopback, and print how to reach them."""
+    """Start S3, Prefect, MLflow and Ray on loopback, and print their addresses."""
     folder = prepare(home)
-    stack = local_stack.up(folder, report=_say)
+    stack = local_stack.up(folder, say=_say)
     for name, url in (("S3", stack.s3_url), ("Prefect", stack.prefect_url), ("MLflow", stack.mlflow_url)):
         console.print(f"{name:8} {url}")
     console.print(f"{'Ray':8} {stack.ray_address}")
@@ -92,26 +94,26 @@ def up(home: Home = None) -> None:
 
 @app.command()
 def status(home: Home = None) -> None:
-    """Tell which services answer; exits with 1 unless all do."""
-    found = local_stack.status(prepare(home))
-    for service in found:
+    """Show which services answer; exits with 1 unless all do."""
+    services = local_stack.status(prepare(home))
+    for service in services:
         state = "answers" if service.answers else "does not answer"
         console.print(f"{service.name:8} {state:16} {service.url}  {service.detail}".rstrip())
-    if not found:
+    if not services:
         console.print("No services were started here; `igpt up` starts them.")
-    if not found or not all(service.answers for service in found):
+    if not services or not all(service.answers for service in services):
         raise typer.Exit(1)
 
 
 @app.command()
 def down(home: Home = None) -> None:
     """End the services that `igpt up` or `igpt demo` started; their data stay."""
-    local_stack.down(prepare(home), report=_say)
+    local_stack.down(prepare(home), say=_say)
 
 
 @app.command()
 def pretrain(config: ConfigFile = None, overrides: Overrides = None, home: Home = None) -> None:
-    """Train an Image GPT on a dataset, or continue the run that the same config began."""
+    """Train an Image GPT on a dataset, or continue the unfinished run of the same config."""
     checked = read_config(PretrainConfig, config, overrides, home)
     from flows.pretrain import pretrain as flow
 
@@ -121,7 +123,7 @@ def pretrain(config: ConfigFile = None, overrides: Overrides = None, home: Home 
 
 @app.command()
 def probe(config: ConfigFile = None, overrides: Overrides = None, home: Home = None) -> None:
-    """Judge a model's features by classifiers: linear on every layer, and at the best one what the config asks for."""
+    """Evaluate a model's features: a linear probe on every layer, and at the best layer what the config asks for."""
     checked = read_config(ProbeConfig, config, overrides, home)
     from flows.probe import probe as flow
     from flows.probe_report import layers_table, table
@@ -134,7 +136,7 @@ def probe(config: ConfigFile = None, overrides: Overrides = None, home: Home = N
 
 @app.command()
 def refresh(config: ConfigFile = None, overrides: Overrides = None, home: Home = None) -> None:
-    """Build, pretrain, probe and register: what is scheduled."""
+    """Build the dataset, pretrain, probe and register the model, as the scheduled refresh does."""
     checked = read_config(RefreshConfig, config, overrides, home)
     from flows.refresh import refresh as flow
 
@@ -145,7 +147,7 @@ def refresh(config: ConfigFile = None, overrides: Overrides = None, home: Home =
 def print_config(
     kind: Annotated[str, typer.Argument(help="refresh, dataset, pretrain, probe or promotion.")] = "refresh",
 ) -> None:
-    """Print a config file with every field, its sentence and its default."""
+    """Print a config file with every field, its description and its default."""
     if kind not in KINDS:
         raise IgptError(f"{kind!r} has no config: choose one of {', '.join(KINDS)}")
     sys.stdout.write(describe(KINDS[kind]))
@@ -161,18 +163,18 @@ def _say(line: str) -> None:
 
 
 def main() -> None:
-    """Run the command line. Exits with 2 after bad input, 130 after Ctrl-C."""
+    """Run the command line. Exits with 2 on bad input, 130 on Ctrl-C."""
     try:
         code = app(standalone_mode=False)
-    except TyperException as error:  # a mistake in the command line itself
+    except TyperException as error:  # an unknown option, a missing argument and the like
         error.show()  # type: ignore[attr-defined]  # every subclass has it
         sys.exit(error.exit_code)
     except IgptError as error:
         sys.exit(_fail(str(error), 2))
     except (KeyboardInterrupt, typer.Abort):
         code = _INTERRUPTED
-    if code == _INTERRUPTED:  # Typer gives this code back for a Ctrl-C that it has caught
-        _fail("interrupted; what was finished is kept, and the same command continues", code)
+    if code == _INTERRUPTED:  # Typer returns this code for a Ctrl-C that it has caught
+        _fail("interrupted; finished work is kept, and the same command continues it", code)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -1,4 +1,4 @@
-"""The commands that use a model: sample, complete, upscale, score and convert. They need no service but the model's."""
+"""The commands that use a model: sample, complete, upscale, score and convert. They only need access to the model."""
 
 import os
 import tempfile
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from igpt_model.inference.sample import Drawing
     from igpt_model.model.bundle import ModelBundle
 
-# What needs torch is imported in the functions: the command line is to answer at once.
+# Modules that need torch are imported in the functions, to keep the command line fast.
 Model = Annotated[
     str,
     typer.Option(
@@ -28,20 +28,19 @@ Model = Annotated[
 ]
 Images = Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files of any size, paths or s3:// URLs.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="PNG file to write.")]
-Draws = Annotated[int, typer.Option(help="How many are drawn for each image.", min=1)]
+Draws = Annotated[int, typer.Option(help="Number of results per image.", min=1)]
 ClassName = Annotated[
     str | None,
-    typer.Option("--class", help="Class-conditional models: name or number.", show_default=False),
+    typer.Option("--class", help="Name or number of the class, for class-conditional models.", show_default=False),
 ]
-Temperature = Annotated[float, typer.Option(help="Below 1 sharpens; 0 takes the likeliest colour.")]
-TopK = Annotated[int | None, typer.Option(help="Draw from this many likeliest colours only.", show_default=False)]
+Temperature = Annotated[float, typer.Option(help="Below 1 sharpens; 0 takes the most likely colour.")]
+TopK = Annotated[int | None, typer.Option(help="Draw only from this many most likely colours.", show_default=False)]
 TopP = Annotated[
-    float | None, typer.Option(help="Draw from the likeliest colours of this total probability.", show_default=False)
+    float | None,
+    typer.Option(help="Draw only from the most likely colours with this total probability.", show_default=False),
 ]
-Seed = Annotated[int, typer.Option(help="The same seed draws the same images.")]
-Device = Annotated[
-    str | None, typer.Option(help="cpu or cuda; without it a GPU, where there is one.", show_default=False)
-]
+Seed = Annotated[int, typer.Option(help="The same seed gives the same images.")]
+Device = Annotated[str | None, typer.Option(help="cpu or cuda; by default a GPU if there is one.", show_default=False)]
 
 
 def register(app: typer.Typer) -> None:
@@ -53,8 +52,8 @@ def register(app: typer.Typer) -> None:
 def sample(
     model: Model,
     output: Output = Path("samples.png"),
-    count: Annotated[int, typer.Option(help="How many images.", min=1)] = 60,
-    columns: Annotated[int, typer.Option(help="Images in a row of the sheet.", min=1)] = 10,
+    count: Annotated[int, typer.Option(help="Number of images.", min=1)] = 60,
+    columns: Annotated[int, typer.Option(help="Number of images in a row of the sheet.", min=1)] = 10,
     class_name: ClassName = None,
     temperature: Temperature = 1.0,
     top_k: TopK = None,
@@ -62,7 +61,7 @@ def sample(
     seed: Seed = 0,
     device: Device = None,
 ) -> None:
-    """Draw images from a model. A class-conditional one draws a row of each class, unless one is named."""
+    """Draw images from a model. A class-conditional model draws a row of each class, unless --class names one."""
     _prepare(output)
     from igpt_model.tracking import sheets
 
@@ -82,10 +81,11 @@ def complete(
     model: Model,
     output: Output = Path("completions.png"),
     rows: Annotated[
-        int | None, typer.Option(help="Keep this many upper rows; half without it.", min=0, show_default=False)
+        int | None, typer.Option(help="Keep this many upper rows; half by default.", min=0, show_default=False)
     ] = None,
     mask: Annotated[
-        str | None, typer.Option(help="An image: keep what is white in it, draw what is black.", show_default=False)
+        str | None,
+        typer.Option(help="Mask image: keep pixels where it is white, draw where it is black.", show_default=False),
     ] = None,
     draws: Draws = 5,
     class_name: ClassName = None,
@@ -95,10 +95,10 @@ def complete(
     seed: Seed = 0,
     device: Device = None,
 ) -> None:
-    """Complete images: a row each of the original, what is kept of it, and completions.
+    """Complete images. Each row of the sheet shows the original, the kept pixels, and completions.
 
-    Pixels are drawn row by row, given those before them: kept pixels below or right of drawn ones stay as they are, and
-    the drawn ones do not know of them.
+    Pixels are drawn row by row, each given the pixels before it. A kept pixel that comes after a drawn one is preserved
+    but does not influence it.
     """
     _prepare(output)
     if rows is not None and mask is not None:
@@ -140,9 +140,9 @@ def upscale(
     seed: Seed = 0,
     device: Device = None,
 ) -> None:
-    """Upscale images with a super-resolution model: a row each of the image, its small version, and upscaled ones.
+    """Upscale images with a super-resolution model. Each row shows the image, its small version, and upscaled ones.
 
-    Only the small version, of the model's low resolution, is used.
+    The model only sees the small version, at its low resolution.
     """
     _prepare(output)
     from igpt_model.inference import image_files
@@ -167,15 +167,15 @@ def score(
     model: Model,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="PNG file of which pixels surprise, if wanted.", show_default=False),
+        typer.Option("--output", "-o", help="PNG file with the loss of every pixel.", show_default=False),
     ] = None,
     class_name: ClassName = None,
     device: Device = None,
 ) -> None:
-    """Tell how likely images are: minus their log-likelihood, in nats and bits a pixel. Less is likelier.
+    """Print the negative log-likelihood of images, in nats and bits per pixel. Lower is more likely.
 
-    Exact for the image as the model sees it, shrunk to its resolution and palette. A super-resolution model scores an
-    image given its small version.
+    Exact for the image at the model's resolution and palette. A super-resolution model scores an image given its small
+    version.
     """
     _prepare(output)
     from igpt_model.inference import image_files
@@ -198,22 +198,20 @@ def score(
 
 def convert(
     source: Annotated[
-        str, typer.Argument(help="One of our models, a Hugging Face folder, or an .npz of OpenAI's variables.")
+        str, typer.Argument(help="An igpt model, a Hugging Face folder, or an .npz of OpenAI's variables.")
     ],
-    folder: Annotated[Path, typer.Argument(help="Folder to make.")],
+    folder: Annotated[Path, typer.Argument(help="Folder to create.")],
     palette: Annotated[
         str | None,
-        typer.Option(
-            help="The palette of a model without one: .npy [colours, 3] in [-1, 1] or JSON.", show_default=False
-        ),
+        typer.Option(help="Palette for a model without one: .npy [colours, 3] in [-1, 1] or JSON.", show_default=False),
     ] = None,
 ) -> None:
-    """Convert one of our models to a folder that Hugging Face's from_pretrained opens, or another's model to ours."""
+    """Convert an igpt model to a folder for Hugging Face's from_pretrained, or a foreign model to an igpt model."""
     _prepare(None)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise IgptError(f"{folder}: it is there already; give a folder that does not exist yet")
+        raise IgptError(f"{folder}: it exists already; give a folder that does not exist yet")
     if not folder.absolute().parent.is_dir():
-        raise IgptError(f"{folder}: the folder {folder.absolute().parent} does not exist; make it first")
+        raise IgptError(f"{folder}: the folder {folder.absolute().parent} does not exist; create it first")
     from igpt_model.convert import (
         hugging_face,
         openai,
@@ -230,19 +228,19 @@ def convert(
         kind = "a model folder"
     else:
         if palette_K3 is not None:
-            raise IgptError(f"--palette is {palette}: one of our models has its own, leave it out")
-        ours = _load(source, "cpu")
-        write, kind = lambda path: hugging_face.to_hugging_face(ours, path), "a Hugging Face folder"
+            raise IgptError(f"--palette is {palette}: an igpt model has its own, leave it out")
+        bundle = _load(source, "cpu")
+        write, kind = lambda path: hugging_face.to_hugging_face(bundle, path), "a Hugging Face folder"
     with tempfile.TemporaryDirectory(prefix=".igpt-convert-", dir=folder.absolute().parent) as temporary:
-        made = Path(temporary) / "model"
-        made.mkdir()
-        write(made)
-        made.replace(folder)  # all of it or nothing
+        converted = Path(temporary) / "model"
+        converted.mkdir()
+        write(converted)
+        converted.replace(folder)  # atomically
     console.print(f"{folder} is now {kind}")
 
 
 def _prepare(output: Path | None) -> None:
-    """Point this process at the services, and tell what can be told about the output before seconds of imports."""
+    """Prepare the environment, and check the output file before the slow imports. Raises IgptError for a bad one."""
     settings.activate(settings.default_home().absolute())
     if output is None:
         return
@@ -250,7 +248,7 @@ def _prepare(output: Path | None) -> None:
         raise IgptError(f"{output}: the output is a PNG file; give a name that ends in .png")
     parent = output.absolute().parent
     if not parent.is_dir():
-        raise IgptError(f"{output}: the folder {parent} does not exist; make it first")
+        raise IgptError(f"{output}: the folder {parent} does not exist; create it first")
     if output.is_dir() or not os.access(output if output.exists() else parent, os.W_OK):
         raise IgptError(f"{output}: it cannot be written; give another name")
 
@@ -277,7 +275,7 @@ def _load(model: str, device: str | None) -> "ModelBundle":
 
 
 def _palette(url: str) -> np.ndarray:
-    """The palette of a file, float32 [colours, 3]. Raises IgptError when it is none."""
+    """Read a palette, float32 [colours, 3]. Raises IgptError when the file is missing or not a palette."""
     try:
         return palettes.from_bytes(objects.read_bytes(objects.absolute(url)), url)
     except (FileNotFoundError, IsADirectoryError):
@@ -292,11 +290,11 @@ def _drawing(temperature: float, top_k: int | None, top_p: float | None, seed: i
 
 def _refuse_upscaling(bundle: "ModelBundle", model: str) -> None:
     if bundle.model.config.low_resolution is not None:
-        raise IgptError(f"{model}: this is a super-resolution model, it draws from a small image: use `igpt upscale`")
+        raise IgptError(f"{model}: this is a super-resolution model, which needs a small image: use `igpt upscale`")
 
 
 def _labels(bundle: "ModelBundle", class_name: str | None, count: int) -> np.ndarray | None:
-    """The class numbers of images that are all of a named class; None without a name."""
+    """The class number of `class_name`, `count` times; None without a class."""
     if class_name is None:
         return None
     classes = bundle.model.config.classes
@@ -307,13 +305,13 @@ def _labels(bundle: "ModelBundle", class_name: str | None, count: int) -> np.nda
     elif class_name.isdigit() and int(class_name) < classes:
         number = int(class_name)
     else:
-        known = ", ".join(bundle.classes[:20]) + (", ..." if len(bundle.classes) > 20 else "")
-        raise IgptError(f"--class is {class_name!r}: it must be one of {known}, or a number below {classes}")
+        names = ", ".join(bundle.classes[:20]) + (", ..." if len(bundle.classes) > 20 else "")
+        raise IgptError(f"--class is {class_name!r}: it must be one of {names}, or a number below {classes}")
     return np.full(count, number)
 
 
 def _needed_labels(bundle: "ModelBundle", class_name: str | None, count: int) -> np.ndarray | None:
-    """The same for a command that cannot do without the class where the model takes one."""
+    """Like _labels, but raises IgptError when a class-conditional model is given no class."""
     labels = _labels(bundle, class_name, count)
     if labels is None and bundle.model.config.classes is not None:
         raise IgptError("this model is class-conditional: name the class of the images with --class")

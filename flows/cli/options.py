@@ -1,4 +1,4 @@
-"""Arguments and preparations that several commands share."""
+"""Options, and the preparation of the environment, that several commands share."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +11,7 @@ from pipeline.typed_config import file as config_file
 
 Home = Annotated[
     Path | None,
-    typer.Option(help="Folder of the embedded services; IGPT_HOME or .igpt without it.", show_default=False),
+    typer.Option(help="Folder of the local services; IGPT_HOME or .igpt by default.", show_default=False),
 ]
 ConfigFile = Annotated[
     Path | None,
@@ -25,7 +25,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs; pro
 
 
 def prepare(home: Path | None, *, as_json: bool = False) -> Path:
-    """The services' folder, after this process has been pointed at what runs there."""
+    """Configure this process for the services of a folder, and return the folder."""
     folder = (home or settings.default_home()).absolute()
     settings.activate(folder)
     console.stderr = as_json
@@ -33,7 +33,7 @@ def prepare(home: Path | None, *, as_json: bool = False) -> Path:
 
 
 def read_config(kind: type[Any], path: Path | None, overrides: list[str] | None, home: Path | None) -> Any:
-    """The config of a flow, and a Prefect server that answers: what can be told before seconds of imports."""
+    """Read the config of a flow, and check that Prefect answers, before the slow imports. Raises IgptError."""
     prepare(home)
     config = config_file.load(kind, path, overrides or [])
     preflight.check_prefect(settings.load().prefect_api_url)

@@ -1,4 +1,4 @@
-"""The commands of `igpt models`: look at registered versions, and choose the champion among them."""
+"""The commands of `igpt models`: show registered versions, and choose the champion."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,7 +16,7 @@ from pipeline.typed_config import file as config_file
 if TYPE_CHECKING:
     from igpt_model.registry.client import Registry, Version
 
-# MLflow takes seconds to import: inside the commands.
+# MLflow takes seconds to import, so commands import it when they run.
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -31,14 +31,14 @@ Reference = Annotated[
 
 @app.command("ls")
 def ls(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A model; all without.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A model; all by default.")] = None,
     as_json: Json = False,
     home: Home = None,
 ) -> None:
     """List the versions of a model, or of all models, the newest first."""
     registry = _registry(home, as_json=as_json)
     names = registry.names() if name is None else [name]
-    versions = [version for each in names for version in registry.versions(each)]
+    versions = [version for model in names for version in registry.versions(model)]
     if as_json:
         print_json([_fields(version) for version in versions])
         return
@@ -49,7 +49,7 @@ def ls(
 
 @app.command("show")
 def show(model: Reference, as_json: Json = False, home: Home = None) -> None:
-    """Show a version with all of its tags: numbers, lineage, and how it was promoted."""
+    """Show a version with all of its tags: metrics, lineage, and its promotion."""
     version = _registry(home, as_json=as_json).find(model)
     if as_json:
         print_json(_fields(version))
@@ -61,7 +61,7 @@ def show(model: Reference, as_json: Json = False, home: Home = None) -> None:
 
 @app.command("compare")
 def compare(model: Reference, other: Reference, as_json: Json = False, home: Home = None) -> None:
-    """Show two versions beside each other: every tag in which they differ."""
+    """Compare two versions: show every tag in which they differ."""
     registry = _registry(home, as_json=as_json)
     versions = [registry.find(reference) for reference in (model, other)]
     keys = sorted(set(versions[0].tags) | set(versions[1].tags))
@@ -83,10 +83,10 @@ def promote(
     as_json: Json = False,
     home: Home = None,
 ) -> None:
-    """Make a version the champion if it passes the gate; exits with 1 when it does not.
+    """Make a version the champion if it passes the gate; exits with 1 if it does not.
 
-    The gate is a config (`igpt config promotion` prints it), and fields of it can be set here, as in
-    min_probe_accuracy=0.9. The decision and the numbers compared are written on the version as tags.
+    The gate is a config (`igpt config promotion` prints it); its fields can be set here, as in min_probe_accuracy=0.9.
+    The decision and the values compared are stored as tags of the version.
     """
     registry = _registry(home, as_json=as_json)
     result = registry.promote(model, config_file.load(GateConfig, config, overrides or []))
@@ -97,24 +97,24 @@ def promote(
     else:
         for tag, value in decision.compared.items():
             console.print(f"  {tag} {value:.5f}")
-        before = "" if result.previous is None else f", version {result.previous} was it before"
-        console.print(f"{version.uri}: {'is the champion now' + before if decision.passed else decision.text}")
+        previous = "" if result.previous is None else f", replacing version {result.previous}"
+        console.print(f"{version.uri}: {'is the champion now' + previous if decision.passed else decision.text}")
     if not decision.passed:
         raise typer.Exit(1)
 
 
 @app.command("rollback")
 def rollback(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The model whose champion is to go.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The model whose champion to roll back.")],
     as_json: Json = False,
     home: Home = None,
 ) -> None:
-    """Make the champion before the present one the champion again."""
+    """Make the previous champion the champion again."""
     result = _registry(home, as_json=as_json).rollback(name)
     if as_json:
         print_json({"champion": result.version.uri, "rolled_back": result.previous})
         return
-    console.print(f"{result.version.uri} is the champion again, version {result.previous} is not any more")
+    console.print(f"{result.version.uri} is the champion again, replacing version {result.previous}")
 
 
 @app.command("palette")
@@ -123,7 +123,7 @@ def palette(
     file: Annotated[Path, typer.Argument(help="File to write, .npy.")],
     home: Home = None,
 ) -> None:
-    """Write the palette of a version, for building a dataset that it can be probed on."""
+    """Write the palette of a version, to build a dataset with which it can be probed."""
     if file.suffix != ".npy" or not file.absolute().parent.is_dir():
         raise IgptError(f"{file}: give a name that ends in .npy, in a folder that exists")
     registry = _registry(home)

@@ -1,4 +1,4 @@
-"""The commands of `igpt runs`: what became of training runs, and going on with one."""
+"""The commands of `igpt runs`: show training runs, and resume one."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +13,7 @@ from pipeline.store import objects
 if TYPE_CHECKING:
     from igpt_model.runs.checkpoint import Checkpoint
 
-# What needs torch, Ray or Prefect is imported inside the commands: the command line is to answer at once.
+# Modules that need torch, Ray or Prefect are imported inside the commands, to keep the command line fast.
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Training runs: ls, show and resume.")
 
@@ -23,7 +23,7 @@ Run = Annotated[str, typer.Argument(metavar="RUN", help="URL or path of a traini
 
 @app.command("ls")
 def list_runs(runs: Runs, as_json: Json = False, home: Home = None) -> None:
-    """List the runs in a runs folder: how far each is, and what it came to."""
+    """List the runs in a runs folder with their progress and results."""
     prepare(home, as_json=as_json)
     from igpt_model.runs import record as run_record
 
@@ -67,7 +67,7 @@ def show(
     as_json: Json = False,
     home: Home = None,
 ) -> None:
-    """Show a run: its checkpoints, its curve, what was set about it. Exits with 1 when --verify finds damage."""
+    """Show a run: its checkpoints, its curve, its config. Exits with 1 if a checkpoint is damaged."""
     prepare(home, as_json=as_json)
     from igpt_model.runs import checkpoint, metric_log
     from igpt_model.runs import record as run_record
@@ -75,7 +75,7 @@ def show(
     url = objects.absolute(run).rstrip("/")
     objects.check_reachable(url)
     record = run_record.read(url)
-    found = [_checkpoint_row(url, step, verify=verify) for step in checkpoint.marked_steps(url)]
+    checkpoints = [_checkpoint_row(url, step, verify=verify) for step in checkpoint.marked_steps(url)]
     curve = [{"step": report.step, **report.values} for report in metric_log.read(url)]
     stacks = [file.url for file in objects.list_files(objects.join(url, "stacks"))]
     changed = _changed_fields(record.config)
@@ -86,7 +86,7 @@ def show(
                 **summary,
                 "mlflow_run": record.mlflow_run,
                 "config": changed,
-                "checkpoints": found,
+                "checkpoints": checkpoints,
                 "curve": curve,
                 "stacks": stacks,
             }
@@ -97,14 +97,16 @@ def show(
         if record.mlflow_run is not None:
             console.print(f"MLflow run {record.mlflow_run}", markup=False)
         console.print("set: " + ", ".join(f"{name}={value}" for name, value in changed.items()), markup=False)
-        print_table([{**row, "size": size_text(row["size"])} if row["size"] is not None else row for row in found])
+        print_table(
+            [{**row, "size": size_text(row["size"])} if row["size"] is not None else row for row in checkpoints]
+        )
         shown = ("train_loss", "validation_loss", "learning_rate", "images_per_second")
         print_table([{"step": row["step"], **{name: _short(row.get(name)) for name in shown}} for row in curve[-10:]])
         for stack in stacks:
             console.print(f"stacks of a worker that hung: {stack}", markup=False)
         if state == "unfinished":
-            console.print(f"`igpt runs resume {run}` goes on with it", markup=False)
-    if any(row["files"] == "damaged" for row in found):
+            console.print(f"`igpt runs resume {run}` continues it", markup=False)
+    if any(row["files"] == "damaged" for row in checkpoints):
         raise typer.Exit(1)
 
 
@@ -113,20 +115,20 @@ def _checkpoint_row(run: str, step: int, *, verify: bool) -> dict[str, Any]:
 
     row: dict[str, Any] = {"checkpoint": step, "validation loss": None, "workers": None, "size": None}
     try:
-        found: Checkpoint = checkpoint.read(checkpoint.folder_of(run, step))
-        loss = found.state.validation_loss
-        row |= {"workers": found.state.workers, "size": found.bytes}
+        saved: Checkpoint = checkpoint.read(checkpoint.folder_of(run, step))
+        loss = saved.state.validation_loss
+        row |= {"workers": saved.state.workers, "size": saved.bytes}
         row["validation loss"] = None if loss is None else round(loss, 4)
-        return row | {"files": ("good" if checkpoint.is_good(found) else "damaged") if verify else "not read"}
+        return row | {"files": ("good" if checkpoint.is_good(saved) else "damaged") if verify else "not read"}
     except checkpoint.DAMAGE:
         return row | {"files": "damaged"}
 
 
 def _changed_fields(config: Any) -> dict[str, Any]:
-    """What is not as it is by default."""
+    """The fields of a config that differ from their defaults, and `runs`."""
     runs = config.keeping.runs
-    unset = type(config).from_fields(runs=runs).flat()
-    return {"runs": runs, **{name: value for name, value in config.flat().items() if value != unset[name]}}
+    defaults = type(config).from_fields(runs=runs).flat()
+    return {"runs": runs, **{name: value for name, value in config.flat().items() if value != defaults[name]}}
 
 
 def _short(value: float | None) -> str:
@@ -135,7 +137,7 @@ def _short(value: float | None) -> str:
 
 @app.command("resume")
 def resume(run: Run, home: Home = None) -> None:
-    """Go on with a run as it was started last, from its newest good checkpoint; a finished one is left as it is."""
+    """Continue an unfinished run with the config of its last start, from its newest good checkpoint."""
     prepare(home)
     preflight.check_prefect(settings.load().prefect_api_url)
     from igpt_model.runs import record as run_record

@@ -1,4 +1,4 @@
-"""What the demo runs with. Apart from demo.py, so that a mistake is told before anything is started."""
+"""The demo's configuration. Separate from flows/demo.py, so that mistakes show before the services are started."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from pipeline.typed_config import file as config_file
 
 DIGITS_URL = "s3://raw/digits"
 
-# Small enough for two cores and five minutes; what each demo can show is in the README.
+# Small enough for five minutes on two cores; the README lists the results.
 _COMMON: dict[str, Any] = {
     "pretrain": {
         "optimizer": {"warmup_steps": 50},
@@ -53,9 +53,9 @@ _IMAGES: dict[str, Any] = {
 
 
 def demo_config(raw: str | None, overrides: Sequence[str]) -> RefreshConfig:
-    """The demo's configuration: for the digits without `raw`, else for anyone's images, then the overrides.
+    """The demo's configuration for the user's images in `raw`, or for the digits without it, with the overrides.
 
-    Raises IgptError for a local path that does not exist and for what is no configuration.
+    Raises IgptError for a local path that does not exist and for invalid values.
     """
     fields = _merge(_COMMON, _DIGITS if raw is None else _IMAGES)
     if raw is not None:

@@ -1,4 +1,4 @@
-"""Any config as a commented YAML file: what `igpt config` prints."""
+"""Configs as commented YAML files, as `igpt config` prints them."""
 
 import inspect
 import textwrap
@@ -27,19 +27,19 @@ KINDS: dict[str, type[Config]] = {
 
 
 def describe(kind: type[Config]) -> str:
-    """A YAML file of a config with every field, its sentence and its default; required fields have no value."""
+    """A YAML file of a config with every field, its description and its default; required fields have no value."""
     return "\n".join(_describe(kind, "")) + "\n"
 
 
 def _describe(kind: type[Any], indent: str) -> Iterator[str]:
-    sentences = TypeAdapter(kind).json_schema()["properties"]
+    schemas = TypeAdapter(kind).json_schema()["properties"]
     for field in fields(kind):
-        of = values.field_types(kind)[field.name]
-        section = values.section_of(of)
-        # A section without a sentence of its own is explained by that of its class.
-        sentence = sentences[field.name].get("description") or inspect.getdoc(section) or ""
-        ranges = [f"{rule.text.capitalize()}." for rule in values.rules_of(of)]
-        lines = textwrap.wrap(" ".join([sentence, *ranges]), 118 - len(indent))
+        field_type = values.field_types(kind)[field.name]
+        section = values.section_of(field_type)
+        # A section without a description of its own has that of its class.
+        description = schemas[field.name].get("description") or inspect.getdoc(section) or ""
+        ranges = [f"{rule.text.capitalize()}." for rule in values.rules_of(field_type)]
+        lines = textwrap.wrap(" ".join([description, *ranges]), 118 - len(indent))
         yield from (f"{indent}# {line}" for line in lines)
         if section is not None and field.default is not None:
             yield f"{indent}{field.name}:"

@@ -17,26 +17,26 @@ class RefreshConfig(Config):
     shown_by: ClassVar[str] = "`igpt config refresh`"
 
     dataset: DatasetConfig
-    """The dataset to build; its source is what changes from night to night."""
+    """The dataset to build; each refresh picks up the changes of its source."""
     pretrain: PretrainConfig
     """The model to train on it."""
     probe: ProbeConfig = ProbeConfig()
-    """How its features are judged."""
+    """How its features are evaluated."""
     promotion: GateConfig | None = None
-    """What it must show to become the champion at once; none: that is left to `igpt models promote`."""
+    """The gate for promoting it to champion at once; without one, `igpt models promote` does that later."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        trained_on = self.pretrain.data
-        for name, value in (("pretrain.data.dataset", trained_on.dataset), ("probe.dataset", self.probe.dataset)):
+        data = self.pretrain.data
+        for name, value in (("pretrain.data.dataset", data.dataset), ("probe.dataset", self.probe.dataset)):
             if value:
                 raise IgptError(f"{name} is {value!r}: in a refresh it is the dataset just built, leave it out")
-        if self.probe.model or trained_on.snapshot is not None or self.probe.snapshot is not None:
+        if self.probe.model or data.snapshot is not None or self.probe.snapshot is not None:
             raise IgptError(
                 "probe.model, pretrain.data.snapshot and probe.snapshot: a refresh sets them, leave them out"
             )
         if self.pretrain.model.class_conditional:
             raise IgptError(
-                "pretrain.model.class_conditional is set: a refresh probes features, and those of a class-conditional "
-                "model are told the class; train it with `igpt pretrain`"
+                "pretrain.model.class_conditional is set: a refresh probes features, and a class-conditional model "
+                "is given the class as input; train it with `igpt pretrain`"
             )

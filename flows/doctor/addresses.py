@@ -1,4 +1,4 @@
-"""The services at the configured addresses: do they answer, with which version and time. Nothing is judged here."""
+"""Query the services at the configured addresses for version and time. verdicts.py judges the results."""
 
 import base64
 import json
@@ -22,79 +22,79 @@ from flows.services import settings
 from flows.services.process import shortened
 
 _SECONDS = 10
-_RAY_SECONDS = 60  # Ray's import is most of it
-# Codes that say that the store is there and knows the keys, which may only list no buckets.
-_KNOWN_TO_S3 = ("AccessDenied", "AllAccessDisabled")
-# A process of its own: Ray reads its variables when it is imported, and writes to the terminal.
-_ASK_RAY = """
+_RAY_SECONDS = 60  # mostly for Ray's import
+# Error codes of a store that accepts the credentials, which are just not allowed to list buckets.
+_ACCEPTED_BY_S3 = ("AccessDenied", "AllAccessDisabled")
+# Run in its own process: Ray reads its variables when it is imported, and writes to the terminal.
+_QUERY_RAY = """
 import json, sys
 from ray._common.usage.usage_lib import get_cluster_metadata
 from ray._raylet import GcsClient
 client = GcsClient(address=sys.argv[1])
 nodes = [node for node in client.get_all_node_info(timeout=5).values() if node.state == 0]
-known = get_cluster_metadata(client) or {}
-print(json.dumps({"nodes": len(nodes), "version": known.get("ray_version"), "python": known.get("python_version")}))
+cluster = get_cluster_metadata(client) or {}
+print(json.dumps({"nodes": len(nodes), "version": cluster.get("ray_version"), "python": cluster.get("python_version")}))
 """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What came of asking one service."""
+    """The result of querying one service."""
 
     service: str
     """S3, Prefect, MLflow or Ray."""
     address: str
-    """Empty where none is configured or it must not be shown."""
-    complaint: str = ""
-    """Why it cannot be used; empty when it answers."""
+    """Empty if none is configured, or if it must not be shown."""
+    problem: str = ""
+    """Why it cannot be used; empty if it answers."""
     version: str | None = None
-    """The server's version, where it tells one; of S3 what the server calls itself."""
+    """The server's version if it is known; for S3, the Server header."""
     client: str | None = None
-    """The version of the client here, where the two have to fit."""
+    """The version of the client here, if it must match the server's."""
     python: str | None = None
-    """The Python of Ray's nodes."""
+    """The Python version of Ray's nodes."""
     clock_ahead: float | None = None
-    """By how many seconds its clock is ahead of this machine's; to a second or two."""
+    """Seconds by which its clock is ahead of this machine's, accurate to a second or two."""
 
 
 def ask_all() -> list[Answer]:
-    """Ask S3, Prefect, MLflow and Ray where this process's settings say they are, all at once."""
+    """Query S3, Prefect, MLflow and Ray at the addresses of this process's settings, in parallel."""
     configured = settings.addresses()
-    asking: tuple[tuple[str, Callable[[str], Answer]], ...] = (
+    queries: tuple[tuple[str, Callable[[str], Answer]], ...] = (
         ("S3", _ask_s3),
         ("Prefect", _ask_prefect),
         ("MLflow", _ask_mlflow),
         ("Ray", _ask_ray),
     )
-    with ThreadPoolExecutor(len(asking)) as threads:
-        answers = [threads.submit(_ask, name, ask, configured) for name, ask in asking]
+    with ThreadPoolExecutor(len(queries)) as threads:
+        answers = [threads.submit(_ask, service, query, configured) for service, query in queries]
         return [answer.result() for answer in answers]
 
 
-def _ask(service: str, ask: Callable[[str], Answer], configured: Mapping[str, str]) -> Answer:
+def _ask(service: str, query: Callable[[str], Answer], configured: Mapping[str, str]) -> Answer:
     address = configured.get(service, "")
     if not address:
         return Answer(service=service, address="")
     if "@" in address:
-        return Answer(service=service, address="", complaint="its address carries a password")
-    return ask(address)
+        return Answer(service=service, address="", problem="its address carries a password")
+    return query(address)
 
 
 def _ask_s3(address: str) -> Answer:
-    patience = Config(connect_timeout=_SECONDS, read_timeout=_SECONDS, retries={"total_max_attempts": 1})
-    known: dict[str, Any] = {"service": "S3", "address": address}
+    timeouts = Config(connect_timeout=_SECONDS, read_timeout=_SECONDS, retries={"total_max_attempts": 1})
+    fields: dict[str, Any] = {"service": "S3", "address": address}
     try:
-        client = boto3.client("s3", endpoint_url=None if address == settings.AMAZON else address, config=patience)
-        told = client.list_buckets()
+        client = boto3.client("s3", endpoint_url=None if address == settings.AMAZON else address, config=timeouts)
+        response = client.list_buckets()
     except ClientError as error:
-        told = error.response
-        code = str(told.get("Error", {}).get("Code", "unknown"))
-        if code not in _KNOWN_TO_S3:
-            known["complaint"] = f"it refuses the request ({code})"
+        response = error.response
+        code = str(response.get("Error", {}).get("Code", "unknown"))
+        if code not in _ACCEPTED_BY_S3:
+            fields["problem"] = f"it refuses the request ({code})"
     except (BotoCoreError, ValueError) as error:
-        return Answer(**known, complaint=shortened(f"it does not answer ({error})"))
-    headers = told.get("ResponseMetadata", {}).get("HTTPHeaders", {})
-    return Answer(**known, version=headers.get("server"), clock_ahead=_clock_ahead(headers.get("date")))
+        return Answer(**fields, problem=shortened(f"it does not answer ({error})"))
+    headers = response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    return Answer(**fields, version=headers.get("server"), clock_ahead=_clock_ahead(headers.get("date")))
 
 
 def _ask_prefect(address: str) -> Answer:
@@ -107,39 +107,40 @@ def _ask_mlflow(address: str) -> Answer:
 
 
 def _ask_http(service: str, address: str, path: str, client: str, read: Callable[[bytes], str]) -> Answer:
-    known: dict[str, Any] = {"service": service, "address": address, "client": client}
+    fields: dict[str, Any] = {"service": service, "address": address, "client": client}
     try:
-        request = urllib.request.Request(f"{address.rstrip('/')}{path}")  # ValueError: no URL
+        request = urllib.request.Request(f"{address.rstrip('/')}{path}")  # ValueError if it is not a URL
         credentials = settings.credentials(service)
         if credentials is not None:
             request.add_header("Authorization", f"Basic {base64.b64encode(credentials.encode()).decode()}")
-        with urllib.request.urlopen(request, timeout=_SECONDS) as told:
-            return Answer(**known, version=read(told.read()), clock_ahead=_clock_ahead(told.headers["Date"]))
+        with urllib.request.urlopen(request, timeout=_SECONDS) as response:
+            return Answer(**fields, version=read(response.read()), clock_ahead=_clock_ahead(response.headers["Date"]))
     except urllib.error.HTTPError as error:
-        refused = error.code in (401, 403)
-        what = f"refuses the credentials of {settings.CREDENTIALS[service]}" if refused else f"answers {error.code}"
-        return Answer(**known, complaint=f"it {what}", clock_ahead=_clock_ahead(error.headers["Date"]))
+        problem = f"it answers with HTTP status {error.code}"
+        if error.code in (401, 403):
+            problem = f"it refuses the credentials of {settings.CREDENTIALS[service]}"
+        return Answer(**fields, problem=problem, clock_ahead=_clock_ahead(error.headers["Date"]))
     except (urllib.error.URLError, OSError, ValueError) as error:
         reason: Any = getattr(error, "reason", error)
         text = getattr(reason, "strerror", None) or str(reason)
-        return Answer(**known, complaint=f"it does not answer ({shortened(text)})")
+        return Answer(**fields, problem=f"it does not answer ({shortened(text)})")
 
 
 def _ask_ray(address: str) -> Answer:
-    known: dict[str, Any] = {"service": "Ray", "address": address, "client": metadata.version("ray")}
-    command = [sys.executable, "-c", _ASK_RAY, address]
+    fields: dict[str, Any] = {"service": "Ray", "address": address, "client": metadata.version("ray")}
+    command = [sys.executable, "-c", _QUERY_RAY, address]
     try:
-        asked = subprocess.run(command, capture_output=True, text=True, timeout=_RAY_SECONDS, check=False)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=_RAY_SECONDS, check=False)
     except subprocess.TimeoutExpired:
-        return Answer(**known, complaint=f"it does not answer within {_RAY_SECONDS} s")
-    if asked.returncode:
-        if "Unauthenticated" in asked.stderr:
-            return Answer(**known, complaint=f"it refuses the token of {settings.CREDENTIALS['Ray']}")
-        lines = asked.stderr.strip().splitlines() or ["no reason given"]
-        return Answer(**known, complaint=shortened(f"it does not answer ({lines[-1]})"))
-    told = json.loads(asked.stdout.splitlines()[-1])
-    complaint = "" if told["nodes"] else "it has no living node"
-    return Answer(**known, complaint=complaint, version=told["version"], python=told["python"])
+        return Answer(**fields, problem=f"it does not answer within {_RAY_SECONDS} s")
+    if result.returncode:
+        if "Unauthenticated" in result.stderr:
+            return Answer(**fields, problem=f"it refuses the token of {settings.CREDENTIALS['Ray']}")
+        lines = result.stderr.strip().splitlines() or ["no reason given"]
+        return Answer(**fields, problem=shortened(f"it does not answer ({lines[-1]})"))
+    cluster = json.loads(result.stdout.splitlines()[-1])
+    problem = "" if cluster["nodes"] else "it has no node alive"
+    return Answer(**fields, problem=problem, version=cluster["version"], python=cluster["python"])
 
 
 def _clock_ahead(date: str | None) -> float | None:

@@ -1,4 +1,4 @@
-"""What this machine is and has, as facts: nothing is judged here. Slow parts run in processes of their own."""
+"""Collect facts about this machine: system, cores, memory, disks, limits, PyTorch, GPUs. verdicts.py judges them."""
 
 import json
 import platform
@@ -17,22 +17,23 @@ import psutil
 from flows.services.ports import HOST
 from flows.services.process import shortened
 
-_SECONDS = 60  # torch's import from a cold network disk is the slowest
+_SECONDS = 60  # for the slowest: importing torch from a cold network disk
 _CGROUP = Path("/sys/fs/cgroup")
-_ASK_TORCH = """
+# Run in its own process: this one shall not import torch.
+_QUERY_TORCH = """
 import json, warnings
-with warnings.catch_warnings(record=True) as told:
+with warnings.catch_warnings(record=True) as raised:
     warnings.simplefilter("always")
     import torch
     usable = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    complaint = str(told[-1].message) if told and torch.version.cuda and not usable else ""
+    problem = str(raised[-1].message) if raised and torch.version.cuda and not usable else ""
 from igpt_model.training import compiler
 facts = {
     "version": torch.__version__,
     "cuda": torch.version.cuda,
     "usable_gpus": usable,
-    "complaint": complaint,
-    "compiling": compiler.why_not(torch.device("cuda" if usable else "cpu")) or "",
+    "problem": problem,
+    "compile_problem": compiler.why_not(torch.device("cuda" if usable else "cpu")) or "",
 }
 print(json.dumps(facts))
 """
@@ -54,52 +55,52 @@ class Torch:
 
     version: str | None
     cuda: str | None
-    """The version of CUDA that it was built for; None for a build for CPUs."""
+    """The CUDA version it was built for; None for the CPU build."""
     usable_gpus: int
-    complaint: str
-    """Why it cannot be imported, or cannot use a GPU that its build is for."""
-    compiling: str
-    """Why compile=true would not work, with what to install; empty when it would."""
+    problem: str
+    """Why it cannot be imported, or why a CUDA build cannot use a GPU; else empty."""
+    compile_problem: str
+    """Why compile=true would not work, and what to install; empty if it works."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gpus:
-    """The GPUs as NVIDIA's driver lists them."""
+    """The GPUs that NVIDIA's driver lists."""
 
     names: tuple[str, ...]
     driver: str
-    complaint: str
-    """Why nvidia-smi, which is there, lists none."""
+    problem: str
+    """Why nvidia-smi lists none although it is installed; else empty."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What this process may use of this machine; sizes in bytes."""
+    """The resources that this process may use; sizes in bytes."""
 
     system: str
     """As platform.system() names it: Linux or Darwin."""
     architecture: str
     """As platform.machine() names it."""
     system_version: str
-    """The C library's version on Linux, that of the system elsewhere."""
+    """The version of the C library on Linux, of the system elsewhere."""
     python: tuple[int, int, int]
     cores: float
-    """Those this process may run on, and no more than its control group grants."""
+    """The cores this process may run on, at most the limit of its control group."""
     memory: int
-    """In all; the limit of the control group where that is smaller."""
+    """Total memory, at most the limit of the control group."""
     memory_is_limited: bool
-    """Whether a control group grants less memory than the machine has."""
+    """Whether the control group's limit is below the machine's memory."""
     memory_available: int
     disks: tuple[Disk, ...]
-    """Of the services' folder and of temporary files."""
+    """Those of the services' folder and of temporary files."""
     shared_memory: Disk | None
-    """/dev/shm, where the system has one."""
-    loopback: str
-    """Why no server can listen on loopback; empty when one can."""
+    """/dev/shm, if the system has it."""
+    loopback_problem: str
+    """Why no server can listen on loopback; empty if one can."""
     open_files: int | None
-    """How many files a process may have open; None without a limit."""
+    """Limit of open files per process; None without a limit."""
     processes: int | None
-    """How many processes and threads the user may have; None without a limit."""
+    """Limit of processes and threads per user; None without a limit."""
     torch: Torch
     gpus: Gpus
 
@@ -121,7 +122,7 @@ def examine(home: Path) -> Machine:
         memory_available=memory.available if used is None else min(memory.available, max(0, limit - used)),
         disks=(_disk(home), _disk(Path(tempfile.gettempdir()))),
         shared_memory=_disk(Path("/dev/shm")) if Path("/dev/shm").is_dir() else None,
-        loopback=_loopback(),
+        loopback_problem=_loopback_problem(),
         open_files=_soft_limit(resource.RLIMIT_NOFILE),
         processes=_soft_limit(resource.RLIMIT_NPROC),
         torch=_torch(),
@@ -143,13 +144,13 @@ def _group_memory(folder: Path = _CGROUP) -> _GroupMemory | None:
     ):
         try:
             return _GroupMemory(limit=int((folder / limit).read_text()), used=int((folder / usage).read_text()))
-        except (OSError, ValueError):  # not there, or the word max
+        except (OSError, ValueError):  # no such file, or the word max
             continue
     return None
 
 
 def _group_cores(folder: Path = _CGROUP) -> float | None:
-    """The processor time of this process's control group, in cores; None without a limit."""
+    """The CPU limit of this process's control group, in cores; None without a limit."""
     for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
         try:
             quota, period = " ".join((folder / name).read_text() for name in names).split()
@@ -162,25 +163,25 @@ def _group_cores(folder: Path = _CGROUP) -> float | None:
 
 def _cores() -> float:
     process = psutil.Process()
-    mine = len(process.cpu_affinity() or []) if hasattr(process, "cpu_affinity") else psutil.cpu_count() or 1
-    granted = _group_cores()
-    return float(mine) if granted is None else min(float(mine), granted)
+    usable = len(process.cpu_affinity() or []) if hasattr(process, "cpu_affinity") else psutil.cpu_count() or 1
+    limit = _group_cores()
+    return float(usable) if limit is None else min(float(usable), limit)
 
 
 def _disk(folder: Path) -> Disk:
-    there = folder
-    while not there.exists():
-        there = there.parent
-    usage = shutil.disk_usage(there)
+    existing = folder
+    while not existing.exists():
+        existing = existing.parent
+    usage = shutil.disk_usage(existing)
     try:
-        with tempfile.TemporaryFile(dir=there):
+        with tempfile.TemporaryFile(dir=existing):
             writable = True
     except OSError:
         writable = False
     return Disk(folder=str(folder), free=usage.free, total=usage.total, writable=writable)
 
 
-def _loopback() -> str:
+def _loopback_problem() -> str:
     try:
         with socket.create_server((HOST, 0)) as server, socket.create_connection(server.getsockname(), timeout=5):
             return ""
@@ -194,42 +195,42 @@ def _soft_limit(kind: int) -> int | None:
 
 
 def _torch() -> Torch:
-    asked = _run([sys.executable, "-c", _ASK_TORCH])
-    if not asked.succeeded:
-        return Torch(version=None, cuda=None, usable_gpus=0, complaint=asked.last_error, compiling="")
-    told = json.loads(asked.output.splitlines()[-1])
-    return Torch(**{**told, "complaint": shortened(told["complaint"])})
+    result = _run([sys.executable, "-c", _QUERY_TORCH])
+    if not result.succeeded:
+        return Torch(version=None, cuda=None, usable_gpus=0, problem=result.last_error, compile_problem="")
+    facts = json.loads(result.output.splitlines()[-1])
+    return Torch(**{**facts, "problem": shortened(facts["problem"])})
 
 
 def _gpus() -> Gpus:
     program = shutil.which("nvidia-smi")
     if program is None:
-        return Gpus(names=(), driver="", complaint="")
-    asked = _run([program, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"])
-    if not asked.succeeded:
-        return Gpus(names=(), driver="", complaint=shortened(asked.output) or asked.last_error)
-    rows = [[cell.strip() for cell in line.split(",")] for line in asked.output.splitlines() if line.count(",") == 2]
+        return Gpus(names=(), driver="", problem="")
+    result = _run([program, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"])
+    if not result.succeeded:
+        return Gpus(names=(), driver="", problem=shortened(result.output) or result.last_error)
+    rows = [[cell.strip() for cell in line.split(",")] for line in result.output.splitlines() if line.count(",") == 2]
     return Gpus(
         names=tuple(f"{name}, {memory}" for name, memory, _ in rows),
         driver=rows[0][2] if rows else "",
-        complaint="" if rows else "it lists none",
+        problem="" if rows else "it lists none",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Ended:
+class _Result:
     succeeded: bool
     output: str
     errors: str
 
     @property
     def last_error(self) -> str:
-        return shortened((self.errors.strip().splitlines() or ["it says nothing"])[-1])
+        return shortened((self.errors.strip().splitlines() or ["no reason given"])[-1])
 
 
-def _run(command: Sequence[str]) -> _Ended:
+def _run(command: Sequence[str]) -> _Result:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        return _Ended(succeeded=False, output="", errors=str(error))
-    return _Ended(succeeded=done.returncode == 0, output=done.stdout, errors=done.stderr)
+        return _Result(succeeded=False, output="", errors=str(error))
+    return _Result(succeeded=ended.returncode == 0, output=ended.stdout, errors=ended.stderr)

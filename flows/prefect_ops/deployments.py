@@ -1,4 +1,4 @@
-"""What `igpt deploy` registers with a Prefect server: deployments of a prefect.yaml, their work pool, automations."""
+"""Register deployments from a prefect.yaml, their work pools and automations with a Prefect server (`igpt deploy`)."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,9 +27,10 @@ from pipeline.typed_config import values
 from pipeline.typed_config.config import Config
 
 _ENDED = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed", "TimedOut")}
-# A run beats every half minute (PREFECT_FLOWS_HEARTBEAT_FREQUENCY). So long, that a server that is started anew does
-# not take the runs for dead whose beats it missed.
-_SILENT = timedelta(minutes=5)
+# Runs send a heartbeat every 30 s (PREFECT_FLOWS_HEARTBEAT_FREQUENCY). Long enough that a restarted server does not
+# close live runs whose heartbeats it missed.
+_HEARTBEAT_TIMEOUT = timedelta(minutes=5)
+# The server updates automations by name: a new name would leave the old automation running.
 SILENT_AUTOMATION = "igpt: close runs that fell silent"
 NOTIFY_AUTOMATION = "igpt: tell of runs that failed"
 
@@ -41,11 +42,11 @@ class ScheduleEntry:
     slug: str
     """Its name."""
     cron: str | None = None
-    """Five fields of cron."""
+    """A cron expression of five fields."""
     interval: float | None = None
     """Seconds from one run to the next."""
     anchor_date: datetime | None = None
-    """A time from which the intervals are counted, as 2026-01-05T04:00:00Z; without it, that of the deploying."""
+    """Start of the first interval, such as 2026-01-05T04:00:00Z; the time of deployment if not set."""
     timezone: str = "Etc/UTC"
     active: bool = True
 
@@ -53,12 +54,12 @@ class ScheduleEntry:
         if (self.cron is None) == (self.interval is None):
             raise IgptError(f"schedule {self.slug}: give either cron or interval")
         if self.anchor_date is not None and self.interval is None:
-            raise IgptError(f"schedule {self.slug}: anchor_date is for interval; cron says itself when")
+            raise IgptError(f"schedule {self.slug}: anchor_date is only for interval; leave it out beside cron")
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkPoolEntry:
-    """Whose workers run a deployment."""
+    """The work pool whose workers run a deployment."""
 
     name: str
     job_variables: dict[str, Any] = field(default_factory=dict)
@@ -66,7 +67,7 @@ class WorkPoolEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class DeploymentEntry(Config):
-    """One deployment of the file; the names are those of Prefect's own format."""
+    """One deployment of the file, with the field names of Prefect's own format."""
 
     shown_by: ClassVar[str] = "infra/prefect.yaml"
 
@@ -79,95 +80,95 @@ class DeploymentEntry(Config):
     tags: list[str] = field(default_factory=list)
     schedules: list[ScheduleEntry] = field(default_factory=list)
     triggers: list[dict[str, Any]] = field(default_factory=list)
-    """Events that run it, in Prefect's format."""
+    """Events that start a run, in Prefect's format."""
     enforce_parameter_schema: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
 class Deployable:
-    """A deployment whose flow is there and takes its parameters."""
+    """A checked deployment: its flow can be imported and accepts its parameters."""
 
     entry: DeploymentEntry
     flow: Flow[..., Any]
 
     @property
     def full_name(self) -> str:
-        """flow/deployment, as Prefect's commands want it."""
+        """The name FLOW/DEPLOYMENT that Prefect's commands take."""
         return f"{self.flow.name}/{self.entry.name}"
 
 
 def read(path: Path, only: Sequence[str] = ()) -> list[Deployable]:
-    """The deployments of a file, or those named, checked. Raises IgptError with the line that says what is wrong."""
+    """Read and check the deployments of a file, or only the named ones. Raises IgptError for invalid ones."""
     deployments = config_file.read_file(path).get("deployments")
     if not deployments or not isinstance(deployments, list):
-        raise IgptError(f"{path}: has no list of deployments; compare with infra/prefect.yaml")
+        raise IgptError(f"{path}: it has no list of deployments; compare it with infra/prefect.yaml")
     entries = [
-        config_file.load_fields(DeploymentEntry, given, origin=f"{path}: deployment {number}")
-        for number, given in enumerate(deployments, 1)
+        config_file.load_fields(DeploymentEntry, fields, origin=f"{path}: deployment {number}")
+        for number, fields in enumerate(deployments, 1)
     ]
     unknown = set(only) - {entry.name for entry in entries}
     if unknown:
         names = ", ".join(entry.name for entry in entries)
         raise IgptError(f"{path}: no deployment {sorted(unknown)[0]!r}; it has {names}")
     return [
-        _check(entry, given.get("parameters") or {}, path)
-        for entry, given in zip(entries, deployments, strict=True)
+        _check(entry, fields.get("parameters") or {}, path)
+        for entry, fields in zip(entries, deployments, strict=True)
         if not only or entry.name in only
     ]
 
 
-def _check(entry: DeploymentEntry, given: Mapping[str, Any], path: Path) -> Deployable:
+def _check(entry: DeploymentEntry, untyped_parameters: Mapping[str, Any], path: Path) -> Deployable:
     try:
         flow: Flow[..., Any] = load_flow_from_entrypoint(entry.entrypoint, use_placeholder_flow=False)
     except (ImportError, AttributeError, MissingFlowError, ValueError, TypeError) as error:
-        raise IgptError(f"{path}: {entry.name}: {entry.entrypoint} is no flow ({error})") from None
-    # What an event fills in is not known yet.
-    from_events = {name: "" for each in entry.triggers for name in each.get("parameters", {})}
+        raise IgptError(f"{path}: {entry.name}: {entry.entrypoint} is not a flow ({error})") from None
+    # Placeholders for the parameters that an event will set.
+    from_events = {name: "" for trigger in entry.triggers for name in trigger.get("parameters", {})}
     try:
-        parameters = _typed_parameters(flow, given)
+        parameters = _typed_parameters(flow, untyped_parameters)
         flow.validate_parameters({**parameters, **from_events})
     except (ParameterTypeError, IgptError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())
-        raise IgptError(f"{path}: {entry.name}: {flow.name} does not take its parameters ({reason})") from None
+        raise IgptError(f"{path}: {entry.name}: {flow.name} does not accept its parameters ({reason})") from None
     return Deployable(entry=replace(entry, parameters=parameters), flow=flow)
 
 
-def _typed_parameters(flow: Flow[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters as the schema of the flow has them: those of our configs nested, with numbers for what reads as one.
+def _typed_parameters(flow: Flow[..., Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert parameters to the types of the flow's schema: configs become nested, numbers in text become numbers.
 
-    The server compares them with that schema before anything of ours sees them.
+    The server validates them against that schema before any of our code runs.
     """
     kinds = get_type_hints(flow.fn)
     return {
         str(name): values.typed(kinds[name], value, name)
         if isinstance(kinds.get(name), type) and issubclass(kinds[name], Config)
         else values.resolved(value)
-        for name, value in given.items()
+        for name, value in parameters.items()
     }
 
 
-def register(deployables: Sequence[Deployable], report: Callable[[str], None]) -> None:
-    """Create the deployments and their work pools, or bring what is there up to date."""
+def register(deployables: Sequence[Deployable], say: Callable[[str], None]) -> None:
+    """Create or update the deployments and their work pools; `say` gets a line for each."""
     with get_client(sync_client=True) as client:
-        for pool in sorted({each.entry.work_pool.name for each in deployables}):
+        for pool in sorted({deployable.entry.work_pool.name for deployable in deployables}):
             client.create_work_pool(
                 WorkPoolCreate(
                     name=pool, type="process", base_job_template=ProcessWorker.get_default_base_job_template()
                 ),
                 overwrite=True,
             )
-            report(f"work pool {pool}")
-    for each in deployables:
-        _deployment(each).apply()
-        when = ", ".join(schedule.cron or f"every {schedule.interval:g} s" for schedule in each.entry.schedules)
-        report(f"deployment {each.full_name} ({when or 'no schedule'})")
+            say(f"work pool {pool}")
+    for deployable in deployables:
+        _deployment(deployable).apply()
+        schedules = [schedule.cron or f"every {schedule.interval:g} s" for schedule in deployable.entry.schedules]
+        say(f"deployment {deployable.full_name} ({', '.join(schedules) or 'no schedule'})")
 
 
-def _deployment(each: Deployable) -> RunnerDeployment:
-    entry = each.entry
-    # Of the class itself, not by flow.to_deployment: that decides by the caller's event loop what it returns.
+def _deployment(deployable: Deployable) -> RunnerDeployment:
+    entry = deployable.entry
+    # Not flow.to_deployment, which returns a coroutine if the caller has an event loop.
     return RunnerDeployment.from_flow(
-        each.flow,
+        deployable.flow,
         name=entry.name,
         schedules=[
             Schedule(
@@ -191,29 +192,34 @@ def _deployment(each: Deployable) -> RunnerDeployment:
     )
 
 
-def register_automations(notify: str | None, report: Callable[[str], None], *, silent_for: timedelta = _SILENT) -> None:
-    """Let the server close runs that fell silent, and, with a notification block (type/name), tell of failed ones."""
-    wanted = [_silent(silent_for)]
+def register_automations(
+    notify: str | None, say: Callable[[str], None], *, silent_for: timedelta = _HEARTBEAT_TIMEOUT
+) -> None:
+    """Let the server close runs without a heartbeat, and announce failed ones through `notify` (TYPE/NAME of a block).
+
+    `say` gets a line for each automation.
+    """
+    automations = [_close_silent(silent_for)]
     if notify is not None:
-        wanted.append(_notification(_block_id(notify)))
+        automations.append(_notification(_block_id(notify)))
     with get_client(sync_client=True) as client:
-        for automation in wanted:
-            known = client.read_automations_by_name(automation.name)
-            if known:
-                client.update_automation(known[0].id, automation)
+        for automation in automations:
+            existing = client.read_automations_by_name(automation.name)
+            if existing:
+                client.update_automation(existing[0].id, automation)
             else:
                 client.create_automation(automation)
-            report(f"automation {automation.name}")
+            say(f"automation {automation.name}")
 
 
-def _silent(silent_for: timedelta) -> AutomationCore:
-    beat = "prefect.flow-run.heartbeat"
+def _close_silent(silent_for: timedelta) -> AutomationCore:
+    heartbeat = "prefect.flow-run.heartbeat"
     return AutomationCore(
         name=SILENT_AUTOMATION,
-        description="A process that died without a word leaves its run in the state Running.",
+        description="A process that was killed leaves its run in the state Running.",
         trigger=EventTrigger(
-            after={beat},
-            expect={beat, *_ENDED},
+            after={heartbeat},
+            expect={heartbeat, *_ENDED},
             match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,
@@ -225,8 +231,8 @@ def _silent(silent_for: timedelta) -> AutomationCore:
                 state=StateType.CRASHED,
                 name="Crashed",
                 force=False,
-                message=f"its process has not been heard of for {silent_for.total_seconds():.0f} s; the next run goes "
-                "on with its work",
+                message=f"its process sent no heartbeat for {silent_for.total_seconds():.0f} s; the next run continues "
+                "its work",
             )
         ],
     )
@@ -235,7 +241,7 @@ def _silent(silent_for: timedelta) -> AutomationCore:
 def _notification(block_id: UUID) -> AutomationCore:
     return AutomationCore(
         name=NOTIFY_AUTOMATION,
-        description="One message for each deployed run that failed; runs below it do not count again.",
+        description="One message for each deployed run that failed, and none for its subflow runs.",
         trigger=EventTrigger(
             expect={f"prefect.flow-run.{state}" for state in ("Failed", "Crashed", "TimedOut")},
             match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
@@ -256,13 +262,13 @@ def _notification(block_id: UUID) -> AutomationCore:
 
 
 def _block_id(slug: str) -> UUID:
-    """The id of a notification block. Raises IgptError when the server does not know it."""
+    """The id of a notification block. Raises IgptError when the server has no such block."""
     kind, slash, name = slug.partition("/")
     if not slash:
-        raise IgptError(f"{slug!r} is no block: write TYPE/NAME, as in slack-webhook/ops")
+        raise IgptError(f"{slug!r} is not a block: write TYPE/NAME, as in slack-webhook/ops")
     with get_client(sync_client=True) as client:
         try:
-            found = client.read_block_document_by_name(name=name, block_type_slug=kind, include_secrets=False)
+            block = client.read_block_document_by_name(name=name, block_type_slug=kind, include_secrets=False)
         except ObjectNotFound:
-            raise IgptError(f"the Prefect server has no block {slug}; make it on the page Blocks first") from None
-    return found.id
+            raise IgptError(f"the Prefect server has no block {slug}; create it on its page Blocks first") from None
+    return block.id

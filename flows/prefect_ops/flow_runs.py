@@ -1,4 +1,4 @@
-"""Flow runs as the Prefect server knows them: which wait, which are dead, and closing those. Decisions are pure."""
+"""Flow runs on the Prefect server: cancel superseded ones and close dead ones. The decisions are pure functions."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,18 +18,18 @@ from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.exceptions import Abort, ObjectNotFound
 from prefect.states import Cancelled, Crashed
 
-# A run that begins so late makes way for a newer one that waits. Not at once: where runs come faster than they begin,
-# each would make way for the next, and none would work.
+# A run that starts later than this after its due time gives way to a newer waiting run. Not earlier: if runs are
+# scheduled faster than they start, each would give way to the next, and none would work.
 _LATE = timedelta(minutes=1)
-# A run that begins looks at the lease within this time, and then has it or ends.
-_BEGIN = timedelta(minutes=2)
-# A process is started within this time after a worker has taken a run, or its worker died.
-_START = timedelta(minutes=10)
+# A live run has acquired its lease, or ended, within this time after its start.
+_ACQUIRE_TIMEOUT = timedelta(minutes=2)
+# A live worker has started the process of a run within this time after taking the run.
+_START_TIMEOUT = timedelta(minutes=10)
 _PAGE = 200
 
 
 @dataclass(frozen=True, kw_only=True)
-class KnownRun:
+class DeployedRun:
     """A flow run of a deployment."""
 
     id: UUID
@@ -37,70 +37,72 @@ class KnownRun:
     state: str
     """SCHEDULED, PENDING, RUNNING, ..."""
     due: datetime
-    """When it was to start."""
+    """When it was scheduled to start."""
     since: datetime
-    """When it came into its state."""
+    """When it entered its state."""
     parameters: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
-    """What is to become of the runs of a deployment when one of them begins."""
+class Decision:
+    """Which of a deployment's runs should work, and which to cancel, when one of them starts."""
 
-    superseded: list[KnownRun]
-    """Wait, and a newer one with the same parameters does the same work."""
-    works: KnownRun
-    """The one that begins, or a newer one that waits."""
-
-
-def order(mine: KnownRun, others: Sequence[KnownRun], now: datetime) -> Order:
-    """Of all runs with the same parameters that are due, only the newest is to work."""
-    due = [each for each in _alike(mine, others) if each.state == "SCHEDULED" and each.due <= now]
-    newest = max([mine, *due], key=lambda each: (each.due, each.id.int))
-    late = now - mine.due > _LATE
-    return Order(superseded=[each for each in due if each is not newest], works=newest if late else mine)
+    superseded: list[DeployedRun]
+    """Waiting runs with the same parameters as a newer one."""
+    active: DeployedRun
+    """The run that should work: the one that starts, or a newer waiting one."""
 
 
-def dead(mine: KnownRun, others: Sequence[KnownRun], now: datetime) -> list[KnownRun]:
-    """The runs that cannot be alive while `mine` has the lease that each run with these parameters needs to work."""
-    allowed = {"RUNNING": _BEGIN, "CANCELLING": _BEGIN, "PENDING": _START}
-    return [each for each in _alike(mine, others) if each.state in allowed and now - each.since > allowed[each.state]]
+def decide(current: DeployedRun, others: Sequence[DeployedRun], now: datetime) -> Decision:
+    """Of all due runs with the same parameters, only the newest should work."""
+    due = [run for run in _same_parameters(current, others) if run.state == "SCHEDULED" and run.due <= now]
+    newest = max([current, *due], key=lambda run: (run.due, run.id.int))
+    late = now - current.due > _LATE
+    return Decision(superseded=[run for run in due if run is not newest], active=newest if late else current)
 
 
-def _alike(mine: KnownRun, others: Sequence[KnownRun]) -> list[KnownRun]:
-    return [each for each in others if each.id != mine.id and each.parameters == mine.parameters]
+def dead(current: DeployedRun, others: Sequence[DeployedRun], now: datetime) -> list[DeployedRun]:
+    """The runs that cannot be alive, given that `current` holds the lease all runs with these parameters need."""
+    limits = {"RUNNING": _ACQUIRE_TIMEOUT, "CANCELLING": _ACQUIRE_TIMEOUT, "PENDING": _START_TIMEOUT}
+    same = _same_parameters(current, others)
+    return [run for run in same if run.state in limits and now - run.since > limits[run.state]]
 
 
-def step_aside(run_id: str) -> str | None:
-    """Cancel the waiting runs that a newer one makes needless; why this run is one of them, or None."""
+def _same_parameters(current: DeployedRun, others: Sequence[DeployedRun]) -> list[DeployedRun]:
+    return [run for run in others if run.id != current.id and run.parameters == current.parameters]
+
+
+def cancel_superseded(run_id: str) -> str | None:
+    """Cancel the waiting runs that a newer one supersedes; return why this run is superseded too, or None."""
     with get_client(sync_client=True) as client:
-        mine, others = _of_same_deployment(client, UUID(run_id))
-        what = order(mine, others, datetime.now(UTC))
-        message = f"the run {what.works.name}, due {what.works.due:%Y-%m-%d %H:%M:%S} UTC, does the same work"
-        for each in what.superseded:
-            client.set_flow_run_state(each.id, Cancelled(message=message))
-    return None if what.works is mine else message
+        current, others = _of_same_deployment(client, UUID(run_id))
+        decision = decide(current, others, datetime.now(UTC))
+        active = decision.active
+        message = f"the run {active.name}, due {active.due:%Y-%m-%d %H:%M:%S} UTC, does the same work"
+        for run in decision.superseded:
+            client.set_flow_run_state(run.id, Cancelled(message=message))
+    return None if active is current else message
 
 
 def cancel(run_id: str, message: str) -> NoReturn:
-    """End the run of this process as Cancelled; unlike a returned state, without a traceback in the worker's log."""
+    """End this process's run as Cancelled. A returned state would leave a traceback in the worker's log."""
     with get_client(sync_client=True) as client:
         client.set_flow_run_state(UUID(run_id), Cancelled(message=message), force=True)
     raise Abort(message)
 
 
-def close_siblings(run_id: str) -> list[str]:
-    """Close the dead runs of a run's deployment, while it has their lease; returns their names."""
+def close_dead(run_id: str) -> list[str]:
+    """Close the dead runs of a run's deployment and return their names. The run must hold the lease they share."""
     with get_client(sync_client=True) as client:
-        mine, others = _of_same_deployment(client, UUID(run_id))
-        gone = dead(mine, others, datetime.now(UTC))
-        for each in gone:
-            _close_tree(client, client.read_flow_run(each.id), mine.name)
-    return [each.name for each in gone]
+        current, others = _of_same_deployment(client, UUID(run_id))
+        closed = dead(current, others, datetime.now(UTC))
+        for run in closed:
+            _close_tree(client, client.read_flow_run(run.id), current.name)
+    return [run.name for run in closed]
 
 
 def close(run_id: str, successor_id: str | None) -> bool:
-    """Close a run whose process is known to be dead, with those it was part of; tells whether there was any to close.
+    """Close a run whose process is dead, and all other runs of that process; return whether any was open.
 
     A run that was being cancelled becomes Cancelled, any other Crashed.
     """
@@ -110,36 +112,37 @@ def close(run_id: str, successor_id: str | None) -> bool:
             successor = _root(client, UUID(successor_id)) if successor_id else None
         except ObjectNotFound:
             return False
-        if successor is not None and successor.id == root.id:  # the same run, started again
+        if successor is not None and successor.id == root.id:  # the same run, restarted
             return False
         return _close_tree(client, root, successor.name if successor else "another process")
 
 
-def _of_same_deployment(client: SyncPrefectClient, run_id: UUID) -> tuple[KnownRun, list[KnownRun]]:
-    mine = client.read_flow_run(run_id)
-    if mine.deployment_id is None:
-        return _known(mine), []
+def _of_same_deployment(client: SyncPrefectClient, run_id: UUID) -> tuple[DeployedRun, list[DeployedRun]]:
+    """A run, and all unfinished runs of its deployment."""
+    current = client.read_flow_run(run_id)
+    if current.deployment_id is None:
+        return _deployed_run(current), []
     states = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
-    wanted = FlowRunFilter(
-        deployment_id=FlowRunFilterDeploymentId(any_=[mine.deployment_id]),
+    unfinished = FlowRunFilter(
+        deployment_id=FlowRunFilterDeploymentId(any_=[current.deployment_id]),
         state=FlowRunFilterState(type=FlowRunFilterStateType(any_=states)),
     )
-    return _known(mine), [_known(run) for run in _all(client, wanted)]
+    return _deployed_run(current), [_deployed_run(run) for run in _read_all(client, unfinished)]
 
 
-def _all(client: SyncPrefectClient, wanted: FlowRunFilter) -> list[FlowRun]:
-    found: list[FlowRun] = []
+def _read_all(client: SyncPrefectClient, matching: FlowRunFilter) -> list[FlowRun]:
+    runs: list[FlowRun] = []
     while True:
-        page = client.read_flow_runs(flow_run_filter=wanted, limit=_PAGE, offset=len(found))
-        found += page
+        page = client.read_flow_runs(flow_run_filter=matching, limit=_PAGE, offset=len(runs))
+        runs += page
         if len(page) < _PAGE:
-            return found
+            return runs
 
 
-def _known(run: FlowRun) -> KnownRun:
+def _deployed_run(run: FlowRun) -> DeployedRun:
     assert run.state is not None
     since = run.state.timestamp
-    return KnownRun(
+    return DeployedRun(
         id=run.id,
         name=run.name,
         state=run.state.type.value,
@@ -150,28 +153,28 @@ def _known(run: FlowRun) -> KnownRun:
 
 
 def _root(client: SyncPrefectClient, run_id: UUID) -> FlowRun:
-    """The run whose process a run is in: a flow that a flow calls runs in the same one, unless it is deployed."""
+    """The uppermost run in the process of a run: subflows run in their parent's process, unless they are deployed."""
     run = client.read_flow_run(run_id)
     while run.deployment_id is None and run.parent_task_run_id is not None:
-        above = client.read_task_run(run.parent_task_run_id).flow_run_id
-        if above is None:
+        parent_id = client.read_task_run(run.parent_task_run_id).flow_run_id
+        if parent_id is None:
             break
-        run = client.read_flow_run(above)
+        run = client.read_flow_run(parent_id)
     return run
 
 
 def _tree(client: SyncPrefectClient, root: FlowRun) -> Iterator[FlowRun]:
-    """A run and those below it in the same process."""
+    """A run and its subflow runs in the same process."""
     yield root
-    below = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[root.id]))
-    for run in _all(client, below):
+    children = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[root.id]))
+    for run in _read_all(client, children):
         if run.deployment_id is None:
             yield from _tree(client, run)
 
 
 def _close_tree(client: SyncPrefectClient, root: FlowRun, successor: str) -> bool:
     closed = False
-    message = f"its process died; {successor} goes on with its work"
+    message = f"its process died; {successor} continues its work"
     for run in _tree(client, root):
         if run.state is None or run.state.is_final():
             continue

@@ -1,4 +1,4 @@
-"""One run at a time on a dataset or a training run, and the truth about those that died at it."""
+"""Let one flow run at a time work on a dataset or training run, and close the flow runs of dead holders."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,19 +16,20 @@ from pipeline.store.lease import Fence
 
 @contextmanager
 def exclusively(folder: str, say: Callable[[str], None]) -> Iterator[Fence]:
-    """Have the lease of a folder for the length of the block, inside a flow.
+    """Hold the lease of a folder within the block, inside a flow; yield its fence.
 
-    Where its last holder died, its flow run is closed with its true state. Raises LeaseHeldError when another is alive.
+    The flow run of a previous holder that died is closed as Crashed or Cancelled. Raises LeaseHeldError when another
+    holder is alive.
     """
     with lease.hold(folder, {"flow_run": str(flow_run.id or "")}, say=say) as held:
-        before = (held.taken_over_from or {}).get("flow_run")
-        if before:
+        dead_run = (held.taken_over_from or {}).get("flow_run")
+        if dead_run:
             try:
-                closed = flow_runs.close(before, flow_run.id)
-            except (PrefectException, httpx.HTTPError) as error:  # the books can wait, the work goes on
-                get_run_logger().warning("flow run %s died, and cannot be closed: %s", before, error)
+                closed = flow_runs.close(dead_run, flow_run.id)
+            except (PrefectException, httpx.HTTPError) as error:  # closing it is not needed for the work itself
+                get_run_logger().warning("flow run %s died, and cannot be closed: %s", dead_run, error)
             else:
                 if closed:
-                    get_run_logger().warning("flow run %s died at work on %s; closed it", before, folder)
+                    get_run_logger().warning("flow run %s died while working on %s; closed it", dead_run, folder)
         with terminable():
             yield held.fence

@@ -1,4 +1,4 @@
-"""SIGTERM, by which Prefect cancels a run, inside a flow that waits for Ray."""
+"""Let SIGTERM, with which Prefect cancels a run, interrupt a flow that waits for Ray."""
 
 import os
 import signal
@@ -10,61 +10,65 @@ from contextlib import contextmanager
 
 from prefect.exceptions import TerminationSignal
 
-# So long the exception of Prefect's handler may take to come out of what the main thread does.
-_PATIENCE_SECONDS = 1.0
-# What ends in answer to the interrupt may take so long until it is interrupted again.
-_AGAIN_SECONDS = 20.0
+# How long Prefect's exception may take to reach the main thread before it is interrupted.
+_GRACE_SECONDS = 1.0
+# How long the shutdown after an interrupt may take before the next interrupt.
+_REPEAT_SECONDS = 20.0
 
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Let SIGTERM end the block soon, though it waits for Ray, as the exception that Prefect's engine understands.
+    """Make SIGTERM end the block soon with TerminationSignal, the exception of Prefect's engine, even in a Ray wait.
 
-    Prefect takes a SIGTERM for a cancellation only while its own handler is in place, which raises that exception. But
-    Ray lets KeyboardInterrupt alone out of its waits: any other stays until the wait is over, twenty seconds for a task
-    of twenty seconds, and is then a SystemError (measured with 2.60). So a thread hears of the signal, too, and sends
-    another that raises KeyboardInterrupt: not SIGINT, for which Ray Train has a handler written in Python, which does
-    not get to run while the first exception waits.
+    Prefect's SIGTERM handler must stay in place, or Prefect does not count the signal as a cancellation; it raises
+    TerminationSignal. But only KeyboardInterrupt interrupts a Ray wait. Any other exception is held back until the wait
+    is over, 20 s for a task of 20 s, and is then a SystemError (measured with Ray 2.60). So a thread watches for the
+    signal and sends the process SIGUSR1, whose handler raises KeyboardInterrupt. SIGINT does not work: Ray Train
+    replaces its handler by one in Python, which cannot run while the first exception is pending.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    told, ended = threading.Event(), threading.Event()
-    ear, mouth = socket.socketpair()
-    mouth.setblocking(False)
-    interrupt = signal.signal(signal.SIGUSR1, signal.default_int_handler)
-    before = signal.set_wakeup_fd(mouth.fileno(), warn_on_full_buffer=False)  # written to when a signal arrives
-    thread = threading.Thread(target=_listen, args=(ear, told, ended), daemon=True, name="termination")
+    terminated, ended = threading.Event(), threading.Event()
+    receiver, sender = socket.socketpair()
+    sender.setblocking(False)
+    previous_handler = signal.signal(signal.SIGUSR1, signal.default_int_handler)
+    # Python writes the number of every signal that arrives to this socket.
+    previous_fd = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
+    thread = threading.Thread(
+        target=_interrupt_ray, args=(receiver, terminated, ended), daemon=True, name="termination"
+    )
     thread.start()
     try:
         yield
     except BaseException as error:
-        if told.is_set() and not isinstance(error, TerminationSignal):
+        if terminated.is_set() and not isinstance(error, TerminationSignal):
             raise TerminationSignal(signal.SIGTERM) from error
         raise
     finally:
         ended.set()
-        signal.set_wakeup_fd(before)
-        mouth.close()
+        signal.set_wakeup_fd(previous_fd)
+        sender.close()
         thread.join()
-        ear.close()
-        signal.signal(signal.SIGUSR1, interrupt)
+        receiver.close()
+        signal.signal(signal.SIGUSR1, previous_handler)
 
 
-def _listen(ear: socket.socket, told: threading.Event, ended: threading.Event) -> None:
-    while signals := ear.recv(64):
+def _interrupt_ray(receiver: socket.socket, terminated: threading.Event, ended: threading.Event) -> None:
+    """Wait for SIGTERM, then interrupt the main thread's Ray waits until the block has ended."""
+    while signals := receiver.recv(64):
         if signal.SIGTERM in signals:
-            told.set()
+            terminated.set()
             break
-    wait = _PATIENCE_SECONDS
+    wait = _GRACE_SECONDS
     while signals and not ended.wait(wait):
         if _is_waiting_for_ray():
             os.kill(os.getpid(), signal.SIGUSR1)
-            wait = _AGAIN_SECONDS
+            wait = _REPEAT_SECONDS
 
 
 def _is_waiting_for_ray() -> bool:
-    """Whether the main thread is inside Ray: what else it does at its end is let finish."""
+    """Whether the main thread is inside Ray; other shutdown work may finish."""
     main = threading.main_thread().ident
     frame = sys._current_frames().get(main) if main is not None else None
     while frame is not None:

@@ -1,4 +1,4 @@
-"""Loopback, and ports on it that nobody has."""
+"""The loopback address, and free ports on it."""
 
 import random
 import socket
@@ -10,16 +10,16 @@ _PORTS = range(20_000, 32_000)
 
 
 def is_free(port: int) -> bool:
-    """Tell whether a server could listen on a loopback port."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: closed connections do not count
+    """Whether a server could listen on a loopback port."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: closed connections do not count
         try:
-            probe.bind((HOST, port))
+            listener.bind((HOST, port))
         except OSError:
             return False
     return True
 
 
 def free_port(chosen: Collection[int] = ()) -> int:
-    """A loopback port on which nothing listens, other than those already chosen."""
+    """A free loopback port that is not among those already chosen."""
     return next(port for port in random.sample(_PORTS, len(_PORTS)) if port not in chosen and is_free(port))

@@ -1,4 +1,4 @@
-"""Before a flow is called: does the Prefect server answer? In a module of its own, which imports in no time."""
+"""A check that the Prefect server answers, before a flow is called. A module of its own, to keep its import fast."""
 
 import urllib.error
 import urllib.request
@@ -7,7 +7,7 @@ from pipeline.errors import IgptError
 
 
 def check_prefect(api_url: str) -> None:
-    """Raise IgptError when the Prefect server does not answer. To be called before a flow is: Prefect waits long."""
+    """Raise IgptError when the Prefect server does not answer. Calling a flow without it would wait for long."""
     url = f"{api_url.rstrip('/')}/health"
     try:
         with urllib.request.urlopen(url, timeout=5) as answer:

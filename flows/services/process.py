@@ -1,4 +1,4 @@
-"""The processes of a local service: starting them, finding all of them again, asking whether they work, ending them."""
+"""The processes of a local service: start, find, check and end them."""
 
 import os
 import re
@@ -11,16 +11,16 @@ from pathlib import Path
 
 import psutil
 
-# What would point a service at somebody else's, when the caller's shell has it set.
-_MISLEADING = ("PREFECT_", "MLFLOW_", "_MLFLOW_", "RAY_", "AWS_", "RCLONE_")
-# Every process of a service inherits it, so that those whose parent is gone are still found, and nothing else is.
-_MARK = "IGPT_SERVICE"
-_ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # colours of a terminal
+# Variables of the caller's shell that would configure a service, or point it at other services.
+_EXCLUDED = ("PREFECT_", "MLFLOW_", "_MLFLOW_", "RAY_", "AWS_", "RCLONE_")
+# An environment variable that all processes of a service inherit; it identifies them even after their parent has ended.
+_OWNER = "IGPT_SERVICE"
+_COLOUR_CODES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Service:
-    """How one service is started, and how it is asked whether it works."""
+    """How to start and check one service."""
 
     name: str
     port: int
@@ -30,26 +30,26 @@ class Service:
     folder: Path
     """Its working directory."""
     log: Path
-    ask: Callable[[], str | None] = field(repr=False)
-    """Makes a real request; returns why the service cannot be used, or None when it can."""
-    told: frozenset[str] = frozenset()
-    """The services whose addresses it was told when it was started."""
+    check: Callable[[], str | None] = field(repr=False)
+    """Makes a request to the service; returns why it cannot be used, or None if it can."""
+    depends_on: frozenset[str] = frozenset()
+    """The services whose addresses it gets at its start."""
 
 
-def mark(home: Path, name: str) -> dict[str, str]:
-    """The variable by which the processes of a service of a home are known."""
-    return {_MARK: f"{name} of {home}"}
+def owner_variable(home: Path, name: str) -> dict[str, str]:
+    """The environment variable that identifies the processes of a service."""
+    return {_OWNER: f"{name} of {home}"}
 
 
 def inherited_environment() -> dict[str, str]:
-    """This process's variables without those that would point a service at somebody else's."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(_MISLEADING)}
+    """This process's environment without the variables that would configure a service."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(_EXCLUDED)}
 
 
 def start(service: Service) -> psutil.Process:
-    """Start a service in a session of its own, so that Ctrl-C in the caller's terminal does not reach it.
+    """Start a service in its own session, so that Ctrl-C in the caller's terminal does not reach it.
 
-    What the service prints goes to its log; the log of its previous process is kept beside it.
+    Its output goes to its log; the log of its previous process is kept beside it.
     """
     if service.log.exists():
         service.log.replace(service.log.with_suffix(".previous.log"))
@@ -63,81 +63,81 @@ def start(service: Service) -> psutil.Process:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    child.returncode = 0  # it shall outlive this program, of which Popen would complain
+    child.returncode = 0  # it outlives this program; Popen would warn about that
     return psutil.Process(child.pid)
 
 
 def is_alive(process: psutil.Process) -> bool:
-    """Tell whether a process runs. One that has ended does not, even if nobody has asked for its exit status."""
+    """Whether a process runs. A zombie, which has ended without being waited for, does not."""
     with suppress(psutil.TimeoutExpired):
-        process.wait(timeout=0)  # asks for it, if the process is our child
+        process.wait(timeout=0)  # reaps it, if it is our child
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 
 
-def complaint(service: Service, process: psutil.Process) -> str | None:
-    """Why a service that runs as `process` cannot be used, or None when it can."""
-    if (reason := service.ask()) is not None:
-        return reason
-    for each in family(process):
+def find_problem(service: Service, process: psutil.Process) -> str | None:
+    """Why a service that runs as `process` cannot be used, or None if it can."""
+    if (problem := service.check()) is not None:
+        return problem
+    for member in process_tree(process):
         with suppress(psutil.Error):
-            listening = [other.laddr.port for other in each.net_connections() if other.status == psutil.CONN_LISTEN]
-            if service.port in listening:
+            connections = member.net_connections()
+            if service.port in [c.laddr.port for c in connections if c.status == psutil.CONN_LISTEN]:
                 return None
     return f"another program answers on its port {service.port}"
 
 
-def family(process: psutil.Process) -> list[psutil.Process]:
-    """A process and all below it; empty when it has ended."""
+def process_tree(process: psutil.Process) -> list[psutil.Process]:
+    """A process and all its descendants; empty if it has ended."""
     with suppress(psutil.Error):
         return [process, *process.children(recursive=True)]
     return []
 
 
-def strays(home: Path, names: Collection[str], ray_folder: Path) -> list[psutil.Process]:
-    """Every process that was started by one of these services of this home, also when its parent is gone."""
-    marks = {mark(home, name)[_MARK] for name in names}
-    found = []
+def service_processes(home: Path, names: Collection[str], ray_folder: Path) -> list[psutil.Process]:
+    """All processes that these services of a home have started, including those whose parent has ended."""
+    owners = {owner_variable(home, name)[_OWNER] for name in names}
+    processes = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
-            found_mark = process.environ().get(_MARK)
-            if found_mark is None and "ray" in names and _has_title_of_ray(process):
-                # Ray's agents write their title over their environment; their logs are open below the folder.
-                mine = any(Path(file.path).is_relative_to(ray_folder) for file in process.open_files())
+            owner = process.environ().get(_OWNER)
+            if owner is None and "ray" in names and _has_ray_title(process):
+                # Ray's agents overwrite their environment with their title; their log files are below the folder.
+                is_ours = any(Path(file.path).is_relative_to(ray_folder) for file in process.open_files())
             else:
-                mine = found_mark in marks
-            if mine and process.pid != os.getpid():
-                found.append(process)
-    return found
+                is_ours = owner in owners
+            if is_ours and process.pid != os.getpid():
+                processes.append(process)
+    return processes
 
 
-def _has_title_of_ray(process: psutil.Process) -> bool:
-    # On macOS the name stays the program's, and the title is in the command line alone.
-    return any(text.startswith("ray::") for text in (process.name(), *process.cmdline()[:1]))
+def _has_ray_title(process: psutil.Process) -> bool:
+    # On macOS the title does not replace the process name; it is in the command line only.
+    return any(text.startswith("ray::") for text in [process.name(), *process.cmdline()[:1]])
 
 
-def end(processes: Iterable[psutil.Process], *, patience_seconds: float) -> None:
-    """Ask processes to end; kill those that do not."""
+def end(processes: Iterable[psutil.Process], *, timeout_seconds: float) -> None:
+    """Terminate processes, and kill those that still run after the timeout."""
     alive = list(processes)
     for send in (psutil.Process.terminate, psutil.Process.kill):
         for process in alive:
             with suppress(psutil.Error):
                 send(process)
-        deadline = time.monotonic() + patience_seconds
+        deadline = time.monotonic() + timeout_seconds
         while (alive := [process for process in alive if is_alive(process)]) and time.monotonic() < deadline:
             time.sleep(0.05)
 
 
-def last_line(log: Path) -> str:
-    """The line of a log that tells most likely why its service ended."""
-    text = _ESCAPES.sub("", log.read_text(errors="replace")) if log.exists() else ""
+def error_line(log: Path) -> str:
+    """The line of a log that most likely says why its service ended."""
+    text = _COLOUR_CODES.sub("", log.read_text(errors="replace")) if log.exists() else ""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    telling = [line for line in lines if re.search(r"(Error|Exception):|ERROR|CRITICAL|FATAL|[Ff]atal|[Ff]ailed", line)]
-    return shortened((telling or lines or ["it is empty"])[-1])
+    errors = [line for line in lines if re.search(r"(Error|Exception):|ERROR|CRITICAL|FATAL|[Ff]atal|[Ff]ailed", line)]
+    return shortened((errors or lines or ["it is empty"])[-1])
 
 
 def shortened(text: str) -> str:
-    """A text in one line that is not too long."""
+    """A text as one line of at most 300 characters."""
     return " ".join(text.split())[:300]

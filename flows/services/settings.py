@@ -1,6 +1,6 @@
-"""Where the services are, and how quiet the libraries: the only module that reads environment variables.
+"""Addresses and credentials of the services, and the libraries' settings. Only this module reads the environment.
 
-What the environment does not say is taken from the services that `igpt up` started for the folder `home`.
+Variables that are not set come from the services that `igpt up` started for the folder `home`.
 """
 
 import os
@@ -10,9 +10,9 @@ from pathlib import Path
 from flows.services import local_stack
 from pipeline.errors import IgptError
 
-# Libraries print to the terminal what belongs into logs. None of these hides an error: those are raised.
+# Keeps log output of libraries off the terminal. Errors are raised, so none of these hides one.
 _QUIET = {
-    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # a failed flow's traceback is in the Prefect page
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # a failed flow's traceback is on the Prefect page
     "PREFECT_CLI_PROMPT": "false",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
@@ -21,15 +21,15 @@ _QUIET = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     "GIT_PYTHON_REFRESH": "quiet",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray warns until it is told
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray warns unless it is set
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "TOKENIZERS_PARALLELISM": "false",
 }
-# MLflow's client tries a request again after 2, 4, 8, ... seconds, by default for four minutes, and waits two each
-# time: so long a run that has failed or was cancelled could not end. This makes it one minute where nobody listens, and
-# four where nobody answers. Runs of deployments have it from compose.yaml and Kubernetes.
-PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "5", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
-_NEEDED = {
+# MLflow's client retries a request after 2, 4, 8, ... seconds, by default for four minutes, with a timeout of two
+# minutes each; a failed or cancelled run could not end meanwhile. These values give up after one minute if nothing
+# listens, and after four if nothing answers. Deployed runs get them from compose.yaml and Kubernetes.
+MLFLOW_RETRIES = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "5", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
+_SERVICES = {
     "PREFECT_API_URL": "a Prefect server",
     "MLFLOW_TRACKING_URI": "an MLflow server",
     "RAY_ADDRESS": "a Ray cluster",
@@ -40,24 +40,24 @@ _CREDENTIALS = {
     "RAY_ADDRESS": "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN",
 }
 AMAZON = "Amazon S3"
-"""What stands for the address of S3 where there are keys and no endpoint."""
+"""Stands for the address of S3 when credentials are set and no endpoint."""
 VARIABLES = {
     "S3": "AWS_ENDPOINT_URL",
     "Prefect": "PREFECT_API_URL",
     "MLflow": "MLFLOW_TRACKING_URI",
     "Ray": "RAY_ADDRESS",
 }
-"""By which variable each service is found."""
+"""The variable that holds each service's address."""
 CREDENTIALS = {
     "S3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
     **{service: _CREDENTIALS[variable] for service, variable in VARIABLES.items() if variable in _CREDENTIALS},
 }
-"""By which variables each service knows who asks."""
+"""The variables that hold each service's credentials."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Addresses of the services, as the environment gives them. Credentials stay in the environment."""
+    """Addresses of the services, from the environment. Credentials stay in the environment."""
 
     prefect_api_url: str
     mlflow_tracking_uri: str
@@ -65,43 +65,43 @@ class Settings:
 
     @property
     def prefect_url(self) -> str:
-        """The Prefect page."""
+        """The address of Prefect's web page."""
         return self.prefect_api_url.rstrip("/").removesuffix("/api")
 
 
 def default_home() -> Path:
-    """The folder of the embedded services: IGPT_HOME, or .igpt here."""
+    """The folder of the local services: IGPT_HOME, or .igpt in the working directory."""
     return Path(os.environ.get("IGPT_HOME", ".igpt"))
 
 
 def addresses() -> dict[str, str]:
-    """The address of each service that the environment names, by S3, Prefect, MLflow and Ray; none is checked."""
-    named = {service: os.environ.get(variable, "") for service, variable in VARIABLES.items()}
-    named["S3"] = os.environ.get("AWS_ENDPOINT_URL_S3", named["S3"])
-    if not named["S3"] and {"AWS_ACCESS_KEY_ID", "AWS_PROFILE"} & set(os.environ):
-        named["S3"] = AMAZON
-    return {service: address for service, address in named.items() if address}
+    """The configured addresses by service (S3, Prefect, MLflow, Ray), unchecked; services without one are left out."""
+    configured = {service: os.environ.get(variable, "") for service, variable in VARIABLES.items()}
+    configured["S3"] = os.environ.get("AWS_ENDPOINT_URL_S3", configured["S3"])
+    if not configured["S3"] and {"AWS_ACCESS_KEY_ID", "AWS_PROFILE"} & set(os.environ):
+        configured["S3"] = AMAZON
+    return {service: address for service, address in configured.items() if address}
 
 
 def credentials(service: str) -> str | None:
-    """USER:PASSWORD for Prefect or MLflow, where the environment has them. Never to be shown."""
+    """USER:PASSWORD for Prefect or MLflow, or None if not set. Must not be shown."""
     if service == "Prefect":
         return os.environ.get("PREFECT_API_AUTH_STRING")
-    name, password = (os.environ.get(f"MLFLOW_TRACKING_{word}") for word in ("USERNAME", "PASSWORD"))
+    name, password = (os.environ.get(f"MLFLOW_TRACKING_{part}") for part in ("USERNAME", "PASSWORD"))
     return f"{name}:{password}" if name and password else None
 
 
 def git_commit() -> str | None:
-    """The commit the code was built from, where the deployment says so (IGPT_GIT_COMMIT)."""
+    """The commit that the deployment declares in IGPT_GIT_COMMIT, or None."""
     commit = os.environ.get("IGPT_GIT_COMMIT", "")
-    return None if commit in ("", "unknown") else commit  # an image that was built without GIT_COMMIT says unknown
+    return None if commit in ("", "unknown") else commit  # "unknown" in an image built without GIT_COMMIT
 
 
 def activate(home: Path) -> None:
     """Prepare this process's environment for the libraries. To be called before Prefect, Ray or MLflow is imported."""
-    for name, value in {**_QUIET, **PATIENCE}.items():
+    for name, value in {**_QUIET, **MLFLOW_RETRIES}.items():
         os.environ.setdefault(name, value)
-    if any(name not in os.environ for name in _NEEDED):
+    if any(name not in os.environ for name in _SERVICES):
         stack = local_stack.load(home)
         if stack is not None:
             for name, value in stack.environment().items():
@@ -109,17 +109,17 @@ def activate(home: Path) -> None:
 
 
 def use(stack: local_stack.Stack) -> None:
-    """Point this process at an embedded stack, whatever the environment says."""
+    """Set this process's environment to local services, overriding what is set."""
     os.environ.update(stack.environment())
 
 
 def tracking_uri() -> str:
-    """The address of the MLflow server alone. Raises IgptError when it is missing."""
+    """The address of the MLflow server. Raises IgptError if it is not set or carries a password."""
     return _address("MLFLOW_TRACKING_URI")
 
 
 def prefect_api_url() -> str:
-    """The address of the Prefect server alone. Raises IgptError when it is missing."""
+    """The address of the Prefect server. Raises IgptError if it is not set or carries a password."""
     return _address("PREFECT_API_URL")
 
 
@@ -127,15 +127,15 @@ def _address(name: str) -> str:
     address = os.environ.get(name)
     if not address:
         raise IgptError(
-            f"no {_NEEDED[name].split(' ', 1)[1]} is known: start the services with `igpt up`, or set {name}"
+            f"no {_SERVICES[name].split(' ', 1)[1]} is known: start the services with `igpt up`, or set {name}"
         )
-    if "@" in address:  # it would stand in logs, tags and links
+    if "@" in address:  # the address appears in logs, tags and links
         raise IgptError(f"{name} carries a password: leave it out there and set {_CREDENTIALS[name]} instead")
     return address
 
 
 def load() -> Settings:
-    """The addresses. Raises IgptError when one is missing or carries a password."""
+    """The addresses. Raises IgptError if one is not set or carries a password."""
     return Settings(
         prefect_api_url=_address("PREFECT_API_URL"),
         mlflow_tracking_uri=_address("MLFLOW_TRACKING_URI"),

@@ -1,4 +1,4 @@
-"""Time and peak memory of the stages of a run, this machine's processes of it taken together."""
+"""Time and peak memory of a run's stages, summed over its processes on this machine."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -9,23 +9,23 @@ import psutil
 
 from pipeline.background import Ended, in_background
 
-_INTERVAL_SECONDS = 2.0  # the kernel walks all page tables for a sample: at half a second it took a sixth of a core
+_INTERVAL_SECONDS = 2.0  # a sample makes the kernel walk all page tables; every half second took a sixth of a core
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageCost:
-    """What one stage took."""
+    """Time and peak memory of one stage."""
 
     seconds: float
     peak_memory_bytes: int
-    """The largest sum of the proportional set sizes of this process, the embedded services and all their children.
+    """Maximum of the summed proportional set sizes of this process, the local services and all their children.
 
-    Of their resident set sizes where the system tells no proportional ones (macOS): what they share counts repeatedly.
+    Resident set sizes where the system has no proportional ones (macOS); shared pages then count once per process.
     """
 
 
 class StageMeter:
-    """Measures stages one after the other."""
+    """Measures stages, one at a time."""
 
     def __init__(self, roots: Sequence[int] = ()) -> None:
         self._roots = list(roots)
@@ -60,15 +60,15 @@ class StageMeter:
         for root in (psutil.Process().pid, *self._roots):
             with suppress(psutil.Error):
                 process = psutil.Process(root)
-                for found in (process, *process.children(recursive=True)):
-                    if found.pid not in seen:
-                        seen.add(found.pid)
-                        yield found
+                for member in [process, *process.children(recursive=True)]:
+                    if member.pid not in seen:
+                        seen.add(member.pid)
+                        yield member
 
 
 def _size(process: psutil.Process) -> int:
     try:
         usage = process.memory_full_info()
-    except psutil.AccessDenied:  # macOS tells it of other processes to root alone
+    except psutil.AccessDenied:  # on macOS only root may read it of other processes
         return int(process.memory_info().rss)
     return int(getattr(usage, "pss", 0) or usage.rss)

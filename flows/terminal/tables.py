@@ -10,7 +10,7 @@ from flows.terminal.console import console
 
 
 def print_table(rows: Sequence[Mapping[str, object]]) -> None:
-    """Print rows with one heading, columns aligned: numbers to the right, text to the left. No row: nothing."""
+    """Print rows below a heading, numbers aligned right and text left; nothing if there are no rows."""
     if not rows:
         return
     names = list(rows[0])
@@ -32,7 +32,7 @@ def _text(value: object) -> str:
 
 
 def size_text(count: int) -> str:
-    """A number of bytes, for people."""
+    """A number of bytes with a binary unit, such as 1.5 MiB."""
     size = float(count)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if size < 1024:

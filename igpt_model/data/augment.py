@@ -7,10 +7,10 @@ from igpt_model.model.randomness import uniform
 
 
 def augment(tokens_BT: Tensor, numbers_B: Tensor, *, seed: int, flip: bool, crop_padding: int) -> Tensor:
-    """Flip half of the images left to right, and crop each from itself with `crop_padding` reflected pixels around.
+    """Random left-right flips, and random crops after reflection padding by `crop_padding` pixels.
 
-    As for CIFAR-10 in section 3.1 of Chen et al. 2020. What is drawn for an image is a function of the seed and its
-    number; tokens int64 [B, T], numbers int64 [B], to int64 [B, T].
+    As for CIFAR-10 in section 3.1 of Chen et al. 2020. The augmentation of an image is a function of the seed and its
+    number. Tokens are int64 [B, T], numbers int64 [B]; returns int64 [B, T].
     """
     if not flip and not crop_padding:
         return tokens_BT
@@ -28,6 +28,6 @@ def augment(tokens_BT: Tensor, numbers_B: Tensor, *, seed: int, flip: bool, crop
     return tokens_BHW[images, rows_BH[:, :, None], columns_BW[:, None, :]].view(B, T)
 
 
-def _reflect(places: Tensor, side: int) -> Tensor:
-    """Places outside 0 .. side - 1 as those that they mirror, the border not doubled."""
-    return (side - 1) - (side - 1 - places.abs()).abs()
+def _reflect(coordinates: Tensor, side: int) -> Tensor:
+    """Reflect coordinates into 0 .. side - 1, without repeating the border pixel."""
+    return (side - 1) - (side - 1 - coordinates.abs()).abs()

@@ -1,4 +1,4 @@
-"""From token images on the host to what a model computes with: augmented, conditioned and masked on its device."""
+"""Converts token images on the host to model inputs on the device: augmentation, conditioning and masks."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ from pipeline.errors import IgptError
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """Some images on the model's device."""
+    """The inputs of a batch of images, on the model's device."""
 
     tokens_BT: Tensor
     """int64."""
@@ -28,10 +28,10 @@ class Inputs:
 
 
 class Preparation:
-    """Makes inputs for the model and the objective of a config.
+    """Prepares inputs for the model and objective of a config.
 
-    What is drawn for a training image depends on the seed and its position in the endless order alone, for an image of
-    another split on its place there: every evaluation masks the same pixels.
+    Random choices for a training image depend only on the seed and its position in the sample order; for an evaluation
+    image, on the seed and its position in the split, so every evaluation masks the same pixels.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Preparation:
             )
 
     def for_training(self, images: Images, first_position: int) -> Inputs:
-        """Inputs of the images that stand at consecutive positions of the endless order."""
+        """Inputs of images at consecutive positions of the sample order."""
         config = self._config
         numbers_B = self._numbers(images, first_position)
         tokens_BT = augment(
@@ -62,7 +62,7 @@ class Preparation:
         return self._inputs(tokens_BT, images, numbers_B, "training mask")
 
     def for_evaluation(self, images: Images, first_place: int) -> Inputs:
-        """Inputs of images, not augmented, that stand at consecutive places of their split."""
+        """Inputs of images at consecutive positions of their split, without augmentation."""
         return self._inputs(self._tokens(images), images, self._numbers(images, first_place), "evaluation mask")
 
     def _numbers(self, images: Images, first: int) -> Tensor:
@@ -84,7 +84,7 @@ class Preparation:
             if (images.labels_N < 0).any():
                 raise IgptError(
                     "class_conditional is set and some images of the dataset have no class: put the images of each "
-                    "class in a folder of their own and build it again, or leave class_conditional out"
+                    "class in a separate folder and rebuild the dataset, or leave class_conditional out"
                 )
             labels_B = self._to_device(images.labels_N)
         if self._model.objective == "masked":

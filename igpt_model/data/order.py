@@ -1,7 +1,8 @@
-"""The order of training samples, as a pure function of the snapshot, the seed and the epoch.
+"""The order of training samples: a pure function of the snapshot and the seed.
 
-Epochs follow each other without a gap: position p of the endless order is position p mod N of epoch p div N. A global
-batch is a range of positions, so the order does not depend on the number of workers and a cursor is one integer.
+Epochs follow each other without a gap: position p of the infinite sequence is position p mod N of epoch p div N. A
+global batch is a range of positions, so the order does not depend on the number of workers, and the state is one
+integer, the cursor.
 """
 
 from collections.abc import Sequence
@@ -15,14 +16,14 @@ from pipeline.partition import part_of
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
-    """Where samples stand: shard numbers and rows within their shard, int64 [n] each."""
+    """Locations of samples: shard numbers and rows within their shard, int64 [n] each."""
 
     shards: np.ndarray
     rows: np.ndarray
 
 
 class SampleOrder:
-    """Every sample once an epoch: shards in a random order, cut into windows, the samples of a window shuffled."""
+    """Every sample once per epoch: shards in random order, grouped into windows; samples shuffled in each window."""
 
     def __init__(self, shard_samples: Sequence[int], *, seed: int, window_shards: int) -> None:
         self._counts = np.asarray(shard_samples, np.int64)
@@ -30,7 +31,7 @@ class SampleOrder:
         self.samples = int(self._counts.sum())
         if self.samples < 1:
             raise ValueError("no samples to order")
-        # Two epochs' plans and two windows' permutations: a batch can lie across a border.
+        # Two epochs and two windows, because a batch can cross a boundary.
         self._epoch = lru_cache(maxsize=2)(self._plan_epoch)
         self._window = lru_cache(maxsize=2)(self._shuffle_window)
 
@@ -43,29 +44,29 @@ class SampleOrder:
 
     def _shuffle_window(self, epoch: int, window: int) -> Samples:
         shards, _ = self._epoch(epoch)
-        chosen = shards[window * self._window_shards : (window + 1) * self._window_shards]
-        counts = self._counts[chosen]
-        order = np.random.default_rng([self._seed, epoch, window]).permutation(counts.sum())
+        window_shards = shards[window * self._window_shards : (window + 1) * self._window_shards]
+        counts = self._counts[window_shards]
+        permutation = np.random.default_rng([self._seed, epoch, window]).permutation(counts.sum())
         starts = np.cumsum(counts) - counts
-        place = np.searchsorted(starts + counts, order, side="right")
-        return Samples(shards=chosen[place], rows=order - starts[place])
+        shard_index = np.searchsorted(starts + counts, permutation, side="right")
+        return Samples(shards=window_shards[shard_index], rows=permutation - starts[shard_index])
 
     def window_of(self, position: int) -> tuple[int, int]:
-        """The epoch and the window in it of a position."""
+        """The epoch of a position and its window within the epoch."""
         epoch, within = divmod(position, self.samples)
         return epoch, int(np.searchsorted(self._epoch(epoch)[1], within, side="right"))
 
     def window_shards(self, epoch: int, window: int) -> list[int]:
-        """The numbers of the shards of a window."""
+        """The shard numbers of a window."""
         first = window * self._window_shards
         return self._epoch(epoch)[0][first : first + self._window_shards].tolist()
 
     def next_window(self, epoch: int, window: int) -> tuple[int, int]:
-        """The window after another one, the first of the next epoch after the last."""
+        """The epoch and window that follow a window."""
         return (epoch, window + 1) if window + 1 < len(self._epoch(epoch)[1]) else (epoch + 1, 0)
 
     def at(self, start: int, stop: int) -> Samples:
-        """The samples at positions start to stop (without it) of the endless order."""
+        """The samples at positions `start` to `stop`, exclusive."""
         shards, rows = [], []
         while start < stop:
             epoch, window = self.window_of(start)
@@ -83,16 +84,16 @@ class SampleOrder:
 
 
 def rank_range(cursor: int, global_batch: int, rank: int, world_size: int) -> range:
-    """The positions of one rank in the global batch that begins at `cursor`: contiguous, and equal to within one."""
+    """A rank's positions in the global batch that starts at `cursor`: contiguous; sizes differ by at most one."""
     share = part_of(global_batch, rank, world_size)
     return range(cursor + share.start, cursor + share.stop)
 
 
 def micro_ranges(cursor: int, global_batch: int, rank: int, world_size: int, micro_batch: int | None) -> list[range]:
-    """A rank's positions in the parts that it computes at a time: at most `micro_batch` each (None: one part).
+    """A rank's positions split into micro batches of at most `micro_batch` (None: one micro batch).
 
-    Every rank has as many parts, so that ranks that share the layers of a model compute them equally often; where their
-    shares differ by one, the first part of some may be empty.
+    Every rank has the same number of micro batches, because FSDP needs the same number of forward passes on all ranks.
+    If the shares of the ranks differ by one, the first micro batch of a rank may be empty.
     """
     positions = rank_range(cursor, global_batch, rank, world_size)
     largest = -(-global_batch // world_size)

@@ -1,4 +1,4 @@
-"""Token images of a snapshot for training and evaluation: shards cached on local disk, verified, memory-mapped."""
+"""Token images of a snapshot for training and evaluation: shards are cached on disk, verified and memory-mapped."""
 
 import fcntl
 import os
@@ -20,13 +20,13 @@ from pipeline.hashing import sha256, sha256_of_file
 from pipeline.partition import part_of
 from pipeline.store import objects
 
-# So long a fetch waits for room. A shard that is needed at once is then fetched all the same.
-_ROOM_SECONDS = 10.0
+# Maximum time that a fetch waits for space. A shard that is needed immediately is then fetched anyway.
+_SPACE_SECONDS = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Images:
-    """Some images of a dataset: tokens uint16 [n, T], row by row, and class numbers int64 [n], -1 without one."""
+    """A batch of images: tokens uint16 [n, T] in raster order, and class numbers int64 [n], -1 for no class."""
 
     tokens_NT: np.ndarray
     labels_N: np.ndarray
@@ -34,20 +34,21 @@ class Images:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardImages:
-    """The images of a shard: tokens uint16 [N, H, W], memory-mapped, and class numbers int64 [N], -1 without one."""
+    """The images of a shard: tokens uint16 [N, H, W], memory-mapped, and class numbers int64 [N], -1 for no class."""
 
     tokens_NHW: np.ndarray
     labels_N: np.ndarray
 
 
 class ShardCache:
-    """Shards fetched from a dataset into a folder of this node, shared by its processes and kept below a size.
+    """A size-limited cache of a dataset's shards in a folder on this node, shared by its processes.
 
-    A shard is verified against the snapshot's checksum when this process opens it; a damaged file is fetched again
-    once. A process that has a shard open holds a shared lock on it, which ends with the process: no other removes it.
+    A shard is verified against the snapshot's checksum when a process opens it; a damaged file is downloaded again
+    once. A process holds a shared lock on each shard it has open, so no other process removes it; the lock ends with
+    the process.
 
-    {name}.lock is held by those who use a shard, {name}.fetching by the one who downloads it and has written into it
-    for how many bytes it needs room; what a dead process has reserved is not counted, for its lock is gone.
+    {name}.lock is held by readers of a shard. {name}.fetching is held by the process that downloads it, and contains
+    the number of bytes it has reserved; a dead process no longer holds the lock, so its reservation does not count.
     """
 
     def __init__(self, snapshot: Snapshot, folder: str | None = None, limit_bytes: int | None = None) -> None:
@@ -71,34 +72,34 @@ class ShardCache:
         return self._opened[shard.name][0]
 
     def close(self, shard: ShardEntry) -> None:
-        """Let go of a shard, which may now be removed when room is needed; images that were got of it stay good."""
+        """Release a shard, so that it can be evicted; images already read from it stay valid."""
         if shard.name in self._opened:
             _, lock = self._opened.pop(shard.name)
             lock.close()
 
     def fetch(self, shard: ShardEntry) -> None:
-        """Have a shard in the folder for whoever opens it next; any process may do so, and it may be removed again.
+        """Prefetch a shard into the cache, without keeping it from eviction.
 
-        Nothing is fetched where there is no room for it beside what is in use.
+        Does nothing when there is no space beside the shards in use.
         """
         with (self._folder / f"{shard.name}.lock").open("ab") as lock:
             self._fetch(shard, lock, needed=False)
 
     def _fetch(self, shard: ShardEntry, lock: IO[bytes], *, needed: bool = True) -> Path | None:
-        """The verified file of a shard, on which `lock` is held from now on together with other readers.
+        """The verified file of a shard; takes `lock` as a reader.
 
-        None: it is not `needed` at once, and there is no room for it.
+        None: there is no space for it and it is not `needed` immediately.
         """
         path = self._folder / f"{shard.name}.tar"
         fcntl.flock(lock, fcntl.LOCK_SH)
         if not _matches(path, shard):
             with (self._folder / f"{shard.name}.fetching").open("a+b") as fetching:
-                fcntl.flock(fetching, fcntl.LOCK_EX)  # one process of the node downloads, the others wait
+                fcntl.flock(fetching, fcntl.LOCK_EX)  # one process on the node downloads, the others wait
                 if not _matches(path, shard):
                     if not self._reserve(shard.bytes, fetching) and not needed:
                         return None
                     self._download(shard, path, fetching)
-        os.utime(path)  # when it was last wanted
+        os.utime(path)  # marks it as recently used
         return path
 
     def _download(self, shard: ShardEntry, path: Path, fetching: IO[bytes]) -> None:
@@ -113,51 +114,51 @@ class ShardCache:
         if not _matches(partial, shard):
             partial.unlink()
             raise IgptError(f"{url}: the shard's checksum differs from the snapshot's; rebuild the dataset")
-        with self._room():
+        with self._lock_cache():
             partial.replace(path)
-            fetching.truncate(0)  # it is counted as a file from now on
+            fetching.truncate(0)  # from now on the file itself is counted
 
     @contextmanager
-    def _room(self) -> Iterator[None]:
-        """Have the say over what is in the cache."""
-        with (self._root / "room.lock").open("ab") as room:
-            fcntl.flock(room, fcntl.LOCK_EX)
+    def _lock_cache(self) -> Iterator[None]:
+        """Lock the cache for adding and removing files."""
+        with (self._root / "room.lock").open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
     def _reserve(self, size: int, fetching: IO[bytes]) -> bool:
-        """Make room for a file, waiting a while for others to let go, and reserve it; False: there is none."""
+        """Reserve space for a file, waiting for other readers to close shards; False: there is no space."""
         if self._limit_bytes is None:
             return True
         fetching.truncate(0)  # a dead process may have left its reservation
-        deadline = time.monotonic() + _ROOM_SECONDS
+        deadline = time.monotonic() + _SPACE_SECONDS
         while True:
-            with self._room():
-                fits = self._make_room(self._limit_bytes - size)
+            with self._lock_cache():
+                fits = self._evict(self._limit_bytes - size)
                 if fits or time.monotonic() > deadline:
                     fetching.write(str(size if fits else 0).encode())
                     fetching.flush()
                     return fits
             time.sleep(0.05)
 
-    def _make_room(self, most: int) -> bool:
-        """Remove shards of any dataset that nobody has open, those first that were wanted longest ago.
+    def _evict(self, target_bytes: int) -> bool:
+        """Remove the least recently used shards of any dataset that no process has open.
 
-        Until they and what is reserved have `most` bytes; False where they have more.
+        Stops when shards and reservations take at most `target_bytes`; False: they still take more.
         """
         files = sorted((path.stat().st_mtime, path.stat().st_size, path) for path in self._root.glob("*/*.tar"))
-        held = sum(size for _, size, _ in files) + sum(map(_reserved, self._root.glob("*/*.fetching")))
+        used_bytes = sum(size for _, size, _ in files) + sum(map(_reserved, self._root.glob("*/*.fetching")))
         for _, size, path in files:
-            if held <= most:
+            if used_bytes <= target_bytes:
                 break
             with path.with_suffix(".lock").open("ab") as lock, suppress(BlockingIOError):
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink()
-                held -= size
-        return held <= most
+                used_bytes -= size
+        return used_bytes <= target_bytes
 
 
 def _reserved(path: Path) -> int:
-    """For how many bytes a living process has reserved room by its file."""
+    """The bytes reserved by a `.fetching` file; 0 when its process is dead."""
     with path.open("rb") as fetching:
         try:
             fcntl.flock(fetching, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -174,25 +175,25 @@ def _matches(path: Path, shard: ShardEntry) -> bool:
 
 
 def gather(shards: Sequence[ShardImages], samples: Samples) -> Images:
-    """The images of samples, in their order; `shards` are indexed by the samples' shards."""
+    """The images of samples, in order; the samples' shard numbers index `shards`."""
     side = shards[0].tokens_NHW.shape[1]
     tokens_NHW = np.empty((len(samples.rows), side, side), np.uint16)
     labels_N = np.empty(len(samples.rows), np.int64)
     for number in np.unique(samples.shards).tolist():
-        here = np.flatnonzero(samples.shards == number)
-        rows, shard = samples.rows[here], shards[number]
-        tokens_NHW[here], labels_N[here] = shard.tokens_NHW[rows], shard.labels_N[rows]
+        positions = np.flatnonzero(samples.shards == number)
+        rows, shard = samples.rows[positions], shards[number]
+        tokens_NHW[positions], labels_N[positions] = shard.tokens_NHW[rows], shard.labels_N[rows]
     return Images(tokens_NT=tokens_NHW.reshape(len(tokens_NHW), side * side), labels_N=labels_N)
 
 
 def no_images(shards: Sequence[ShardImages]) -> Images:
-    """None of the images of some shards."""
+    """An empty batch of images of some shards."""
     side = shards[0].tokens_NHW.shape[1]
     return Images(tokens_NT=np.empty((0, side * side), np.uint16), labels_N=np.empty(0, np.int64))
 
 
 def count_batches(shards: Sequence[ShardImages], batch: int, *, part: int, parts: int) -> int:
-    """How many batches `batches` yields."""
+    """The number of batches that `batches` yields."""
     chosen = part_of(sum(len(shard.tokens_NHW) for shard in shards), part, parts)
     count = first = 0
     for shard in shards:
@@ -203,7 +204,7 @@ def count_batches(shards: Sequence[ShardImages], batch: int, *, part: int, parts
 
 
 def batches(shards: Sequence[ShardImages], batch: int, *, part: int = 0, parts: int = 1) -> Iterator[Images]:
-    """The images of a split in the order of its shards, `batch` or fewer at a time; of `parts` equal ones the given."""
+    """The images of a split in shard order, in batches of at most `batch`; only part `part` of `parts` equal parts."""
     chosen = part_of(sum(len(shard.tokens_NHW) for shard in shards), part, parts)
     first = 0
     for shard in shards:

@@ -1,4 +1,4 @@
-"""Images in the order of training: the shards of a window at hand, and those of the next fetched meanwhile."""
+"""Reads images in training order: opens the shards of a window, and prefetches those of the next one."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +14,7 @@ _FETCHES_AT_ONCE = 4
 
 
 class WindowReader:
-    """Reads at positions of the endless order, which rise but for the border of two windows."""
+    """Reads images at increasing positions of the sample order."""
 
     def __init__(self, shards: Sequence[ShardEntry], order: SampleOrder, cache: ShardCache) -> None:
         self._shards, self._order, self._cache = shards, order, cache
@@ -23,13 +23,13 @@ class WindowReader:
         self._pool = ThreadPoolExecutor(_FETCHES_AT_ONCE, thread_name_prefix="shards")
 
     def read(self, positions: range) -> Images:
-        """The images at consecutive positions; waits for their shards where they are not there yet."""
+        """The images at consecutive positions; waits for shards that are not cached yet."""
         samples = self._order.at(positions.start, positions.stop)
         self._enter(self._order.window_of(positions.start))
-        numbers, places = np.unique(samples.shards, return_inverse=True)
-        # A batch across a border needs shards of the next window as well.
+        numbers, shard_index = np.unique(samples.shards, return_inverse=True)
+        # A batch that crosses a window boundary also needs shards of the next window.
         views = [self._view(number) for number in numbers.tolist()] or [self._view(next(iter(self._open)))]
-        return gather(views, Samples(shards=places, rows=samples.rows))
+        return gather(views, Samples(shards=shard_index, rows=samples.rows))
 
     def _view(self, number: int) -> ShardImages:
         if number not in self._open:
@@ -37,30 +37,33 @@ class WindowReader:
         return self._open[number]
 
     def _enter(self, window: tuple[int, int]) -> None:
-        """Have a window's shards, ask for the next one's, and let go of all others."""
+        """Open the shards of a window, prefetch those of the next one, and close all others."""
         if window == self._window:
             return
         self._window = window
-        ours, theirs = self._order.window_shards(*window), self._order.window_shards(*self._order.next_window(*window))
-        for number in set(self._open) - set(ours) - set(theirs):
+        current = self._order.window_shards(*window)
+        following = self._order.window_shards(*self._order.next_window(*window))
+        for number in set(self._open) - set(current) - set(following):
             del self._open[number]
             self._cache.close(self._shards[number])
-        for number in ours:
+        for number in current:
             self._view(number)
-        for number in set(theirs) - set(ours):
-            self._pool.submit(self._cache.fetch, self._shards[number])  # what it raises, opening the shard raises again
+        for number in set(following) - set(current):
+            self._pool.submit(
+                self._cache.fetch, self._shards[number]
+            )  # an error is raised again when the shard is opened
 
     def close(self) -> None:
-        """Ask for nothing more."""
+        """Stop prefetching."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
-def check_room(shards: Sequence[ShardEntry], held: Sequence[ShardEntry], window: int, limit_bytes: int) -> None:
-    """Raise IgptError when a cache has no room for two windows of the largest shards beside those that are held."""
+def check_room(shards: Sequence[ShardEntry], always_open: Sequence[ShardEntry], window: int, limit_bytes: int) -> None:
+    """Raise IgptError when a cache is too small for the two largest possible windows and the shards always open."""
     largest = sorted((shard.bytes for shard in shards), reverse=True)[: 2 * window]
-    needed = sum(largest) + sum(shard.bytes for shard in held)
+    needed = sum(largest) + sum(shard.bytes for shard in always_open)
     if needed > limit_bytes:
         raise IgptError(
-            f"cache_bytes is {limit_bytes:,}: two windows of window_shards {window} and the validation split have "
-            f"{needed:,} bytes; give the cache that many, or make the windows smaller"
+            f"cache_bytes is {limit_bytes:,}: two windows of window_shards {window} and the validation split need "
+            f"{needed:,} bytes; raise cache_bytes to that, or lower window_shards"
         )

@@ -1,4 +1,4 @@
-"""How busy a machine is that trains, named as MLflow names its system metrics; traffic is a rate here, there a sum."""
+"""System metrics of training machines, named like MLflow's; traffic is a rate here, and a total in MLflow."""
 
 import time
 from collections.abc import Callable
@@ -14,44 +14,44 @@ _PERIOD_SECONDS = 10.0
 
 
 class HostMeter:
-    """Measures this machine from call to call."""
+    """Measures this machine between calls of `values`."""
 
     def __init__(self) -> None:
-        psutil.cpu_percent()  # the first answer is of no time at all
-        self._seen = _traffic()
-        self._at = time.monotonic()
+        psutil.cpu_percent()  # the first call returns 0
+        self._bytes = _traffic()
+        self._measured_at = time.monotonic()
 
     def values(self) -> dict[str, float]:
-        """Processor and memory, disk and network since the last call, and the GPUs if there are any."""
+        """CPU and memory use, disk and network rates since the last call, and GPU use if there are GPUs."""
         memory = psutil.virtual_memory()
-        before, self._seen = self._seen, _traffic()
-        began, self._at = self._at, time.monotonic()
-        seconds = max(self._at - began, 1e-9)
+        before, self._bytes = self._bytes, _traffic()
+        began, self._measured_at = self._measured_at, time.monotonic()
+        seconds = max(self._measured_at - began, 1e-9)
         return {
             "cpu_utilization_percentage": psutil.cpu_percent(),
             "system_memory_usage_megabytes": (memory.total - memory.available) / _MEBIBYTE,
             "system_memory_usage_percentage": memory.percent,
             **{
-                f"{name}_megabytes_per_second": (self._seen[name] - before.get(name, 0)) / _MEBIBYTE / seconds
-                for name in self._seen
+                f"{name}_megabytes_per_second": (self._bytes[name] - before.get(name, 0)) / _MEBIBYTE / seconds
+                for name in self._bytes
             },
             **_gpus(),
         }
 
 
 def _traffic() -> dict[str, float]:
-    """Bytes since the machine's start."""
-    found: dict[str, float] = {}
-    with suppress(RuntimeError, OSError):  # a container may not see its disks
+    """Bytes of disk and network traffic since boot."""
+    traffic: dict[str, float] = {}
+    with suppress(RuntimeError, OSError):  # disks are not visible in some containers
         disk = psutil.disk_io_counters()
         if disk is not None:
-            found |= {"disk_read": disk.read_bytes, "disk_write": disk.write_bytes}
+            traffic |= {"disk_read": disk.read_bytes, "disk_write": disk.write_bytes}
     network = psutil.net_io_counters()
-    return found | {"network_receive": network.bytes_recv, "network_transmit": network.bytes_sent}
+    return traffic | {"network_receive": network.bytes_recv, "network_transmit": network.bytes_sent}
 
 
 def _gpus() -> dict[str, float]:
-    """Of each GPU that this process sees; utilization only with the driver's library (nvidia-ml-py)."""
+    """Memory and utilization of each visible GPU; utilization only with nvidia-ml-py."""
     values: dict[str, float] = {}
     for number in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(number)
@@ -65,10 +65,10 @@ def _gpus() -> dict[str, float]:
 def host_monitor(
     log: Callable[[dict[str, float]], None], period: float = _PERIOD_SECONDS
 ) -> AbstractContextManager[None]:
-    """Log how busy the machine is while the block runs: every `period` seconds, and when the block ends."""
+    """Within the block, log the metrics of this machine every `period` seconds, and once at the end."""
 
     def measure(ended: Ended) -> None:
-        meter = HostMeter()  # in the thread: psutil counts processor time by thread
+        meter = HostMeter()  # in the thread: psutil keeps CPU times per thread
         last = False
         while not last:
             last = ended(period)

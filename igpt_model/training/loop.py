@@ -1,7 +1,7 @@
-"""The training loop: plain functions over a model, an order of samples and a run's folder. No framework.
+"""The training loop, independent of the launcher.
 
-Runs the same under Ray Train, torchrun and plain Python: whoever starts it sets up the process group, if there are
-several workers, and says which of them this is. `python -m igpt_model.train CONFIG.yaml` is the plain way.
+Runs the same under Ray Train, torchrun and plain Python: the launcher sets up the process group, if there are several
+workers, and passes the Worker. `python -m igpt_model.train CONFIG.yaml` is the simplest launcher.
 """
 
 import itertools
@@ -42,7 +42,7 @@ from pipeline.store.lease import Fence
 
 _log = logging.getLogger(__name__)
 _EVALUATION_BATCH = 64
-_REPORT_EVERY = 10  # steps; the loss that is reported is their mean
+_LOG_EVERY = 10  # steps; the logged loss is their mean
 
 
 def train(
@@ -57,19 +57,19 @@ def train(
     leaving: Callable[[], bool] = lambda: False,
     fence: Fence | None = None,
 ) -> TrainResult:
-    """Train, or continue, the run in the folder `run` until its last step; every rank returns the same result.
+    """Train, or resume, the run in the folder `run` until its last step; every rank returns the same result.
 
-    `heartbeat` is called on every rank at every step. `leaving` is asked on every rank at the same steps, all must get
-    the same answer, and the first yes saves a checkpoint: some of the workers will soon be gone. Raises IgptError when
-    a checkpoint belongs to another dataset, palette or shape, when more steps in a row than `max_skipped_steps` have no
-    finite loss and gradient, when no checkpoint can be written, when the `fence` lets none pass any more, or when
-    there is no compiler to compile with.
+    `heartbeat` is called on every rank after every step. `leaving` tells that workers will be preempted soon; it is
+    called on every rank at the same steps, must return the same value on all, and the first True saves a checkpoint.
+    Raises IgptError when a checkpoint belongs to another dataset, palette or shape, when more than `max_skipped_steps`
+    consecutive steps have no finite loss and gradient, when checkpoints cannot be written, when the `fence` is closed,
+    or when compile is set and there is no compiler.
     """
     if config.execution.compile:
         require_compiler(worker)
     training = _Training(config, snapshot, run, worker, listener, mlflow_run, fence)
     try:
-        with Watchdog(config.execution.hang_seconds, training.tell_stacks) as training.watchdog:
+        with Watchdog(config.execution.hang_seconds, training.report_stacks) as training.watchdog:
             return training.run_to_end(heartbeat, leaving)
     finally:
         training.saver.close()
@@ -128,33 +128,33 @@ class _Training:
         self._unread: tuple[int, StepOutcome] | None = None
 
     def _parent(self) -> ImageGPT | None:
-        """What a run that has no checkpoint yet starts from; none: random weights, or those of its checkpoint."""
+        """The parent of a run that has no checkpoint yet; None: start from random weights or a checkpoint."""
         if not self.worker.from_first(lambda: initial_model.is_needed(self.run, self.config)):
             return None
-        found, error = None, None
+        parent, error = None, None
         try:
-            found = initial_model.read(self.run, self.config, self.snapshot).model
-        except Exception as own:  # noqa: BLE001 (raised on every worker)
-            error = own
+            parent = initial_model.read(self.run, self.config, self.snapshot).model
+        except Exception as local_error:  # noqa: BLE001 (raised on every worker)
+            error = local_error
         error = self.worker.first_error(error)
         if error is not None:
             raise error
-        return found
+        return parent
 
     def _continue(self) -> None:
-        """Load the newest good checkpoint of the run, if there is one."""
+        """Load the newest undamaged checkpoint of the run, if there is one."""
 
-        def restore(found: Checkpoint, fetch: Fetch) -> TrainingState:
-            check_same_data(found.state, self.snapshot, self.run)
-            self.learner.restore(found, fetch)
-            return found.state
+        def restore(saved: Checkpoint, fetch: Fetch) -> TrainingState:
+            check_same_data(saved.state, self.snapshot, self.run)
+            self.learner.restore(saved, fetch)
+            return saved.state
 
         state = checkpoint.use_newest(self.run, restore, worker=self.worker, warn=self._warn)
         if state is not None:
             self.state = replace(state, restarts=state.restarts + 1)
 
-    def tell_stacks(self, text: str) -> None:
-        """Keep what this worker was doing when it made no step any more."""
+    def report_stacks(self, text: str) -> None:
+        """Store the stacks of this worker, which made no progress, and warn."""
         name = f"{self.state.step:08d}-{self.worker.rank:05d}.txt"
         url = objects.join(self.run, "stacks", name)
         try:
@@ -186,10 +186,10 @@ class _Training:
             if last or step % config.tracking.evaluate_every == 0:
                 evaluated = self._evaluate()
                 self.state = replace(self.state, validation_loss=evaluated["validation_loss"])
-                self._report(evaluated)
-            elif step % _REPORT_EVERY == 0:
-                self._report()
-            leave = step % _REPORT_EVERY == 0 and not saved_to_leave and leaving()
+                self._log_metrics(evaluated)
+            elif step % _LOG_EVERY == 0:
+                self._log_metrics()
+            leave = step % _LOG_EVERY == 0 and not saved_to_leave and leaving()
             if (
                 last
                 or leave
@@ -228,7 +228,7 @@ class _Training:
         config, worker, state = self.config, self.worker, self.state
         rate = learning_rate(state.step, config)
         ranges = self._micro_ranges()
-        # Which rank has trained on what, of `igpt_model.train` at level debug: what an audit of a run needs.
+        # For audits: which rank trained on which positions.
         _log.debug(
             "restart %d step %d: rank %d of %d has positions %d to %d",
             state.restarts,
@@ -240,9 +240,9 @@ class _Training:
         )
         parts = [partial(self._load, part) for part in ranges]
         outcome = train_step(self.learner.parallel, self.learner.optimizer, parts, rate, config, worker)
-        self._note_outcome()  # of the step before: this one is under way by now, so that a GPU has work meanwhile
+        self._note_outcome()  # of the step before; this one is queued by now, so that a GPU has work meanwhile
         self._unread = state.step + 1, outcome
-        if self._is_looked_at(state.step + 1):
+        if self._is_read_at_once(state.step + 1):
             self._note_outcome()
         self.state = replace(
             self.state,
@@ -256,14 +256,14 @@ class _Training:
             self.learner.follow(self.state.step)
         self._last["learning_rate"] = rate
 
-    def _is_looked_at(self, step: int) -> bool:
-        """Whether it is told, evaluated or saved how the training stands after a step."""
+    def _is_read_at_once(self, step: int) -> bool:
+        """Whether a step is followed by a log line, an evaluation or a checkpoint."""
         keeping, tracking = self.config.keeping, self.config.tracking
-        often = (_REPORT_EVERY, tracking.evaluate_every, keeping.checkpoint_every, tracking.sample_every)
+        often = (_LOG_EVERY, tracking.evaluate_every, keeping.checkpoint_every, tracking.sample_every)
         return step == self.config.optimizer.steps or any(_is_due(step, every) for every in often)
 
     def _note_outcome(self) -> None:
-        """Add the outcome of the newest step that was not looked at to the state. Waits until that step is done."""
+        """Add the outcome of the last unread step to the state. Waits until that step is done."""
         if self._unread is None:
             return
         (step, outcome), self._unread = self._unread, None
@@ -279,12 +279,12 @@ class _Training:
             state,
             skipped=state.skipped + (not outcome.finite),
             skipped_in_a_row=in_a_row,
-            losses=(*state.losses, *([outcome.loss] if outcome.finite else []))[-_REPORT_EVERY:],
+            losses=(*state.losses, *([outcome.loss] if outcome.finite else []))[-_LOG_EVERY:],
         )
         self._last["gradient_norm"] = outcome.gradient_norm
 
     def _micro_ranges(self) -> list[range]:
-        """The positions of this worker's parts of the next global batch."""
+        """The positions of this worker's micro batches in the next global batch."""
         config, worker = self.config, self.worker
         return micro_ranges(
             self.state.cursor,
@@ -295,18 +295,18 @@ class _Training:
         )
 
     def _load(self, positions: range) -> Inputs:
-        """The images at some positions of the endless order, as inputs."""
+        """The model inputs at consecutive positions of the sample order."""
         with self.throughput.waiting():
             images = self.reader.read(positions)
         return self.preparation.for_training(images, positions.start)
 
     def _evaluate(self) -> dict[str, float]:
-        """The loss on the whole validation split, each worker on its part."""
+        """The loss on the whole validation split, of which each worker evaluates a part."""
         loss = mean_loss(self.learner.evaluated, self._validation(), self.config, self.worker)
         return {"validation_loss": loss, "validation_bits_per_pixel": loss / math.log(2)}
 
     def _validation(self) -> Iterator[Inputs]:
-        """This worker's part of the validation split, in as many batches as every worker's; the last may be empty."""
+        """This worker's part of the validation split; all workers have as many batches, the last may be empty."""
         rank, world_size, views = self.worker.rank, self.worker.world_size, self.validation_views
         position = part_of(sum(len(view.tokens_NHW) for view in views), rank, world_size).start
         size = min(_EVALUATION_BATCH, self.config.execution.micro_batch or _EVALUATION_BATCH)
@@ -317,7 +317,7 @@ class _Training:
             yield self.preparation.for_evaluation(images, position)
             position += len(images.labels_N)
 
-    def _report(self, evaluated: Mapping[str, float] | None = None) -> None:
+    def _log_metrics(self, evaluated: Mapping[str, float] | None = None) -> None:
         if self.worker.rank == 0:
             values = {
                 **({"train_loss": _mean(self.state.losses)} if self.state.losses else {}),

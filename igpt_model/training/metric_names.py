@@ -1,4 +1,4 @@
-"""The metrics of a training that are exported to Prometheus, by their names in MLflow."""
+"""Training metrics exported to Prometheus, by their names in MLflow."""
 
 TRAINING_METRICS = {
     "step": "Optimizer steps done",

@@ -1,4 +1,4 @@
-"""Adam, its learning rate over the steps, and the running average of the weights."""
+"""Adam, its learning rate schedule, and the moving average of the weights."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ _BETAS = (0.9, 0.95)  # section 3.4 of the paper
 
 
 def learning_rate(step: int, config: PretrainConfig) -> float:
-    """The learning rate of a step: a linear rise, then a cosine to 0 at the last."""
+    """The learning rate of a step: linear warm-up, then cosine decay to 0 at the last step."""
     warmup_steps, steps = config.optimizer.warmup_steps, config.optimizer.steps
     if step < warmup_steps:
         return config.peak_learning_rate * (step + 1) / warmup_steps
@@ -21,7 +21,7 @@ def learning_rate(step: int, config: PretrainConfig) -> float:
 
 
 def make_optimizer(model: nn.Module, config: PretrainConfig) -> torch.optim.AdamW:
-    """Adam as in the paper, one kernel for all weights; weight decay, where asked for, on the matrices only."""
+    """Fused Adam with the paper's betas; weight decay applies to the matrices only."""
     embeddings = {"positions", "low_positions", "tokens.weight", "class_starts.weight"}
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and name not in embeddings]
     chosen = {id(p) for p in matrices}
@@ -33,8 +33,8 @@ def make_optimizer(model: nn.Module, config: PretrainConfig) -> torch.optim.Adam
 
 @torch.no_grad()
 def update_average(average: Sequence[Tensor], weights: Sequence[Tensor], *, decay: float, step: int) -> None:
-    """Move an exponential average of the weights to those after a step (from 1), in place.
+    """Update an exponential moving average of the weights in place after a step (from 1).
 
-    The decay begins lower, at (1 + step) / (10 + step), so that the initial weights are soon forgotten.
+    The decay is at most (1 + step) / (10 + step), so that the initial weights lose their influence quickly.
     """
     torch._foreach_lerp_(list(average), list(weights), 1 - min(decay, (1 + step) / (10 + step)))

@@ -1,4 +1,4 @@
-"""How a model is executed: on which worker, in which number format, compiled, and side by side with other workers."""
+"""Precision, compilation, activation recomputation and data parallelism of a model."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -17,17 +17,17 @@ from igpt_model.worker import Worker
 
 
 def autocast(config: PretrainConfig, device: torch.device) -> AbstractContextManager[object]:
-    """The context of a forward pass in the config's precision."""
+    """Autocast for a forward pass in the config's precision."""
     if config.model.precision == "bfloat16":
         return torch.autocast(device.type, torch.bfloat16)
     return nullcontext()
 
 
 def prepare_blocks(model: ImageGPT, config: PretrainConfig) -> None:
-    """Let the blocks forget their activations and compile them, as the config says. Weights keep their names.
+    """Recompute activations in the backward pass and compile the blocks, if configured. Weights keep their names.
 
-    Blocks are alike, so compiling each costs one compilation, where the whole model would take as many times longer as
-    it has layers.
+    The blocks are identical, so they share one compilation; compiling the whole model would take `layers` times as
+    long.
     """
     for block in model.layers:
         if config.execution.activation_checkpointing:
@@ -49,9 +49,9 @@ def _recomputed(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def parallelize(model: ImageGPT, worker: Worker, config: PretrainConfig) -> nn.Module:
-    """The model as the workers train it side by side: gradients averaged, and with fsdp each worker with its part.
+    """Wrap the model for data-parallel training: replicated (ddp) or sharded (fsdp).
 
-    With fsdp the given model itself becomes that: its weights are sharded tensors from now on.
+    With fsdp the model is modified in place: its weights become sharded tensors.
     """
     if worker.world_size == 1:
         return model
@@ -63,9 +63,9 @@ def parallelize(model: ImageGPT, worker: Worker, config: PretrainConfig) -> nn.M
 
 
 def shard(model: ImageGPT, worker: Worker) -> None:
-    """Leave each worker its part of every weight; a block has all of its own while it is computed (FSDP2)."""
+    """Shard every weight over the workers; the weights of a block are gathered while it is computed (FSDP2)."""
     mesh = init_device_mesh(worker.device.type, (worker.world_size,))
     for block in model.layers:
         fully_shard(block, mesh=mesh)
-    # The outermost too, which would keep its weights whole after a forward pass that no backward pass follows.
+    # Reshard the root too: by default its weights stay gathered after a forward pass without a backward pass.
     fully_shard(model, mesh=mesh, reshard_after_forward=True)

@@ -1,4 +1,4 @@
-"""Training on a Ray cluster: Ray Train V2 places the workers and restarts their group; train.py does the rest."""
+"""Training on a Ray cluster: Ray Train V2 places and restarts the workers, which run the training loop of loop.py."""
 
 import logging
 import time
@@ -31,54 +31,54 @@ from pipeline.store import objects
 from pipeline.store.lease import Fence
 
 _POLL_SECONDS = 0.5
-_BEAT_SECONDS = 0.25  # a message at every step would cost a fast one some percent
-_NAMED_NODES = 8  # in an error
+_HEARTBEAT_SECONDS = 0.25  # a message at every step would slow short steps down by some percent
+_MAX_LISTED_NODES = 8  # in an error message
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainJob:
-    """What a training worker is told."""
+    """The arguments of a training worker."""
 
     config: PretrainConfig
     snapshot: Snapshot
     run: str
     mlflow_run: str
-    """Id of its MLflow run, which its checkpoints keep."""
+    """Id of the MLflow run, stored in checkpoints."""
     flow_run_id: str = ""
-    """Id of the flow run it is part of, for its workers' logs."""
+    """Id of the flow run, for the workers' logs."""
     fence: Fence | None = None
-    """Lets its checkpoints pass as long as the run's lease is held."""
+    """Allows checkpoints to be completed only while the run's lease is held."""
 
 
 def _worker_loop(arguments: dict[str, Any]) -> None:
-    """What each training worker runs."""
+    """The function that each training worker runs."""
     job: TrainJob = arguments["job"]
     mailbox = arguments["mailbox"]
     context = ray.train.get_context()
     rank = context.get_world_rank()
-    tasks.log_as_json(job.flow_run_id)()  # once more: Ray Train has put its own handlers there
+    tasks.log_as_json(job.flow_run_id)()  # again, because Ray Train has replaced the handlers
     torch.set_num_threads(job.config.execution.cpus_per_worker)
     worker = Worker(rank=rank, world_size=context.get_world_size(), device=get_device())
     listener = MailboxListener(mailbox)
 
-    beaten = -_BEAT_SECONDS
+    last_beat = -_HEARTBEAT_SECONDS
 
     def heartbeat(step: int) -> None:
-        nonlocal beaten
+        nonlocal last_beat
         now = time.monotonic()
-        if rank == 0 and (now - beaten >= _BEAT_SECONDS or step == job.config.optimizer.steps):
-            beaten = now
+        if rank == 0 and (now - last_beat >= _HEARTBEAT_SECONDS or step == job.config.optimizer.steps):
+            last_beat = now
             mailbox.beat.remote(step, worker.world_size)
 
     def leaving() -> bool:
         return ray.train.get_preemption_info() is not None
 
     address = ray.util.get_node_ip_address()
-    alone = context.get_local_rank() == 0  # the one of its machine that measures it
-    monitor = host_monitor(lambda values: mailbox.host.remote(address, values)) if alone else nullcontext()
+    measures_host = context.get_local_rank() == 0  # one worker per machine
+    monitor = host_monitor(lambda values: mailbox.host.remote(address, values)) if measures_host else nullcontext()
     try:
         if job.fence is not None:
-            job.fence.check()  # on every rank, so that a group that is started again after one ends in peace
+            job.fence.check()  # on every rank: a restarted group without the lease ends without failing
         with monitor:
             train(
                 job.config,
@@ -93,55 +93,57 @@ def _worker_loop(arguments: dict[str, Any]) -> None:
             )
         listener.deliver()
     except IgptError as error:
-        # A fault of the input stays one however often it is tried: told to the driver, and the group ends in peace.
+        # Retrying does not help with invalid input: report it to the driver, and end without a failure to restart from.
         ray.get(mailbox.fail.remote(error))
 
 
 def train_on_cluster(job: TrainJob, listener: Listener, *, progress: Progress = silent) -> TrainResult:
-    """Run a training job to its end on the cluster this process is connected to, or continue it.
+    """Run or continue a training job on the cluster that this process is connected to.
 
-    `listener` hears in this process. Raises IgptError when the cluster is too small, when the input is at fault, or
-    when workers died more often than `max_restarts` allows; the checkpoints stay, and the same job continues from them.
+    `listener` is called in this process. Raises IgptError when the cluster is too small, when the input is invalid, or
+    when workers died more than `max_restarts` times; the same job then continues from its last checkpoint.
     """
-    config, wanted = job.config, job.config.execution
+    config, execution = job.config, job.config.execution
     check_resources(config, tasks.node_resources())
-    # On this process's node: with any other one the news would be lost.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote()
+    # On the node of this process: if another node were lost, the messages would be too.
+    this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    mailbox = ray.remote(num_cpus=0, scheduling_strategy=this_node)(Mailbox).remote()
     filesystem, path = objects.arrow_filesystem(objects.join(job.run, "ray"))
     trainer = TorchTrainer(
         _worker_loop,
         train_loop_config={"job": job, "mailbox": mailbox},
-        torch_config=TorchConfig(backend="nccl" if wanted.use_gpu else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if execution.use_gpu else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=wanted.workers if wanted.min_workers is None else (wanted.min_workers, wanted.workers),
-            elastic_resize_monitor_interval_s=wanted.resize_seconds,
-            use_gpu=wanted.use_gpu,
+            num_workers=execution.workers
+            if execution.min_workers is None
+            else (execution.min_workers, execution.workers),
+            elastic_resize_monitor_interval_s=execution.resize_seconds,
+            use_gpu=execution.use_gpu,
             resources_per_worker=_worker_resources(config),
-            placement_strategy=wanted.placement,
+            placement_strategy=execution.placement,
         ),
         run_config=RunConfig(
-            # A name of its own: Ray would continue a run of the same name from its records; the checkpoints are ours.
+            # A unique name: Ray would resume a run of the same name from its own state instead of our checkpoints.
             name=uuid.uuid4().hex,
             storage_path=path,
             storage_filesystem=filesystem,
-            failure_config=FailureConfig(max_failures=wanted.max_restarts),
+            failure_config=FailureConfig(max_failures=execution.max_restarts),
         ),
     )
-    logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # its failures are told below, in one line
-    with _Watch(mailbox, config, listener, progress) as watch:
+    logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # failures are reported below, in one line
+    with _MailboxPoller(mailbox, config, listener, progress) as poller:
         try:
             trainer.fit()
         except SystemExit:
-            # Ray's own handler of Ctrl-C ends the workers and then this process; the flow still has a run to close.
+            # Ray's handler of Ctrl-C stops the workers and exits this process; the flow must still close its run.
             raise KeyboardInterrupt from None
         except ray.train.TrainingFailedError as error:
             raise IgptError(
                 f"{job.run}: training workers died more often than max_restarts {config.execution.max_restarts} allows "
                 f"({_root_cause(error)}); run the same command again to continue from the last checkpoint"
             ) from None
-    if watch.failure is not None:
-        raise watch.failure
+    if poller.failure is not None:
+        raise poller.failure
     objects.delete_tree(objects.join(job.run, "ray"))
     result = read_result(job.run)
     if result is None:
@@ -154,33 +156,33 @@ def _worker_resources(config: PretrainConfig) -> dict[str, float]:
 
 
 def check_resources(config: PretrainConfig, nodes: Mapping[str, Mapping[str, float]]) -> None:
-    """Refuse what the nodes, with what each has in all, cannot hold; the error names what is missing.
+    """Raise IgptError when the nodes, given their total resources, cannot hold the workers.
 
-    Ray would wait for it for ever. An elastic training needs room for its smallest number of workers.
+    Ray would wait forever. Elastic training needs room for its minimum number of workers.
     """
     need = _worker_resources(config)
-    rooms = {
-        node: int(min(have.get(name, 0) // amount for name, amount in need.items())) for node, have in nodes.items()
+    capacities = {
+        node: int(min(total.get(name, 0) // amount for name, amount in need.items())) for node, total in nodes.items()
     }
     execution = config.execution
     wanted = execution.workers if execution.min_workers is None else execution.min_workers
-    room = sum(rooms.values())
+    capacity = sum(capacities.values())
     if execution.placement == "STRICT_PACK":
-        room = max(rooms.values(), default=0)
+        capacity = max(capacities.values(), default=0)
     elif execution.placement == "STRICT_SPREAD":
-        room = sum(has > 0 for has in rooms.values())
-    if room >= wanted:
+        capacity = sum(workers > 0 for workers in capacities.values())
+    if capacity >= wanted:
         return
-    each = " and ".join(f"{amount:.0f} {name}" for name, amount in need.items())
-    found = ", ".join(
-        f"{node}: " + " and ".join(f"{have.get(name, 0):.0f} {name}" for name in need)
-        for node, have in sorted(nodes.items())[:_NAMED_NODES]
+    worker_needs = " and ".join(f"{amount:.0f} {name}" for name, amount in need.items())
+    listed = ", ".join(
+        f"{node}: " + " and ".join(f"{total.get(name, 0):.0f} {name}" for name in need)
+        for node, total in sorted(nodes.items())[:_MAX_LISTED_NODES]
     )
-    more = f", and {len(nodes) - _NAMED_NODES} more" if len(nodes) > _NAMED_NODES else ""
+    more = f", and {len(nodes) - _MAX_LISTED_NODES} more" if len(nodes) > _MAX_LISTED_NODES else ""
     field = "workers" if execution.min_workers is None else "min_workers"
     raise IgptError(
-        f"{field} {wanted} need {each} each, placed {execution.placement}, and the Ray cluster has room for "
-        f"{room} ({found}{more}): {wanted - room} missing; set {field}, cpus_per_worker or placement lower, "
+        f"{field} {wanted} need {worker_needs} each, placed {execution.placement}, and the Ray cluster has room for "
+        f"{capacity} ({listed}{more}): {wanted - capacity} missing; set {field}, cpus_per_worker or placement lower, "
         "or add nodes"
     )
 
@@ -190,8 +192,8 @@ def _root_cause(error: BaseException) -> str:
     return (lines[-1] if lines else type(error).__name__)[:300]
 
 
-class _Watch:
-    """Passes on what is in the mailbox while its block runs, and what is left when the block ends in peace."""
+class _MailboxPoller:
+    """Forwards messages from the mailbox to the listener within its block, and the rest when the block succeeds."""
 
     def __init__(self, mailbox: Any, config: PretrainConfig, listener: Listener, progress: Progress) -> None:
         self.failure: IgptError | None = None
@@ -200,7 +202,7 @@ class _Watch:
         self._workers: int | None = None
         self._thread = in_background(self._poll, name="training-progress")
 
-    def __enter__(self) -> "_Watch":
+    def __enter__(self) -> "_MailboxPoller":
         self._thread.__enter__()
         return self
 
@@ -208,16 +210,16 @@ class _Watch:
         self._thread.__exit__(kind, *error)
         try:
             if kind is None:
-                self._pass_on()
+                self._forward()
         finally:
             ray.kill(self._mailbox, no_restart=True)
 
     def _poll(self, ended: Ended) -> None:
         while not ended(_POLL_SECONDS):
             with suppress(ray.exceptions.RayError):
-                self._pass_on()
+                self._forward()
 
-    def _pass_on(self) -> None:
+    def _forward(self) -> None:
         news: News = ray.get(self._mailbox.read.remote())
         self.failure = news.failure
         for line in news.warnings:

@@ -1,4 +1,4 @@
-"""Where training workers leave news for the driver. Apart from ray_train.py, so that its actor need not load torch."""
+"""Messages from training workers to the driver. Separate from ray.py, so that the actor does not import torch."""
 
 import logging
 from dataclasses import dataclass
@@ -14,24 +14,24 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class News:
-    """What is new since the last reading, but for `step`, `workers` and `failure`, which stay."""
+    """Messages since the last read; `step`, `workers` and `failure` are the current values."""
 
     step: int | None
     """Steps done; None before the first."""
     workers: int | None
-    """Number of workers that did the last of them."""
+    """Number of workers at the last step."""
     metrics: list[tuple[int, dict[str, float]]]
-    """Values by step, in the order in which they came."""
+    """Metrics by step, in the order received."""
     warnings: list[str]
     saved: list[int]
-    """Steps whose checkpoints were written."""
+    """Steps whose checkpoints are complete."""
     hosts: dict[str, dict[str, float]]
-    """How busy the machines were when they last told, by their addresses."""
+    """Latest system metrics of each machine, by address."""
     failure: IgptError | None
 
 
 class Mailbox:
-    """An actor in which rank 0 leaves its news, a worker of each machine how busy that is, and any a user's error."""
+    """An actor that collects messages of the workers: rank 0's progress, system metrics by machine, and errors."""
 
     def __init__(self) -> None:
         self._step: int | None = None
@@ -43,31 +43,31 @@ class Mailbox:
         self._failure: IgptError | None = None
 
     def beat(self, step: int, workers: int) -> None:
-        """A step is done by so many workers."""
+        """Record that a step is done, and by how many workers."""
         self._step, self._workers = step, workers
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
-        """Values of some metrics at a step."""
+        """Record metrics at a step."""
         self._metrics.append((step, values))
 
     def warn(self, line: str) -> None:
-        """A line for the user."""
+        """Record a warning for the user."""
         self._warnings.append(line)
 
     def saved(self, step: int) -> None:
-        """The checkpoint of a step is written."""
+        """Record that the checkpoint of a step is complete."""
         self._saved.append(step)
 
     def host(self, address: str, values: dict[str, float]) -> None:
-        """How busy a machine is."""
+        """Record system metrics of a machine."""
         self._hosts[address] = values
 
     def fail(self, error: IgptError) -> None:
-        """What ended the training; the first is kept."""
+        """Record the error that ended the training; only the first is kept."""
         self._failure = self._failure or error
 
     def read(self) -> News:
-        """Take what is new."""
+        """Return and clear the new messages."""
         news = News(
             step=self._step,
             workers=self._workers,
@@ -82,28 +82,28 @@ class Mailbox:
 
 
 class MailboxListener:
-    """Sends a worker's news to the driver, which alone knows MLflow."""
+    """Sends a worker's events to the driver, which has access to MLflow."""
 
     def __init__(self, mailbox: Any) -> None:
-        """Send to a Mailbox, given by its handle."""
+        """`mailbox` is the handle of a Mailbox actor."""
         self._mailbox = mailbox
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
-        """Send values of some metrics at a step."""
+        """Send metrics at a step."""
         self._mailbox.metrics.remote(step, values)
 
     def warn(self, line: str) -> None:
-        """Send a line for the user, and wait until it has come.
+        """Send a warning, and wait until it is delivered.
 
-        It may be this process's last word, and what Ray has not sent yet ends with the process.
+        The process may end right after this, and messages that Ray has not sent yet would be lost.
         """
         _log.warning(line)
         ray.wait([self._mailbox.warn.remote(line)], timeout=_DELIVERY_SECONDS)
 
     def saved(self, step: int) -> None:
-        """Send that the checkpoint of a step is written."""
+        """Send that the checkpoint of a step is complete."""
         self._mailbox.saved.remote(step)
 
     def deliver(self) -> None:
-        """Wait until all that was sent has come: an actor takes the calls of one process in their order."""
+        """Wait until all messages are delivered: an actor runs the calls of a process in order."""
         ray.wait([self._mailbox.__ray_ready__.remote()], timeout=_DELIVERY_SECONDS)

@@ -1,8 +1,8 @@
-"""What `python -m igpt_model.train CONFIG.yaml [FIELD=VALUE]...` needs beside the training: worker and output.
+"""Worker setup and output of `python -m igpt_model.train CONFIG.yaml [FIELD=VALUE]...`.
 
-Without Ray, MLflow, Prefect and pydantic. Metrics go to standard output, checkpoints and result.json to the run's
-folder, where `igpt pretrain` with the same config looks for them. torchrun says how many workers there are, whatever
-`workers` is.
+Does not need Ray, MLflow, Prefect or pydantic. Metrics go to standard output, checkpoints and result.json to the run's
+folder, where `igpt pretrain` with the same config finds them. torchrun sets the number of workers and overrides
+`workers`.
 """
 
 import sys
@@ -20,7 +20,7 @@ USAGE = "usage: python -m igpt_model.train CONFIG.yaml [FIELD=VALUE]...  (the fi
 
 
 class Printer:
-    """Prints what a training tells, a line a time."""
+    """A listener that prints metrics and warnings, one per line."""
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         shown = "  ".join(f"{name} {value:.5g}" for name, value in values.items())
@@ -30,12 +30,12 @@ class Printer:
         print(line, file=sys.stderr, flush=True)
 
     def saved(self, step: int) -> None:
-        """Say nothing: checkpoints are written in silence."""
+        """Print nothing."""
 
 
 @contextmanager
 def worker(config: PretrainConfig) -> Iterator[Worker]:
-    """Which worker of torchrun this process is, or the only one. Raises IgptError when there is no GPU to use."""
+    """This process as a worker of torchrun, or as the only worker. Raises IgptError when use_gpu finds no GPU."""
     if config.execution.use_gpu and not torch.cuda.is_available():
         raise IgptError("use_gpu is set and PyTorch sees no GPU: install the driver, or set use_gpu to false")
     torch.set_num_threads(config.execution.cpus_per_worker)

@@ -1,4 +1,4 @@
-"""One optimizer step on one global batch, and the loss on a whole split; what a run is made of is in train.py."""
+"""One optimizer step on a global batch, and the loss on a whole split; loop.py runs them."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -19,13 +19,13 @@ from igpt_model.worker import Worker
 
 
 class StepOutcome:
-    """What a step came to, the same on every worker. On a GPU: asking for it waits until the step is done."""
+    """The loss and gradient norm of a step, equal on every worker. On a GPU, reading them waits for the step."""
 
     def __init__(self, loss: Tensor, gradient_norm: Tensor) -> None:
         values_2 = torch.stack([loss.detach().float(), gradient_norm.detach().float()])
         self._done: torch.cuda.Event | None = None
         if values_2.is_cuda:
-            # Copied and marked here, so that who asks waits for this step, not for what was launched after it.
+            # Copied here, with an event, so that a reader waits for this step and not for those queued after it.
             on_host_2 = torch.empty_like(values_2, device="cpu", pin_memory=True)
             on_host_2.copy_(values_2, non_blocking=True)
             self._done = torch.cuda.Event()
@@ -42,7 +42,7 @@ class StepOutcome:
 
     @property
     def loss(self) -> float:
-        """Nats per pixel, the mean over the images of the global batch."""
+        """Nats per pixel, the mean over the global batch."""
         return self._read[0]
 
     @property
@@ -52,7 +52,7 @@ class StepOutcome:
 
     @property
     def finite(self) -> bool:
-        """Whether the weights were changed: with a loss or gradient that is not finite they are left as they were."""
+        """Whether the weights were updated; a step with a loss or gradient that is not finite is skipped."""
         return math.isfinite(self.loss) and math.isfinite(self.gradient_norm)
 
 
@@ -63,10 +63,10 @@ def losses(model: nn.Module, inputs: Inputs) -> Tensor:
 
 
 def settle(parallel: nn.Module, inputs: Inputs, config: PretrainConfig, worker: Worker) -> None:
-    """Compute a gradient for nothing, before the first step.
+    """Run one backward pass before the first step and discard its gradient.
 
-    After its first backward pass DDP lays out anew how it adds up gradients, and with three workers or more the sums
-    depend on that in their last bits: a run that was continued is to add up as one that never stopped.
+    DDP rebuilds its gradient buckets after the first backward pass, and with three or more workers the last bits of the
+    sums depend on the buckets. Without this, a resumed run would differ from an uninterrupted one.
     """
     if isinstance(parallel, DistributedDataParallel):
         with autocast(config, worker.device):
@@ -83,10 +83,10 @@ def train_step(
     config: PretrainConfig,
     worker: Worker,
 ) -> StepOutcome:
-    """Move the weights along the gradient of the mean loss over the global batch.
+    """Update the weights with the gradient of the mean loss over the global batch.
 
-    `micro_batches` make this worker's images one part after the other; the parts may differ in size, among workers
-    too, and every image counts alike. A GPU may still be at work when the outcome is returned.
+    `micro_batches` produce this worker's images; they may differ in size, also between workers, and every image has
+    the same weight. A GPU may still be at work when the outcome is returned.
     """
     for group in optimizer.param_groups:
         group["lr"] = rate
@@ -100,7 +100,7 @@ def train_step(
         with parallel.no_sync() if alone else nullcontext():  # type: ignore[operator]
             with autocast(config, worker.device):
                 loss = losses(parallel, inputs).sum()
-            # Gradients are averaged over the workers: times their number, so that it is the mean over the batch.
+            # Gradients are averaged over workers, so scale by their number to get the mean over the global batch.
             loss = loss * (worker.world_size / config.optimizer.global_batch)
             loss.backward()
         total += loss.detach()
@@ -121,7 +121,7 @@ def train_step(
 
 @torch.no_grad()
 def mean_loss(model: nn.Module, batches: Iterable[Inputs], config: PretrainConfig, worker: Worker) -> float:
-    """The mean loss over the images of a split, of which this worker has some batches; the same on every worker."""
+    """The mean loss over a split, given this worker's batches of it; equal on every worker."""
     totals = torch.zeros(2, dtype=torch.float64, device=worker.device)
     model.eval()
     for inputs in batches:

@@ -1,4 +1,4 @@
-"""How fast a training goes and what it waits for: the numbers that its reports carry beside the losses."""
+"""Throughput metrics of training: speed, utilization, and the share of time spent waiting for data."""
 
 import time
 from collections.abc import Iterator
@@ -15,9 +15,9 @@ _PRODUCTS = 10
 
 
 def product_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating point operations a second of a large matrix product: what the rate of a training is compared with."""
+    """Floating point operations per second of a large matrix product, the reference for utilization."""
     side = _PRODUCT_SIDE.get(device.type, _PRODUCT_SIDE["cpu"])
-    # A generator of its own: what training draws is to stay as it is.
+    # A separate generator, which leaves the random state of training unchanged.
     generator = torch.Generator(device).manual_seed(0)
     a, b = (torch.randn(side, side, device=device, generator=generator).to(dtype) for _ in range(2))
     seconds = []
@@ -32,12 +32,12 @@ def product_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 class Throughput:
-    """Times one worker's steps, and how much of them went into getting images."""
+    """Times the steps of a worker, and the time they wait for images."""
 
     def __init__(self, model: ModelConfig, config: PretrainConfig, worker: Worker) -> None:
         dtype = torch.bfloat16 if config.model.precision == "bfloat16" else torch.float32
         self._images, self._pixels, self._flops = config.optimizer.global_batch, model.positions, model.flops_per_image
-        self._attainable = worker.world_size * product_rate(worker.device, dtype) if worker.rank == 0 else 1.0
+        self._reference_flops = worker.world_size * product_rate(worker.device, dtype) if worker.rank == 0 else 1.0
         self._clear()
 
     def _clear(self) -> None:
@@ -45,7 +45,7 @@ class Throughput:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Time a step; evaluations and what else comes between steps do not count."""
+        """Time a step; evaluations and other work between steps is not counted."""
         began = time.perf_counter()
         yield
         self._seconds += time.perf_counter() - began
@@ -53,20 +53,20 @@ class Throughput:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Time what a step does until it has its images."""
+        """Time how long a step waits for its images."""
         began = time.perf_counter()
         yield
         self._waiting += time.perf_counter() - began
 
     def values(self) -> dict[str, float]:
-        """The metrics of the steps since the last call; of all workers, but for what this one waited."""
+        """Metrics over the steps since the last call, of all workers; `data_wait_share` is of this worker."""
         if not self._steps:
             return {}
         images = self._steps * self._images / self._seconds
         values = {
             "images_per_second": images,
             "tokens_per_second": images * self._pixels,
-            "flop_utilization": images * self._flops / self._attainable,
+            "flop_utilization": images * self._flops / self._reference_flops,
             "data_wait_share": self._waiting / self._seconds,
         }
         self._clear()

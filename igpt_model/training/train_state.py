@@ -1,4 +1,4 @@
-"""What a worker trains: the model, its parallel form, its optimizer, and the average of its weights."""
+"""The training state of a worker: model, parallel wrapper, optimizer, and the average of the weights."""
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from igpt_model.worker import Worker
 
 
 class Learner:
-    """Made alike on every worker: the initial weights are the parent's, or a function of the seed."""
+    """Initialized equally on every worker: the weights are the parent's, or a function of the seed."""
 
     def __init__(
         self, model_config: ModelConfig, config: PretrainConfig, worker: Worker, parent: ImageGPT | None = None
@@ -35,28 +35,28 @@ class Learner:
                 shard(self.average, worker)
         prepare_blocks(self.model, config)
         self.parallel = parallelize(self.model, worker, config)
-        # Only now: sharding gives the model other parameters.
+        # After sharding, which replaces the parameters of the model.
         self.optimizer = make_optimizer(self.model, config)
 
     @property
     def evaluated(self) -> ImageGPT:
-        """The model that is judged and kept: the average of the weights, where there is one."""
+        """The model to evaluate and save: the average of the weights if there is one."""
         return self.average or self.model
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that a checkpoint keeps of it, by name."""
+        """The tensors to store in a checkpoint, by name."""
         return checkpoint.tensors_of(self.model, self.optimizer, self.average)
 
-    def restore(self, found: Checkpoint, fetch: Fetch) -> None:
-        """Become what it was at a checkpoint; raises as Checkpoint.restore does."""
-        found.restore(self.model, self.optimizer, self.average, fetch)
+    def restore(self, saved: Checkpoint, fetch: Fetch) -> None:
+        """Load the state from a checkpoint; raises like Checkpoint.restore."""
+        saved.restore(self.model, self.optimizer, self.average, fetch)
 
     def settle(self, inputs: Inputs) -> None:
-        """Add up gradients from the first step on as in all later ones."""
+        """Make gradient sums reproducible from the first step on; see step.settle."""
         settle(self.parallel, inputs, self._config, self._worker)
 
     def follow(self, step: int) -> None:
-        """Move the average of the weights after a step (from 1)."""
+        """Update the average of the weights after a step (from 1)."""
         if self.average is not None and self._config.optimizer.ema_decay is not None:
-            weights = (list(model.parameters()) for model in (self.average, self.model))
-            update_average(*weights, decay=self._config.optimizer.ema_decay, step=step)
+            average, weights = list(self.average.parameters()), list(self.model.parameters())
+            update_average(average, weights, decay=self._config.optimizer.ema_decay, step=step)

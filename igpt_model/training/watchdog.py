@@ -1,6 +1,6 @@
-"""Ends a worker that makes no step: what its threads are doing is told first, and who started it starts it anew.
+"""Ends a worker that makes no progress, after reporting the stacks of its threads; its launcher restarts it.
 
-A collective whose partner is gone or stuck would wait for ever; each worker of the group finds so by itself.
+A collective whose peer is gone or stuck would wait forever; every worker detects this by itself.
 """
 
 import faulthandler
@@ -14,15 +14,15 @@ from typing import Any, Self
 
 from pipeline.background import Ended, in_background
 
-_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: to be tried again
-_TELLING_SECONDS = 40.0
+_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: temporary failure
+_REPORT_SECONDS = 40.0
 
 
 class Watchdog:
-    """In its context, `seconds` without a beat end the process, after `tell` has got its stacks; 0: never."""
+    """Within its block, ends the process after `seconds` without a beat (0: never); `report` gets the stacks first."""
 
-    def __init__(self, seconds: float, tell: Callable[[str], None]) -> None:
-        self._seconds, self._tell = seconds, tell
+    def __init__(self, seconds: float, report: Callable[[str], None]) -> None:
+        self._seconds, self._report = seconds, report
         self._last = time.monotonic()
         self._thread = in_background(self._watch, name="watchdog") if seconds else nullcontext()
 
@@ -35,31 +35,31 @@ class Watchdog:
         self._thread.__exit__(*error)
 
     def beat(self) -> None:
-        """Something was done."""
+        """Signal progress."""
         self._last = time.monotonic()
 
     def _watch(self, ended: Ended) -> None:
         period = min(1.0, self._seconds / 4)
-        looked = time.monotonic()
+        last_check = time.monotonic()
         while not ended(period):
             now = time.monotonic()
-            if now - looked > period + self._seconds / 4:
-                self._last = now  # the machine stood still, and whom this watches with it: its time begins anew
-            looked = now
+            if now - last_check > period + self._seconds / 4:
+                self._last = now  # the whole machine was suspended: restart the timeout
+            last_check = now
             if now - self._last > self._seconds:
-                # Whatever becomes of the telling, which may hang as well, the process ends.
-                teller = threading.Thread(target=self._tell_stacks, daemon=True)
-                teller.start()
-                teller.join(timeout=_TELLING_SECONDS)
+                # The report may hang as well; the process ends in any case.
+                reporter = threading.Thread(target=self._report_stacks, daemon=True)
+                reporter.start()
+                reporter.join(timeout=_REPORT_SECONDS)
                 os._exit(_EXIT_CODE)
 
-    def _tell_stacks(self) -> None:
+    def _report_stacks(self) -> None:
         with suppress(Exception):
-            self._tell(stacks())
+            self._report(stacks())
 
 
 def stacks() -> str:
-    """What each thread of this process is doing, innermost call first."""
+    """The stack of each thread of this process, innermost call first."""
     with tempfile.TemporaryFile("w+") as file:
         faulthandler.dump_traceback(file, all_threads=True)
         file.seek(0)

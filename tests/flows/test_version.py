@@ -1,4 +1,4 @@
-"""One version, in pyproject.toml, and the commit from what knows it."""
+"""The version from pyproject.toml, and the commit from the deployment, the checkout or pip's record."""
 
 import json
 import re
@@ -18,21 +18,21 @@ DECLARED = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["vers
 
 
 def git(folder: Path, *arguments: str) -> str:
-    identity = ("-c", "user.name=t", "-c", "user.email=t@localhost")
-    done = subprocess.run(["git", *identity, *arguments], cwd=folder, capture_output=True, text=True, check=True)
-    return done.stdout.strip()
+    identity = ["-c", "user.name=t", "-c", "user.email=t@localhost"]
+    ended = subprocess.run(["git", *identity, *arguments], cwd=folder, capture_output=True, text=True, check=True)
+    return ended.stdout.strip()
 
 
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A repository of one commit, which version.py takes for its own."""
+    """A repository of one commit that version.py uses as its checkout."""
     folder = tmp_path / "repository"
     folder.mkdir()
     git(folder, "init", "-q")
     (folder / "file").write_text("a")
     git(folder, "add", "file")
     git(folder, "commit", "-qm", "one")
-    git(folder, "tag", "v9.9")  # a tag's name is no commit
+    git(folder, "tag", "v9.9")  # must not replace the commit
     monkeypatch.setattr(version, "_CHECKOUT", folder)
     return folder
 
@@ -40,18 +40,18 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_program_prints_the_version_and_the_commit(igpt, checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("IGPT_GIT_COMMIT", raising=False)
     monkeypatch.setattr(metadata, "version", lambda name: {"igpt-pipeline": "1.2.3"}[name])
-    said = igpt("--version")
-    assert (said.code, said.out) == (0, f"igpt-pipeline 1.2.3, commit {git(checkout, 'rev-parse', 'HEAD')}\n")
+    ended = igpt("--version")
+    assert (ended.code, ended.out) == (0, f"igpt-pipeline 1.2.3, commit {git(checkout, 'rev-parse', 'HEAD')}\n")
     monkeypatch.setenv("IGPT_GIT_COMMIT", "c0ffee")
     assert igpt("--version").out == "igpt-pipeline 1.2.3, commit c0ffee\n"
 
 
-def test_a_checkout_with_changes_says_so(checkout: Path) -> None:
+def test_a_checkout_with_changes_is_dirty(checkout: Path) -> None:
     (checkout / "file").write_text("b")
     assert version.commit(None) == git(checkout, "rev-parse", "HEAD") + "-dirty"
 
 
-def test_without_a_checkout_it_is_what_pip_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_checkout_the_commit_is_the_one_pip_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recorded = {"url": "https://localhost/r.git", "vcs_info": {"vcs": "git", "commit_id": "beef"}}
     monkeypatch.setattr(version, "_CHECKOUT", tmp_path)
     for text, expected in ((json.dumps(recorded), "beef"), (json.dumps({"url": "file:///x"}), None), (None, None)):
@@ -60,13 +60,13 @@ def test_without_a_checkout_it_is_what_pip_recorded(tmp_path: Path, monkeypatch:
         assert version.commit(None) == expected
 
 
-def test_files_that_name_the_version_name_the_same() -> None:
-    named = {
+def test_all_files_with_a_version_have_the_same() -> None:
+    mentioned = {
         path: set(re.findall(r"igpt-pipeline:([0-9][0-9.]*)", path.read_text()))
         for path in (ROOT / "infra").rglob("*")
         if path.is_file()
     }
-    images = {path.name: versions for path, versions in named.items() if versions}
+    images = {path.name: versions for path, versions in mentioned.items() if versions}
     assert len(images) >= 5
     assert set().union(*images.values()) == {DECLARED}
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == DECLARED

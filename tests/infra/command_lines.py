@@ -1,4 +1,4 @@
-"""Command lines as the program they call parses them, so that an option that a new version drops is found by a test."""
+"""Parse command lines with the programs' own parsers, so that a test notices options that a new version drops."""
 
 import io
 import shlex
@@ -9,7 +9,7 @@ PROGRAMS = ("igpt", "mlflow", "prefect", "ray")
 
 
 def calls_in_script(script: str) -> Iterator[list[str]]:
-    """The calls of our programs in a shell script, word by word."""
+    """The words of each call of one of PROGRAMS in a shell script."""
     lexer = shlex.shlex(script.replace("\\\n", " ").replace("\n", " ; "), posix=True, punctuation_chars=";&|()")
     lexer.whitespace_split = True
     call: list[str] = []
@@ -23,13 +23,13 @@ def calls_in_script(script: str) -> Iterator[list[str]]:
 
 
 def parse(words: list[str]) -> None:
-    """Parse a command line with the program's own parser, which raises what it would refuse. Nothing is run."""
+    """Parse a command line with the program's own parser, without running it. Raises the parser's errors."""
     if words[0] == "prefect":
         from prefect.cli._app import _app
         from rich.console import Console
 
         quiet = {"exit_on_error": False, "print_error": False, "error_console": Console(file=io.StringIO())}
-        # The outer parser takes the session's options; the commands are the inner one's.
+        # The outer parser takes the session's options, the inner one the commands.
         session = _app.meta.parse_args(words[1:], **quiet)[1]
         _app.parse_args(list(session.args), **quiet)
         return

@@ -1,4 +1,4 @@
-"""What infra/monitoring/grafana-dashboard.json asks Prometheus for."""
+"""The Prometheus queries of infra/monitoring/grafana-dashboard.json."""
 
 import json
 import re
@@ -15,17 +15,17 @@ class Query:
     panel: str
     metrics: frozenset[str]
     labels: frozenset[str]
-    """By which its lines are named, or told apart."""
+    """The labels in its legend and its filters."""
 
 
 def queries() -> list[Query]:
     """Every query of the dashboard."""
-    found = []
+    result = []
     for panel in DASHBOARD["panels"]:
         for target in panel.get("targets", []):
             expression = target["expr"]
             labels = set(re.findall(r"{{(\w+)}}", target["legendFormat"]))
             labels |= set(re.findall(r"(\w+)=~", expression)) - {"job"}
             metrics = frozenset(re.findall(r"\bray_\w+", expression))
-            found.append(Query(panel["title"], metrics, frozenset(labels)))
-    return found
+            result.append(Query(panel["title"], metrics, frozenset(labels)))
+    return result

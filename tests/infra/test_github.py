@@ -1,4 +1,4 @@
-"""What lies in .github: workflows of least rights with pinned actions, forms, and that what they call is there."""
+"""The files of .github: workflows have minimal rights and pinned actions and call existing targets; forms are valid."""
 
 import re
 import shutil
@@ -35,7 +35,7 @@ def steps_of(path: Path) -> list[dict[str, Any]]:
     return [step for job in yaml.safe_load(path.read_text())["jobs"].values() for step in job["steps"]]
 
 
-def test_zizmor_has_nothing_to_say() -> None:
+def test_zizmor_reports_nothing() -> None:
     checked = zizmor(GITHUB)
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
@@ -49,7 +49,7 @@ def test_zizmor_has_nothing_to_say() -> None:
         (re.compile(r"run: make check .*"), "run: echo ${{ github.event.pull_request.title }}", "template-injection"),
     ],
 )
-def test_zizmor_sees_what_would_be_wrong(tmp_path: Path, right: re.Pattern[str], wrong: str, audit: str) -> None:
+def test_zizmor_reports_each_mistake(tmp_path: Path, right: re.Pattern[str], wrong: str, audit: str) -> None:
     shutil.copytree(GITHUB, tmp_path / ".github")
     path = tmp_path / ".github" / "workflows" / "checks.yml"
     text, count = right.subn(wrong, path.read_text())
@@ -61,13 +61,13 @@ def test_zizmor_sees_what_would_be_wrong(tmp_path: Path, right: re.Pattern[str],
 
 
 @pytest.mark.parametrize("schema", SCHEMAS)
-def test_files_have_the_form_that_github_reads(schema: str) -> None:
+def test_files_match_their_schemas(schema: str) -> None:
     command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", schema, *SCHEMAS[schema]]
     checked = subprocess.run(command, capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stdout
 
 
-def test_an_action_has_one_commit_everywhere_and_its_version_beside_it() -> None:
+def test_an_action_is_pinned_to_one_commit_with_its_version_beside_it() -> None:
     uses = [line.strip() for path in WORKFLOWS for line in path.read_text().splitlines() if "uses:" in line]
     pinned = [re.fullmatch(r"-? ?uses: ([\w./-]+)@([0-9a-f]{40}) # (v\d+\.\d+\.\d+)", line) for line in uses]
     assert None not in pinned, uses
@@ -83,7 +83,7 @@ def test_workflows_only_read() -> None:
         assert "secrets." not in path.read_text(), path
 
 
-def test_what_workflows_call_is_there() -> None:
+def test_workflows_call_existing_targets_and_files() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     scripts = "\n".join(step.get("run", "") for path in WORKFLOWS for step in steps_of(path))
     called = set(re.findall(r"\bmake ([a-z-]+)", scripts))
@@ -95,7 +95,7 @@ def test_what_workflows_call_is_there() -> None:
     assert [file for file in files if not (ROOT / file).exists()] == []
 
 
-def test_every_python_and_platform_that_is_supported_is_checked() -> None:
+def test_every_supported_python_and_platform_is_checked() -> None:
     matrix = yaml.safe_load((GITHUB / "workflows" / "checks.yml").read_text())["jobs"]["check"]["strategy"]["matrix"]
     oldest, newest = _PYTHONS
     assert matrix["python"] == [f"3.{minor}" for minor in range(oldest[1], newest[1] + 1)]
@@ -104,8 +104,8 @@ def test_every_python_and_platform_that_is_supported_is_checked() -> None:
     assert matrix["machine"] == ["ubuntu-24.04", "ubuntu-24.04-arm", "macos-14", "macos-15"]
 
 
-def test_the_form_for_bugs_asks_for_what_the_doctor_says() -> None:
+def test_the_bug_form_asks_for_the_output_of_igpt_doctor() -> None:
     form = yaml.safe_load((GITHUB / "ISSUE_TEMPLATE" / "bug.yml").read_text())
-    (asked,) = [field for field in form["body"] if field.get("id") == "doctor"]
-    assert "`igpt doctor`" in asked["attributes"]["label"]
-    assert asked["validations"] == {"required": True}
+    (field,) = [field for field in form["body"] if field.get("id") == "doctor"]
+    assert "`igpt doctor`" in field["attributes"]["label"]
+    assert field["validations"] == {"required": True}

@@ -1,6 +1,6 @@
-"""The files of infra/: what can be known about them without a container engine.
+"""Checks of the files in infra/ that need no container engine.
 
-Every command line is parsed by the program it calls, so that an option that a new version drops fails here.
+Every command line is parsed by the program it calls, so that a test notices options that a new version drops.
 """
 
 import asyncio
@@ -27,21 +27,21 @@ INFRA = ROOT / "infra"
 COMPOSE: dict[str, Any] = yaml.safe_load((INFRA / "compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 PREFECT: dict[str, Any] = yaml.safe_load((INFRA / "prefect.yaml").read_text())
-DEPLOYMENTS: dict[str, dict[str, Any]] = {each["name"]: each for each in PREFECT["deployments"]}
+DEPLOYMENTS: dict[str, dict[str, Any]] = {deployment["name"]: deployment for deployment in PREFECT["deployments"]}
 NIGHTLY: dict[str, Any] = DEPLOYMENTS["nightly"]
 REFRESH: dict[str, Any] = yaml.safe_load((INFRA / "refresh.yaml").read_text())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Instruction:
-    """One instruction of the Dockerfile, its continuation lines joined."""
+    """One instruction of the Dockerfile, with its continuation lines joined."""
 
     name: str
     text: str
 
     @property
     def words(self) -> list[str]:
-        """The arguments, of the JSON form or of the shell form."""
+        """The arguments, from the JSON form or the shell form."""
         return list(yaml.safe_load(self.text)) if self.text.startswith("[") else shlex.split(self.text)
 
 
@@ -52,12 +52,12 @@ def dockerfile() -> list[Instruction]:
 
 
 def interpolated(text: str) -> str:
-    """The text as Compose hands it on: the default of an optional variable, `word` for a required one, $ for $$."""
+    """Substitute variables as Compose does: the default of an optional one, `word` for a required one, $ for $$."""
     return VARIABLE.sub(lambda match: match["text"] if match["kind"] == "-" else "word", text).replace("$$", "$")
 
 
 def command_lines() -> list[tuple[str, list[str]]]:
-    """Every call of one of our programs, with the place it stands in."""
+    """Every call of one of PROGRAMS, with the place where it is written."""
     lists = [(f"command of {name}", service.get("command", [])) for name, service in SERVICES.items()]
     lists += [
         (f"health check of {name}", service["healthcheck"]["test"][1:])
@@ -65,16 +65,16 @@ def command_lines() -> list[tuple[str, list[str]]]:
         if "healthcheck" in service
     ]
     lists += [("Dockerfile", step.words) for step in dockerfile() if step.name in ("CMD", "ENTRYPOINT")]
-    found = []
+    calls = []
     for where, raw in lists:
         words = [interpolated(word) for word in raw]
-        scripts = calls_in_script(words[-1]) if words[:1] == ["bash"] else [words]
-        found += [(where, call) for call in scripts if call[:1] and call[0] in PROGRAMS]
-    return found
+        candidates = calls_in_script(words[-1]) if words[:1] == ["bash"] else [words]
+        calls += [(where, call) for call in candidates if call[:1] and call[0] in PROGRAMS]
+    return calls
 
 
 def is_ignored(path: str) -> bool:
-    """Whether .dockerignore keeps a path of the repository out of the build: the last pattern that matches decides."""
+    """Whether .dockerignore excludes a path of the repository from the build; the last matching pattern decides."""
     ignored = False
     parents = ["/".join(path.split("/")[: count + 1]) for count in range(path.count("/") + 1)]
     for line in (ROOT / ".dockerignore").read_text().splitlines():
@@ -91,15 +91,15 @@ def is_ignored(path: str) -> bool:
 
 
 @pytest.mark.parametrize(("where", "words"), command_lines(), ids=[" ".join(words[:3]) for _, words in command_lines()])
-def test_each_command_line_is_one_that_its_program_takes(where: str, words: list[str]) -> None:
+def test_each_command_line_is_accepted_by_its_program(where: str, words: list[str]) -> None:
     if words == ["igpt", "--help"]:
         with pytest.raises(SystemExit) as exited:
             from typer.exceptions import Exit
 
             try:
                 parse(words)
-            except Exit as asked:
-                raise SystemExit(asked.exit_code) from None
+            except Exit as ended:
+                raise SystemExit(ended.exit_code) from None
         assert exited.value.code == 0
         return
     parse(words)
@@ -159,7 +159,7 @@ def test_services_that_reach_each_other_share_a_network() -> None:
     for name, service in SERVICES.items():
         text = yaml.safe_dump([service.get("environment"), service.get("command")])
         for host in re.findall(r"(?://|@|address=|: )([a-z][a-z0-9-]*):\d+", interpolated(text)):
-            assert host in SERVICES, f"{name} calls {host}, which is no service"
+            assert host in SERVICES, f"{name} calls {host}, which is not a service"
             assert networks(name) & networks(host), f"{name} cannot reach {host}"
         assert networks(name) <= set(COMPOSE["networks"])
     assert networks("ray-worker").isdisjoint(networks("postgres"))
@@ -208,13 +208,13 @@ def test_every_variable_is_explained_and_every_secret_is_required() -> None:
     assert {"AWS_SECRET_ACCESS_KEY", "RAY_AUTH_TOKEN", "MLFLOW_DB_PASSWORD", "PREFECT_DB_PASSWORD"} <= set(required)
 
 
-def test_every_service_is_limited_and_ends_or_comes_back() -> None:
+def test_every_service_has_limits_and_a_restart_policy() -> None:
     for name, service in SERVICES.items():
         assert set(service["deploy"]["resources"]["limits"]) == {"cpus", "memory"}, name
         assert service["restart"] in ("unless-stopped", "on-failure:5"), name
 
 
-def test_every_node_and_driver_of_ray_carries_the_token() -> None:
+def test_every_ray_node_and_driver_has_the_token() -> None:
     for where, words in command_lines():
         if words[0] == "ray":
             environment = SERVICES[where.split()[-1]]["environment"]
@@ -230,7 +230,7 @@ def test_the_object_store_fits_into_shared_memory() -> None:
                 assert int(word.partition("=")[2]) < 0.9 * int(size[:-1]) * units[size[-1]], where
 
 
-def test_mlflow_answers_to_its_published_and_its_internal_name() -> None:
+def test_mlflow_accepts_its_published_and_its_internal_host_name() -> None:
     (allowed,) = [word for word in SERVICES["mlflow"]["command"] if word.startswith("--allowed-hosts=")]
     hosts = allowed.partition("=")[2].split(",")
     assert SERVICES["prefect-worker"]["environment"]["MLFLOW_TRACKING_URI"].removeprefix("http://") in hosts
@@ -238,7 +238,7 @@ def test_mlflow_answers_to_its_published_and_its_internal_name() -> None:
     assert "*" not in hosts
 
 
-def test_the_buckets_are_those_that_the_configs_name() -> None:
+def test_the_buckets_are_those_in_the_configs() -> None:
     script = SERVICES["buckets"]["command"][-1]
     compile(script, "buckets", "exec")
     (names,) = re.findall(r"for name in (\(.*\)):", script)
@@ -246,7 +246,7 @@ def test_the_buckets_are_those_that_the_configs_name() -> None:
     assert set(yaml.safe_load(names.replace("(", "[").replace(")", "]"))) == used
 
 
-def test_the_databases_are_those_that_the_servers_open() -> None:
+def test_the_databases_are_those_the_servers_open() -> None:
     script = COMPOSE["configs"]["postgres-databases"]["content"]
     for service, variable in (
         ("mlflow", "MLFLOW_BACKEND_STORE_URI"),
@@ -264,20 +264,20 @@ def test_the_databases_are_those_that_the_servers_open() -> None:
 # Dockerfile and .dockerignore
 
 
-def test_what_the_image_copies_is_there_and_not_ignored() -> None:
+def test_files_copied_into_the_image_exist_and_are_not_ignored() -> None:
     copied = set()
     for step in dockerfile():
         if step.name == "COPY" and "--from" not in step.text:
             for source in step.words[:-1]:
                 assert (ROOT / source).exists() and not is_ignored(source), source
                 copied.add(source)
-    found = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]["include"]
-    packages = {pattern.removesuffix("*") for pattern in found}
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    packages = {pattern.removesuffix("*") for pattern in setuptools["packages"]["find"]["include"]}
     assert packages | {"pyproject.toml", "constraints.txt", "requirements/image.txt", "README.md"} <= copied
 
 
 @pytest.mark.parametrize("path", [".git/config", "infra/.env", ".venv/bin/python", "flows/__pycache__/x.pyc", "tests"])
-def test_what_the_image_must_not_hold_is_ignored(path: str) -> None:
+def test_files_that_must_not_be_in_the_image_are_ignored(path: str) -> None:
     assert is_ignored(path)
 
 
@@ -302,33 +302,35 @@ def test_the_image_has_the_compiler_that_torch_compile_calls() -> None:
 # prefect.yaml and refresh.yaml
 
 
-def test_prefect_reads_the_file_as_it_is_meant() -> None:
+def test_prefect_reads_the_file_without_warnings_and_knows_every_field() -> None:
     from prefect.cli.deploy._config import _load_deploy_configs_and_actions
     from prefect.cli.deploy._models import DeploymentConfig, PrefectYamlModel, WorkPoolConfig
     from rich.console import Console
 
-    complaints = io.StringIO()
-    deployments, actions = _load_deploy_configs_and_actions(INFRA / "prefect.yaml", console=Console(file=complaints))
-    assert not complaints.getvalue()
+    warnings = io.StringIO()
+    deployments, actions = _load_deploy_configs_and_actions(INFRA / "prefect.yaml", console=Console(file=warnings))
+    assert not warnings.getvalue()
     assert actions == {"build": [], "push": [], "pull": []}
-    assert {each["name"] for each in deployments} == set(DEPLOYMENTS) == {"nightly", "watch", "weekly", "candidate"}
-    # Prefect ignores names that it does not know, so that a misspelt one would go unnoticed.
+    names = {deployment["name"] for deployment in deployments}
+    assert names == set(DEPLOYMENTS) == {"nightly", "watch", "weekly", "candidate"}
+    # Prefect ignores unknown names, so a misspelt one would go unnoticed.
     assert set(PREFECT) <= {field.alias or name for name, field in PrefectYamlModel.model_fields.items()}
-    for each in DEPLOYMENTS.values():
-        assert set(each) <= set(DeploymentConfig.model_fields)
-        assert set(each["work_pool"]) <= set(WorkPoolConfig.model_fields)
-        # A slot of Prefect's limits is lost with the server's memory, and its run with it (flows/scheduled.py).
-        assert "concurrency_limit" not in each
+    for deployment in DEPLOYMENTS.values():
+        assert set(deployment) <= set(DeploymentConfig.model_fields)
+        assert set(deployment["work_pool"]) <= set(WorkPoolConfig.model_fields)
+        # The slots of Prefect's limits live in the server's memory; a restart ends the runs (flows/scheduled.py).
+        assert "concurrency_limit" not in deployment
 
 
-def test_igpt_deploy_takes_the_file() -> None:
-    """Every flow is there and takes its parameters."""
+def test_igpt_deploy_accepts_the_file() -> None:
+    """Every flow can be imported and accepts its parameters."""
     from flows.prefect_ops.deployments import read
 
-    found = read(INFRA / "prefect.yaml")
-    assert {each.full_name for each in found} == {
-        *("scheduled-build/nightly", "scheduled-build/watch"),
-        *("scheduled-refresh/weekly", "scheduled-probe/candidate"),
+    assert {deployable.full_name for deployable in read(INFRA / "prefect.yaml")} == {
+        "scheduled-build/nightly",
+        "scheduled-build/watch",
+        "scheduled-refresh/weekly",
+        "scheduled-probe/candidate",
     }
 
 
@@ -348,18 +350,18 @@ def test_prefect_runs_the_nightly_build_once_a_night() -> None:
 
 
 def test_a_worker_serves_the_pool_of_every_deployment() -> None:
-    (pool,) = {each["work_pool"]["name"] for each in DEPLOYMENTS.values()}
+    (pool,) = {deployment["work_pool"]["name"] for deployment in DEPLOYMENTS.values()}
     (worker,) = [words for _, words in command_lines() if words[:3] == ["prefect", "worker", "start"]]
     assert f"--pool={pool}" in worker and "--type=process" in worker and "--limit=1" in worker
 
 
-def test_the_deployments_carry_the_example_config() -> None:
+def test_the_deployments_have_the_values_of_the_example_config() -> None:
     assert DEPLOYMENTS["weekly"]["parameters"] == {"config": REFRESH}
     for name in ("nightly", "watch"):
         assert DEPLOYMENTS[name]["parameters"]["config"] == REFRESH["dataset"]
 
 
-def test_the_example_config_is_one_that_the_project_loads() -> None:
+def test_the_example_config_loads() -> None:
     from flows.config.refresh import RefreshConfig
     from pipeline.typed_config.file import load
 
@@ -367,12 +369,12 @@ def test_the_example_config_is_one_that_the_project_loads() -> None:
     assert config.dataset.raw == REFRESH["dataset"]["raw"]
 
 
-def test_drivers_are_as_patient_with_mlflow_as_the_command_line() -> None:
-    assert settings.PATIENCE.items() <= COMPOSE["x-mlflow"].items()
-    assert settings.PATIENCE.items() <= SERVICES["prefect-worker"]["environment"].items()
+def test_drivers_retry_mlflow_requests_like_the_command_line() -> None:
+    assert settings.MLFLOW_RETRIES.items() <= COMPOSE["x-mlflow"].items()
+    assert settings.MLFLOW_RETRIES.items() <= SERVICES["prefect-worker"]["environment"].items()
 
 
-def test_passwords_guard_mlflow_and_prefect_and_reach_drivers_alone() -> None:
+def test_passwords_protect_mlflow_and_prefect_and_only_drivers_have_them() -> None:
     assert "--app-name=basic-auth" in SERVICES["mlflow"]["command"]
     assert "PREFECT_SERVER_API_AUTH_STRING" in SERVICES["prefect-server"]["environment"]
     for name, service in SERVICES.items():
@@ -382,4 +384,4 @@ def test_passwords_guard_mlflow_and_prefect_and_reach_drivers_alone() -> None:
         if "MLFLOW_TRACKING_URI" in environment:
             assert {"MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"} <= set(environment)
         if name.startswith("ray-"):
-            assert not [each for each in environment if each.startswith(("MLFLOW_TRACKING", "PREFECT"))]
+            assert not [variable for variable in environment if variable.startswith(("MLFLOW_TRACKING", "PREFECT"))]

@@ -1,7 +1,7 @@
-"""infra/kubernetes and infra/ray-cluster.yaml: what can be known about them without a cluster.
+"""Checks of infra/kubernetes and infra/ray-cluster.yaml that need no cluster.
 
-The objects of Kubernetes are checked with its own schemas; the RayCluster, whose schema no package carries, by the
-start parameters that Ray's parser takes and by the pods in it, which are Kubernetes's.
+Kubernetes objects are checked against its schemas. No package has the schema of the RayCluster: its start parameters
+are checked with Ray's parser, its pods as Kubernetes pods.
 """
 
 import re
@@ -22,19 +22,20 @@ FOLDER = ROOT / "infra" / "kubernetes"
 VERSIONS = ("1.31", "1.34")
 KUSTOMIZATION: dict[str, Any] = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())
 OBJECTS: list[dict[str, Any]] = [
-    each for name in KUSTOMIZATION["resources"] for each in yaml.safe_load_all((FOLDER / name).read_text())
+    item for name in KUSTOMIZATION["resources"] for item in yaml.safe_load_all((FOLDER / name).read_text())
 ]
-RAY: dict[str, Any] = next(each for each in OBJECTS if each["kind"] == "RayCluster")
-GROUPS = {"head": RAY["spec"]["headGroupSpec"]} | {each["groupName"]: each for each in RAY["spec"]["workerGroupSpecs"]}
+RAY: dict[str, Any] = next(item for item in OBJECTS if item["kind"] == "RayCluster")
+WORKER_GROUPS = RAY["spec"]["workerGroupSpecs"]
+GROUPS = {"head": RAY["spec"]["headGroupSpec"]} | {group["groupName"]: group for group in WORKER_GROUPS}
 MACHINES: dict[str, Any] = yaml.safe_load((ROOT / "infra" / "ray-cluster.yaml").read_text())
 
 
 def pods() -> Iterator[tuple[str, dict[str, Any], dict[str, str]]]:
-    """Every pod that the objects describe: its name, specification and labels."""
-    for each in OBJECTS:
-        template = each.get("spec", {}).get("template")
+    """The name, specification and labels of every pod that the objects describe."""
+    for item in OBJECTS:
+        template = item.get("spec", {}).get("template")
         if template:
-            yield each["metadata"]["name"], template["spec"], template["metadata"]["labels"]
+            yield item["metadata"]["name"], template["spec"], template["metadata"]["labels"]
     for name, group in GROUPS.items():
         yield f"ray {name}", group["template"]["spec"], group["template"]["metadata"]["labels"]
 
@@ -46,33 +47,32 @@ def containers() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def named(kind: str) -> set[str]:
-    return {each["metadata"]["name"] for each in OBJECTS if each["kind"] == kind}
+    return {item["metadata"]["name"] for item in OBJECTS if item["kind"] == kind}
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("each", OBJECTS, ids=lambda each: f"{each['kind']} {each['metadata']['name']}")
-def test_kubernetes_takes_each_object(each: dict[str, Any], version: str) -> None:
-    if each["kind"] != "RayCluster":
-        kubernetes_validate.validate(each, version, strict=True)
+@pytest.mark.parametrize("item", OBJECTS, ids=lambda item: f"{item['kind']} {item['metadata']['name']}")
+def test_each_object_matches_the_schema_of_kubernetes(item: dict[str, Any], version: str) -> None:
+    if item["kind"] != "RayCluster":
+        kubernetes_validate.validate(item, version, strict=True)
         return
     for name, group in GROUPS.items():
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": group["template"]["spec"]}
         kubernetes_validate.validate(pod, version, strict=True)
 
 
-def test_the_schemas_refuse_what_is_wrong() -> None:
+def test_the_schemas_refuse_an_invalid_object() -> None:
     service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "x"}, "spec": {"port": 1}}
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(service, VERSIONS[0], strict=True)
 
 
 def test_kustomize_finds_every_file() -> None:
-    assert {path.name for path in FOLDER.iterdir()} == {
-        *("kustomization.yaml", "deployments.yaml"),
-        *KUSTOMIZATION["resources"],
-    }
-    files = [name.partition("=")[2] for each in KUSTOMIZATION["configMapGenerator"] for name in each.get("files", [])]
-    assert files == ["deployments.yaml"]
+    files = {path.name for path in FOLDER.iterdir()}
+    assert files == {"kustomization.yaml", "deployments.yaml", *KUSTOMIZATION["resources"]}
+    generators = KUSTOMIZATION["configMapGenerator"]
+    generated = [name.partition("=")[2] for generator in generators for name in generator.get("files", [])]
+    assert generated == ["deployments.yaml"]
 
 
 @pytest.mark.parametrize(
@@ -86,12 +86,12 @@ def test_kustomize_finds_every_file() -> None:
     ],
     ids=lambda value: " ".join(value[:3]) if isinstance(value, list) else value,
 )
-def test_each_command_line_is_one_that_its_program_takes(where: str, words: list[str]) -> None:
+def test_each_command_line_is_accepted_by_its_program(where: str, words: list[str]) -> None:
     parse(words)
 
 
 @pytest.mark.parametrize("group", GROUPS)
-def test_ray_takes_the_start_parameters_of_each_group(group: str) -> None:
+def test_ray_accepts_the_start_parameters_of_each_group(group: str) -> None:
     flags = {"include-dashboard", "disable-usage-stats"}
     words = ["ray", "start", *(["--head"] if group == "head" else ["--address=ray-head-svc:6379"])]
     for name, value in GROUPS[group]["rayStartParams"].items():
@@ -107,7 +107,7 @@ def test_ray_takes_the_start_parameters_of_each_group(group: str) -> None:
             assert str(container[probe]["tcpSocket"]["port"]) == GROUPS[group]["rayStartParams"]["node-manager-port"]
 
 
-def test_the_version_of_ray_and_of_the_image_are_those_of_the_project() -> None:
+def test_ray_and_the_image_have_the_versions_of_the_project() -> None:
     locked = (ROOT / "constraints.txt").read_text()
     assert f"\nray=={RAY['spec']['rayVersion']}\n" in locked
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
@@ -116,7 +116,7 @@ def test_the_version_of_ray_and_of_the_image_are_those_of_the_project() -> None:
     assert MACHINES["docker"]["image"] == f"igpt-pipeline:{version}"
 
 
-def test_every_container_is_limited_and_runs_as_an_ordinary_user_without_rights() -> None:
+def test_every_container_has_limits_and_runs_as_an_unprivileged_user() -> None:
     for name, container in containers():
         assert set(container["resources"]["limits"]) >= {"cpu", "memory"}, name
         assert set(container["resources"]["requests"]) >= {"cpu", "memory"}, name
@@ -125,7 +125,7 @@ def test_every_container_is_limited_and_runs_as_an_ordinary_user_without_rights(
         assert pod["securityContext"]["runAsNonRoot"] is True and pod["securityContext"]["runAsUser"] > 0, name
 
 
-def test_secrets_stand_in_no_file_and_each_is_explained() -> None:
+def test_no_file_contains_a_secret_and_each_is_explained() -> None:
     readme = (ROOT / "infra" / "README.md").read_text()
     assert not named("Secret")
     for name, container in containers():
@@ -137,58 +137,60 @@ def test_secrets_stand_in_no_file_and_each_is_explained() -> None:
                 assert f"`{reference['key']}`" in readme, f"{reference['key']} is not explained in infra/README.md"
 
 
-def test_every_node_and_driver_of_ray_carries_the_token() -> None:
+def test_every_ray_node_and_driver_has_the_token() -> None:
     for name, container in containers():
-        variables = {each["name"] for each in container.get("env", [])}
+        variables = {variable["name"] for variable in container.get("env", [])}
         if "ray" in name or "RAY_ADDRESS" in variables:
             assert {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN"} <= variables, name
-    assert {each["name"] for each in RAY["spec"]["autoscalerOptions"]["env"]} == {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN"}
+    autoscaler = RAY["spec"]["autoscalerOptions"]["env"]
+    assert {variable["name"] for variable in autoscaler} == {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN"}
 
 
-def test_drivers_are_as_patient_with_mlflow_as_the_command_line() -> None:
+def test_drivers_retry_mlflow_requests_like_the_command_line() -> None:
     (worker,) = [container for name, container in containers() if name == "prefect-worker"]
-    told = {each["name"]: each.get("value") for each in worker["env"]}
-    assert settings.PATIENCE.items() <= told.items()
+    variables = {variable["name"]: variable.get("value") for variable in worker["env"]}
+    assert settings.MLFLOW_RETRIES.items() <= variables.items()
 
 
-def test_what_is_called_is_a_service_whose_port_leads_to_a_container() -> None:
-    services = {each["metadata"]["name"]: each["spec"] for each in OBJECTS if each["kind"] == "Service"}
+def test_every_called_address_is_a_service_whose_port_leads_to_a_container() -> None:
+    services = {item["metadata"]["name"]: item["spec"] for item in OBJECTS if item["kind"] == "Service"}
     for name, service in services.items():
-        (found,) = [pod for _, pod, labels in pods() if labels.items() >= service["selector"].items()]
-        open_ports = [port["containerPort"] for container in found["containers"] for port in container["ports"]]
+        (selected,) = [pod for _, pod, labels in pods() if labels.items() >= service["selector"].items()]
+        open_ports = [port["containerPort"] for container in selected["containers"] for port in container["ports"]]
         assert [port["targetPort"] for port in service["ports"]] == open_ports, name
-    known = {(name, port["port"]) for name, service in services.items() for port in service["ports"]}
-    known.add((f"{RAY['metadata']['name']}-head-svc", 6379))  # KubeRay makes it
+    addresses = {(name, port["port"]) for name, service in services.items() for port in service["ports"]}
+    addresses.add((f"{RAY['metadata']['name']}-head-svc", 6379))  # created by KubeRay
     for name, container in containers():
         for variable in container.get("env", []):
             for host, port in re.findall(r"(?://|^)([a-z][a-z-]+):(\d+)", variable.get("value", "")):
-                assert (host, int(port)) in known, f"{name} calls {host}:{port}"
+                assert (host, int(port)) in addresses, f"{name} calls {host}:{port}"
 
 
-def test_the_network_lets_through_what_is_called_and_no_task_to_a_database() -> None:
-    policies = {each["metadata"]["name"]: each["spec"] for each in OBJECTS if each["kind"] == "NetworkPolicy"}
+def test_the_network_policies_allow_every_call_and_no_task_to_reach_a_database() -> None:
+    policies = {item["metadata"]["name"]: item["spec"] for item in OBJECTS if item["kind"] == "NetworkPolicy"}
     assert policies["nobody"] == {"podSelector": {}, "policyTypes": ["Ingress"]}
 
     def matches(selector: dict[str, Any], labels: dict[str, str]) -> bool:
         expressions = selector.get("matchExpressions", [])
         return all(labels.get(k) == v for k, v in selector.get("matchLabels", {}).items()) and all(
-            labels.get(each["key"]) in each["values"] for each in expressions
+            labels.get(expression["key"]) in expression["values"] for expression in expressions
         )
 
     def may(caller: str, called: str, port: int) -> bool:
         """Whether a pod may open a connection to a port of another."""
-        known = {name: labels for name, _, labels in pods()}
+        labels_of = {name: labels for name, _, labels in pods()}
         directions = {"Ingress": (called, caller, "from"), "Egress": (caller, called, "to")}
         for kind, (own, other, key) in directions.items():
-            mine = [p for p in policies.values() if kind in p["policyTypes"] and matches(p["podSelector"], known[own])]
-            rules = [rule for policy in mine for rule in policy.get(kind.lower(), [])]
+            of_kind = [policy for policy in policies.values() if kind in policy["policyTypes"]]
+            applying = [policy for policy in of_kind if matches(policy["podSelector"], labels_of[own])]
+            rules = [rule for policy in applying for rule in policy.get(kind.lower(), [])]
             passing = [
                 rule
                 for rule in rules
-                if any(matches(peer["podSelector"], known[other]) for peer in rule[key] if "podSelector" in peer)
-                and port in [each["port"] for each in rule.get("ports", [{"port": port}])]
+                if any(matches(peer["podSelector"], labels_of[other]) for peer in rule[key] if "podSelector" in peer)
+                and port in [allowed["port"] for allowed in rule.get("ports", [{"port": port}])]
             ]
-            if mine and not passing:
+            if applying and not passing:
                 return False
         return True
 
@@ -202,13 +204,13 @@ def test_the_network_lets_through_what_is_called_and_no_task_to_a_database() -> 
     assert not may("prefect-worker", "postgres", 5432)
 
 
-def test_the_deployments_are_those_of_compose_on_gpus() -> None:
+def test_the_deployments_are_those_of_compose_with_gpus() -> None:
     from flows.prefect_ops.deployments import read
 
     ours, theirs = (
         yaml.safe_load(path.read_text()) for path in (FOLDER / "deployments.yaml", FOLDER / "../prefect.yaml")
     )
-    weekly = next(each for each in ours["deployments"] if each["name"] == "weekly")
+    weekly = next(deployment for deployment in ours["deployments"] if deployment["name"] == "weekly")
     training = weekly["parameters"]["config"]["pretrain"]
     execution = training["execution"]
     assert execution.pop("use_gpu") is True and training["model"].pop("precision") == "bfloat16"
@@ -220,7 +222,7 @@ def test_the_deployments_are_those_of_compose_on_gpus() -> None:
     assert group["minReplicas"] == execution["workers"] and limits["nvidia.com/gpu"] == "1" and limits["cpu"] == "8"
 
 
-def test_ray_up_takes_the_file_for_machines() -> None:
+def test_ray_up_accepts_the_file_for_machines() -> None:
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     validate_config(prepare_config(yaml.safe_load((ROOT / "infra" / "ray-cluster.yaml").read_text())))

@@ -1,4 +1,4 @@
-"""infra/monitoring: that what is scraped is what is served, and what is drawn is what is told."""
+"""infra/monitoring: Prometheus scrapes the ports that are served, and the dashboard draws existing metrics."""
 
 from pathlib import Path
 from typing import Any
@@ -24,34 +24,37 @@ def test_prometheus_scrapes_every_ray_node_of_compose() -> None:
         for name, service in COMPOSE["services"].items()
         if f"--metrics-export-port={PORT}" in " ".join(service.get("command", []))
     }
-    with_ray = {name for name, each in COMPOSE["services"].items() if "ray start" in " ".join(each.get("command", []))}
+    with_ray = {
+        name for name, service in COMPOSE["services"].items() if "ray start" in " ".join(service.get("command", []))
+    }
     assert set(scraped["names"]) == serving == with_ray == {"ray-head", "ray-worker", "prefect-worker"}
     assert scraped["port"] == PORT
     assert not any(str(PORT) in str(service.get("ports", "")) for service in COMPOSE["services"].values())
 
 
-def test_the_pod_monitor_finds_the_port_of_every_ray_pod_and_no_one_else_reaches_it() -> None:
+def test_the_pod_monitor_selects_the_port_of_every_ray_pod_and_only_prometheus_reaches_it() -> None:
     monitor = yaml.safe_load((MONITORING / "podmonitor.yaml").read_text())
     labels = monitor["spec"]["selector"]["matchLabels"].items()
     (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
     for name, pod, own in pods():
-        ports = {port["name"]: port["containerPort"] for each in pod["containers"] for port in each.get("ports", [])}
+        exposed = [port for container in pod["containers"] for port in container.get("ports", [])]
+        ports = {port["name"]: port["containerPort"] for port in exposed}
         assert (labels <= own.items()) == (endpoint["port"] in ports), name
         assert ports.get(endpoint["port"], PORT) == PORT
     assert f"metrics-export-port={PORT}" in (FOLDER / "prefect.yaml").read_text()
-    (policy,) = [each for each in OBJECTS if each["metadata"]["name"] == "metrics"]
+    (policy,) = [item for item in OBJECTS if item["metadata"]["name"] == "metrics"]
     (rule,) = policy["spec"]["ingress"]
     assert policy["spec"]["podSelector"]["matchLabels"].items() == labels
     assert rule["ports"] == [{"port": PORT}]
     assert [list(peer) for peer in rule["from"]] == [["namespaceSelector"]]
 
 
-def test_the_dashboard_draws_what_the_pipeline_tells() -> None:
-    told = {f"ray_igpt_{name}" for name in (*STAGE_GAUGES, *TRAINING_METRICS)}
+def test_the_dashboard_draws_the_metrics_of_the_pipeline() -> None:
+    exported = {f"ray_igpt_{name}" for name in [*STAGE_GAUGES, *TRAINING_METRICS]}
     drawn = set().union(*(query.metrics for query in queries()))
-    assert {name for name in drawn if name.startswith("ray_igpt_")} == told - {"ray_igpt_learning_rate"}
-    described = (ROOT / "infra" / "README.md").read_text()
-    assert all(f"`{name}`" in described for name in told)
+    assert {name for name in drawn if name.startswith("ray_igpt_")} == exported - {"ray_igpt_learning_rate"}
+    readme = (ROOT / "infra" / "README.md").read_text()
+    assert all(f"`{name}`" in readme for name in exported)
 
 
 def test_panels_do_not_overlap() -> None:

@@ -1,6 +1,6 @@
-"""MLflow as compose.yaml starts it, with passwords: who is let in, and what is said to whom is not.
+"""MLflow as compose.yaml starts it, with passwords: who gets access, and that no output shows a password.
 
-Prefect's password is tried in tests/integration/test_scheduled.py, where every client has it.
+tests/integration/test_scheduled.py covers Prefect's password.
 """
 
 import os
@@ -36,11 +36,11 @@ class Mlflow:
 
     @property
     def url(self) -> str:
-        """What clients are told."""
+        """The URL for clients."""
         return f"http://{HOST}:{self.port}"
 
     def get(self, path: str, headers: dict[str, str] | None = None) -> int:
-        """The status of an answer."""
+        """The HTTP status of a GET request."""
         try:
             with urllib.request.urlopen(urllib.request.Request(f"{self.url}{path}", headers=headers or {})) as answer:
                 return int(answer.status)
@@ -78,29 +78,29 @@ def mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mlflow]:
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
-    found = Mlflow(port=port, log=folder / "server.log")
-    process = launch_here(command, environment, found.log)
+    server = Mlflow(port=port, log=folder / "server.log")
+    process = launch_here(command, environment, server.log)
     try:
         deadline = time.monotonic() + 180
         while True:
             try:
-                runs.check_reachable(found.url)
+                runs.check_reachable(server.url)
                 break
             except IgptError:
-                assert process.poll() is None and time.monotonic() < deadline, found.log.read_text()[-3000:]
+                assert process.poll() is None and time.monotonic() < deadline, server.log.read_text()[-3000:]
                 time.sleep(0.5)
-        yield found
+        yield server
     finally:
         os.killpg(process.pid, 9)
         process.wait()
 
 
-def test_strangers_and_wrong_passwords_are_refused(mlflow: Mlflow) -> None:
+def test_missing_and_wrong_passwords_are_refused(mlflow: Mlflow) -> None:
     search = "/api/2.0/mlflow/experiments/get?experiment_id=0"
     assert mlflow.get("/health") == 200, "health checks have no password"
     assert mlflow.get(search) == 401
     assert mlflow.get(search, {"Authorization": "Basic aWdwdDp3cm9uZw=="}) == 401  # igpt:wrong
-    assert mlflow.get(search, {"Host": "evil.example:5000"}) == 403, "a name of somebody else's (DNS rebinding)"
+    assert mlflow.get(search, {"Host": "evil.example:5000"}) == 403, "a foreign host name (DNS rebinding)"
 
 
 CLIENT = """
@@ -114,30 +114,31 @@ print(client.create_run(client.create_experiment(sys.argv[1])).info.status)
 """
 
 
-def ask(mlflow: Mlflow, name: str, **variables: str) -> subprocess.CompletedProcess[str]:
+def create_run(mlflow: Mlflow, name: str, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "MLFLOW_TRACKING_URI": mlflow.url, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", **variables}
     return subprocess.run(
         [sys.executable, "-c", CLIENT, name], env=environment, cwd=ROOT, capture_output=True, text=True, check=False
     )
 
 
-def test_a_client_with_the_password_works_and_nobody_prints_it(mlflow: Mlflow) -> None:
-    known = ask(mlflow, "known", MLFLOW_TRACKING_USERNAME="igpt", MLFLOW_TRACKING_PASSWORD=PASSWORD)
-    assert known.returncode == 0, known.stderr
-    assert known.stdout.splitlines()[-1] == "RUNNING"
-    wrong = ask(mlflow, "wrong", MLFLOW_TRACKING_USERNAME="igpt", MLFLOW_TRACKING_PASSWORD=f"{PASSWORD}-no")
-    assert wrong.returncode != 0
-    assert "401" in wrong.stderr or "Unauthorized" in wrong.stderr or "not authenticated" in wrong.stderr
-    for said in (known.stdout, known.stderr, wrong.stdout, wrong.stderr, mlflow.log.read_text()):
-        assert PASSWORD not in said
+def test_a_client_with_the_password_works_and_no_output_shows_it(mlflow: Mlflow) -> None:
+    accepted = create_run(mlflow, "accepted", MLFLOW_TRACKING_USERNAME="igpt", MLFLOW_TRACKING_PASSWORD=PASSWORD)
+    assert accepted.returncode == 0, accepted.stderr
+    assert accepted.stdout.splitlines()[-1] == "RUNNING"
+    wrong = f"{PASSWORD}-no"
+    refused = create_run(mlflow, "refused", MLFLOW_TRACKING_USERNAME="igpt", MLFLOW_TRACKING_PASSWORD=wrong)
+    assert refused.returncode != 0
+    assert "401" in refused.stderr or "Unauthorized" in refused.stderr or "not authenticated" in refused.stderr
+    for output in (accepted.stdout, accepted.stderr, refused.stdout, refused.stderr, mlflow.log.read_text()):
+        assert PASSWORD not in output
 
 
 @pytest.mark.parametrize("name", ["PREFECT_API_URL", "MLFLOW_TRACKING_URI"])
 def test_an_address_that_carries_a_password_is_refused_without_repeating_it(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for each in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "RAY_ADDRESS"):
-        monkeypatch.setenv(each, "http://host:1234")
+    for variable in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "RAY_ADDRESS"):
+        monkeypatch.setenv(variable, "http://host:1234")
     monkeypatch.setenv(name, f"http://igpt:{PASSWORD}@host:1234")
     with pytest.raises(IgptError, match=f"{name} carries a password") as refused:
         settings.load()

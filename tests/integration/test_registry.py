@@ -317,7 +317,7 @@ def test_the_commands_list_compare_promote_and_roll_back(stack: Stack, tmp_path:
     for reference in ("commanded/1", "commanded@candidate"):
         promoted = igpt("models", "promote", reference)
         assert promoted.code == 0, promoted.err
-    assert "models:/commanded/2: is the champion now, version 1 was it before" in promoted.out
+    assert "models:/commanded/2: is the champion now, replacing version 1" in promoted.out
     assert "models:/commanded/1 is the champion again" in igpt("models", "rollback", "commanded").out
     palette = tmp_path / "palette.npy"
     assert igpt("models", "palette", "commanded@champion", str(palette)).code == 0

@@ -237,7 +237,7 @@ def test_deploy_refuses_what_no_flow_takes_in_a_line(production: Production, dig
     entry["parameters"]["config"]["resolution"] = "large"
     refused = production.deploy(entry)
     assert refused.code == 2
-    assert "scheduled-build does not take its parameters" in refused.err and "resolution" in refused.err
+    assert "scheduled-build does not accept its parameters" in refused.err and "resolution" in refused.err
     assert "Traceback" not in refused.err and len(refused.err.strip().splitlines()) == 1
     misspelt = production.deploy(build_entry(digits, "wrong", schedulse=[]))
     assert misspelt.code == 2 and "unknown field schedulse" in misspelt.err
@@ -456,7 +456,7 @@ def test_a_run_whose_process_died_and_that_nobody_follows_is_closed_by_the_serve
         wait_until(has_files("s3://datasets/silent-build/shards", 1), said=workers.said)
         doomed.kill()
         assert workers.state(dead)[0] == "RUNNING"
-        assert "has not been heard of for 31 s" in workers.wait(dead, "CRASHED", seconds=120)
+        assert "sent no heartbeat for 31 s" in workers.wait(dead, "CRASHED", seconds=120)
     finally:
         with workers.client():
             deployments.register_automations(None, print)

@@ -92,8 +92,8 @@ def test_a_process_of_ray_is_known_by_its_command_line_where_its_name_does_not_t
     ) as agent:
         assert agent.stdout is not None and agent.stdout.readline() == b"open\n"
         assert not psutil.Process(agent.pid).name().startswith("ray::")
-        assert [one.pid for one in process.strays(tmp_path / "home", ["ray"], tmp_path)] == [agent.pid]
-        assert process.strays(tmp_path / "home", ["ray"], tmp_path / "another") == []
+        assert [one.pid for one in process.service_processes(tmp_path / "home", ["ray"], tmp_path)] == [agent.pid]
+        assert process.service_processes(tmp_path / "home", ["ray"], tmp_path / "another") == []
         agent.communicate()
 
 

@@ -1,4 +1,4 @@
-"""The services of infra/compose.yaml without containers: their commands and variables as Compose would hand them on."""
+"""Read commands and variables of the services in infra/compose.yaml as Compose would pass them, to run without it."""
 
 import re
 from collections.abc import Mapping
@@ -9,12 +9,12 @@ from typing import Any
 import yaml
 
 FILE = Path(__file__).parents[2] / "infra" / "compose.yaml"
-# ${NAME}, ${NAME:-default} or ${NAME:?message}, unless the dollar sign is doubled
+# ${NAME}, ${NAME:-default} or ${NAME:?message}, unless the dollar sign is doubled.
 VARIABLE = re.compile(r"(?<!\$)\$\{(?P<name>\w+)(?::(?P<kind>[-?])(?P<text>[^}]*))?\}")
 
 
 def interpolate(text: str, variables: Mapping[str, str]) -> str:
-    """The text as Compose hands it on. Raises KeyError with the message of a required variable that is not given."""
+    """Substitute variables as Compose does. Raises KeyError with the message of a required variable that is not set."""
 
     def value(match: re.Match[str]) -> str:
         name, kind, default = match["name"], match["kind"], match["text"]
@@ -29,14 +29,14 @@ def interpolate(text: str, variables: Mapping[str, str]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class ComposeService:
-    """What one container runs."""
+    """The command and the variables of one container."""
 
     command: list[str]
     environment: dict[str, str]
 
 
 class Compose:
-    """The file with the variables of its .env."""
+    """The file, with the variables that .env would set."""
 
     def __init__(self, variables: Mapping[str, str]) -> None:
         self._variables = variables
@@ -44,10 +44,10 @@ class Compose:
 
     def service(self, name: str) -> ComposeService:
         """The command and the variables of a service."""
-        found = self._content["services"][name]
-        environment = found.get("environment", {})
+        service = self._content["services"][name]
+        environment = service.get("environment", {})
         return ComposeService(
-            command=[self._text(word) for word in found["command"]],
+            command=[self._text(word) for word in service["command"]],
             environment={key: self._text(value) for key, value in environment.items()},
         )
 

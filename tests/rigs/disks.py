@@ -1,4 +1,4 @@
-"""A disk of a few megabytes that can be filled to its last byte, for root on Linux: a file system in memory."""
+"""A tmpfs of a few megabytes to simulate a full disk. For root on Linux."""
 
 import errno
 import subprocess
@@ -9,18 +9,18 @@ from pathlib import Path
 
 @contextmanager
 def small_disk(folder: Path, *, mebibytes: int) -> Iterator[Path]:
-    """The folder as a disk of its own, empty; what lay there before is there again when the context ends."""
+    """Mount an empty tmpfs over a folder within the block; the folder's own files are hidden meanwhile."""
     folder.mkdir(parents=True, exist_ok=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "igpt-small-disk", str(folder)], check=True)
     try:
         yield folder
     finally:
-        # Lazily: a process that is ending may still have a file open.
+        # Lazy, because a process that is ending may still have a file open.
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def fill(disk: Path) -> None:
-    """Write until nothing more goes on the disk."""
+    """Write until the disk is full."""
     with (disk / "filler").open("wb", buffering=0) as file:
         for size in (1 << 20, 1 << 12, 1):
             try:

@@ -1,4 +1,4 @@
-"""Virtual environments with the packages that this interpreter has: with nothing of ours, with our wheel, or few."""
+"""Virtual environments with this interpreter's packages: without the project, with its wheel, or with few packages."""
 
 import os
 import shutil
@@ -20,10 +20,10 @@ sys.exit({attribute}())
 
 
 def without_us(folder: Path) -> Path:
-    """Make an environment in a folder; returns the folder of its programs.
+    """Create an environment without the project; returns the folder of its programs.
 
-    It sees the installed packages of this interpreter where they lie. An editable install of the project is no package
-    there but a .pth file, and those are read in an environment's own folder alone.
+    It uses the installed packages of this interpreter in place. An editable install of the project is a .pth file, and
+    Python ignores those outside of an environment's own folder.
     """
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     (own,) = folder.glob("lib/python*/site-packages")
@@ -33,7 +33,7 @@ def without_us(folder: Path) -> Path:
 
 
 def build_wheel(folder: Path) -> Path:
-    """Build the project's wheel from a copy of what a clean checkout has: setuptools would take what is in build/."""
+    """Build the project's wheel from a copy of the sources, because setuptools would include old files of build/."""
     source = folder / "source"
     source.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
@@ -46,24 +46,24 @@ def build_wheel(folder: Path) -> Path:
 
 
 def with_wheel(wheel: Path, folder: Path) -> Path:
-    """Make an environment like `without_us` and install a wheel there; returns the folder of its programs."""
+    """Create an environment like `without_us` with a wheel installed; returns the folder of its programs."""
     programs = without_us(folder)
     _pip("--python", str(programs / "python"), "install", "--no-deps", "--no-index", "--ignore-installed", str(wheel))
     return programs
 
 
 def with_requirements(requirements: Iterable[str], folder: Path) -> Path:
-    """Make an environment with some packages, all that they require and nothing else; returns its programs' folder.
+    """Create an environment with some packages and their requirements only; returns the folder of its programs.
 
-    What pip would make of them, with links to the files of the packages that are installed here: it takes a second.
-    Raises AssertionError when those do not satisfy a requirement.
+    The same as with pip, but with links to the files of the packages installed here, which takes a second.
+    Raises AssertionError when an installed package does not satisfy a requirement.
     """
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     (packages,) = folder.glob("lib/python*/site-packages")
     programs = folder / "bin"
     for package in _required(requirements):
         for file in package.files or []:
-            if ".." not in file.parts:  # programs, which know their interpreter
+            if ".." not in file.parts:  # those are programs, which contain the path of their interpreter
                 link = packages / file
                 link.parent.mkdir(parents=True, exist_ok=True)
                 link.symlink_to(str(package.locate_file(file)))
@@ -77,30 +77,31 @@ def with_requirements(requirements: Iterable[str], folder: Path) -> Path:
 
 
 def variables(programs: Path, home: Path) -> dict[str, str]:
-    """What a program of an environment is told: nothing of this process, and where the packages' programs are."""
+    """Variables for a program of an environment: none of this process's, and a PATH with the packages' programs."""
     path = f"{programs}:{Path(sys.executable).parent}:{os.defpath}"
     return {"PATH": path, "HOME": str(home), "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "OMP_NUM_THREADS": "1"}
 
 
 def _required(requirements: Iterable[str]) -> list[metadata.Distribution]:
-    """The packages that satisfy some requirements, and theirs, as they are installed here."""
+    """The installed packages that satisfy some requirements, with all their own requirements."""
     todo = [Requirement(line) for line in requirements]
     seen: dict[tuple[str, str], metadata.Distribution] = {}
     while todo:
-        wanted = todo.pop()
-        for extra in ("", *wanted.extras):
-            package = metadata.distribution(wanted.name)
-            assert wanted.specifier.contains(package.version, prereleases=True), f"{wanted}, not {package.version}"
+        requirement = todo.pop()
+        for extra in ("", *requirement.extras):
+            package = metadata.distribution(requirement.name)
+            satisfied = requirement.specifier.contains(package.version, prereleases=True)
+            assert satisfied, f"{requirement}, not {package.version}"
             if (package.name.lower(), extra) in seen:
                 continue
             seen[package.name.lower(), extra] = package
-            further = [Requirement(line) for line in package.requires or []]
-            todo += [each for each in further if each.marker is None or each.marker.evaluate({"extra": extra})]
+            required = [Requirement(line) for line in package.requires or []]
+            todo += [other for other in required if other.marker is None or other.marker.evaluate({"extra": extra})]
     return list({package.name: package for package in seen.values()}.values())
 
 
 def _pip(*arguments: str) -> None:
     command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"pip {arguments[0]} fails: {done.stderr}")
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    if ended.returncode:
+        raise RuntimeError(f"pip {arguments[0]} fails: {ended.stderr}")

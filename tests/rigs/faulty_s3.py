@@ -1,7 +1,7 @@
-"""An HTTP proxy before an S3 server that injects faults into a share of the requests, to see what clients survive.
+"""An HTTP proxy in front of an S3 server that injects faults into a share of the requests.
 
-Without a fault, requests and answers pass byte for byte, the Host header too, so that signatures stay valid. Which
-fault hits which request is decided in s3_faults.py; a context manager, and a thread of its own while that is open.
+Without a fault, requests and responses pass unchanged, including the Host header, so that signatures stay valid.
+s3_faults.py decides which fault hits which request. The proxy is a context manager and runs in its own thread.
 """
 
 import asyncio
@@ -27,18 +27,18 @@ _RST_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER on, for no time
 
 
 class FaultyS3:
-    """The proxy. Its methods are called from the test's thread."""
+    """The proxy. Its methods are to be called from the test's thread."""
 
     def __init__(self, upstream: str, *, address: str = "127.0.0.1") -> None:
-        """Stand before the S3 server at the URL `upstream`, at an address of this machine and a free port."""
+        """Create a proxy for the S3 server at the URL `upstream`, on a free port of an address of this machine."""
         parts = urlsplit(upstream)
         self._upstream = (parts.hostname or "", parts.port or 80)
-        # Bound as long as the proxy lives and never listening: it keeps the port while connections are refused.
+        # Bound but never listening: it reserves the port while connections are refused.
         self._holder = _bound_socket(address, 0)
         self._address: tuple[str, int] = self._holder.getsockname()
         self.url = f"http://{address}:{self._address[1]}"
         self.requests: Counter[tuple[str, str]] = Counter()
-        """Requests so far, by the client's address and the method."""
+        """Number of requests by client address and method."""
         self._injection = Injection(_NOTHING)
         self._server: asyncio.Server | None = None
         self._resuming: asyncio.TimerHandle | None = None
@@ -63,36 +63,36 @@ class FaultyS3:
 
     @contextmanager
     def inject(self, faults: Faults) -> Iterator[Injection]:
-        """Inject faults while the context is open."""
-        before, self._injection = self._injection, Injection(faults)
+        """Inject faults within the block."""
+        previous, self._injection = self._injection, Injection(faults)
         try:
             yield self._injection
         finally:
-            self._injection = before
+            self._injection = previous
 
     def stop(self) -> None:
-        """Refuse connections and reset those that are open, as when the server's process dies."""
+        """Refuse new connections and reset open ones, as when the server's process dies."""
         self._run(self._refuse())
 
     def resume(self) -> None:
-        """Accept connections again, at the same port."""
+        """Accept connections again, on the same port."""
         self._run(self._listen())
 
     def stop_for(self, seconds: float) -> None:
-        """Stop now, and accept connections again after so many seconds, unless stopped or resumed before that."""
+        """Stop, and resume after so many seconds, unless stopped or resumed before that."""
         self._run(self._refuse(seconds))
 
     def _run(self, coroutine: Coroutine[Any, Any, None]) -> None:
         asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout=30)
 
     async def _listen(self) -> None:
-        self._forget_to_resume()
+        self._cancel_resume()
         if self._server is None:
             listener = _bound_socket(*self._address)
             self._server = await asyncio.start_server(self._accept, sock=listener, limit=HEAD_BYTES)
 
     async def _refuse(self, seconds: float | None = None) -> None:
-        self._forget_to_resume()
+        self._cancel_resume()
         if seconds is not None:
             self._resuming = self._loop.call_later(seconds, lambda: self._loop.create_task(self._listen()))
         if self._server is not None:
@@ -101,7 +101,7 @@ class FaultyS3:
         for client in self._clients:
             client.reset()
 
-    def _forget_to_resume(self) -> None:
+    def _cancel_resume(self) -> None:
         if self._resuming is not None:
             self._resuming.cancel()
             self._resuming = None
@@ -114,17 +114,17 @@ class FaultyS3:
         await asyncio.gather(*others, return_exceptions=True)
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        # A task of our own: Python 3.11 reports those that asyncio makes here as failed when they are cancelled.
+        # Create the task here: Python 3.11 reports one that asyncio creates as failed when it is cancelled.
         task = self._loop.create_task(self._serve(reader, writer))
         self._serving.add(task)
         task.add_done_callback(self._serving.discard)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer the requests of one connection, one after the other."""
+        """Answer the requests of one connection in turn."""
         client = _Client(reader, writer, self._upstream)
         self._clients.add(client)
         try:
-            # A client or server that hangs up in the middle is no error of the proxy's: the other one is hung up on.
+            # If the client or the server hangs up, close the other connection too.
             with suppress(OSError, EOFError):
                 while (request := await read_head(reader)) is not None and await self._answer(client, request):
                     pass
@@ -133,7 +133,7 @@ class FaultyS3:
             client.hang_up()
 
     async def _answer(self, client: "_Client", request: Head) -> bool:
-        """Answer a request; tells whether the connection can take another one."""
+        """Answer a request; returns whether the connection can take another one."""
         method, target, _ = request.first_line
         self.requests[client.address, method] += 1
         injection = self._injection
@@ -142,25 +142,25 @@ class FaultyS3:
             return await client.answer(request)
         cut_off = None
         if fault is Fault.TRUNCATE:
-            cut_off = await client.ask(request)
+            cut_off = await client.forward(request)
             if cut_off[0].answer_framing(method) == 0:
-                fault = Fault.RESET  # there is nothing to cut off
+                fault = Fault.RESET  # there is no body to truncate
         elif fault is Fault.LOST_ANSWER:
-            await client.carry_out(request)
-        injection.counts[fault] += 1  # before the client can know
+            await client.forward_only(request)
+        injection.counts[fault] += 1  # before the client can see the fault
         if fault in _ANSWERS:
             return await client.refuse(request, *_ANSWERS[fault])
         if fault is Fault.STALL:
             await asyncio.sleep(injection.faults.stall_seconds)
         elif fault is Fault.TRUNCATE and cut_off is not None:
-            await client.tell_in_part(*cut_off)
+            await client.send_truncated(*cut_off)
         else:
             client.reset()
         return False
 
 
 class _Client:
-    """One client's connection, and the connection to the server that is kept for it alone."""
+    """One client's connection, and its own connection to the server."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, upstream: tuple[str, int]) -> None:
         self.address: str = writer.get_extra_info("peername")[0]
@@ -172,13 +172,13 @@ class _Client:
 
     def reset(self) -> None:
         """Close the client's connection with RST."""
-        # A socket that is closed already has no options to set.
+        # The socket may be closed already.
         with suppress(OSError):
             self._writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RST_ON_CLOSE)
         self._writer.transport.abort()
 
     def hang_up(self) -> None:
-        """Close both connections; what is written already is still sent to the client."""
+        """Close both connections; buffered data is still sent to the client."""
         if self._sending is not None:
             self._sending.cancel()
         if self._server is not None:
@@ -186,8 +186,8 @@ class _Client:
         self._writer.close()
 
     async def refuse(self, request: Head, status: str, code: str, message: str) -> bool:
-        """Answer with an error of S3's; tells whether the connection can take another request."""
-        # Who expects "100 Continue" sends no body when he gets an error instead.
+        """Answer with an S3 error; returns whether the connection can take another request."""
+        # A client that waits for "100 Continue" sends no body after an error.
         waits = "expect" in request.headers
         if not waits:
             async for _ in body_pieces(self._reader, request.request_framing()):
@@ -195,38 +195,38 @@ class _Client:
         body = f'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>{code}</Code><Message>{message}</Message></Error>'
         head = f"HTTP/1.1 {status}\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\n"
         head += "Connection: close\r\n\r\n" if waits else "\r\n"
-        await self._tell(head.encode() + (b"" if request.first_line[0] == "HEAD" else body.encode()))
+        await self._send(head.encode() + (b"" if request.first_line[0] == "HEAD" else body.encode()))
         return not waits and not request.closes
 
     async def answer(self, request: Head) -> bool:
-        """Pass a request on and the answer back; tells whether the connection can take another request."""
-        answer, body = await self.ask(request)
-        await self._tell(answer.raw)
+        """Forward a request and return the answer; returns whether the connection can take another request."""
+        answer, body = await self.forward(request)
+        await self._send(answer.raw)
         async for piece in body:
-            await self._tell(piece)
-        # A server may answer without reading the body: what is left of that must not be taken for the next request.
+            await self._send(piece)
+        # The server may answer without reading the body; its rest must not be taken for the next request.
         assert self._sending is not None
         await asyncio.wait({self._sending}, timeout=1)
         endless = answer.answer_framing(request.first_line[0]) == "endless"
         return self._sending.done() and not (request.closes or answer.closes or endless)
 
-    async def tell_in_part(self, answer: Head, body: AsyncIterator[bytes]) -> None:
-        """Pass an answer back without its end."""
-        await self._tell(answer.raw)
+    async def send_truncated(self, answer: Head, body: AsyncIterator[bytes]) -> None:
+        """Send an answer without its end."""
+        await self._send(answer.raw)
         last = b""
         async for piece in body:
-            await self._tell(last)
+            await self._send(last)
             last = piece
-        await self._tell(last[: len(last) // 2])
+        await self._send(last[: len(last) // 2])
 
-    async def carry_out(self, request: Head) -> None:
-        """Pass a request on and keep the answer from the client."""
-        _, body = await self.ask(request)
+    async def forward_only(self, request: Head) -> None:
+        """Forward a request and drop the answer."""
+        _, body = await self.forward(request)
         async for _ in body:
             pass
 
-    async def ask(self, request: Head) -> tuple[Head, AsyncIterator[bytes]]:
-        """Pass a request on; returns the head of the answer, and its body as it arrives."""
+    async def forward(self, request: Head) -> tuple[Head, AsyncIterator[bytes]]:
+        """Forward a request; returns the head of the answer, and its body as it arrives."""
         if self._server is None or self._server[0].at_eof():
             self._server = await asyncio.open_connection(*self._upstream, limit=HEAD_BYTES)
         reader, writer = self._server
@@ -235,7 +235,7 @@ class _Client:
         while (answer := await read_head(reader)) is not None:
             if answer.status >= 200:
                 return answer, body_pieces(reader, answer.answer_framing(request.first_line[0]))
-            await self._tell(answer.raw)  # 100 Continue: the client sends the body only now
+            await self._send(answer.raw)  # 100 Continue: the client sends the body only now
         raise ConnectionResetError("the server has hung up")
 
     async def _send_body(self, request: Head, writer: asyncio.StreamWriter) -> None:
@@ -244,17 +244,17 @@ class _Client:
                 writer.write(piece)
                 await writer.drain()
         except (OSError, EOFError):
-            writer.transport.abort()  # so that nobody waits for the answer to half a request
+            writer.transport.abort()  # otherwise the server would wait for the rest of the request
 
-    async def _tell(self, data: bytes) -> None:
+    async def _send(self, data: bytes) -> None:
         self._writer.write(data)
         await self._writer.drain()
 
 
 def _bound_socket(address: str, port: int) -> socket.socket:
-    # The protocol by name: only then asyncio switches Nagle's algorithm off, which costs 40 ms a small answer.
+    # With an explicit protocol, or asyncio does not disable Nagle's algorithm, which costs 40 ms per small answer.
     bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    # REUSEPORT: both the socket that keeps the port and the one that listens are bound to it.
+    # REUSEPORT, because the reserving socket and the listening one are bound to the same port.
     for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
         bound.setsockopt(socket.SOL_SOCKET, option, 1)
     bound.bind((address, port))

@@ -1,4 +1,4 @@
-"""What tests share: a PostgreSQL server, a Ray, our wheel, and the rig: three Ray nodes, and S3 behind a proxy."""
+"""Shared fixtures: a PostgreSQL server, a Ray cluster, the wheel, and the rig of three Ray nodes and a faulty S3."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,26 +18,26 @@ from tests.rigs.s3_server import S3Server, launch_here, serve
 
 @dataclass(frozen=True, kw_only=True)
 class Rig:
-    """What stands while the session lasts."""
+    """The rig, which runs for the whole session."""
 
     network: Network
     s3: S3Server
-    """The server, in a host of its own."""
+    """The server, on its own host."""
     proxy: FaultyS3
-    """Stands between the server and everything else, at this machine's address in the network."""
+    """The proxy that all clients of the server use, at this machine's address in the network."""
     nodes: RayNodes
     """Three nodes of one CPU each; their workers use S3 through the proxy."""
 
     @property
     def hosts(self) -> list[Host]:
-        """The hosts of the three nodes; the first has the head."""
+        """The hosts of the three nodes; the first runs the head."""
         return self.nodes.hosts
 
 
 @pytest.fixture(scope="module")
 def own_ray() -> Iterator[None]:
-    """This process is the driver of a Ray with two CPUs, which ends with the module."""
-    import ray  # it reads its variables once, and other modules set them
+    """Make this process the driver of a Ray cluster with two CPUs, for one module."""
+    import ray  # not at the top: it reads its variables at import, after other modules have set them
 
     ray.shutdown()
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
@@ -47,13 +47,13 @@ def own_ray() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def needs_hosts() -> None:
-    """Skips where hosts cannot be made, and says why."""
+    """Skip the test, with the reason, if hosts cannot be created here."""
     machine.require("hosts")
 
 
 @pytest.fixture(scope="session")
 def whole_rig(needs_hosts: None) -> Iterator[Rig]:
-    """The rig, started once; tests ask for `rig`."""
+    """The rig, started once; tests use `rig`."""
     with Network() as network:
         storage, *hosts = [network.add(label) for label in ("s3", "ray1", "ray2", "ray3")]
         with (
@@ -67,14 +67,14 @@ def whole_rig(needs_hosts: None) -> Iterator[Rig]:
 
 @pytest.fixture
 def rig(whole_rig: Rig) -> Rig:
-    """The rig with all three nodes alive, whatever the test before has done to them."""
+    """The rig with all three nodes alive; nodes that an earlier test has lost are restored."""
     whole_rig.nodes.heal()
     return whole_rig
 
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
-    """A PostgreSQL server on loopback, started once; each test makes a database of its own."""
+    """A PostgreSQL server on loopback, started once; each test creates its own database."""
     machine.require("postgres")
     with PostgresData() as data, data.serve(HOST, free_port(), launch_here) as server:
         yield server
@@ -88,5 +88,5 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def wheel_programs(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The programs of an environment with the wheel, and with the packages of this one."""
+    """The programs of an environment with the wheel and this interpreter's packages."""
     return with_wheel(wheel, tmp_path_factory.mktemp("installed"))

@@ -1,7 +1,7 @@
-"""Several hosts on one machine: network namespaces with addresses of their own, cabled to one switch.
+"""Several hosts on one machine: network namespaces with their own addresses, connected to one switch.
 
-For root on Linux with iproute2; `why_not` tells what is missing. Everything that a network makes carries its tag, and a
-process belongs to the host in whose namespace it runs, so nothing is ever ended that was not started here.
+For root on Linux with iproute2; `why_not` returns what is missing. Everything that a network creates carries its tag,
+and a process belongs to the host in whose namespace it runs, so only processes started here are ended.
 """
 
 import fcntl
@@ -26,32 +26,32 @@ from typing import IO, Self
 
 _PREFIX = "igpt"
 _TAG = re.compile(rf"\b{_PREFIX}[0-9a-f]{{6}}\b")
-# Root's own folder. A session holds the lock of its file here as long as it lives; the kernel frees it in any case.
+# A live session holds a lock on its file here; the kernel releases it when the session ends for any reason.
 _SESSIONS = Path("/run/igpt-hosts")
-_HOSTS_FILES = Path("/etc/netns")  # `ip netns exec` lays the files in a namespace's folder here over those of /etc
+_HOSTS_FILES = Path("/etc/netns")  # `ip netns exec` mounts the files of a namespace's folder here over those of /etc
 _SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _SWITCH = "sw"
 _KILL_SECONDS = 10
 
 
 class Host:
-    """A host: a namespace with one cabled interface, a folder, and the processes that run in it."""
+    """A host: a namespace with one connected interface, a folder, and its processes."""
 
     def __init__(self, *, namespace: str, switch: str, port: str, address: str, folder: Path) -> None:
         self.namespace = namespace
         self.address = address
         self.folder = folder
-        """Its own files, under a path short enough for Ray's sockets; HOME of its processes."""
+        """Its files, and the HOME of its processes, at a path short enough for Ray's sockets."""
         self.is_lost = False
-        """Whether it was removed and is not plugged in yet."""
+        """Whether it was removed and not connected again."""
         self._switch = switch
         self._port = port
         self._children: list[subprocess.Popen[bytes]] = []
 
     def start(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
-        """Start a command in a process session of its own; what it prints is appended to the log.
+        """Start a command in its own process session; its output is appended to the log.
 
-        It sees the given variables, PATH and HOME, and nothing of this process's environment.
+        Its environment has the given variables, PATH and HOME, and nothing of this process's environment.
         """
         with log.open("ab") as file:
             child = subprocess.Popen(
@@ -69,7 +69,7 @@ class Host:
     def run(
         self, command: Sequence[str], environment: Mapping[str, str], *, seconds: float = 60
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command to its end; otherwise as `start`, with what it prints in the result."""
+        """Like `start`, but wait for the end of the command; the result has its output."""
         return subprocess.run(
             [*_inside(self.namespace), *command],
             env=self._environment(environment),
@@ -87,11 +87,11 @@ class Host:
         return {"PATH": path, "HOME": str(self.folder), "LANG": "C.UTF-8", **variables}
 
     def processes(self) -> list[int]:
-        """The ids of all processes that run in it, whoever started them."""
+        """The ids of all processes that run in its namespace."""
         return _processes(self.namespace)
 
     def remove(self, *, unplug: bool = True, kill: bool = True) -> None:
-        """Take it away abruptly: pull its cable, then kill its processes, unheard by others; or only one of them."""
+        """Lose the host: disconnect it, then kill its processes, so that no other host notices; or only one of both."""
         self.is_lost = True
         if unplug:
             _ip("-n", self._switch, "link", "set", self._port, "down")
@@ -99,12 +99,12 @@ class Host:
             self.kill()
 
     def plug(self) -> None:
-        """Put its cable back."""
+        """Connect it again."""
         _ip("-n", self._switch, "link", "set", self._port, "up")
         self.is_lost = False
 
     def kill(self) -> None:
-        """End all of its processes with SIGKILL."""
+        """Kill all its processes."""
         _kill(self.namespace)
         for child in self._children:
             child.wait(timeout=_KILL_SECONDS)
@@ -112,7 +112,7 @@ class Host:
 
 
 class Network:
-    """Hosts on one switch, to which this machine is cabled too; gone with all their processes when the context ends."""
+    """Hosts on one switch, which this machine is connected to as well; all are removed when the context ends."""
 
     def __init__(self) -> None:
         self.hosts: list[Host] = []
@@ -120,7 +120,7 @@ class Network:
     def __enter__(self) -> Self:
         sweep()
         with _exclusively():
-            # Under the lock, so that no other session chooses the same range, or sweeps what is half made.
+            # Under the lock, so that no other session chooses the same range, or removes an unfinished network.
             self.tag = f"{_PREFIX}{secrets.token_hex(3)}"
             self._session = _hold_session(self.tag)
             try:
@@ -137,7 +137,7 @@ class Network:
             self._remove()
 
     def add(self, label: str) -> Host:
-        """Add a host; its label is at most 4 characters and goes into its names."""
+        """Add a host; its label, of at most 4 characters, is part of its namespace's name."""
         host = Host(
             namespace=f"{self.tag}-{label}",
             switch=self._switch,
@@ -148,23 +148,23 @@ class Network:
         host.folder.mkdir()
         _ip("netns", "add", host.namespace)
         self.hosts.append(host)
-        self._cable(label, namespace=host.namespace, interface="eth0", address=host.address)
+        self._connect(label, namespace=host.namespace, interface="eth0", address=host.address)
         _ip("-n", host.namespace, "link", "set", "lo", "up")
         return host
 
     def name(self, names: Mapping[str, Host]) -> None:
-        """Let the hosts be found by names, as the containers of a network are; to be called before anything runs.
+        """Give the hosts names, like the containers of a network; to be called before anything runs.
 
-        Each host also gets a way out through this machine, which leads nowhere: programs that look which address a
-        connection to the internet would come from find the host's own.
+        Each host also gets a default route through this machine, which leads nowhere: programs that look up the source
+        address of a connection to the internet then find the host's own.
         """
         lines = ["127.0.0.1 localhost", *(f"{host.address} {name}" for name, host in names.items())]
         for host in self.hosts:
             folder = _HOSTS_FILES / host.namespace
             folder.mkdir(parents=True, exist_ok=True)
-            own = f"{host.address} {socket.gethostname()}"  # the machine's name, by which a program finds itself
+            own = f"{host.address} {socket.gethostname()}"  # programs look up their own address by the machine's name
             (folder / "hosts").write_text("\n".join([*lines, own, ""]))
-            (folder / "resolv.conf").write_text("nameserver 127.0.0.1\n")  # nobody is there, and that is known at once
+            (folder / "resolv.conf").write_text("nameserver 127.0.0.1\n")  # refuses at once, instead of a timeout
             _ip("-n", host.namespace, "route", "add", "default", "via", self.address)
 
     def _make_switch(self) -> None:
@@ -172,21 +172,21 @@ class Network:
         self.folder.mkdir(mode=0o700)
         self._range = _free_range()
         self.address = str(self._range[1])
-        """This machine's address on the switch; what shall be reached from the hosts listens there."""
-        # The bridge has a namespace of its own too: the machine's firewall has no say in what passes it.
+        """This machine's address on the switch; servers for the hosts listen on it."""
+        # The bridge has its own namespace, so that the machine's firewall does not filter its traffic.
         self._switch = f"{self.tag}-{_SWITCH}"
         _ip("netns", "add", self._switch)
         _ip("-n", self._switch, "link", "add", "bridge", "type", "bridge")
         _ip("-n", self._switch, "link", "set", "bridge", "up")
-        self._cable("here", namespace=None, interface=self.tag, address=self.address)
+        self._connect("here", namespace=None, interface=self.tag, address=self.address)
 
-    def _cable(self, port: str, *, namespace: str | None, interface: str, address: str) -> None:
-        """Lay a cable from a port of the switch to an interface of a namespace; None is that of this process."""
-        here = ("-n", namespace) if namespace is not None else ()
-        _ip(*here, "link", "add", interface, "type", "veth", "peer", "name", port, "netns", self._switch)
+    def _connect(self, port: str, *, namespace: str | None, interface: str, address: str) -> None:
+        """Connect a port of the switch to a new interface of a namespace; None is that of this process."""
+        inside = [] if namespace is None else ["-n", namespace]
+        _ip(*inside, "link", "add", interface, "type", "veth", "peer", "name", port, "netns", self._switch)
         _ip("-n", self._switch, "link", "set", port, "master", "bridge", "up")
-        _ip(*here, "address", "add", f"{address}/{self._range.prefixlen}", "dev", interface)
-        _ip(*here, "link", "set", interface, "up")
+        _ip(*inside, "address", "add", f"{address}/{self._range.prefixlen}", "dev", interface)
+        _ip(*inside, "link", "set", interface, "up")
 
     def _remove(self) -> None:
         for host in self.hosts:
@@ -197,7 +197,7 @@ class Network:
 
 @functools.cache
 def why_not() -> str | None:
-    """Why hosts cannot be made here, in a line; None when they can."""
+    """Why hosts cannot be created here, in one line; None if they can."""
     if sys.platform != "linux":
         return "platform: network namespaces are Linux's"
     if os.geteuid() != 0:
@@ -206,14 +206,14 @@ def why_not() -> str | None:
         return "network namespaces need the program ip: on Debian install iproute2"
     try:
         with Network() as network:
-            tried = network.add("try").run(["true"], {})
+            result = network.add("try").run(["true"], {})
     except (OSError, RuntimeError) as error:
-        return f"network namespaces cannot be made: {error}"
-    return None if tried.returncode == 0 else f"nothing can be run in a network namespace: {tried.stderr.strip()}"
+        return f"network namespaces cannot be created: {error}"
+    return None if result.returncode == 0 else f"nothing can be run in a network namespace: {result.stderr.strip()}"
 
 
 def sweep() -> None:
-    """Remove what sessions left that are dead; nothing of those that live."""
+    """Remove the networks of dead sessions, and none of live ones."""
     _SESSIONS.mkdir(mode=0o700, exist_ok=True)
     with _exclusively():
         for tag in _tags():
@@ -224,13 +224,13 @@ def sweep() -> None:
 
 
 def _tags() -> set[str]:
-    """The tags of all networks of which anything is left."""
-    left = "\n".join([_ip("netns", "list"), _ip("-o", "link", "show"), *(path.name for path in _SESSIONS.iterdir())])
-    return set(_TAG.findall(left))
+    """The tags of all networks that have a namespace, an interface or a lock file."""
+    sessions = [path.name for path in _SESSIONS.iterdir()]
+    return set(_TAG.findall("\n".join([_ip("netns", "list"), _ip("-o", "link", "show"), *sessions])))
 
 
 def _hold_session(tag: str) -> IO[bytes]:
-    """Hold the lock that says that the session of a network lives. Raises BlockingIOError when somebody holds it."""
+    """Hold the lock that marks the session of a network as alive. Raises BlockingIOError if a process holds it."""
     file = (_SESSIONS / tag).open("ab")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -244,7 +244,7 @@ def _remove(tag: str) -> None:
     namespaces = [line.split()[0] for line in _ip("netns", "list").splitlines() if line.startswith(f"{tag}-")]
     for name in namespaces:
         _kill(name)
-    # The cables first: those of a deleted namespace go some time later.
+    # The interface first: those of a deleted namespace disappear some time later.
     if f" {tag}@" in _ip("-o", "link", "show"):
         _ip("link", "delete", tag)
     for name in namespaces:
@@ -263,7 +263,7 @@ def _processes(namespace: str) -> list[int]:
 
 
 def _kill(namespace: str) -> None:
-    """End every process of a namespace, also those that are started meanwhile."""
+    """Kill every process of a namespace, including those that are started meanwhile."""
     deadline = time.monotonic() + _KILL_SECONDS
     while alive := _processes(namespace):
         for pid in alive:
@@ -277,7 +277,7 @@ def _kill(namespace: str) -> None:
 def _free_range() -> ipaddress.IPv4Network:
     """A range of addresses that no route of this machine touches.
 
-    Of 198.18.0.0/15, which is set aside for tests of networks (RFC 2544): no real network has it.
+    It is part of 198.18.0.0/15, which is reserved for network tests (RFC 2544).
     """
     routes = json.loads(_ip("-json", "-4", "route", "show", "table", "all"))
     taken = [ipaddress.ip_network(route["dst"], strict=False) for route in routes if route["dst"] != "default"]
@@ -298,11 +298,11 @@ def _program() -> str:
 
 
 def _ip(*arguments: str) -> str:
-    """Run `ip`. Raises RuntimeError with its complaint."""
-    done = subprocess.run([_program(), *arguments], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise RuntimeError(f"ip {' '.join(arguments)}: {done.stderr.strip()}")
-    return done.stdout
+    """Run `ip`. Raises RuntimeError with its error message."""
+    ended = subprocess.run([_program(), *arguments], capture_output=True, text=True, check=False)
+    if ended.returncode != 0:
+        raise RuntimeError(f"ip {' '.join(arguments)}: {ended.stderr.strip()}")
+    return ended.stdout
 
 
 @contextmanager

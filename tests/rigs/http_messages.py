@@ -1,4 +1,4 @@
-"""HTTP/1.1 messages on asyncio streams, read as they are to be passed on: heads whole, bodies in pieces."""
+"""Read HTTP/1.1 messages from asyncio streams for a proxy: whole heads, and bodies in pieces."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -8,7 +8,7 @@ from typing import Literal
 HEAD_BYTES = 256 * 1024
 _PIECE_BYTES = 64 * 1024
 
-Framing = int | Literal["chunked", "endless"]  # the bytes of a body, or how its end is told
+Framing = int | Literal["chunked", "endless"]  # the bytes of a body, or how its end is signalled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +16,7 @@ class Head:
     """The first line and the headers of a request or an answer."""
 
     raw: bytes
-    """All of it as it came, with the empty line at its end."""
+    """Its bytes, including the empty line at the end."""
     first_line: tuple[str, str, str]
     """Method, target and version of a request; version, status and reason of an answer."""
     headers: dict[str, str]
@@ -33,11 +33,11 @@ class Head:
         return self.headers.get("connection", "").lower() == "close" or "HTTP/1.0" in self.first_line
 
     def request_framing(self) -> Framing:
-        """How long the body of this request is."""
+        """The length of the body of this request."""
         return "chunked" if self._is_chunked() else int(self.headers.get("content-length", 0))
 
     def answer_framing(self, method: str) -> Framing:
-        """How long the body of this answer is; `method` is that of the request."""
+        """The length of the body of this answer; `method` is that of the request."""
         if method == "HEAD" or self.status in (204, 304):
             return 0
         if self._is_chunked():
@@ -49,7 +49,7 @@ class Head:
 
 
 async def read_head(reader: asyncio.StreamReader) -> Head | None:
-    """Read the head of the next message, or None when the sender has closed the connection instead."""
+    """Read the head of the next message; None if the sender has closed the connection."""
     try:
         raw = await reader.readuntil(b"\r\n\r\n")
     except asyncio.IncompleteReadError as error:
@@ -64,9 +64,9 @@ async def read_head(reader: asyncio.StreamReader) -> Head | None:
 
 
 async def body_pieces(reader: asyncio.StreamReader, framing: Framing) -> AsyncIterator[bytes]:
-    """Read a body in pieces of bounded size; those of a chunked one are as they came, with the lengths between.
+    """Read a body in pieces of bounded size; a chunked body keeps its encoding.
 
-    Raises EOFError when it ends before its end.
+    Raises EOFError when the connection ends before the body.
     """
     if framing == "chunked":
         while True:

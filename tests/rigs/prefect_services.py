@@ -1,4 +1,4 @@
-"""A Prefect server on a database of a test's choice, and process workers: to be killed and started again."""
+"""A Prefect server on a given database, and process workers, which tests kill and start again."""
 
 import os
 import signal
@@ -20,36 +20,36 @@ _START_SECONDS = 90
 _TERMINATION_SECONDS = 20
 
 
-def family(process: psutil.Process) -> list[psutil.Process]:
-    """A process and all below it."""
+def process_tree(process: psutil.Process) -> list[psutil.Process]:
+    """A process and all its descendants; empty if it has ended."""
     with suppress(psutil.Error):
         return [process, *process.children(recursive=True)]
     return []
 
 
 def kill_family(process: subprocess.Popen[bytes]) -> None:
-    """What the death of a container does: SIGKILL for a process and all below it."""
+    """Kill a process and all its descendants, as the death of a container does."""
     with suppress(psutil.Error):
-        for each in family(psutil.Process(process.pid)):
+        for member in process_tree(psutil.Process(process.pid)):
             with suppress(psutil.Error):
-                each.kill()
+                member.kill()
     process.wait(timeout=_TERMINATION_SECONDS)
 
 
 @dataclass(kw_only=True)
 class PrefectServer:
-    """A server; its runs are in the database, whatever happens to the process."""
+    """A server; its runs are in the database and survive the process."""
 
     port: int
     database_url: str = field(repr=False)
     folder: Path
     auth: str | None = field(default=None, repr=False)
-    """user:password that clients must give."""
+    """The USER:PASSWORD that clients must send."""
     process: subprocess.Popen[bytes] | None = None
 
     @property
     def api_url(self) -> str:
-        """What clients are told."""
+        """The URL for clients."""
         return f"http://{HOST}:{self.port}/api"
 
     def start(self) -> None:
@@ -76,7 +76,7 @@ class PrefectServer:
                 time.sleep(0.1)
 
     def kill(self) -> None:
-        """End it as a lost machine does."""
+        """Kill it, as the loss of its machine does."""
         if self.process is not None:
             kill_family(self.process)
             self.process = None
@@ -84,7 +84,7 @@ class PrefectServer:
 
 @dataclass(kw_only=True)
 class Worker:
-    """A process worker of one pool, one run at a time."""
+    """A process worker of one pool that runs one flow run at a time."""
 
     pool: str
     environment: Mapping[str, str] = field(repr=False)
@@ -94,15 +94,15 @@ class Worker:
 
     @property
     def log(self) -> Path:
-        """What it and the runs it starts print."""
+        """The output of the worker and its runs."""
         return self.folder / f"{self.name}.log"
 
     def start(self) -> None:
-        """Start it; it asks the server for work every second or so."""
+        """Start it; it polls the server about every second."""
         command = [
-            *(sys.executable, "-m", "prefect", "worker", "start", "--pool", self.pool, "--type", "process"),
-            *("--limit", "1", "--name", self.name, "--install-policy", "never", "--no-create-pool-if-not-found"),
-        ]
+            sys.executable, "-m", "prefect", "worker", "start", "--pool", self.pool, "--type", "process",
+            "--limit", "1", "--name", self.name, "--install-policy", "never", "--no-create-pool-if-not-found",
+        ]  # fmt: skip
         environment = {
             **self.environment,
             "PREFECT_HOME": str(self.folder / self.name),
@@ -113,13 +113,13 @@ class Worker:
         self.process = launch_here(command, environment, self.log)
 
     def kill(self) -> None:
-        """End it and the runs it has started, as a lost machine does."""
+        """Kill it and its runs, as the loss of its machine does."""
         if self.process is not None:
             kill_family(self.process)
             self.process = None
 
     def terminate(self) -> None:
-        """Ask it to end, as a deployment of a new version does."""
+        """Send it SIGTERM, as the deployment of a new version does."""
         if self.process is not None:
             self.process.send_signal(signal.SIGTERM)
             with suppress(subprocess.TimeoutExpired):
@@ -127,5 +127,5 @@ class Worker:
             self.kill()
 
     def said(self) -> str:
-        """What it and its runs have printed."""
+        """The output of the worker and its runs so far."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""

@@ -1,4 +1,4 @@
-"""A Ray cluster on the hosts of a rig: one node a host, with token authentication, and no more than the tests need."""
+"""A Ray cluster on the hosts of a rig: one node per host, with token authentication and only the services tests use."""
 
 import secrets
 import sys
@@ -10,15 +10,15 @@ from tests.rigs.hosts import Host
 
 _PORT = 6379
 _START_SECONDS = 60
-# A machine that lost its power is given up after three seconds; with Ray's defaults after a minute (63 s measured).
+# An unreachable node counts as dead after three seconds; with Ray's defaults after a minute (63 s measured).
 QUICK_TO_GIVE_UP = {
     "RAY_health_check_initial_delay_ms": "1000",
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "2000",
     "RAY_health_check_failure_threshold": "3",
 }
-# Looks until exactly the wanted nodes are alive, and prints those that are at the end.
-_LOOK = """
+# Waits until exactly the wanted nodes are alive, and prints those that are alive at the end.
+_WAIT_FOR_NODES = """
 import sys, time
 from ray._raylet import GcsClient
 client, wanted, seconds = GcsClient(address=sys.argv[1]), set(sys.argv[2].split(",")), float(sys.argv[3])
@@ -31,7 +31,7 @@ while True:
     time.sleep(0.1)
 print(*sorted(alive))
 """
-# Tells that the node with an address is preempted so many seconds from now.
+# Announces that the node with an address will be preempted in so many seconds.
 _DRAIN = """
 import sys, time
 from ray._raylet import GcsClient
@@ -49,7 +49,7 @@ sys.exit(0 if accepted else why)
 
 
 class RayNodes:
-    """The cluster; the first host has its head. Its nodes end with their hosts."""
+    """The cluster, with the head on the first host. Its nodes end with their hosts."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class RayNodes:
         cpus: int = 1,
         object_store_bytes: int = 150_000_000,
     ) -> None:
-        """Describe a cluster: each node has so many CPUs, and its workers see the given variables."""
+        """Describe a cluster with the CPUs and the object store of each node, and variables for its workers."""
         self.hosts = list(hosts)
         self.address = f"{hosts[0].address}:{_PORT}"
         self._variables = {
@@ -76,7 +76,7 @@ class RayNodes:
         self._object_store_bytes = object_store_bytes
 
     def environment(self, host: Host) -> dict[str, str]:
-        """The variables by which a driver on a host joins the cluster."""
+        """The variables with which a driver on a host connects to the cluster."""
         return {**self._variables, "RAY_ADDRESS": self.address, "RAY_TMPDIR": str(_temporary(host))}
 
     def start(self) -> None:
@@ -88,33 +88,33 @@ class RayNodes:
         self.wait_until_alive(self.hosts)
 
     def start_node(self, host: Host) -> None:
-        """Start the node of a host; returns when its processes run. Raises RuntimeError with what Ray says."""
+        """Start the node of a host and wait for its processes. Raises RuntimeError with Ray's output."""
         as_head = ["--head", "--port", str(_PORT), "--include-dashboard", "false", "--no-monitor"]
         role = as_head if host is self.hosts[0] else ["--address", self.address]
         command = [
-            *(sys.executable, "-m", "ray.scripts.scripts", "start", *role, "--disable-usage-stats"),
-            *("--node-ip-address", host.address, "--temp-dir", str(_temporary(host))),
-            *("--num-cpus", str(self._cpus), "--num-gpus", "0", "--object-store-memory", str(self._object_store_bytes)),
-            *("--include-log-monitor", "false"),  # no driver asks for what workers print
-        ]
+            sys.executable, "-m", "ray.scripts.scripts", "start", *role, "--disable-usage-stats",
+            "--node-ip-address", host.address, "--temp-dir", str(_temporary(host)),
+            "--num-cpus", str(self._cpus), "--num-gpus", "0", "--object-store-memory", str(self._object_store_bytes),
+            "--include-log-monitor", "false",  # no driver reads the workers' output
+        ]  # fmt: skip
         started = host.run(command, self._variables, seconds=_START_SECONDS)
         if started.returncode != 0:
             raise RuntimeError(f"Ray does not start on {host.namespace}: {started.stdout}{started.stderr}")
 
     def drain(self, host: Host, *, seconds: int) -> None:
-        """Give notice that a host will be taken away, as a cloud does. Raises RuntimeError with what Ray says."""
-        given = host.run([sys.executable, "-c", _DRAIN, self.address, host.address, str(seconds)], self._variables)
-        if given.returncode != 0:
-            raise RuntimeError(f"Ray does not drain {host.namespace}: {given.stdout}{given.stderr}")
+        """Announce the preemption of a host, as a cloud does. Raises RuntimeError with Ray's output."""
+        ended = host.run([sys.executable, "-c", _DRAIN, self.address, host.address, str(seconds)], self._variables)
+        if ended.returncode != 0:
+            raise RuntimeError(f"Ray does not drain {host.namespace}: {ended.stdout}{ended.stderr}")
 
     def restore(self, host: Host) -> None:
-        """Bring a lost host back, as a machine that was switched off and on: cabled, with a new node."""
+        """Bring a lost host back, like a machine that was switched off and on: connected, with a new node."""
         host.kill()
         host.plug()
         self.start_node(host)
 
     def heal(self) -> None:
-        """Bring back every host that is lost and wait until all nodes are alive; with the head's, all is lost."""
+        """Bring back every lost host and wait until all nodes are alive. A lost head cannot be brought back."""
         lost = [host for host in self.hosts if host.is_lost]
         for host in lost:
             self.restore(host)
@@ -122,14 +122,14 @@ class RayNodes:
             self.wait_until_alive(self.hosts)
 
     def wait_until_alive(self, hosts: Iterable[Host], *, seconds: float = _START_SECONDS) -> None:
-        """Wait until the nodes of these hosts are alive in Ray's eyes, and no others. Raises TimeoutError."""
+        """Wait until Ray lists the nodes of exactly these hosts as alive. Raises TimeoutError."""
         wanted = {host.address for host in hosts}
-        command = [sys.executable, "-c", _LOOK, self.address, ",".join(sorted(wanted)), str(seconds)]
-        looked = self.hosts[0].run(command, self._variables, seconds=seconds + 30)
-        if looked.returncode != 0:
-            raise RuntimeError(f"Ray does not tell its nodes: {looked.stderr}")
-        if set(looked.stdout.split()) != wanted:
-            raise TimeoutError(f"after {seconds} s the nodes {looked.stdout.split()} are alive, not {sorted(wanted)}")
+        command = [sys.executable, "-c", _WAIT_FOR_NODES, self.address, ",".join(sorted(wanted)), str(seconds)]
+        ended = self.hosts[0].run(command, self._variables, seconds=seconds + 30)
+        if ended.returncode != 0:
+            raise RuntimeError(f"Ray does not list its nodes: {ended.stderr}")
+        if set(ended.stdout.split()) != wanted:
+            raise TimeoutError(f"after {seconds} s the nodes {ended.stdout.split()} are alive, not {sorted(wanted)}")
 
 
 def _temporary(host: Host) -> Path:

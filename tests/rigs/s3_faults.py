@@ -1,4 +1,4 @@
-"""Which fault hits which request: reproducible by count, a given share of the requests, all kinds equally often."""
+"""Decide which fault hits which request: reproducibly, for a given share of the requests, all kinds equally often."""
 
 import random
 from collections import Counter
@@ -9,17 +9,17 @@ _READS = frozenset({"GET", "HEAD"})
 
 
 class Fault(StrEnum):
-    """What may happen to a request."""
+    """A kind of fault that can hit a request."""
 
     INTERNAL_ERROR = "internal_error"  # 500 InternalError; the server never sees the request
     SLOW_DOWN = "slow_down"  # 503 SlowDown; the server never sees the request
     RESET = "reset"  # the connection is reset (RST); the server never sees the request
-    STALL = "stall"  # nothing for some seconds, then the connection is closed; the server never sees the request
-    TRUNCATE = "truncate"  # GET only: the connection is closed before all of the announced body has come
-    LOST_ANSWER = "lost_answer"  # writes only: the server has carried the request out, then the connection is reset
+    STALL = "stall"  # no answer for some seconds, then the connection is closed; the server never sees the request
+    TRUNCATE = "truncate"  # GET only: the connection is closed before the end of the announced body
+    LOST_ANSWER = "lost_answer"  # writes only: the server executes the request, then the connection is reset
 
     def applies_to(self, method: str) -> bool:
-        """Tell whether a request of this method can suffer it."""
+        """Whether it can hit a request of this method."""
         if self is Fault.TRUNCATE:
             return method == "GET"
         return self is not Fault.LOST_ANSWER or method not in _READS
@@ -27,38 +27,38 @@ class Fault(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Faults:
-    """What to inject."""
+    """Which faults to inject, and where."""
 
     share: float
-    """Share of the requests that suffer a fault, 0 to 1; drawn independently for each, so runs of faults happen."""
+    """Probability of a fault, 0 to 1, independent for each request, so that several in a row happen too."""
     kinds: tuple[Fault, ...] = tuple(Fault)
     """The kinds to inject."""
     methods: frozenset[str] | None = None
-    """Only requests of these methods; None: of any."""
+    """Hit only requests of these methods; None for all methods."""
     prefix: str = "/"
-    """Only requests whose path, /bucket/key, begins like this; the path of a listing is its bucket's."""
+    """Hit only requests whose path, /bucket/key, starts with this; the path of a listing is its bucket's."""
     max_faults: int | None = None
-    """How many faults there are at most, then everything passes: a burst. None: no end."""
+    """Maximum number of faults, after which all requests pass; None for no maximum."""
     seed: int = 0
-    """Two plans of the same seed treat the n-th request that they may touch alike."""
+    """With the same seed, the n-th matching request gets the same fault."""
     stall_seconds: float = 2.0
-    """How long a stall lasts, in seconds."""
+    """Duration of a stall, in seconds."""
     max_stalls: int = 3
-    """How many stalls there are at most; the other kinds take their place."""
+    """Maximum number of stalls; after that, other kinds of faults replace them."""
 
 
 class Injection:
-    """Faults as they are dealt out."""
+    """The faults chosen so far, and the choice of the next one."""
 
     def __init__(self, faults: Faults) -> None:
         self.faults = faults
         self.counts: Counter[Fault] = Counter()
-        """What was injected so far, by kind."""
+        """Number of injected faults by kind."""
         self._dealt: Counter[Fault] = Counter()
         self._random = random.Random(faults.seed)
 
     def deal(self, method: str, path: str) -> Fault | None:
-        """The fault of the next request, or None when it shall pass."""
+        """The fault for the next request, or None to let it pass."""
         faults = self.faults
         if (faults.methods is not None and method not in faults.methods) or not path.startswith(faults.prefix):
             return None

@@ -1,4 +1,4 @@
-"""The S3 server of the embedded stack by itself: on loopback, or in a host of the rig, with keys of its own."""
+"""The S3 server of the local services on its own, on loopback or on a host of the rig."""
 
 import secrets
 import socket
@@ -15,23 +15,22 @@ from flows.services.services import BUCKETS
 _REGION = "us-east-1"
 _START_SECONDS = 20
 
-# Starts a command with the given variables added to its environment and its output in the log: on this machine, or in
-# a host.
+# Starts a command with additional variables, and its output in a log, on this machine or on a host.
 Launch = Callable[[list[str], dict[str, str], Path], subprocess.Popen[bytes]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class S3Server:
-    """A running server and what a client needs to use it."""
+    """A running server, with its address and keys."""
 
     url: str
     access_key: str
     secret_key: str = field(repr=False)
     folder: Path
-    """Every bucket is a folder in it, every object a file: the bytes can be looked at without asking any client."""
+    """Has a folder per bucket and a file per object, so that tests can read the bytes without a client."""
 
     def environment(self, url: str | None = None) -> dict[str, str]:
-        """The variables by which s3fs and boto3 find the server, or the proxy before it whose URL is given."""
+        """The variables for s3fs and boto3 to use the server, or a proxy in front of it if its URL is given."""
         return {
             "AWS_ACCESS_KEY_ID": self.access_key,
             "AWS_SECRET_ACCESS_KEY": self.secret_key,
@@ -46,7 +45,7 @@ class S3Server:
 
 @contextmanager
 def serve(folder: Path, address: str, port: int, launch: Launch) -> Iterator[S3Server]:
-    """Serve a folder as S3 at an address, with the flags of flows/services.py; the buckets are made.
+    """Serve a folder as S3 at an address, with the options of flows/services/services.py, and create the buckets.
 
     Raises RuntimeError with the log when the server does not start.
     """
@@ -59,9 +58,9 @@ def serve(folder: Path, address: str, port: int, launch: Launch) -> Iterator[S3S
         folder=folder,
     )
     command = [
-        *(str(Path(sys.executable).with_name("rclone")), "serve", "s3", str(folder), "--addr", f"{address}:{port}"),
-        *("--vfs-cache-mode", "off", "--dir-cache-time", "2s", "--etag-hash", "XXH3", "--config", ""),
-    ]
+        str(Path(sys.executable).with_name("rclone")), "serve", "s3", str(folder), "--addr", f"{address}:{port}",
+        "--vfs-cache-mode", "off", "--dir-cache-time", "2s", "--etag-hash", "XXH3", "--config", "",
+    ]  # fmt: skip
     log = folder.with_name(f"{folder.name}.log")
     process = launch(command, {"RCLONE_AUTH_KEY": f'"{server.access_key},{server.secret_key}"'}, log)
     try:

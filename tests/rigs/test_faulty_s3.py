@@ -1,4 +1,4 @@
-"""The proxy that injects faults: it changes nothing while it injects none, and does each kind of harm for real."""
+"""The proxy that injects faults: without faults it changes nothing, and each kind of fault really happens."""
 
 import http.client
 import io
@@ -60,7 +60,7 @@ def s3(server: S3Server, proxy: FaultyS3) -> Any:
 
 
 class RawClient:
-    """A client that knows nothing but HTTP: signed URLs over connections of its own."""
+    """A plain HTTP client, which uses signed URLs over its own connections."""
 
     def __init__(self, s3: Any, proxy: FaultyS3) -> None:
         self.s3 = s3
@@ -77,7 +77,7 @@ class RawClient:
         return str(urlsplit(url)._replace(scheme="", netloc="").geturl())
 
     def request(self, method: str, key: str, body: bytes | None = None) -> http.client.HTTPResponse:
-        """Send one request on a connection of its own; the answer's body is not read yet."""
+        """Send one request on a new connection; the answer's body is not read yet."""
         connection = self.connection()
         connection.request(method, self.target(method, key), body=body)
         return connection.getresponse()
@@ -85,7 +85,7 @@ class RawClient:
 
 @contextmanager
 def reset_by_peer() -> Iterator[None]:
-    """Fails unless the connection is reset; http.client tells one that is closed by a subclass of the same error."""
+    """Fail unless the connection is reset; for a closed one, http.client raises a subclass of the same error."""
     with pytest.raises(ConnectionResetError) as raised:
         yield
     assert raised.type is ConnectionResetError
@@ -108,7 +108,7 @@ def test_boto3_works_through_it(s3: Any, server: S3Server) -> None:
     assert s3.get_object(Bucket="raw", Key="boto/empty")["Body"].read() == b""
     assert s3.head_object(Bucket="raw", Key="boto/large.bin")["ContentLength"] == len(CONTENT)
     pages = s3.get_paginator("list_objects_v2").paginate(Bucket="raw", Prefix="boto/", PaginationConfig={"PageSize": 1})
-    listed = [(found["Key"], found["Size"]) for page in pages for found in page.get("Contents", [])]
+    listed = [(entry["Key"], entry["Size"]) for page in pages for entry in page.get("Contents", [])]
     assert listed == [
         ("boto/empty", 0),
         ("boto/large.bin", len(CONTENT)),
@@ -128,7 +128,7 @@ def test_s3fs_works_through_it(proxy: FaultyS3, server: S3Server) -> None:
         endpoint_url=proxy.url,
         use_listings_cache=False,
         skip_instance_cache=True,
-        # The server answers a range with the checksum of the whole object.
+        # The server sends the checksum of the whole object with a range.
         config_kwargs={"response_checksum_validation": "when_required"},
     )
     contents = {f"raw/fs/{number}.bin": CONTENT[number * 1000 : number * 3000] for number in range(40)}
@@ -168,7 +168,7 @@ def test_an_error_is_answered_and_the_server_sees_nothing(
             assert (b"<Code>" + code + b"</Code>" in answer.read()) == (method != "HEAD")
     assert injection.counts == {fault: 4}
     assert not (server.bucket("raw") / f"refused-{fault}").exists()
-    connection.request("GET", raw.target("GET", f"refused-{fault}"))  # the same connection, calm again
+    connection.request("GET", raw.target("GET", f"refused-{fault}"))  # on the same connection, without faults
     assert connection.getresponse().status == 404
 
 
@@ -215,19 +215,17 @@ def test_a_stall_holds_the_request_and_ends_without_an_answer(proxy: FaultyS3, r
         with pytest.raises(http.client.RemoteDisconnected):
             raw.request("GET", "slow")
         assert 0.4 < time.monotonic() - since < 20
-        assert raw.request("GET", "slow").read() == b"slow"  # there are no more stalls than the most
+        assert raw.request("GET", "slow").read() == b"slow"  # max_stalls is reached
     assert injection.counts == {Fault.STALL: 1}
 
 
-def test_a_lost_answer_is_that_of_a_request_that_was_carried_out(
-    proxy: FaultyS3, raw: RawClient, server: S3Server
-) -> None:
+def test_a_lost_answer_belongs_to_an_executed_request(proxy: FaultyS3, raw: RawClient, server: S3Server) -> None:
     written = server.bucket("raw") / "lost"
     with proxy.inject(Faults(share=1, kinds=(Fault.LOST_ANSWER,))) as injection:
         with reset_by_peer():
             raw.request("PUT", "lost", CONTENT[:200_000])
         assert written.read_bytes() == CONTENT[:200_000]
-        assert raw.request("GET", "lost").read() == CONTENT[:200_000]  # nothing is lost in reading
+        assert raw.request("GET", "lost").read() == CONTENT[:200_000]  # does not apply to reads
         with reset_by_peer():
             raw.request("DELETE", "lost")
         assert not written.exists()
@@ -265,7 +263,7 @@ def test_a_client_that_tries_again_gets_everything_through(proxy: FaultyS3, raw:
     assert 0.2 < injection.counts.total() / tries < 0.5
 
 
-def test_only_what_is_named_is_hit(proxy: FaultyS3, raw: RawClient) -> None:
+def test_only_the_given_prefix_and_methods_are_hit(proxy: FaultyS3, raw: RawClient) -> None:
     for key in ("here/a", "there/a"):
         raw.request("PUT", key, b"a")
     with proxy.inject(Faults(share=1, kinds=(Fault.SLOW_DOWN,), prefix="/raw/here/", methods=frozenset({"GET"}))):
@@ -273,7 +271,7 @@ def test_only_what_is_named_is_hit(proxy: FaultyS3, raw: RawClient) -> None:
         assert [raw.request(method, "there/a").status for method in ("GET", "HEAD")] == [200, 200]
 
 
-def test_a_stopped_one_refuses_connections_until_its_time_is_over(proxy: FaultyS3, raw: RawClient) -> None:
+def test_a_stopped_proxy_refuses_connections_until_its_time_is_over(proxy: FaultyS3, raw: RawClient) -> None:
     raw.request("PUT", "outage", b"there")
     open_connection = raw.connection()
     open_connection.request("GET", raw.target("GET", "outage"))
@@ -306,7 +304,7 @@ def test_an_outage_that_was_ended_early_does_not_end_the_next_one(proxy: FaultyS
     assert raw.request("GET", "between").read() == b"there"
 
 
-def test_bodies_are_not_held_whole(proxy: FaultyS3, raw: RawClient) -> None:
+def test_bodies_are_not_held_in_memory(proxy: FaultyS3, raw: RawClient) -> None:
     size = 40 * MIB
 
     def zeros() -> Iterator[bytes]:

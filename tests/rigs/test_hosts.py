@@ -1,4 +1,4 @@
-"""Hosts on one machine: they are apart, can be lost and come back, and leave nothing behind."""
+"""Hosts on one machine: they are isolated, can be lost and restored, and leave nothing behind."""
 
 import json
 import os
@@ -20,9 +20,9 @@ from tests.rigs.waiting import wait_until
 pytestmark = [pytest.mark.services, pytest.mark.faults, pytest.mark.usefixtures("needs_hosts")]
 
 ROOT = Path(__file__).parent.parent.parent
-SLEEP = ["sh", "-c", "setsid sleep 600 & exec sleep 600"]  # one process that its parent knows, and one that it does not
+SLEEP = ["sh", "-c", "setsid sleep 600 & exec sleep 600"]  # a child, and a process in another session
 
-# Runs tasks until a file appears, tells the address of each as the system of its node has it, and whether all ended.
+# Runs tasks until a file appears, prints the address of the host of each, and at the end whether all tasks ended.
 TASKS = """
 import itertools, os, sys, time
 from pipeline.cluster import tasks as ray_cluster
@@ -30,7 +30,7 @@ from pipeline.cluster import tasks as ray_cluster
 def where(number):
     import psutil
     time.sleep(0.1)
-    (address, *_) = [each.address for each in psutil.net_if_addrs()["eth0"]]
+    (address, *_) = [entry.address for entry in psutil.net_if_addrs()["eth0"]]
     return address
 
 ray_cluster.connect(os.environ["RAY_ADDRESS"])
@@ -50,7 +50,7 @@ def runs(pid: int) -> bool:
 
 
 def remains(tag: str) -> list[str]:
-    """What is left of a network: namespaces, interfaces, files."""
+    """The namespaces, interfaces and files of a network that still exist."""
     listings = [
         subprocess.run(["ip", *arguments], capture_output=True, text=True, check=True).stdout.splitlines()
         for arguments in (["netns", "list"], ["-o", "link", "show"])
@@ -65,15 +65,15 @@ def test_hosts_reach_each_other_and_nothing_else() -> None:
         assert len({network.address, one.address, other.address}) == 3
         other.start([sys.executable, "-m", "http.server", "--bind", "127.0.0.1", "8001"], {}, other.folder / "log")
         other.start([sys.executable, "-m", "http.server", "--bind", other.address, "8000"], {}, other.folder / "log")
-        ask = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=2)"
+        connect = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=2)"
 
         def reaches(address: str, port: int) -> bool:
-            return one.run([sys.executable, "-c", ask, address, str(port)], {}).returncode == 0
+            return one.run([sys.executable, "-c", connect, address, str(port)], {}).returncode == 0
 
         wait_until(lambda: reaches(other.address, 8000))
-        assert not reaches("127.0.0.1", 8001)  # each has a loopback of its own
+        assert not reaches("127.0.0.1", 8001)  # each host has its own loopback
         assert not reaches("192.0.2.1", 80)
-        assert "unreachable" in one.run([sys.executable, "-c", ask, "192.0.2.1", "80"], {}).stderr
+        assert "unreachable" in one.run([sys.executable, "-c", connect, "192.0.2.1", "80"], {}).stderr
         other.remove(kill=False)
         assert len(other.processes()) == 2
         assert not reaches(other.address, 8000)
@@ -109,7 +109,7 @@ def test_nothing_is_left_after_a_failure() -> None:
     assert remains(network.tag) == []
 
 
-def test_what_a_killed_session_left_is_swept_and_the_living_are_not() -> None:
+def test_sweep_removes_the_network_of_a_killed_session_and_no_live_one() -> None:
     code = f"""
 import sys, time
 from tests.rigs.hosts import Network
@@ -152,20 +152,20 @@ def test_s3_is_reached_from_every_host_through_the_proxy(rig: Rig) -> None:
     )
     before = rig.proxy.requests.copy()
     for host in rig.hosts:
-        done = host.run([sys.executable, "-c", code, f"raw/{host.address}"], rig.nodes.environment(host))
-        assert done.stdout == "b'x'\n", done.stderr
+        ended = host.run([sys.executable, "-c", code, f"raw/{host.address}"], rig.nodes.environment(host))
+        assert ended.stdout == "b'x'\n", ended.stderr
         assert rig.proxy.requests[host.address, "PUT"] == before[host.address, "PUT"] + 1
         assert (rig.s3.bucket("raw") / host.address).read_bytes() == b"x"
 
 
-def test_a_lost_node_is_noticed_and_the_tasks_go_on_without_it_and_with_it_again(rig: Rig, tmp_path: Path) -> None:
+def test_tasks_continue_without_a_lost_node_and_use_it_again_when_it_is_restored(rig: Rig, tmp_path: Path) -> None:
     head, _, victim = rig.hosts
     addresses = {host.address for host in rig.hosts}
     enough, log = tmp_path / "enough", tmp_path / "log"
     driver = head.start([sys.executable, "-c", TASKS, str(enough)], rig.nodes.environment(head), log)
 
     def places() -> list[str]:
-        """Where the tasks have run so far, without what Ray has to say."""
+        """The addresses at which tasks have run so far, without Ray's own output."""
         assert driver.poll() is None, log.read_text()
         return [line for line in log.read_text().splitlines() if line in addresses]
 
@@ -175,7 +175,7 @@ def test_a_lost_node_is_noticed_and_the_tasks_go_on_without_it_and_with_it_again
     rig.nodes.wait_until_alive(rig.hosts[:2])
     noticed = len(places())
     wait_until(lambda: len(places()) > noticed + 20)
-    assert victim.address not in places()[noticed + 6 :]  # beside the six that had ended before they were looked at
+    assert victim.address not in places()[noticed + 6 :]  # up to six had ended there, but were not printed yet
     rig.nodes.heal()
     back = len(places())
     wait_until(lambda: addresses <= set(places()[back:]))
@@ -184,7 +184,7 @@ def test_a_lost_node_is_noticed_and_the_tasks_go_on_without_it_and_with_it_again
     assert log.read_text().splitlines()[-1] == "complete"
 
 
-def test_who_has_not_the_token_is_refused(rig: Rig) -> None:
+def test_a_client_without_the_token_is_refused(rig: Rig) -> None:
     stranger = RayNodes(rig.hosts, {})
     assert stranger.address == rig.nodes.address
     with pytest.raises(RuntimeError, match="Unauthenticated"):

@@ -1,4 +1,4 @@
-"""The PostgreSQL server of the rigs: databases apart, strangers refused, and what is committed outlives a kill."""
+"""The PostgreSQL server of the rigs: separate databases, a password, and committed data that survives a kill."""
 
 import importlib.util
 import os
@@ -17,16 +17,16 @@ from tests.rigs.s3_server import launch_here
 
 
 def count(server: PostgresServer, database: str) -> int:
-    """How many tables of the public schema a database has."""
+    """The number of tables in the public schema of a database."""
     engine = sqlalchemy.create_engine(server.url(database))
     with engine.connect() as connection:
         query = "SELECT count(*) FROM information_schema.tables WHERE table_schema = 'public'"
-        found = connection.execute(sqlalchemy.text(query)).scalar_one()
+        tables = connection.execute(sqlalchemy.text(query)).scalar_one()
     engine.dispose()
-    return int(found)
+    return int(tables)
 
 
-def test_databases_are_apart_and_need_the_password(postgres: PostgresServer) -> None:
+def test_databases_are_separate_and_need_the_password(postgres: PostgresServer) -> None:
     postgres.create_database("rig_first")
     postgres.create_database("rig_second")
     engine = sqlalchemy.create_engine(postgres.url("rig_first"))
@@ -39,7 +39,7 @@ def test_databases_are_apart_and_need_the_password(postgres: PostgresServer) -> 
 
 
 @pytest.mark.needs("postgres")
-def test_what_was_committed_outlives_a_kill_and_nothing_is_left() -> None:
+def test_committed_data_survives_a_kill_and_nothing_is_left_behind() -> None:
     started: list[subprocess.Popen[bytes]] = []
 
     def launch(command: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:

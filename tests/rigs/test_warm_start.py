@@ -1,4 +1,4 @@
-"""Forked processes behave as started ones do: output, exit status, signals, variables."""
+"""Forked processes behave like started ones: output, exit status, signals, variables."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ def warm() -> Iterator[WarmStart]:
         yield started
 
 
-def test_the_command_line_prints_and_ends_as_when_it_is_started(warm: WarmStart) -> None:
+def test_the_command_line_gives_the_output_and_exit_code_of_a_started_one(warm: WarmStart) -> None:
     process = warm.command("config", "dataset")
     out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, "") and "samples_per_shard: 8192" in out
@@ -28,7 +28,7 @@ def test_the_command_line_prints_and_ends_as_when_it_is_started(warm: WarmStart)
     assert (process.returncode, out) == (2, "") and err.startswith("igpt: 'nothing' has no config")
 
 
-def test_code_sees_its_arguments_and_the_variables_and_ends_what_it_has_registered(warm: WarmStart) -> None:
+def test_code_gets_its_arguments_and_variables_and_runs_its_exit_handlers(warm: WarmStart) -> None:
     code = "import atexit, os, sys; atexit.register(print, 'end'); print(sys.argv[1], os.environ['GIVEN']); sys.exit(7)"
     process = warm.program(code, "first")
     out, _ = process.communicate(timeout=60)

@@ -1,11 +1,11 @@
-"""Waiting for what happens in other processes, with a bound that no machine needs."""
+"""Wait for events in other processes, with a timeout that no machine needs."""
 
 import time
 from collections.abc import Callable
 
 
 def wait_until(condition: Callable[[], object], *, seconds: float = 200, said: Callable[[], str] = str) -> None:
-    """Look again and again until a condition holds. Raises AssertionError with what `said` gives when it never does."""
+    """Poll until a condition holds. Raises AssertionError with the text of `said` after the timeout."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, said()

@@ -1,7 +1,7 @@
-"""Processes of their own that begin with the libraries imported: a fork costs nothing, the imports five seconds each.
+"""Start processes with the libraries already imported, by forking: the imports take five seconds, a fork nothing.
 
-A server imports what the command line needs, in the environment in which it is started, and forks for every order. A
-fork has the server's variables, its own working directory, and its output in files.
+A server imports what the command line needs, in the environment in which it is started, and forks for every request.
+A fork has the server's environment and working directory, and writes its output to files.
 """
 
 import json
@@ -19,12 +19,12 @@ from types import TracebackType
 from typing import Any, Self
 
 _START_SECONDS = 120
-_DIGITS = 12  # a process id and an exit status are sent with so many characters
+_DIGITS = 12  # the width of a process id or an exit status in a message
 _SERVER = "from tests.rigs import warm_start; warm_start.serve({socket!r})()"
 
 
 class WarmProcess:
-    """A forked process, to be used as one of subprocess's."""
+    """A forked process, with the methods of subprocess.Popen."""
 
     def __init__(self, connection: socket.socket, out: Path, err: Path) -> None:
         self.returncode: int | None = None
@@ -50,7 +50,7 @@ class WarmProcess:
         return self.returncode
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
-        """Wait for its end; what it has printed to the two outputs."""
+        """Wait for its end; returns its standard output and standard error."""
         self.wait(timeout)
         out, err = (path.read_text() for path in self._files)
         return out, err
@@ -62,10 +62,10 @@ class WarmProcess:
 
 
 class WarmStart:
-    """The server; gone when the context ends. The processes that it has forked are not ended with it."""
+    """The server: a context manager. Forked processes outlive it."""
 
     def __init__(self, root: Path, variables: Mapping[str, str] | None = None) -> None:
-        """Describe a server that works in a folder, with these variables beside those of this process."""
+        """Describe a server with a working directory, and variables in addition to those of this process."""
         self._root = root
         self._variables = variables or {}
 
@@ -101,7 +101,7 @@ class WarmStart:
         """Start Python code with these arguments, as `python -c` does."""
         return self._start({"arguments": arguments, "code": code})
 
-    def _start(self, order: dict[str, Any]) -> WarmProcess:
+    def _start(self, request: dict[str, Any]) -> WarmProcess:
         self._count += 1
         out, err = (Path(self._folder.name) / f"{self._count}.{name}" for name in ("out", "err"))
         connection = socket.socket(socket.AF_UNIX)
@@ -113,12 +113,12 @@ class WarmStart:
             except OSError:
                 assert self._server.poll() is None and time.monotonic() < deadline, self._log.read_text()
                 time.sleep(0.05)
-        connection.sendall(json.dumps({**order, "out": str(out), "err": str(err)}).encode() + b"\n")
+        connection.sendall(json.dumps({**request, "out": str(out), "err": str(err)}).encode() + b"\n")
         return WarmProcess(connection, out, err)
 
 
 def serve(path: str) -> Callable[[], object]:
-    """Import, then fork for every order that comes to a socket; what a fork has to do is returned in the fork."""
+    """Import the libraries, then fork for every request on a socket; returns, in the fork only, what it shall run."""
     from flows.services import settings
 
     settings.activate(settings.default_home())
@@ -132,27 +132,27 @@ def serve(path: str) -> Callable[[], object]:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(f"{path}.new")
         listener.listen()
-        Path(f"{path}.new").rename(path)  # whoever connects finds it listening
+        Path(f"{path}.new").rename(path)  # only now clients can connect, and it listens already
         while True:
             connection, _ = listener.accept()
             if os.fork() == 0:
                 break
             connection.close()
-    order = json.loads(connection.makefile("r").readline())
+    request = json.loads(connection.makefile("r").readline())
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     if child := os.fork():
         connection.sendall(f"{child:{_DIGITS}}".encode())
         _, status = os.waitpid(child, 0)
-        with suppress(OSError):  # nobody may wait for it
+        with suppress(OSError):  # the client may have gone
             connection.sendall(f"{status:{_DIGITS}}".encode())
         os._exit(0)
     connection.close()
     os.setsid()
     for number, name in ((1, "out"), (2, "err")):
-        file = os.open(order[name], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        file = os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, number)
         os.close(file)
-    sys.argv = ["igpt", *order["arguments"]]
-    if "code" not in order:
+    sys.argv = ["igpt", *request["arguments"]]
+    if "code" not in request:
         return flows.cli.main.main
-    return lambda: exec(compile(order["code"], "<order>", "exec"), {"__name__": "__main__"})
+    return lambda: exec(compile(request["code"], "<request>", "exec"), {"__name__": "__main__"})

@@ -1,4 +1,4 @@
-"""The commands that use a model: what they write, and the one line for what they cannot use."""
+"""The commands that use a model: the files they write, and the one-line error for each bad input."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ KINDS = {"masked": {"objective": "masked"}, "by_class": {"classes": 3}, "upscali
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A trained run in run/, untrained models of each kind in their folders, and two image files."""
+    """A folder with a trained run in run/, an untrained model of each kind in its own folder, and two image files."""
     root = tmp_path_factory.mktemp("models")
     data = digits_snapshot(root)
     train(short_training(data, root), data, str(root / "run"), Worker(), Recorder())
@@ -45,7 +45,7 @@ def cells(path: Path, rows: int, columns: int) -> np.ndarray:
     return sheet[2:, 2:].reshape(rows, 10, columns, 10, 3).transpose(0, 2, 1, 3, 4)[:, :, :8, :8]
 
 
-def test_sample_draws_a_sheet_that_the_seed_repeats(igpt, root: Path) -> None:
+def test_sample_draws_the_same_sheet_with_the_same_seed(igpt, root: Path) -> None:
     assert igpt("sample", "--model", root / "run", "--count", 6, "--columns", 3, "-o", "a.png").code == 0
     assert igpt("sample", "-m", root / "run", "--count", 6, "--columns", 3, "-o", "b.png").code == 0
     assert igpt("sample", "-m", root / "run", "--count", 6, "--columns", 3, "--seed", 1, "-o", "c.png").code == 0
@@ -54,25 +54,25 @@ def test_sample_draws_a_sheet_that_the_seed_repeats(igpt, root: Path) -> None:
     assert not np.array_equal(first, other)
 
 
-def test_a_checkpoint_is_a_model_too(igpt, root: Path) -> None:
+def test_a_checkpoint_opens_as_a_model(igpt, root: Path) -> None:
     whole = igpt("score", root / "0.png", "-m", root / "run")
     checkpoint = igpt("score", root / "0.png", "-m", root / "run" / "checkpoints" / "00000030")
     assert whole.code == checkpoint.code == 0
     assert whole.out == checkpoint.out
 
 
-def test_complete_keeps_what_is_given(igpt, root: Path) -> None:
+def test_complete_keeps_the_given_pixels(igpt, root: Path) -> None:
     bundle = load_model(str(root / "run"))
     images = (root / "0.png", root / "1.png")
     assert igpt("complete", *images, "-m", root / "run", "--draws", 3).code == 0
-    found = cells(Path("completions.png"), 2, 5)
+    completed = cells(Path("completions.png"), 2, 5)
     square = Image.open(images[0]).convert("RGB").resize((8, 8), Image.Resampling.BOX, box=(4, 0, 36, 32))
-    assert np.array_equal(found[0, 0], bundle.pictures(bundle.quantize(np.asarray(square)[None]))[0])
-    assert np.array_equal(found[:, 1, :4], found[:, 0, :4])
-    assert (found[:, 1, 4:] == 200).all()
+    assert np.array_equal(completed[0, 0], bundle.pictures(bundle.quantize(np.asarray(square)[None]))[0])
+    assert np.array_equal(completed[:, 1, :4], completed[:, 0, :4])
+    assert (completed[:, 1, 4:] == 200).all()
     for draw in (2, 3, 4):
-        assert np.array_equal(found[:, draw, :4], found[:, 0, :4])
-    assert not np.array_equal(found[:, 2], found[:, 3])
+        assert np.array_equal(completed[:, draw, :4], completed[:, 0, :4])
+    assert not np.array_equal(completed[:, 2], completed[:, 3])
     assert igpt("complete", images[0], "-m", root / "run", "--mask", root / "mask.png", "-o", "m.png").code == 0
     masked = cells(Path("m.png"), 1, 7)[0]
     diagonal = np.eye(8, dtype=bool)
@@ -80,7 +80,7 @@ def test_complete_keeps_what_is_given(igpt, root: Path) -> None:
     assert all(np.array_equal(cell[diagonal], masked[0][diagonal]) for cell in masked[1:])
 
 
-def test_score_says_how_likely_an_image_is_and_shows_where(igpt, root: Path) -> None:
+def test_score_prints_the_likelihood_of_an_image_and_draws_it_by_pixel(igpt, root: Path) -> None:
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)).save("noise.png")
     ended = igpt("score", root / "0.png", "noise.png", "-m", root / "run", "-o", "s.png")
     assert ended.code == 0
@@ -89,7 +89,7 @@ def test_score_says_how_likely_an_image_is_and_shows_where(igpt, root: Path) -> 
     assert cells(Path("s.png"), 2, 2)[1, 1].mean() > cells(Path("s.png"), 2, 2)[0, 1].mean()
 
 
-def test_the_other_kinds_of_models(igpt, root: Path) -> None:
+def test_class_conditional_and_super_resolution_models(igpt, root: Path) -> None:
     assert igpt("sample", "-m", root / "by_class", "--count", 6, "--columns", 2).code == 0
     assert (
         igpt("sample", "-m", root / "by_class", "--count", 4, "--columns", 2, "--class", "two", "-o", "2.png").code == 0
@@ -98,17 +98,16 @@ def test_the_other_kinds_of_models(igpt, root: Path) -> None:
     scores = [igpt("score", root / "0.png", "-m", root / "by_class", "--class", name) for name in ("one", "0", "two")]
     assert [score.code for score in scores] == [0, 0, 0]
     assert igpt("upscale", root / "0.png", root / "1.png", "-m", root / "upscaling", "--draws", 2).code == 0
-    found = cells(Path("upscaled.png"), 2, 4)
-    small = found[:, 1, ::2, ::2].repeat(2, 1).repeat(2, 2)
-    assert np.array_equal(small, found[:, 1])
+    upscaled = cells(Path("upscaled.png"), 2, 4)
+    small = upscaled[:, 1, ::2, ::2].repeat(2, 1).repeat(2, 2)
+    assert np.array_equal(small, upscaled[:, 1])
     assert igpt("score", root / "0.png", "-m", root / "upscaling").code == 0
 
 
 def test_convert_goes_both_ways(igpt, root: Path) -> None:
     assert igpt("convert", root / "run", "theirs").code == 0
-    assert {path.name for path in Path("theirs").iterdir()} == {
-        *("config.json", "model.safetensors", "preprocessor_config.json")
-    }
+    files = {path.name for path in Path("theirs").iterdir()}
+    assert files == {"config.json", "model.safetensors", "preprocessor_config.json"}
     assert igpt("convert", "theirs", "ours").code == 0
     ours, run = (igpt("score", root / "0.png", "-m", model) for model in ("ours", root / "run"))
     assert ours.out == run.out
@@ -122,30 +121,36 @@ BAD = {
     "no model": ("sample -m nothing", "nothing: no model there"),
     "a folder without weights": ("sample -m half", "weights.safetensors is missing"),
     "a damaged model": ("sample -m damaged", "damaged model folder"),
-    "a model of another bucket": ("sample -m models:/igpt@champion", "no MLflow server is known"),
+    "a registered model without a server": ("sample -m models:/igpt@champion", "no MLflow server is known"),
     "no image": ("complete nothing.png -m {root}/run", "nothing.png: nothing is there"),
     "a folder of images": ("score half -m {root}/run", "half: this is a folder"),
-    "no picture": ("complete words.png -m {root}/run", "words.png: not_an_image"),
-    "a cut picture": ("score cut.png -m {root}/run", "cut.png: truncated"),
-    "no mask": ("complete {root}/0.png -m {root}/run --mask nothing.png", "nothing.png: nothing is there"),
+    "not an image": ("complete words.png -m {root}/run", "words.png: not_an_image"),
+    "a truncated image": ("score cut.png -m {root}/run", "cut.png: truncated"),
+    "no such mask": ("complete {root}/0.png -m {root}/run --mask nothing.png", "nothing.png: nothing is there"),
     "rows and mask": ("complete {root}/0.png -m {root}/run --rows 3 --mask words.png", "exclude each other"),
     "too many rows": ("complete {root}/0.png -m {root}/run --rows 9", "--rows is 9: the model's images have 8 rows"),
-    "no PNG": ("sample -m {root}/run -o samples.jpg", "the output is a PNG file"),
-    "nowhere to write": ("sample -m {root}/run -o no/where.png", "does not exist; make it first"),
+    "output that is not PNG": ("sample -m {root}/run -o samples.jpg", "the output is a PNG file"),
+    "output in a folder that does not exist": (
+        "sample -m {root}/run -o no/where.png",
+        "does not exist; create it first",
+    ),
     "a bad temperature": ("sample -m {root}/run --temperature -1", "temperature is -1.0"),
     "a bad top-p": ("complete {root}/0.png -m {root}/run --top-p 2", "top_p is 2.0"),
-    "a class too much": ("sample -m {root}/run --class two", "trained without class_conditional"),
+    "a class for an unconditional model": ("sample -m {root}/run --class two", "trained without class_conditional"),
     "an unknown class": ("sample -m {root}/by_class --class four", "it must be one of one, two, three"),
-    "a class too few": ("complete {root}/0.png -m {root}/by_class", "name the class of the images with --class"),
+    "no class for a conditional model": (
+        "complete {root}/0.png -m {root}/by_class",
+        "name the class of the images with --class",
+    ),
     "a masked model drawing": ("sample -m {root}/masked", "masked model cannot draw"),
     "a masked model scoring": ("score {root}/0.png -m {root}/masked", "masked model has no likelihood"),
-    "upscaling by another": ("upscale {root}/0.png -m {root}/run", "this model does not upscale"),
-    "sampling by an upscaler": ("sample -m {root}/upscaling", "use `igpt upscale`"),
+    "upscaling with another kind of model": ("upscale {root}/0.png -m {root}/run", "this model does not upscale"),
+    "sampling from a super-resolution model": ("sample -m {root}/upscaling", "use `igpt upscale`"),
     "no such device": ("sample -m {root}/run --device abacus", "device is 'abacus'"),
-    "converting to what is there": ("convert {root}/run half", "half: it is there already"),
+    "converting to a folder with files": ("convert {root}/run half", "half: it exists already"),
     "converting a masked model": ("convert {root}/masked out", "only an autoregressive one"),
     "converting without palette": ("convert some.npz out", "give kmeans_centers.npy with --palette"),
-    "converting nothing": ("convert nothing out", "nothing: no model there"),
+    "converting a model that does not exist": ("convert nothing out", "nothing: no model there"),
 }
 
 

@@ -1,4 +1,4 @@
-"""`igpt runs`: what it tells of finished, cut off and damaged runs."""
+"""`igpt runs` on finished, interrupted and damaged runs."""
 
 import json
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from tests.igpt_model.training.test_loop import KilledError, Recorder, digits_sn
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A runs folder with a finished run and one that was cut off at step 17."""
+    """A runs folder with a finished run and one that was interrupted at step 17."""
     root = tmp_path_factory.mktemp("runs")
     data = digits_snapshot(root)
     config = short_training(data, root).with_fields(seed=7)
@@ -31,14 +31,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "runs"
 
 
-def test_ls_tells_how_far_each_run_is(igpt: Callable[..., Command], runs: Path) -> None:
+def test_ls_shows_the_progress_of_each_run(igpt: Callable[..., Command], runs: Path) -> None:
     ended = igpt("runs", "ls", runs, "--json")
     assert ended.code == 0, ended.err
     cut, done = json.loads(ended.out)
-    assert (cut["name"], cut["state"], cut["step"], cut["of"], cut["validation loss"]) == (
-        *("cut", "unfinished", 10, 30),
-        None,
-    )
+    shown = [cut[name] for name in ("name", "state", "step", "of", "validation loss")]
+    assert shown == ["cut", "unfinished", 10, 30, None]
     assert (done["name"], done["state"], done["step"], done["restarts"]) == ("done", "finished", 30, 0)
     assert 0 < done["validation loss"] < 3
     heading, *lines = igpt("runs", "ls", runs).out.splitlines()
@@ -47,7 +45,7 @@ def test_ls_tells_how_far_each_run_is(igpt: Callable[..., Command], runs: Path) 
     assert igpt("runs", "ls", runs.parent / "raw").out.startswith("no training run in ")
 
 
-def test_show_tells_checkpoints_curve_and_what_was_set(igpt: Callable[..., Command], runs: Path) -> None:
+def test_show_prints_checkpoints_curve_and_changed_fields(igpt: Callable[..., Command], runs: Path) -> None:
     shown = json.loads(igpt("runs", "show", runs / "done", "--json").out)
     assert (shown["mlflow_run"], shown["config"]["seed"], shown["config"]["steps"]) == ("abc", 7, 30)
     assert "max_restarts" not in shown["config"]
@@ -57,7 +55,7 @@ def test_show_tells_checkpoints_curve_and_what_was_set(igpt: Callable[..., Comma
     assert "unfinished, step 10 of 30" in text and "`igpt runs resume" in text and "seed=7" in text
 
 
-def test_verify_finds_what_is_damaged(igpt: Callable[..., Command], runs: Path) -> None:
+def test_verify_finds_damaged_files(igpt: Callable[..., Command], runs: Path) -> None:
     assert igpt("runs", "show", runs / "cut", "--verify").code == 0
     file = runs / "cut" / "checkpoints" / "00000010" / "optimizer-00000.safetensors"
     whole = file.read_bytes()
@@ -70,7 +68,7 @@ def test_verify_finds_what_is_damaged(igpt: Callable[..., Command], runs: Path) 
         file.write_bytes(whole)
 
 
-def test_what_is_no_run_is_one_line(igpt: Callable[..., Command], runs: Path) -> None:
+def test_a_folder_that_is_not_a_run_is_refused_in_one_line(igpt: Callable[..., Command], runs: Path) -> None:
     for arguments in (("show", runs), ("show", runs / "nothing")):
         ended = igpt("runs", *arguments)
         assert ended.code == 2

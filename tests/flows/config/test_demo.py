@@ -1,4 +1,4 @@
-"""What the demo runs with: the digits, or anybody's images."""
+"""The demo's configuration for the digits and for the user's images."""
 
 from pathlib import Path
 
@@ -8,13 +8,13 @@ from flows.config.demo import DIGITS_URL, demo_config
 from pipeline.errors import IgptError
 
 
-def test_the_digits_without_a_source() -> None:
+def test_without_raw_the_demo_uses_the_digits() -> None:
     config = demo_config(None, ["pretrain.steps=7"])
     assert (config.dataset.raw, config.dataset.resolution, config.pretrain.optimizer.steps) == (DIGITS_URL, 8, 7)
     assert config.pretrain.keeping.runs == "s3://runs/demo"
 
 
-def test_anybodys_images_get_a_dataset_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_users_images_get_their_own_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my photos.tar").write_bytes(b"")
     monkeypatch.chdir(tmp_path)
     config = demo_config("my photos.tar", [])
@@ -33,6 +33,6 @@ def test_anybodys_images_get_a_dataset_of_their_own(tmp_path: Path, monkeypatch:
         (None, "dataset.resolution=7", "resolution is 7"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_started(raw: str | None, override: str, message: str) -> None:
+def test_mistakes_are_reported_before_anything_is_started(raw: str | None, override: str, message: str) -> None:
     with pytest.raises(IgptError, match=message):
         demo_config(raw, [override])

@@ -1,4 +1,4 @@
-"""What `igpt config` prints: a file that loads, each field with its sentence and its range."""
+"""`igpt config` prints a file that loads, with a description and the range of each field."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from flows.config.refresh import RefreshConfig
 from pipeline.typed_config import file as config_file
 
 REQUIRED = {"raw": "s3://raw/x", "dataset": "s3://datasets/x", "runs": "s3://runs"}
-BLANKS = {
+REQUIRED_FIELDS = {
     "refresh": ["dataset.raw", "dataset.dataset", "pretrain.keeping.runs"],
     "dataset": ["raw", "dataset"],
     "pretrain": ["keeping.runs"],
@@ -17,14 +17,14 @@ BLANKS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_printed_config_loads_once_its_blanks_are_filled(kind: str, tmp_path: Path) -> None:
+def test_the_printed_config_loads_once_its_required_fields_are_set(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "printed.yaml"
     path.write_text(describe(KINDS[kind]))
-    required = [f"{name}={REQUIRED[name.rsplit('.', 1)[-1]]}" for name in BLANKS.get(kind, [])]
+    required = [f"{name}={REQUIRED[name.rsplit('.', 1)[-1]]}" for name in REQUIRED_FIELDS.get(kind, [])]
     assert config_file.load(KINDS[kind], path, required) == config_file.load(KINDS[kind], None, required)
 
 
-def test_every_field_has_its_sentence() -> None:
+def test_every_field_has_a_description() -> None:
     lines = describe(RefreshConfig).splitlines()
     for before, line in zip(["", *lines], lines, strict=False):
         assert line.lstrip().startswith("#") or before.lstrip().startswith("#"), line

@@ -1,4 +1,4 @@
-"""A value means the same to `igpt pretrain`, `python -m igpt_model.train`, stored parameters and `igpt deploy`."""
+"""`igpt pretrain`, `python -m igpt_model.train`, stored parameters and `igpt deploy` read a value the same way."""
 
 import sys
 from pathlib import Path
@@ -15,7 +15,7 @@ from pipeline.errors import IgptError
 from pipeline.typed_config import file as config_file
 from pipeline.typed_config import values
 
-# As text of a file and of an override, and what it is: a value, or why it is none.
+# A field, its text in a file or an override, and the value read from it or part of the error message.
 SITUATIONS = [
     ("learning_rate", "1e-3", 0.001),  # text to YAML 1.1
     ("learning_rate", "1.5E-4", 0.00015),
@@ -66,16 +66,16 @@ class StopError(Exception):
 
 
 def pretrain_reads(path: Path, overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> PretrainConfig:
-    """What `igpt pretrain` hands to its flow."""
+    """The config that `igpt pretrain` passes to its flow."""
     monkeypatch.setattr(options.preflight, "check_prefect", lambda url: None)
-    monkeypatch.setattr(options.settings, "load", lambda: type("Known", (), {"prefect_api_url": ""}))
+    monkeypatch.setattr(options.settings, "load", lambda: type("Services", (), {"prefect_api_url": ""}))
     return options.read_config(PretrainConfig, path, overrides, path.parent)
 
 
 def training_reads(
     path: Path, overrides: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> PretrainConfig:
-    """What `python -m igpt_model.train` trains with."""
+    """The config that `python -m igpt_model.train` trains with."""
 
     def stop(config: PretrainConfig) -> None:
         raise StopError(config)
@@ -94,7 +94,7 @@ def training_reads(
 
 
 def outcome(read: Any, *arguments: Any) -> Any:
-    """The config that a reader makes, or the line that it refuses it with."""
+    """The config that `read` returns, or the message of its IgptError."""
     try:
         return read(*arguments)
     except IgptError as error:
@@ -151,7 +151,7 @@ def test_both_commands_read_the_same(
     ids=str,
 )
 def test_stored_parameters_read_as_a_file_does(stored: dict, overrides: list[str]) -> None:
-    """Deployments of before keep flat parameters; Prefect validates them by the signature of the flow."""
+    """Older deployments have flat parameters; Prefect validates them against the signature of the flow."""
     ours = outcome(TypeAdapter(PretrainConfig).validate_python, {"runs": "r", **stored})
     theirs = outcome(config_file.load, PretrainConfig, None, ["runs=r", *overrides])
     assert ours == (theirs.partition(";")[0] if "stepz" in stored else theirs)

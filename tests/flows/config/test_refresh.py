@@ -1,4 +1,4 @@
-"""The config of a refresh: what files and overrides make of it, and the one line for each mistake."""
+"""The config of a refresh from files and overrides, and the one-line error for each mistake."""
 
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def test_a_file_and_overrides_make_a_typed_config(tmp_path: Path) -> None:
         ("pretrain.preset=gpt-5", "pretrain.model.preset is 'gpt-5'"),
         ("pretrain.workers=0", "pretrain.execution.workers is 0: it must be at least 1"),
         ("pretrain.dataset=s3://other", "pretrain.data.dataset is 's3://other': in a refresh it is the dataset just"),
-        ("pretrain.class_conditional=true", "are told the class"),
+        ("pretrain.class_conditional=true", "is given the class"),
         ("steps", "is not an override"),
         ("steps=5", "unknown field steps"),
         ("dataset.raw.x=5", "raw has no fields of its own"),
@@ -66,12 +66,12 @@ def test_a_missing_field_is_named() -> None:
         load({"dataset": GOOD["dataset"]})
 
 
-def test_a_misspelt_field_is_named_rather_than_the_one_that_is_missing_by_it() -> None:
+def test_a_misspelt_field_is_named_rather_than_the_one_it_leaves_missing() -> None:
     with pytest.raises(IgptError, match=r"unknown field pretrain; `igpt config pretrain` shows the known ones"):
         config_file.load(PretrainConfig, None, ["pretrain.runs=s3://runs"])
 
 
-def test_a_value_that_does_not_go_is_told_with_its_file(tmp_path: Path) -> None:
+def test_an_invalid_value_is_reported_with_its_file(tmp_path: Path) -> None:
     path = tmp_path / "pretrain.yaml"
     path.write_text("dataset: d\nruns: r\nsteps: 0\n")
     with pytest.raises(IgptError, match=r"pretrain\.yaml: optimizer\.steps is 0"):

@@ -1,4 +1,4 @@
-"""Asking the configured addresses: who does not answer, who refuses, whose clock is wrong; no secret is told."""
+"""Querying the configured addresses: no answer, refused credentials, wrong clocks; secrets are never shown."""
 
 import http.server
 import threading
@@ -57,32 +57,33 @@ def nothing_configured(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def asked() -> dict[str, Answer]:
+def query_all() -> dict[str, Answer]:
     return {answer.service: answer for answer in ask_all()}
 
 
-def test_nothing_is_asked_where_nothing_is_configured() -> None:
-    assert asked() == {service: Answer(service=service, address="") for service in ("S3", "Prefect", "MLflow", "Ray")}
+def test_services_without_an_address_are_not_queried() -> None:
+    services = ("S3", "Prefect", "MLflow", "Ray")
+    assert query_all() == {service: Answer(service=service, address="") for service in services}
 
 
-def test_versions_and_clocks_are_told_to_those_who_may_ask(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_right_credentials_give_versions_and_clocks(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     url = f"http://{HOST}:{server.server_port}"
     monkeypatch.setenv("PREFECT_API_URL", f"{url}/api")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{url}/")
-    refused = asked()
-    assert refused["Prefect"].complaint == "it refuses the credentials of PREFECT_API_AUTH_STRING"
-    assert "MLFLOW_TRACKING_PASSWORD" in refused["MLflow"].complaint
+    refused = query_all()
+    assert refused["Prefect"].problem == "it refuses the credentials of PREFECT_API_AUTH_STRING"
+    assert "MLFLOW_TRACKING_PASSWORD" in refused["MLflow"].problem
     monkeypatch.setenv("PREFECT_API_AUTH_STRING", f"igpt:{SECRET}")
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "igpt")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", SECRET)
-    told = asked()
-    assert (told["Prefect"].version, told["MLflow"].version) == ("3.8.8", "3.17.2")
-    for answer in (told["Prefect"], told["MLflow"], refused["Prefect"]):
+    accepted = query_all()
+    assert (accepted["Prefect"].version, accepted["MLflow"].version) == ("3.8.8", "3.17.2")
+    for answer in (accepted["Prefect"], accepted["MLflow"], refused["Prefect"]):
         assert answer.clock_ahead is not None and abs(answer.clock_ahead - 3600) < 60
-    assert SECRET not in str(told) + str(refused)
+    assert SECRET not in str(accepted) + str(refused)
 
 
-def test_who_does_not_answer_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_service_that_does_not_answer_is_reported_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     port = free_port()
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{HOST}:{port}")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
@@ -91,13 +92,13 @@ def test_who_does_not_answer_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "no address")
     monkeypatch.setenv("RAY_ADDRESS", f"{HOST}:{port}")
     monkeypatch.setattr(addresses, "_RAY_SECONDS", 0.1)  # Ray's client tries for half a minute
-    answers = asked()
-    assert all(answer.complaint.startswith("it does not answer") for answer in answers.values()), answers
-    assert not any("\n" in answer.complaint for answer in answers.values())
+    answers = query_all()
+    assert all(answer.problem.startswith("it does not answer") for answer in answers.values()), answers
+    assert not any("\n" in answer.problem for answer in answers.values())
     assert SECRET not in str(answers)
 
 
-def test_an_address_with_a_password_is_neither_asked_nor_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_with_a_password_is_neither_queried_nor_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://igpt:{SECRET}@localhost:1")
-    answer = asked()["MLflow"]
-    assert (answer.address, answer.complaint) == ("", "its address carries a password")
+    answer = query_all()["MLflow"]
+    assert (answer.address, answer.problem) == ("", "its address carries a password")

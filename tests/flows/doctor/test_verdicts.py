@@ -1,4 +1,4 @@
-"""A table of situations: one fact of a machine that will do is changed, and one thing is said of it."""
+"""A table of situations: each changes one fact about a good machine, and gives one verdict that is not ok."""
 
 from dataclasses import replace
 from typing import Any
@@ -12,9 +12,9 @@ from flows.services.local_stack import ServiceStatus
 from flows.services.settings import AMAZON
 
 GIB = 2**30
-CPU_TORCH = Torch(version="2.13.0+cpu", cuda=None, usable_gpus=0, complaint="", compiling="")
-CUDA_TORCH = Torch(version="2.13.0", cuda="13.0", usable_gpus=1, complaint="", compiling="")
-ONE_GPU = Gpus(names=("NVIDIA H100, 80 GiB",), driver="580.1", complaint="")
+CPU_TORCH = Torch(version="2.13.0+cpu", cuda=None, usable_gpus=0, problem="", compile_problem="")
+CUDA_TORCH = Torch(version="2.13.0", cuda="13.0", usable_gpus=1, problem="", compile_problem="")
+ONE_GPU = Gpus(names=("NVIDIA H100, 80 GiB",), driver="580.1", problem="")
 MACHINE = Machine(
     system="Linux",
     architecture="x86_64",
@@ -29,11 +29,11 @@ MACHINE = Machine(
         Disk(folder="/tmp", free=90 * GIB, total=100 * GIB, writable=True),
     ),
     shared_memory=Disk(folder="/dev/shm", free=8 * GIB, total=8 * GIB, writable=True),
-    loopback="",
+    loopback_problem="",
     open_files=10_240,
     processes=None,
     torch=CPU_TORCH,
-    gpus=Gpus(names=(), driver="", complaint=""),
+    gpus=Gpus(names=(), driver="", problem=""),
 )
 STACK = [
     ServiceStatus(name=name, url=f"http://127.0.0.1:2{number}", pid=number, answers=True, detail="")
@@ -58,7 +58,7 @@ def not_ok(machine: Machine = MACHINE, stack: list[ServiceStatus] = STACK, **ans
     return [verdict for verdict in verdicts if verdict.state != "ok"]
 
 
-def test_a_machine_that_will_do() -> None:
+def test_a_good_machine_is_ok_in_every_check() -> None:
     verdicts = judge(MACHINE, STACK, list(ANSWERS.values()))
     assert {verdict.state for verdict in verdicts} == {"ok"}
     assert [verdict.advice for verdict in verdicts] == [""] * len(verdicts)
@@ -95,25 +95,29 @@ MACHINES = {
         {"shared_memory": Disk(folder="/dev/shm", free=64 << 20, total=64 << 20, writable=True)},
         ("/dev/shm", "warning", "--shm-size"),
     ),
-    "no loopback": ({"loopback": "Network is unreachable"}, ("loopback", "fails", "lo up")),
+    "no loopback": ({"loopback_problem": "Network is unreachable"}, ("loopback", "fails", "lo up")),
     "few open files": ({"open_files": 256}, ("open files", "warning", "ulimit -n 4096")),
     "few processes": ({"processes": 512}, ("processes", "warning", "ulimit -u 4096")),
     "no compiler": (
-        {"torch": replace(CPU_TORCH, compiling="torch.compile needs a compiler, and: there is none: install g++")},
+        {
+            "torch": replace(
+                CPU_TORCH, compile_problem="torch.compile needs a compiler, and: there is none: install g++"
+            )
+        },
         ("compiler", "warning", "only for training with compile=true: install g++"),
     ),
     "no PyTorch": (
-        {"torch": Torch(version=None, cuda=None, usable_gpus=0, complaint="no module named torch", compiling="")},
+        {"torch": Torch(version=None, cuda=None, usable_gpus=0, problem="no module named torch", compile_problem="")},
         ("PyTorch", "fails", "install the project again"),
     ),
     "a GPU that is used": ({"gpus": ONE_GPU, "torch": CUDA_TORCH}, None),
     "a GPU and the CPU build": ({"gpus": ONE_GPU}, ("PyTorch", "warning", "docs/install.md")),
     "a driver too old": (
-        {"gpus": ONE_GPU, "torch": replace(CUDA_TORCH, usable_gpus=0, complaint="The NVIDIA driver is too old")},
+        {"gpus": ONE_GPU, "torch": replace(CUDA_TORCH, usable_gpus=0, problem="The NVIDIA driver is too old")},
         ("GPU", "fails", "driver is too old"),
     ),
     "a driver that does not run": (
-        {"gpus": Gpus(names=(), driver="", complaint="couldn't communicate with the NVIDIA driver")},
+        {"gpus": Gpus(names=(), driver="", problem="couldn't communicate with the NVIDIA driver")},
         ("GPU", "warning", "--gpus all"),
     ),
     "the CUDA build and no GPU": ({"torch": replace(CUDA_TORCH, usable_gpus=0)}, None),
@@ -121,28 +125,30 @@ MACHINES = {
 
 
 @pytest.mark.parametrize("situation", MACHINES)
-def test_what_is_said_of_a_machine(situation: str) -> None:
+def test_verdicts_on_a_machine(situation: str) -> None:
     fields, expected = MACHINES[situation]
-    complaints = not_ok(replace(MACHINE, **fields))
+    verdicts = not_ok(replace(MACHINE, **fields))
     if expected is None:
-        assert complaints == []
+        assert verdicts == []
     else:
         check, state, words = expected
-        assert [(one.check, one.state) for one in complaints] == [(check, state)]
-        assert words in complaints[0].advice
+        assert [(verdict.check, verdict.state) for verdict in verdicts] == [(check, state)]
+        assert words in verdicts[0].advice
 
 
 SERVICES = {
     "nothing is configured": ("S3", {"address": "", "version": None}, "S3", "warning", "igpt up"),
     "a password in an address": (
         "Prefect",
-        {"address": "", "complaint": "its address carries a password"},
-        *("Prefect", "fails", "leave it out of PREFECT_API_URL and set PREFECT_API_AUTH_STRING"),
+        {"address": "", "problem": "its address carries a password"},
+        "Prefect",
+        "fails",
+        "leave it out of PREFECT_API_URL and set PREFECT_API_AUTH_STRING",
     ),
-    "nobody answers": ("MLflow", {"complaint": "it does not answer"}, "MLflow", "fails", "check MLFLOW_TRACKING_URI"),
+    "no answer": ("MLflow", {"problem": "it does not answer"}, "MLflow", "fails", "check MLFLOW_TRACKING_URI"),
     "keys of Amazon": (
         "S3",
-        {"address": AMAZON, "complaint": "InvalidAccessKeyId"},
+        {"address": AMAZON, "problem": "InvalidAccessKeyId"},
         "S3",
         "fails",
         "AWS_ACCESS_KEY_ID",
@@ -156,20 +162,21 @@ SERVICES = {
 
 
 @pytest.mark.parametrize("situation", SERVICES)
-def test_what_is_said_of_a_service(situation: str) -> None:
+def test_verdicts_on_a_service(situation: str) -> None:
     service, fields, check, state, words = SERVICES[situation]
-    (complaint,) = not_ok(**{service: replace(ANSWERS[service], **fields)})
-    assert (complaint.check, complaint.state) == (check, state)
-    assert words in complaint.advice
+    (verdict,) = not_ok(**{service: replace(ANSWERS[service], **fields)})
+    assert (verdict.check, verdict.state) == (check, state)
+    assert words in verdict.advice
 
 
-def test_another_patch_of_a_server_fits() -> None:
+def test_another_patch_version_of_a_server_is_ok() -> None:
     assert not_ok(Prefect=replace(ANSWERS["Prefect"], version="3.8.1")) == []
 
 
 def test_local_services_that_were_ended_and_one_that_hangs() -> None:
     ended = replace(STACK[0], pid=None, answers=False, detail="it is not started")
     hangs = replace(STACK[3], answers=False, detail="it does not answer")
-    said = not_ok(stack=[ended, *STACK[1:3], hangs])
-    assert [(one.check, one.state) for one in said] == [("local s3", "warning"), ("local ray", "fails")]
+    verdicts = not_ok(stack=[ended, *STACK[1:3], hangs])
+    states = [(verdict.check, verdict.state) for verdict in verdicts]
+    assert states == [("local s3", "warning"), ("local ray", "fails")]
     assert not_ok(stack=[]) == []

@@ -1,4 +1,4 @@
-"""What `igpt deploy` reads: schedules that are no schedules are refused in a line."""
+"""What `igpt deploy` reads and sends: schedules, parameters, and the one-line error for an invalid schedule."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -16,7 +16,9 @@ from pipeline.errors import IgptError
 
 def write(folder: Path, **schedule: Any) -> Path:
     entry = {
-        **{"name": "nightly", "entrypoint": "flows.scheduled.scheduled_build", "work_pool": {"name": "igpt"}},
+        "name": "nightly",
+        "entrypoint": "flows.scheduled.scheduled_build",
+        "work_pool": {"name": "igpt"},
         "parameters": {"config": {"raw": "s3://raw/digits", "dataset": "s3://datasets/digits"}},
         "schedules": [{"slug": "nightly", **schedule}],
     }
@@ -25,16 +27,16 @@ def write(folder: Path, **schedule: Any) -> Path:
     return path
 
 
-def test_intervals_are_counted_from_the_time_that_is_given(tmp_path: Path) -> None:
-    (found,) = deployments.read(write(tmp_path, interval=3600, anchor_date="2026-01-05T04:00:00Z"))
-    (schedule,) = deployments._deployment(found).schedules
+def test_intervals_start_at_the_anchor_date(tmp_path: Path) -> None:
+    (deployable,) = deployments.read(write(tmp_path, interval=3600, anchor_date="2026-01-05T04:00:00Z"))
+    (schedule,) = deployments._deployment(deployable).schedules
     assert schedule.schedule.anchor_date == datetime(2026, 1, 5, 4, tzinfo=UTC)
     assert schedule.schedule.interval == timedelta(hours=1)
 
 
-def test_without_one_they_are_counted_from_now(tmp_path: Path) -> None:
-    (found,) = deployments.read(write(tmp_path, interval=3600))
-    (schedule,) = deployments._deployment(found).schedules
+def test_without_an_anchor_date_intervals_start_now(tmp_path: Path) -> None:
+    (deployable,) = deployments.read(write(tmp_path, interval=3600))
+    (schedule,) = deployments._deployment(deployable).schedules
     assert abs(schedule.schedule.anchor_date - datetime.now(UTC)) < timedelta(minutes=5)
 
 
@@ -43,12 +45,12 @@ def test_without_one_they_are_counted_from_now(tmp_path: Path) -> None:
     [
         ({}, "give either cron or interval"),
         ({"cron": "0 2 * * *", "interval": 60}, "give either cron or interval"),
-        ({"cron": "0 2 * * *", "anchor_date": "2026-01-05T04:00:00Z"}, "anchor_date is for interval"),
+        ({"cron": "0 2 * * *", "anchor_date": "2026-01-05T04:00:00Z"}, "anchor_date is only for interval"),
         ({"interval": 60, "anchor_date": "tomorrow"}, "anchor_date"),
         ({"interval": 60, "anchor": "2026-01-05"}, "unknown field schedules.0.anchor"),
     ],
 )
-def test_what_is_no_schedule_is_refused(schedule: dict[str, Any], reason: str, tmp_path: Path) -> None:
+def test_an_invalid_schedule_is_refused_in_one_line(schedule: dict[str, Any], reason: str, tmp_path: Path) -> None:
     with pytest.raises(IgptError, match=reason) as raised:
         deployments.read(write(tmp_path, **schedule))
     assert "prefect.yaml: deployment 1: " in str(raised.value) and "\n" not in str(raised.value)
@@ -79,7 +81,7 @@ deployments:
 
 
 def test_flat_parameters_are_sent_as_the_schema_of_the_flow_has_them(tmp_path: Path) -> None:
-    """The server compares parameters with the schema before a worker of ours sees them."""
+    """The server validates parameters against the schema before any of our code runs."""
     path = tmp_path / "prefect.yaml"
     path.write_text(FLAT)
     weekly, watch = map(deployments._deployment, deployments.read(path))
@@ -92,9 +94,9 @@ def test_flat_parameters_are_sent_as_the_schema_of_the_flow_has_them(tmp_path: P
     assert weekly.parameters["config"]["probe"] == {"strengths": [0.01, 1.0]}
     assert weekly.job_variables == {"retries": 3, "on": True}
     assert watch.parameters["quiet_seconds"] == 600
-    for each in (weekly, watch):
-        schema = each._parameter_openapi_schema.model_dump_for_openapi()
-        jsonschema.validate(json.loads(json.dumps(each.parameters)), schema)
+    for deployment in (weekly, watch):
+        schema = deployment._parameter_openapi_schema.model_dump_for_openapi()
+        jsonschema.validate(json.loads(json.dumps(deployment.parameters)), schema)
     limits = schema_of(weekly, "OptimizerSettings")["steps"]
     assert (limits["minimum"], limits["description"]) == (1, "Number of optimizer steps.")
 
@@ -103,8 +105,8 @@ def schema_of(deployment: Any, name: str) -> dict[str, Any]:
     return deployment._parameter_openapi_schema.definitions[name]["properties"]
 
 
-def test_parameters_that_a_deployment_keeps_flat_still_run() -> None:
-    """As the version before this one stored them: Prefect validates them by the flow's signature of today."""
+def test_flat_parameters_of_an_existing_deployment_still_run() -> None:
+    """The previous version stored them flat; Prefect validates them against the flow's current signature."""
     stored = {
         "dataset": {"raw": "s3://raw/x", "dataset": "s3://datasets/x"},
         "pretrain": {"runs": "s3://runs/x", "preset": "tiny", "steps": 7, "learning_rate": "1e-3"},

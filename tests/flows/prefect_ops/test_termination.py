@@ -1,4 +1,4 @@
-"""SIGTERM ends a block that waits for Ray at once, and comes out as what Prefect's engine understands."""
+"""SIGTERM ends a block that waits for Ray at once, with the exception that Prefect's engine expects."""
 
 import subprocess
 import sys
@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
-# A cluster of its own, started by the process, and a handler such as Prefect's.
+# The process starts its own cluster, and sets a handler like Prefect's.
 CODE = """
 import os, signal, threading, time
 import ray
@@ -27,10 +27,10 @@ except TerminationSignal as error:
 """
 
 
-def test_a_wait_for_ray_is_ended() -> None:
+def test_sigterm_ends_a_wait_for_ray() -> None:
     began = time.monotonic()
-    done = subprocess.run(
+    ended = subprocess.run(
         [sys.executable, "-c", CODE], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
     )
-    assert done.stdout.splitlines()[-1:] == ["True True True"], done.stdout + done.stderr
-    assert time.monotonic() - began < 200, "not until the task is over"
+    assert ended.stdout.splitlines()[-1:] == ["True True True"], ended.stdout + ended.stderr
+    assert time.monotonic() - began < 200, "it waited for the end of the task"

@@ -1,6 +1,6 @@
-"""The embedded services: started, kept, found broken, mended and ended, whatever happens to them meanwhile.
+"""The local services: start, reuse, failure, restart and end.
 
-One stack serves the module; its tests run in the order in which they stand.
+One stack serves the module, and its tests depend on their order.
 """
 
 import json
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.services
 
 ALL = {"s3", "prefect", "mlflow", "ray"}
 ROOT = Path(__file__).parents[3]
-# Everything by the environment alone, as a user's program has it; the actor and its child stay behind.
+# A user's program, configured by the environment alone. Its detached actor and the actor's child keep running.
 DRIVER = """
 import os, subprocess, ray
 ray.init(log_to_driver=False, logging_level="ERROR")
@@ -50,7 +50,7 @@ UP = "import sys; from pathlib import Path; from flows.services import local_sta
 
 @contextmanager
 def folder_for_services() -> Iterator[Path]:
-    # With characters that a URL or an unquoted command line would trip over.
+    # With characters that break a URL or an unquoted command line.
     folder = Path(tempfile.mkdtemp(prefix="igpt 'stack?#"))
     yield folder
     local_stack.down(folder)
@@ -79,7 +79,7 @@ def stack(home: Path) -> Stack:
 
 @pytest.fixture(scope="module")
 def stranger(stack: Stack) -> subprocess.Popen:
-    """A Ray driver without the token. Ray lets it try for a while, so it does that beside the other tests."""
+    """A Ray driver without the token. Ray refuses it only after a while, so it runs beside the other tests."""
     environment = {**os.environ, **stack.environment()}
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
         del environment[name]
@@ -104,7 +104,7 @@ def listed(stack: Stack) -> dict[str, str]:
     return {item["Key"]: item["ETag"] for item in s3(stack).list_objects_v2(Bucket="raw").get("Contents", [])}
 
 
-def found(home: Path) -> dict[str, ServiceStatus]:
+def statuses(home: Path) -> dict[str, ServiceStatus]:
     return {service.name: service for service in local_stack.status(home)}
 
 
@@ -113,28 +113,28 @@ def answering(home: Path) -> set[str]:
 
 
 def kill(home: Path, name: str) -> set[psutil.Process]:
-    """Kill the first process of a service, and return all that it had below it."""
-    process = psutil.Process(found(home)[name].pid)
-    below = set(process.children(recursive=True))
+    """Kill the main process of a service, and return its descendants."""
+    process = psutil.Process(statuses(home)[name].pid)
+    children = set(process.children(recursive=True))
     process.kill()
     process.wait(10)
-    return below
+    return children
 
 
-def family(home: Path) -> set[psutil.Process]:
+def process_tree(home: Path) -> set[psutil.Process]:
     roots = [psutil.Process(pid) for pid in local_stack.process_ids(home)]
     return {process for root in roots for process in (root, *root.children(recursive=True))}
 
 
-def naming(home: Path) -> set[psutil.Process]:
-    """The processes that were told of a home, by their environment or command line."""
+def processes_of(home: Path) -> set[psutil.Process]:
+    """The processes that have the home in their environment or command line."""
     processes = set()
     for process in psutil.process_iter():
         try:
-            told = " ".join((*process.cmdline(), *process.environ().values()))
+            text = " ".join([*process.cmdline(), *process.environ().values()])
         except psutil.Error:
             continue
-        if str(home) in told and process.pid != os.getpid():
+        if str(home) in text and process.pid != os.getpid():
             processes.add(process)
     return processes
 
@@ -155,7 +155,7 @@ def record(home: Path) -> dict:
     return json.loads((home / "services.json").read_text())
 
 
-def test_nothing_is_known_of_a_folder_without_services(tmp_path: Path) -> None:
+def test_a_folder_without_services_has_no_status(tmp_path: Path) -> None:
     assert local_stack.load(tmp_path) is None
     assert local_stack.status(tmp_path) == []
     assert local_stack.process_ids(tmp_path) == []
@@ -164,7 +164,7 @@ def test_nothing_is_known_of_a_folder_without_services(tmp_path: Path) -> None:
 
 
 def start_elsewhere(home: Path) -> subprocess.Popen:
-    """An `up` in a process of its own, which has started all services and waits for them."""
+    """An `up` in another process, which has started all services and waits for them."""
     process = subprocess.Popen([sys.executable, "-c", UP, str(home)], cwd=ROOT, stderr=subprocess.PIPE)
     while not (home / "services.json").exists() or set(record(home)["processes"]) != ALL:
         assert process.poll() is None
@@ -175,18 +175,18 @@ def start_elsewhere(home: Path) -> subprocess.Popen:
 @pytest.mark.faults
 def test_an_interrupted_start_leaves_nothing_behind(other_home: Path) -> None:
     process = start_elsewhere(other_home)
-    process.send_signal(signal.SIGSTOP)  # on a busy machine the services would answer while they are looked at
-    begun = family(other_home)
-    assert len(begun) >= 4
+    process.send_signal(signal.SIGSTOP)  # on a busy machine, `up` could finish while the processes are listed
+    started = process_tree(other_home)
+    assert len(started) >= 4
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGCONT)
     assert b"KeyboardInterrupt" in process.communicate(timeout=60)[1]
-    assert not alive(begun | naming(other_home))
+    assert not alive(started | processes_of(other_home))
     assert local_stack.load(other_home) is None
 
 
 @pytest.mark.faults
-def test_a_failed_start_is_explained_in_a_line_and_leaves_nothing_behind(other_home: Path) -> None:
+def test_a_failed_start_is_explained_in_one_line_and_leaves_nothing_behind(other_home: Path) -> None:
     (other_home / "mlflow").mkdir()
     (other_home / "mlflow" / "mlflow.db").write_bytes(b"no database " * 1000)
     with pytest.raises(IgptError) as failure:
@@ -196,27 +196,27 @@ def test_a_failed_start_is_explained_in_a_line_and_leaves_nothing_behind(other_h
     assert "file is not a database" in message
     assert str(other_home / "logs" / "mlflow.log") in message
     assert "\n" not in message
-    assert not alive(naming(other_home))
+    assert not alive(processes_of(other_home))
     assert local_stack.load(other_home) is None
 
 
 @pytest.mark.faults
-def test_a_damaged_record_is_named_and_down_clears_what_it_named(other_home: Path) -> None:
+def test_a_damaged_record_is_reported_and_down_ends_its_services(other_home: Path) -> None:
     process = start_elsewhere(other_home)
     process.kill()
     process.communicate()
-    begun = family(other_home)
+    started = process_tree(other_home)
     (other_home / "services.json").write_text('{"ports": {')
     for call in (local_stack.up, local_stack.load, local_stack.status):
         with pytest.raises(IgptError, match=r"services\.json is damaged; `igpt down`"):
             call(other_home)
-    assert alive(begun)
+    assert alive(started)
     local_stack.down(other_home)
-    assert not alive(begun | naming(other_home))
+    assert not alive(started | processes_of(other_home))
     assert local_stack.load(other_home) is None
 
 
-def test_up_starts_all_that_a_program_needs(home: Path, stack: Stack, stranger: subprocess.Popen) -> None:
+def test_up_starts_everything_a_program_needs(home: Path, stack: Stack, stranger: subprocess.Popen) -> None:
     assert answering(home) == ALL
     assert local_stack.load(home) == stack
     driver = subprocess.run(
@@ -230,15 +230,15 @@ def test_up_starts_all_that_a_program_needs(home: Path, stack: Stack, stranger: 
     assert driver.returncode == 0, driver.stderr
     worker, child, content = driver.stdout.splitlines()[-1].split()
     assert content == "kept"
-    assert {int(worker), int(child)} <= {process.pid for process in family(home)}
+    assert {int(worker), int(child)} <= {process.pid for process in process_tree(home)}
 
 
-def test_up_again_keeps_what_runs(home: Path, stack: Stack) -> None:
+def test_up_again_keeps_running_services(home: Path, stack: Stack) -> None:
     before = local_stack.process_ids(home)
-    reports: list[str] = []
-    assert local_stack.up(home, report=reports.append) == stack
+    lines: list[str] = []
+    assert local_stack.up(home, say=lines.append) == stack
     assert local_stack.process_ids(home) == before
-    assert reports == []
+    assert lines == []
 
 
 def test_credentials_stay_private(home: Path, stack: Stack) -> None:
@@ -251,12 +251,12 @@ def test_credentials_stay_private(home: Path, stack: Stack) -> None:
 
 
 def test_services_listen_on_loopback_only(home: Path, stack: Stack) -> None:
-    connections = [connection for process in family(home) for connection in process.net_connections()]
-    addresses = {each.laddr.ip.removeprefix("::ffff:") for each in connections if each.status == psutil.CONN_LISTEN}
-    assert addresses == {"127.0.0.1"}
+    connections = [connection for process in process_tree(home) for connection in process.net_connections()]
+    listening = [connection for connection in connections if connection.status == psutil.CONN_LISTEN]
+    assert {connection.laddr.ip.removeprefix("::ffff:") for connection in listening} == {"127.0.0.1"}
 
 
-def test_what_is_put_into_s3_is_there_at_once(home: Path, stack: Stack) -> None:
+def test_a_written_object_is_visible_at_once(home: Path, stack: Stack) -> None:
     s3(stack).list_objects_v2(Bucket="raw")
     etags = set()
     for body in (b"one", b"two", b"longer"):
@@ -273,10 +273,10 @@ def test_what_is_put_into_s3_is_there_at_once(home: Path, stack: Stack) -> None:
     assert read(stack, "by hand") == b"by hand"
 
 
-def test_status_names_refused_keys(home: Path, stack: Stack) -> None:
+def test_status_reports_refused_keys(home: Path, stack: Stack) -> None:
     kept = (home / "services.json").read_bytes()
     (home / "services.json").write_text(json.dumps({**record(home), "s3_secret_key": "another"}))
-    wrong = found(home)["s3"]
+    wrong = statuses(home)["s3"]
     (home / "services.json").write_bytes(kept)
     assert not wrong.answers
     assert "refuses the recorded keys" in wrong.detail
@@ -285,53 +285,51 @@ def test_status_names_refused_keys(home: Path, stack: Stack) -> None:
 @pytest.mark.faults
 @pytest.mark.sample
 def test_a_killed_service_is_noticed_and_started_again_once(home: Path, stack: Stack) -> None:
-    before = found(home)
+    before = statuses(home)
     orphans = kill(home, "ray")
     assert len(orphans) > 6
     kill(home, "s3")
     assert answering(home) == {"prefect", "mlflow"}
-    assert "has ended" in found(home)["ray"].detail
+    assert "has ended" in statuses(home)["ray"].detail
     results: list[Stack] = []
-    reports: list[str] = []
-    ups = [
-        threading.Thread(target=lambda: results.append(local_stack.up(home, report=reports.append))) for _ in range(2)
-    ]
+    lines: list[str] = []
+    ups = [threading.Thread(target=lambda: results.append(local_stack.up(home, say=lines.append))) for _ in range(2)]
     for thread in ups:
         thread.start()
     for thread in ups:
         thread.join()
     assert results == [stack, stack]
-    assert sum(line.startswith("waiting for another igpt") for line in reports) == 1
+    assert sum(line.startswith("waiting for another igpt") for line in lines) == 1
     assert answering(home) == ALL
-    kept = {name for name, service in found(home).items() if service.pid == before[name].pid}
+    kept = {name for name, service in statuses(home).items() if service.pid == before[name].pid}
     assert kept == {"prefect", "mlflow"}
-    assert len([process for process in naming(home) if "rclone" in process.name()]) == 1
+    assert len([process for process in processes_of(home) if "rclone" in process.name()]) == 1
     assert not alive(orphans)
     assert read(stack, "kept") == b"kept"
 
 
 @pytest.mark.faults
-def test_a_service_whose_port_is_taken_moves_and_those_that_knew_it_follow(home: Path, stack: Stack) -> None:
-    old = family(home)
-    prefect = found(home)["prefect"].pid
+def test_a_service_whose_port_is_taken_moves_and_its_dependents_restart(home: Path, stack: Stack) -> None:
+    old = process_tree(home)
+    prefect = statuses(home)["prefect"].pid
     kill(home, "s3")
     kill(home, "mlflow")
     with listen(int(stack.s3_url.rpartition(":")[2])) as foreign:
-        assert "another program has its port" in found(home)["s3"].detail
-        reports: list[str] = []
-        moved = local_stack.up(home, report=reports.append)
+        assert "another program has its port" in statuses(home)["s3"].detail
+        lines: list[str] = []
+        moved = local_stack.up(home, say=lines.append)
         assert moved.s3_url != stack.s3_url
         assert moved.mlflow_url == stack.mlflow_url
-        (line,) = [line for line in reports if line.startswith("s3: another program has port")]
+        (line,) = [line for line in lines if line.startswith("s3: another program has port")]
         assert line.endswith(moved.s3_url.rpartition(":")[2])
         with socket.create_connection(foreign.getsockname()):
             foreign.accept()[0].close()
     assert answering(home) == ALL
-    assert {process.pid for process in alive(old)} == {prefect}, "nothing stays of those that were killed or followed"
+    assert {process.pid for process in alive(old)} == {prefect}, "old processes of restarted services still run"
     assert read(moved, "kept") == b"kept"
     assert MlflowClient(moved.mlflow_url).get_experiment_by_name("kept") is not None
     for name in ("mlflow", "ray"):
-        assert psutil.Process(found(home)[name].pid).environ()["AWS_ENDPOINT_URL"] == moved.s3_url
+        assert psutil.Process(statuses(home)[name].pid).environ()["AWS_ENDPOINT_URL"] == moved.s3_url
 
 
 def test_ray_refuses_a_driver_without_the_token(stranger: subprocess.Popen) -> None:
@@ -342,11 +340,11 @@ def test_ray_refuses_a_driver_without_the_token(stranger: subprocess.Popen) -> N
 
 
 def test_down_ends_everything_and_keeps_what_up_needs(home: Path, stack: Stack) -> None:
-    running = family(home) | naming(home)
+    running = process_tree(home) | processes_of(home)
     assert len(running) > 8
     kept = record(home)
     local_stack.down(home)
-    assert not alive(running | naming(home))
+    assert not alive(running | processes_of(home))
     assert not Path(kept["ray_folder"]).exists()
     assert local_stack.process_ids(home) == []
     assert local_stack.load(home) is None
@@ -356,7 +354,7 @@ def test_down_ends_everything_and_keeps_what_up_needs(home: Path, stack: Stack) 
     assert {**kept, "processes": {}} == record(home)
 
 
-def test_a_process_that_got_a_recorded_id_later_is_left_alone(home: Path, stack: Stack) -> None:
+def test_an_unrelated_process_with_a_recorded_id_is_not_ended(home: Path, stack: Stack) -> None:
     kept = (home / "services.json").read_bytes()
     with subprocess.Popen(["sleep", "600"]) as unrelated:
         stale = {"pid": unrelated.pid, "started": psutil.Process(unrelated.pid).create_time() - 3600}

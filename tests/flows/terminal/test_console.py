@@ -1,4 +1,4 @@
-"""Progress lines: plain ones now and then without a terminal, one that moves with a terminal."""
+"""Progress output: one line updated in place on a terminal, plain lines at intervals elsewhere."""
 
 import sys
 
@@ -9,7 +9,7 @@ from flows.terminal.console import Reporter
 
 
 class Clock:
-    """A clock that the test sets."""
+    """A clock set by the test."""
 
     now = 100.0
 
@@ -24,7 +24,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def test_without_a_terminal_a_step_is_a_line_every_ten_seconds_and_one_at_its_end(
+def test_without_a_terminal_a_step_prints_a_line_every_ten_seconds_and_one_at_its_end(
     clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
     reporter = Reporter("pretrain")
@@ -42,7 +42,7 @@ def test_without_a_terminal_a_step_is_a_line_every_ten_seconds_and_one_at_its_en
     ]
 
 
-def test_what_does_not_change_is_not_said_again(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unchanged_line_is_not_printed_again(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     reporter = Reporter("pretrain")
     reporter("train", 4, 5, "steps")
     for _ in range(4):
@@ -52,7 +52,7 @@ def test_what_does_not_change_is_not_said_again(clock: Clock, capsys: pytest.Cap
     assert capsys.readouterr().out == "  pretrain: train 5 of 5 steps (10 s)\n"
 
 
-def test_in_a_terminal_one_line_moves(
+def test_on_a_terminal_one_line_is_updated_in_place(
     clock: Clock, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)

@@ -1,4 +1,4 @@
-"""Time and memory of stages: also of what a stage starts, and also when it fails."""
+"""Time and memory of stages, including their child processes, and when a stage fails."""
 
 import subprocess
 import sys
@@ -20,9 +20,9 @@ def test_memory_of_this_process_and_its_children_is_counted(monkeypatch: pytest.
     class Counting(StageMeter):
         def _memory(self) -> int:
             nonlocal samples
-            found = super()._memory()
+            total = super()._memory()
             samples += 1
-            return found
+            return total
 
     meter = Counting()
     with meter.measure("nothing"):
@@ -35,7 +35,7 @@ def test_memory_of_this_process_and_its_children_is_counted(monkeypatch: pytest.
         subprocess.Popen([sys.executable, "-c", HOLD], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child,
     ):
         assert child.stdout is not None and child.stdout.readline() == b"held\n"
-        enough = samples + 2  # the first may have begun before
+        enough = samples + 2  # the first of the two may have begun before the child's allocation
         while samples < enough:
             time.sleep(0.05)
     base = meter.costs["nothing"].peak_memory_bytes
@@ -54,7 +54,7 @@ def test_a_root_and_its_children_are_counted_once() -> None:
     assert abs(difference) < SIZE / 4
 
 
-def test_a_stage_that_fails_has_its_cost_too() -> None:
+def test_a_failed_stage_is_measured_too() -> None:
     meter = StageMeter([2**22 + 1])  # a process that does not exist
     with pytest.raises(ZeroDivisionError), meter.measure("failing"):
         time.sleep(0.2)

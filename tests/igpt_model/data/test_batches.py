@@ -1,4 +1,4 @@
-"""What training does to images on the device: augmentations, small versions, masks, and where chance comes from."""
+"""Model inputs computed on the device: augmentation, small versions, masks, and random numbers."""
 
 import numpy as np
 import pytest
@@ -46,30 +46,34 @@ def test_augmenting_tokens_is_augmenting_pixels_and_quantizing(
     pictures: np.ndarray, table: np.ndarray, flip: bool, padding: int
 ) -> None:
     tokens, numbers = sequences(pictures, table), torch.arange(1000, 1000 + len(pictures))
-    found = augment(tokens, numbers, seed=7, flip=flip, crop_padding=padding)
-    # The same choices, read off an image whose tokens are its places.
-    places = augment(torch.arange(SIDE**2).expand(len(pictures), -1), numbers, seed=7, flip=flip, crop_padding=padding)
+    augmented = augment(tokens, numbers, seed=7, flip=flip, crop_padding=padding)
+    # The same random choices, applied to an image whose tokens are its positions.
+    positions = augment(
+        torch.arange(SIDE**2).expand(len(pictures), -1), numbers, seed=7, flip=flip, crop_padding=padding
+    )
     flipped, offsets = 0, set()
-    for picture, place, ours in zip(pictures, places.view(-1, SIDE, SIDE), found, strict=True):
+    for picture, position, tokens_T in zip(pictures, positions.view(-1, SIDE, SIDE), augmented, strict=True):
         padded = np.pad(picture, ((padding, padding), (padding, padding), (0, 0)), mode="reflect")
-        order = np.pad(np.arange(SIDE**2).reshape(SIDE, SIDE), padding, mode="reflect")
+        padded_positions = np.pad(np.arange(SIDE**2).reshape(SIDE, SIDE), padding, mode="reflect")
         candidates = {}
         for top in range(2 * padding + 1):
             for left in range(2 * padding + 1):
                 for mirrored in (False, True)[: 1 + flip]:
-                    window = order[top : top + SIDE, left : left + SIDE][:, :: -1 if mirrored else 1]
-                    if np.array_equal(window, place.numpy()):
+                    window = padded_positions[top : top + SIDE, left : left + SIDE][:, :: -1 if mirrored else 1]
+                    if np.array_equal(window, position.numpy()):
                         candidates[(top, left, mirrored)] = window
         ((top, left, mirrored),) = candidates
         pixels = padded[top : top + SIDE, left : left + SIDE][:, :: -1 if mirrored else 1]
-        assert np.array_equal(palette.quantize(pixels, table).reshape(-1), ours.numpy())
+        assert np.array_equal(palette.quantize(pixels, table).reshape(-1), tokens_T.numpy())
         flipped += mirrored
         offsets.add((top, left))
     assert not flip or 0.3 < flipped / len(pictures) < 0.7
     assert len(offsets) > min((2 * padding + 1) ** 2, len(pictures)) // 2
 
 
-def test_small_versions_are_those_of_the_pictures(pictures: np.ndarray, colours: np.ndarray, table: np.ndarray) -> None:
+def test_small_versions_of_tokens_equal_those_of_pictures(
+    pictures: np.ndarray, colours: np.ndarray, table: np.ndarray
+) -> None:
     tokens = sequences(pictures, table)
     seen = palette.to_pixels(tokens.numpy().reshape(-1, SIDE, SIDE), colours)
     for low in (2, 4, 8):
@@ -88,19 +92,21 @@ def test_small_versions_by_thirds(photos: np.ndarray, colours: np.ndarray, table
         assert torch.equal(reduce(tokens), sequences(small, table))
 
 
-def test_masks_have_their_share_and_never_none() -> None:
+def test_masks_have_their_share_and_are_never_empty() -> None:
     numbers = torch.arange(4000)
     masks = draw_masks(numbers, 1024, seed=0, purpose="test", fraction=0.15)
     assert masks.float().mean().item() == pytest.approx(0.15, abs=0.001)
     assert (masks.float().mean(0) - 0.15).abs().max() < 0.03
     few = draw_masks(numbers, 4, seed=0, purpose="test", fraction=0.15)
     assert few.any(1).all()
-    assert 0.15**2 < few[:, :2].all(1).float().mean().item() < 0.04  # 0.0225, and never by being the only one
+    assert (
+        0.15**2 < few[:, :2].all(1).float().mean().item() < 0.04
+    )  # 0.0225; the pixel masked in an empty mask is a single one
     assert torch.equal(masks[100:200], draw_masks(numbers[100:200], 1024, seed=0, purpose="test", fraction=0.15))
     assert not torch.equal(masks, draw_masks(numbers, 1024, seed=1, purpose="test", fraction=0.15))
 
 
-def test_random_numbers_are_uniform_and_those_of_their_number_alone() -> None:
+def test_random_numbers_are_uniform_and_independent() -> None:
     drawn = uniform(3, "test", torch.arange(2000), 50)
     assert drawn.min() >= 0 and drawn.max() < 1
     histogram = torch.histc(drawn, 20, 0, 1) / drawn.numel()
@@ -136,7 +142,7 @@ def part_of(images: Images, rows: slice) -> Images:
     "fields",
     [{"objective": "masked"}, {"class_conditional": True, "flip": True}, {"low_resolution": 4, "crop_padding": 2}],
 )
-def test_the_inputs_of_an_image_do_not_depend_on_the_parts_they_are_made_in(
+def test_the_inputs_of_an_image_do_not_depend_on_its_batch(
     pictures: np.ndarray, colours: np.ndarray, table: np.ndarray, fields: dict
 ) -> None:
     config = PretrainConfig.from_fields(runs="r", preset="tiny", **fields)
@@ -147,13 +153,13 @@ def test_the_inputs_of_an_image_do_not_depend_on_the_parts_they_are_made_in(
     part = preparation.for_training(part_of(images, slice(40, 60)), 540)
     rows = slice(40, 60)
     assert torch.equal(part.tokens_BT, whole.tokens_BT[rows])
-    for ours, theirs in (
+    for part_value, whole_value in (
         (part.condition.labels_B, whole.condition.labels_B),
         (part.condition.low_BP, whole.condition.low_BP),
         (part.masked_BT, whole.masked_BT),
     ):
-        assert (ours is None) == (theirs is None)
-        assert ours is None or (theirs is not None and torch.equal(ours, theirs[rows]))
+        assert (part_value is None) == (whole_value is None)
+        assert part_value is None or (whole_value is not None and torch.equal(part_value, whole_value[rows]))
     held_out = preparation.for_evaluation(images, 0)
     assert np.array_equal(held_out.tokens_BT.numpy(), images.tokens_NT)
     if whole.masked_BT is not None and held_out.masked_BT is not None:

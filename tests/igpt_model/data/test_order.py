@@ -1,4 +1,4 @@
-"""The order of samples: exactly once an epoch, and the same for any number of workers, whatever changes on the way."""
+"""The sample order: each sample exactly once per epoch, independent of the number of workers, even if it changes."""
 
 import tracemalloc
 
@@ -25,8 +25,8 @@ def parts_of_all(cursor: int, batch: int, workers: int, micro: int | None) -> li
 @given(SHARDS, st.integers(0, 5), st.integers(1, 5), st.integers(0, 3))
 def test_every_sample_comes_once_an_epoch(counts: list[int], seed: int, window: int, epoch: int) -> None:
     order = SampleOrder(counts, seed=seed, window_shards=window)
-    found = pairs(order, epoch * order.samples, (epoch + 1) * order.samples)
-    assert sorted(found) == [(shard, row) for shard, count in enumerate(counts) for row in range(count)]
+    epoch_pairs = pairs(order, epoch * order.samples, (epoch + 1) * order.samples)
+    assert sorted(epoch_pairs) == [(shard, row) for shard, count in enumerate(counts) for row in range(count)]
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 4, 8])
@@ -40,18 +40,20 @@ def test_global_batches_do_not_depend_on_the_number_of_workers(
     assert max(map(len, of_ranks)) - min(map(len, of_ranks)) <= 1
     parts = parts_of_all(cursor, batch, workers, micro)
     assert [[p for part in ranks for p in part] for ranks in parts] == [list(positions) for positions in of_ranks]
-    # In whatever parts, read part by part, the batch is the same samples in the same order.
-    found = [pair for ranks in parts for part in ranks for pair in pairs(order, part.start, part.stop)]
-    assert found == whole
+    # Read micro batch by micro batch, the global batch is the same samples in the same order.
+    batch_pairs = [pair for ranks in parts for part in ranks for pair in pairs(order, part.start, part.stop)]
+    assert batch_pairs == whole
 
 
 @given(st.integers(1, 64), st.integers(1, 8), st.integers(1, 9), st.integers(0, 10**12))
-def test_all_ranks_have_as_many_parts_and_none_too_large(batch: int, workers: int, micro: int, cursor: int) -> None:
+def test_all_ranks_have_the_same_number_of_micro_batches_and_none_is_too_large(
+    batch: int, workers: int, micro: int, cursor: int
+) -> None:
     batch = max(batch, workers)
     parts = parts_of_all(cursor, batch, workers, micro)
     assert len({len(ranks) for ranks in parts}) == 1
     assert max(len(part) for ranks in parts for part in ranks) <= micro
-    assert all(ranks[-1] for ranks in parts)  # the last part is where the gradients of the ranks are added up
+    assert all(ranks[-1] for ranks in parts)  # gradients are synchronized in the last micro batch
 
 
 CREWS = st.lists(st.tuples(st.integers(1, 8), MICRO, st.integers(1, 9)), min_size=1, max_size=8)
@@ -61,7 +63,7 @@ CREWS = st.lists(st.tuples(st.integers(1, 8), MICRO, st.integers(1, 9)), min_siz
 def test_a_run_that_changes_its_number_of_workers_sees_every_sample_once_an_epoch(
     counts: list[int], window: int, batch: int, crews: list[tuple[int, int | None, int]]
 ) -> None:
-    """Each crew of so many workers with so large parts does some steps and is lost; the next goes on."""
+    """Each crew (workers, micro batch, steps) trains for some steps and dies; the next crew continues."""
     order = SampleOrder(counts, seed=3, window_shards=window)
     cursor, seen = 0, []
     epochs = 0
@@ -93,18 +95,18 @@ def test_a_window_mixes_only_its_own_shards() -> None:
         assert (np.diff(samples.shards) != 0).sum() > 3
 
 
-def test_of_a_hundred_million_samples_memory_holds_a_window() -> None:
-    shards, each, window = 12_208, 8192, 16
-    order = SampleOrder([each] * shards, seed=0, window_shards=window)
+def test_memory_holds_a_window_of_a_hundred_million_samples() -> None:
+    shards, shard_samples, window = 12_208, 8192, 16
+    order = SampleOrder([shard_samples] * shards, seed=0, window_shards=window)
     assert order.samples > 100_000_000
     tracemalloc.start()
     try:
         for position in (0, 50_000_000, order.samples - 64, 7 * order.samples + 12_345_678):
             samples = order.at(position, position + 128)
             assert len(set(zip(samples.shards.tolist(), samples.rows.tolist(), strict=True))) == 128
-        held, most = tracemalloc.get_traced_memory()
+        current, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    # Two windows' permutations of two int64 each, the plans of two epochs; in between a permutation's own arrays.
-    assert held < 2 * (window * each * 16) + 2_000_000
-    assert most < 12 * (window * each * 8) + 2_000_000
+    # Two windows of two int64 per sample and the plans of two epochs; the peak adds temporary arrays of a permutation.
+    assert current < 2 * (window * shard_samples * 16) + 2_000_000
+    assert peak < 12 * (window * shard_samples * 8) + 2_000_000

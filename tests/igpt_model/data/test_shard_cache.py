@@ -1,4 +1,4 @@
-"""The shard cache of a node: shared by its processes, bounded, mended, and clean after a kill."""
+"""The shard cache of a node: shared by its processes, bounded in size, and usable after a process was killed."""
 
 import signal
 import subprocess
@@ -25,7 +25,7 @@ from pipeline.store import objects
 from tests.igpt_model.training.test_loop import Recorder, digits_snapshot, short_training
 
 ROOT = Path(__file__).parents[3]
-# Opens the shards of a snapshot in a process of its own; each download leaves a line and takes a moment.
+# Opens the shards of a snapshot in a separate process; each download is logged and delayed.
 OPEN = """
 import sys, time
 from igpt_model.data.shard_cache import ShardCache
@@ -70,7 +70,9 @@ def test_processes_fetch_each_shard_once(data: Snapshot, tmp_path: Path) -> None
     assert sorted(fetched) == sorted(objects.join(data.dataset, shard.path) for shard in data.of_split("train"))
 
 
-def test_one_killed_in_a_download_is_no_hindrance_and_leaves_no_shared_memory(data: Snapshot, tmp_path: Path) -> None:
+def test_a_process_killed_in_a_download_blocks_nobody_and_leaves_no_shared_memory(
+    data: Snapshot, tmp_path: Path
+) -> None:
     shared_memory = set(Path("/dev/shm").iterdir()) if Path("/dev/shm").exists() else set()
     child = start(data, tmp_path / "cache", tmp_path / "log", 600)
     while not (tmp_path / "log").exists():
@@ -85,8 +87,8 @@ def test_one_killed_in_a_download_is_no_hindrance_and_leaves_no_shared_memory(da
         assert {path.name for path in set(Path("/dev/shm").iterdir()) - shared_memory if "igpt" in path.name} == set()
 
 
-def held(folder: Path, *patterns: str) -> int:
-    """Bytes of the files there, of which others may remove or move some meanwhile."""
+def bytes_in(folder: Path, *patterns: str) -> int:
+    """Total bytes of the files in a folder, which other threads may remove or move meanwhile."""
     size = 0
     for path in (path for pattern in patterns or ["*.tar"] for path in folder.rglob(pattern)):
         with suppress(FileNotFoundError):
@@ -94,7 +96,7 @@ def held(folder: Path, *patterns: str) -> int:
     return size
 
 
-def test_it_keeps_below_its_size_and_removes_what_was_used_longest_ago(data: Snapshot, tmp_path: Path) -> None:
+def test_it_stays_within_its_size_and_evicts_the_least_recently_used(data: Snapshot, tmp_path: Path) -> None:
     shards = data.of_split("train")
     size = max(shard.bytes for shard in shards)
     cache = ShardCache(data, str(tmp_path), limit_bytes=4 * size)
@@ -103,18 +105,16 @@ def test_it_keeps_below_its_size_and_removes_what_was_used_longest_ago(data: Sna
     for shard in shards[1:]:
         cache.open(shard)
         cache.close(shard)
-        assert held(tmp_path) <= 4 * size
+        assert bytes_in(tmp_path) <= 4 * size
     left = {path.stem for path in tmp_path.rglob("*.tar")}
     assert left == {shards[0].name, *(shard.name for shard in shards[-3:])}  # the first is in use
     cache.close(shards[0])
     ShardCache(data, str(tmp_path), limit_bytes=4 * size).open(shards[1])
     assert shards[0].name not in {path.stem for path in tmp_path.rglob("*.tar")}
-    assert np.array_equal(first, before)  # who read it before may go on
+    assert np.array_equal(first, before)  # images read before stay valid
 
 
-def test_the_next_window_is_there_before_it_is_asked_for(
-    data: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_next_window_is_prefetched(data: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shards = data.of_split("train")
     order = SampleOrder([shard.samples for shard in shards], seed=0, window_shards=2)
     limit = 5 * max(shard.bytes for shard in shards)
@@ -124,10 +124,10 @@ def test_the_next_window_is_there_before_it_is_asked_for(
         images = reader.read(range(start, start + 10))
         seen.append(images.tokens_NT.astype(np.int64).sum(1))
         time.sleep(0.005)
-        assert held(tmp_path) <= limit
+        assert bytes_in(tmp_path) <= limit
     epochs = np.concatenate(seen)[: 2 * order.samples].reshape(2, -1)
     assert np.array_equal(np.sort(epochs[0]), np.sort(epochs[1])) and not np.array_equal(*epochs)
-    # Wait for the fetches of the next window, then take away the dataset: it is read all the same.
+    # Wait until the next window is fetched, then make downloads fail: it can still be read.
     reader.read(range(0, 10))
     following = order.window_shards(*order.next_window(*order.window_of(0)))
     deadline = time.monotonic() + 30
@@ -140,36 +140,36 @@ def test_the_next_window_is_there_before_it_is_asked_for(
         ShardCache(data, str(tmp_path)).open(shards[number])
 
 
-def test_fetches_at_the_same_moment_keep_below_its_size(
+def test_concurrent_fetches_stay_within_its_size(
     data: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shards = data.of_split("train")
     limit = 4 * max(shard.bytes for shard in shards)
-    download, most = objects.download, 0
+    download, peak = objects.download, 0
 
     def slow(url: str, local: Path) -> None:
-        nonlocal most
+        nonlocal peak
         time.sleep(0.05)
         download(url, local)
-        most = max(most, held(tmp_path, "*.tar", "*.partial"))
+        peak = max(peak, bytes_in(tmp_path, "*.tar", "*.partial"))
 
     monkeypatch.setattr(objects, "download", slow)
     caches = [ShardCache(data, str(tmp_path), limit_bytes=limit) for _ in range(2)]
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda number: caches[number % 2].fetch(shards[number]), range(len(shards))))
-    assert limit / 2 < most <= limit
-    assert held(tmp_path) <= limit
+    assert limit / 2 < peak <= limit
+    assert bytes_in(tmp_path) <= limit
 
 
 def test_a_small_cache_changes_nothing(data: Snapshot, config: PretrainConfig, tmp_path: Path) -> None:
-    room = 4 * max(shard.bytes for shard in data.shards) + sum(s.bytes for s in data.of_split("validation"))
+    small_limit = 4 * max(shard.bytes for shard in data.shards) + sum(s.bytes for s in data.of_split("validation"))
     weights = []
-    for name, limit in (("small", room), ("large", 10**9)):
+    for name, limit in (("small", small_limit), ("large", 10**9)):
         run = str(tmp_path / name)
         small = config.with_fields(cache=str(tmp_path / f"cache-{name}"), cache_bytes=limit)
         train(small, data, run, Worker(), Recorder())
         weights.append(load_model(run).model.state_dict())
-        assert held(tmp_path / f"cache-{name}") <= limit
+        assert bytes_in(tmp_path / f"cache-{name}") <= limit
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 

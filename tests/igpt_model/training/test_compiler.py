@@ -1,4 +1,4 @@
-"""A training that would compile ends before its first step where there is no compiler, in one line, however started."""
+"""Without a compiler, a training with `compile` fails before its first step with one line, in every launcher."""
 
 import os
 import subprocess
@@ -44,14 +44,14 @@ def check_line(line: str) -> None:
 @pytest.mark.parametrize(
     ("option", "complaint"), [("-nostdinc", "stdlib.h"), ("-UNDEBUG", ""), ("--no-such-option", "no-such-option")]
 )
-def test_headers_are_looked_for_with_the_compiler_itself(
+def test_headers_are_checked_with_the_compiler(
     option: str, complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = compiler._inductor_compiler()
-    mine = tmp_path / "g++"
-    mine.write_text(f'#!/bin/sh\nexec {real} {option} "$@"\n')
-    mine.chmod(0o755)
-    monkeypatch.setattr(compiler, "_inductor_compiler", lambda: str(mine))
+    wrapper = tmp_path / "g++"
+    wrapper.write_text(f'#!/bin/sh\nexec {real} {option} "$@"\n')
+    wrapper.chmod(0o755)
+    monkeypatch.setattr(compiler, "_inductor_compiler", lambda: str(wrapper))
     reason = compiler.why_not(CPU)
     if not complaint:
         assert reason is None
@@ -60,7 +60,7 @@ def test_headers_are_looked_for_with_the_compiler_itself(
 
 
 @pytest.mark.needs("compiler")
-def test_a_gpu_needs_the_c_compiler_that_triton_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_needs_the_c_compiler_that_triton_uses(monkeypatch: pytest.MonkeyPatch) -> None:
     build = SimpleNamespace(cc=None)
     monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(knobs=SimpleNamespace(build=build)))
     assert compiler.why_not(torch.device("cuda")) is None
@@ -83,8 +83,8 @@ def test_a_training_by_itself_ends_in_one_line(config: PretrainConfig, tmp_path:
     assert not (tmp_path / "runs").exists()
 
 
-class Hearing(Listener):
-    """Keeps the names of the metrics it hears of."""
+class MetricNames(Listener):
+    """Records the names of logged metrics, and fails on a warning."""
 
     def __init__(self) -> None:
         self.names: set[str] = set()
@@ -116,9 +116,9 @@ def test_a_training_on_ray_ends_in_one_line(
     config: PretrainConfig, data: Snapshot, ray_without_compiler: None, tmp_path: Path
 ) -> None:
     run = str(tmp_path / "runs" / "compiled")
-    hearing = Hearing()
+    listener = MetricNames()
     with pytest.raises(IgptError) as ended:
-        train_on_cluster(TrainJob(config=config, snapshot=data, run=run, mlflow_run="none"), hearing)
+        train_on_cluster(TrainJob(config=config, snapshot=data, run=run, mlflow_run="none"), listener)
     check_line(str(ended.value))
-    assert all(name.startswith("system/") for name in hearing.names)
+    assert all(name.startswith("system/") for name in listener.names)
     assert not list(Path(run).rglob("*.safetensors"))

@@ -1,4 +1,4 @@
-"""The training loop by itself: it learns, resumes to the bit, and refuses what does not belong together."""
+"""The training loop: it learns, resumes bit for bit, and refuses checkpoints and data that do not match."""
 
 import io
 import math
@@ -29,7 +29,7 @@ from tests.conftest import run_here
 
 
 class Recorder:
-    """A listener that keeps what it hears."""
+    """A listener that records all events."""
 
     def __init__(self) -> None:
         self.values: dict[int, dict[str, float]] = {}
@@ -65,7 +65,7 @@ def digits_snapshot(root: Path, **fields: object) -> Snapshot:
 
 
 def short_training(data: Snapshot, folder: Path) -> PretrainConfig:
-    """Thirty steps of a model that takes a second."""
+    """Thirty steps of a tiny model; takes a second."""
     return PretrainConfig.from_fields(
         dataset=data.dataset,
         runs=str(folder / "runs"),
@@ -97,28 +97,28 @@ def final_weights(run: str) -> dict[str, torch.Tensor]:
 
 
 class KilledError(Exception):
-    """Stands for the loss of the process."""
+    """Simulates the death of the process."""
 
 
-# Everything that a checkpoint must keep for a run to go on as if nothing had happened.
+# Settings whose state a checkpoint must contain for a run to resume exactly.
 KINDS = {
     "plain": {},
-    "masked, averaged, in parts": {"objective": "masked", "ema_decay": 0.9, "micro_batch": 5},
+    "masked, averaged, micro batches": {"objective": "masked", "ema_decay": 0.9, "micro_batch": 5},
     "by class, augmented": {"class_conditional": True, "flip": True, "crop_padding": 1},
-    "upscaling, forgetting activations": {"low_resolution": 4, "activation_checkpointing": True},
+    "upscaling, recomputed activations": {"low_resolution": 4, "activation_checkpointing": True},
     "bfloat16": {"precision": "bfloat16"},
 }
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_run_that_was_cut_off_ends_with_the_same_bits(
+def test_an_interrupted_run_ends_with_the_same_bits(
     kind: str, data: Snapshot, config: PretrainConfig, tmp_path: Path
 ) -> None:
     config = config.with_fields(**KINDS[kind])
     calm = str(tmp_path / "calm")
-    undisturbed = Recorder()
-    expected = train(config.with_fields(sample_every=15), data, calm, Worker(), undisturbed)
-    assert undisturbed.checkpoints == [10, 15, 20, 30]
+    calm_recorder = Recorder()
+    expected = train(config.with_fields(sample_every=15), data, calm, Worker(), calm_recorder)
+    assert calm_recorder.checkpoints == [10, 15, 20, 30]
 
     def die(step: int) -> None:
         if step == 17:
@@ -129,37 +129,37 @@ def test_a_run_that_was_cut_off_ends_with_the_same_bits(
         train(config, data, cut, Worker(), Recorder(), heartbeat=die)
     assert read_result(cut) is None
     assert checkpoint.marked_steps(cut) == [10]
-    heard = Recorder()
-    result = train(config, data, cut, Worker(), heard)
-    assert min(heard.values) > 10
+    recorder = Recorder()
+    result = train(config, data, cut, Worker(), recorder)
+    assert min(recorder.values) > 10
     assert result.restarts == 1
     assert (result.validation_loss, result.images) == (expected.validation_loss, 30 * 16)
-    ours, theirs = final_weights(cut), final_weights(calm)
-    assert len(theirs) > 10
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    weights, calm_weights = final_weights(cut), final_weights(calm)
+    assert len(calm_weights) > 10
+    assert all(torch.equal(weights[name], calm_weights[name]) for name in calm_weights)
 
 
 def test_a_tiny_model_learns_64_images_by_heart(data: Snapshot, config: PretrainConfig, tmp_path: Path) -> None:
-    """Down to the loss of one who knows them all, and has only to be told which it is: ln 60 / 64 = 0.064."""
+    """The lowest possible loss is that of choosing one of the 60 images: ln 60 / 64 = 0.064."""
     small = replace(data, shards=(replace(data.of_split("train")[0], split="train"), data.of_split("validation")[0]))
     model = config.with_fields(width=64, steps=450, global_batch=20, learning_rate=0.005, evaluate_every=450)
-    heard = Recorder()
-    result = train(model.with_fields(checkpoint_every=450), small, str(tmp_path / "heart"), Worker(), heard)
+    recorder = Recorder()
+    result = train(model.with_fields(checkpoint_every=450), small, str(tmp_path / "heart"), Worker(), recorder)
     floor = math.log(small.samples("train")) / 64
-    assert floor <= heard.values[440]["train_loss"] < 1.1 * floor < 0.071
+    assert floor <= recorder.values[440]["train_loss"] < 1.1 * floor < 0.071
     assert result.validation_loss > 1.0
 
 
 def test_digits_reach_their_loss(data: Snapshot, config: PretrainConfig, tmp_path: Path) -> None:
     model = config.with_fields(layers=3, width=64, steps=200, global_batch=32, evaluate_every=200, checkpoint_every=200)
     result = train(model, data, str(tmp_path / "run"), Worker(), Recorder())
-    assert result.validation_loss < 1.45  # 1.64 is what the per-position unigram of all digits has
+    assert result.validation_loss < 1.45  # the per-position unigram of all digits has 1.64
 
 
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
-        ({"low_resolution": 4}, 1.36),  # a quarter of the pixels' colours is nearly known
+        ({"low_resolution": 4}, 1.36),  # the small image nearly determines a quarter of the pixels
         ({"class_conditional": True}, 1.42),
         ({"ema_decay": 0.98}, 1.45),
         ({"precision": "bfloat16", "steps": 60, "global_batch": 16}, 1.59),
@@ -174,7 +174,7 @@ def test_digits_reach_their_loss_with_every_objective(
     assert result.validation_loss < expected
 
 
-def test_the_reported_validation_loss_is_that_of_the_saved_weights(
+def test_the_logged_validation_loss_is_that_of_the_saved_weights(
     data: Snapshot, config: PretrainConfig, tmp_path: Path
 ) -> None:
     from igpt_model.model.losses import image_losses
@@ -205,9 +205,9 @@ def test_a_finished_run_is_found_prolonged_or_refused(data: Snapshot, config: Pr
     assert finished(config, data, run) == first
     longer = config.with_fields(steps=40)
     assert finished(longer, data, run) is None
-    heard = Recorder()
-    assert train(longer, data, run, Worker(), heard).steps == 40
-    assert min(heard.values) > 30
+    recorder = Recorder()
+    assert train(longer, data, run, Worker(), recorder).steps == 40
+    assert min(recorder.values) > 30
     with pytest.raises(IgptError, match="it was trained with palette"):
         finished(config, replace(data, palette_sha256="0" * 64), run)
     changed = replace(data, source_digest="0")
@@ -233,8 +233,8 @@ def test_batches_cover_a_split_once_in_any_number_of_parts(data: Snapshot, tmp_p
     views = [cache.open(shard) for shard in data.of_split("train")]
     whole = np.concatenate([images.tokens_NT for images in batches(views, 1000)])
     for parts in (1, 2, 3, 7):
-        found = [images for part in range(parts) for images in batches(views, 11, part=part, parts=parts)]
-        assert np.array_equal(np.concatenate([images.tokens_NT for images in found]), whole)
+        part_images = [images for part in range(parts) for images in batches(views, 11, part=part, parts=parts)]
+        assert np.array_equal(np.concatenate([images.tokens_NT for images in part_images]), whole)
 
 
 def test_the_learning_rate_rises_and_falls_to_zero(config: PretrainConfig) -> None:

@@ -1,4 +1,4 @@
-"""However many workers share a model, and however they do, it is the same training: DDP, FSDP2, from one to another."""
+"""Training gives the same result with any number of workers, with DDP and FSDP2, and when these change."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
 
 @pytest.fixture(scope="module")
 def config(data: Snapshot, tmp_path_factory: pytest.TempPathFactory) -> PretrainConfig:
-    """Uneven in every way: 16 images among 3 workers, 5 at a time, an average of the weights."""
+    """Uneven splits: 16 images among 3 workers, micro batches of 5; with an average of the weights."""
     config = short_training(data, tmp_path_factory.mktemp("runs"))
     return config.with_fields(keep_last=3, micro_batch=5, ema_decay=0.9)
 
@@ -45,17 +45,17 @@ def alone(data: Snapshot, config: PretrainConfig) -> str:
 
 @pytest.fixture(scope="module")
 def sharded(config: PretrainConfig) -> str:
-    """The run of two workers that each have a part of the model."""
+    """The run of two workers with a sharded model."""
     return trained(config, "sharded", workers=2, parallelism="fsdp")
 
 
 def trained(config: PretrainConfig, name: str, *, workers: int, parallelism: str) -> str:
-    """A run as torchrun's workers train it, or go on with it."""
+    """Train or resume a run with torchrun's workers; returns its folder."""
     run = Path(config.keeping.runs) / name
     path = run.with_suffix(".yaml")
     path.parent.mkdir(exist_ok=True)
     path.write_text(yaml.safe_dump(asdict(config.with_fields(name=name, parallelism=parallelism))))
-    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers), "-m", "igpt_model.train")
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers), "-m", "igpt_model.train"]
     done = subprocess.run(
         [sys.executable, *launch, str(path)],
         capture_output=True,
@@ -69,11 +69,11 @@ def trained(config: PretrainConfig, name: str, *, workers: int, parallelism: str
 
 
 def assert_same_training(run: str, alone: str) -> None:
-    ours, theirs = (
-        {(report.step, name): report.values.get(name) for report in metric_log.read(each) for name in CURVES}
-        for each in (run, alone)
+    curves, expected = (
+        {(entry.step, name): entry.values.get(name) for entry in metric_log.read(folder) for name in CURVES}
+        for folder in (run, alone)
     )
-    assert ours == pytest.approx(theirs, abs=1e-4)
+    assert curves == pytest.approx(expected, abs=1e-4)
     weights = load_model(alone).model.state_dict()
     for name, value in load_model(run).model.state_dict().items():
         torch.testing.assert_close(value, weights[name], atol=2e-3, rtol=0)
@@ -84,8 +84,8 @@ CURVES = ("train_loss", "validation_loss", "gradient_norm")
 
 def test_a_sharded_model_is_trained_as_a_whole_one(sharded: str, alone: str) -> None:
     assert_same_training(sharded, alone)
-    found = checkpoint.read(checkpoint.folder_of(sharded, 30))
-    pieces = found.index.tensors["weights.blocks.0.mlp_in.weight"].pieces
+    saved = checkpoint.read(checkpoint.folder_of(sharded, 30))
+    pieces = saved.index.tensors["weights.blocks.0.mlp_in.weight"].pieces
     assert [piece.file for piece in pieces] == ["weights-00000.safetensors", "weights-00001.safetensors"]
     assert {piece.sizes for piece in pieces} == {(64, 32)}
 
@@ -101,7 +101,7 @@ def test_workers_that_share_a_model_start_from_a_parent(config: PretrainConfig, 
 
 
 @pytest.mark.parametrize(("workers", "parallelism"), [(3, "fsdp"), (3, "ddp"), (1, "ddp")])
-def test_a_checkpoint_of_two_is_gone_on_with_by_any_number(
+def test_a_checkpoint_of_two_workers_is_resumed_by_any_number(
     workers: int, parallelism: str, sharded: str, alone: str, config: PretrainConfig, data: Snapshot
 ) -> None:
     name = f"from-two-to-{workers}-{parallelism}"

@@ -1,4 +1,4 @@
-"""What training workers tell the driver, on a real Ray: also what they said last."""
+"""Messages from training workers to the driver on a real Ray, including the last before a worker ends."""
 
 import os
 from typing import Any
@@ -18,22 +18,22 @@ def mailbox() -> Any:
     return started
 
 
-def test_the_last_words_of_a_worker_arrive(mailbox: Any) -> None:
+def test_the_last_warning_of_a_worker_is_delivered(mailbox: Any) -> None:
 
-    def speak_and_end(number: int) -> None:
+    def warn_and_end(number: int) -> None:
         MailboxListener(mailbox).warn(f"worker {number} is ended")
         os._exit(75)
 
-    speaker = ray.remote(num_cpus=1, max_retries=0)(speak_and_end)
+    ending_worker = ray.remote(num_cpus=1, max_retries=0)(warn_and_end)
     for number in range(8):
         with pytest.raises(ray.exceptions.WorkerCrashedError):
-            ray.get(speaker.remote(number))
+            ray.get(ending_worker.remote(number))
     news: News = ray.get(mailbox.read.remote())
     assert news.warnings == [f"worker {number} is ended" for number in range(8)]
 
 
-def test_delivery_waits_for_all_that_was_told(mailbox: Any) -> None:
-    def tell_and_end() -> None:
+def test_deliver_waits_for_all_messages(mailbox: Any) -> None:
+    def send_and_end() -> None:
         listener = MailboxListener(mailbox)
         for step in range(200):
             listener.metrics(step, {"train_loss": 1.0})
@@ -42,6 +42,6 @@ def test_delivery_waits_for_all_that_was_told(mailbox: Any) -> None:
         os._exit(75)
 
     with pytest.raises(ray.exceptions.WorkerCrashedError):
-        ray.get(ray.remote(num_cpus=1, max_retries=0)(tell_and_end).remote())
+        ray.get(ray.remote(num_cpus=1, max_retries=0)(send_and_end).remote())
     news: News = ray.get(mailbox.read.remote())
     assert [step for step, _ in news.metrics] == list(range(200)) and news.saved == [199]

@@ -1,4 +1,4 @@
-"""Training without the pipeline's services: `python -m igpt_model.train`, alone and under torchrun."""
+"""Training without services: `python -m igpt_model.train`, as one process and under torchrun."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from pipeline.dataset.snapshot import Snapshot
 from tests.igpt_model.training.test_loop import digits_snapshot, short_training
 
 ROOT = Path(__file__).parents[3]
-# What a machine that only trains need not have.
+# Hides the packages that a machine that only trains does not need.
 BARE = """
 import runpy, sys
 class Block:
@@ -47,8 +47,8 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
 
 
 def result_in(folder: Path) -> dict:
-    (found,) = folder.rglob("result.json")
-    return json.loads(found.read_text())
+    (path,) = folder.rglob("result.json")
+    return json.loads(path.read_text())
 
 
 def test_it_trains_by_itself_and_finds_a_finished_run_again(path: Path, tmp_path: Path) -> None:
@@ -67,16 +67,16 @@ def test_it_trains_by_itself_and_finds_a_finished_run_again(path: Path, tmp_path
 
 
 def test_workers_of_torchrun_train_as_one_does(path: Path, tmp_path: Path) -> None:
-    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "igpt_model.train")
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "igpt_model.train"]
     two = run(*launch, str(path), "name=two", "micro_batch=3", "ema_decay=0.9")
     assert two.returncode == 0, two.stdout + two.stderr
     one = run("-m", "igpt_model.train", str(path), "name=one", "ema_decay=0.9")
     assert one.returncode == 0, one.stderr
-    ours, theirs = (result_in(tmp_path / "runs" / name) for name in ("two", "one"))
-    assert (ours["steps"], ours["images"]) == (theirs["steps"], theirs["images"]) == (30, 480)
-    assert ours["validation_loss"] == pytest.approx(theirs["validation_loss"], abs=1e-4)
+    of_two, of_one = (result_in(tmp_path / "runs" / name) for name in ("two", "one"))
+    assert (of_two["steps"], of_two["images"]) == (of_one["steps"], of_one["images"]) == (30, 480)
+    assert of_two["validation_loss"] == pytest.approx(of_one["validation_loss"], abs=1e-4)
     steps = re.findall(r"^step (\d+)", two.stdout, re.MULTILINE)
-    assert steps == ["10", "15", "20", "30"]  # rank 0 alone reports
+    assert steps == ["10", "15", "20", "30"]  # only rank 0 prints
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,8 @@ def test_workers_of_torchrun_train_as_one_does(path: Path, tmp_path: Path) -> No
         ("steps", "'steps' is not an override"),
         ("dataset=", "dataset is empty"),
         pytest.param(
-            *("use_gpu=true", "PyTorch sees no GPU"),
+            "use_gpu=true",
+            "PyTorch sees no GPU",
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason="platform: this machine has a GPU"),
         ),
     ],
@@ -113,7 +114,7 @@ def assert_one_line(err: str, expected: str) -> None:
     assert expected in line
 
 
-def test_a_process_with_a_mistake_ends_with_two(path: Path) -> None:
+def test_a_process_with_bad_input_exits_with_two(path: Path) -> None:
     ended = run("-m", "igpt_model.train", str(path), "dataset=/no/such/place")
     assert ended.returncode == 2, ended.stdout + ended.stderr
     assert_one_line(ended.stderr, "no dataset snapshot there")

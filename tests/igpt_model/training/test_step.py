@@ -1,4 +1,4 @@
-"""One step: the same gradient however it is computed, and none that is not finite."""
+"""One step: the gradient does not depend on how it is computed, and gradients that are not finite are skipped."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -55,16 +55,16 @@ def step_in_parts(model: ImageGPT, tokens: torch.Tensor, size: int) -> StepOutco
 
 
 @pytest.mark.parametrize("size", [1, 5, 6])
-def test_parts_of_any_size_add_up_to_the_gradient_of_the_whole_batch(size: int) -> None:
+def test_micro_batches_of_any_size_add_up_to_the_gradient_of_the_global_batch(size: int) -> None:
     tokens = some_tokens(12)
     whole, parts = make(SMALL), make(SMALL)
-    expected, found = step_in_parts(whole, tokens, 12), step_in_parts(parts, tokens, size)
-    assert found.loss == pytest.approx(expected.loss, abs=1e-6)
-    assert found.loss == pytest.approx(losses(make(SMALL), inputs_of(tokens)).mean().item(), abs=1e-6)
-    assert found.gradient_norm == pytest.approx(expected.gradient_norm, rel=1e-5)
-    ours, theirs = gradients(parts), gradients(whole)
-    for name in theirs:
-        torch.testing.assert_close(ours[name], theirs[name], atol=1e-6, rtol=1e-4)
+    expected, outcome = step_in_parts(whole, tokens, 12), step_in_parts(parts, tokens, size)
+    assert outcome.loss == pytest.approx(expected.loss, abs=1e-6)
+    assert outcome.loss == pytest.approx(losses(make(SMALL), inputs_of(tokens)).mean().item(), abs=1e-6)
+    assert outcome.gradient_norm == pytest.approx(expected.gradient_norm, rel=1e-5)
+    part_gradients, whole_gradients = gradients(parts), gradients(whole)
+    for name in whole_gradients:
+        torch.testing.assert_close(part_gradients[name], whole_gradients[name], atol=1e-6, rtol=1e-4)
 
 
 EXECUTIONS = [
@@ -81,13 +81,13 @@ def test_how_the_blocks_are_executed_does_not_change_the_gradient(fields: dict) 
     names = list(prepared.state_dict())
     prepare_blocks(prepared, CONFIG.with_fields(**fields))
     assert list(prepared.state_dict()) == names
-    expected, found = (losses(model, inputs_of(tokens)).mean() for model in (plain, prepared))
-    assert found.item() == pytest.approx(expected.item(), abs=1e-6)
+    expected, loss = (losses(model, inputs_of(tokens)).mean() for model in (plain, prepared))
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-6)
     expected.backward()
-    found.backward()
-    ours, theirs = gradients(prepared), gradients(plain)
-    for name in theirs:
-        torch.testing.assert_close(ours[name], theirs[name], atol=1e-6, rtol=1e-4)
+    loss.backward()
+    prepared_gradients, plain_gradients = gradients(prepared), gradients(plain)
+    for name in plain_gradients:
+        torch.testing.assert_close(prepared_gradients[name], plain_gradients[name], atol=1e-6, rtol=1e-4)
 
 
 @pytest.mark.needs("compiler")
@@ -108,10 +108,10 @@ def test_bfloat16_computes_in_it_and_keeps_weights_and_losses_in_float32() -> No
     seen: list[torch.dtype] = []
     model.layers[0].mlp_in.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
     with autocast(config, torch.device("cpu")):
-        found = losses(model, inputs_of(tokens))
-    assert (seen, found.dtype) == ([torch.bfloat16], torch.float32)
-    assert found.mean().item() == pytest.approx(losses(make(SMALL), inputs_of(tokens)).mean().item(), abs=0.01)
-    found.mean().backward()
+        image_losses = losses(model, inputs_of(tokens))
+    assert (seen, image_losses.dtype) == ([torch.bfloat16], torch.float32)
+    assert image_losses.mean().item() == pytest.approx(losses(make(SMALL), inputs_of(tokens)).mean().item(), abs=0.01)
+    image_losses.mean().backward()
     assert all(
         p.dtype == torch.float32 and p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters()
     )
@@ -187,23 +187,23 @@ def test_a_step_is_under_way_before_the_outcome_of_the_last_is_read(
             assert events.index(f"read {number}") < events.index(f"made {number + 1}")
 
 
-def test_a_step_that_is_not_finite_is_left_out_and_counted(
+def test_a_step_that_is_not_finite_is_skipped_and_counted(
     data: Snapshot, config: PretrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = config.with_fields(steps=10, checkpoint_every=5, max_skipped_steps=2, ema_decay=0.9)
     monkeypatch.setattr(training, "train_step", poison(lambda step: step in (3, 4, 7)))
-    heard = Recorder()
+    recorder = Recorder()
     run = str(tmp_path / "run")
-    result = train(config, data, run, Worker(), heard)
+    result = train(config, data, run, Worker(), recorder)
     assert (result.steps, result.images, result.skipped_steps) == (10, 160, 3)
-    assert heard.values[10]["skipped_steps"] == 3
-    assert 0 < heard.values[10]["train_loss"] < 3
+    assert recorder.values[10]["skipped_steps"] == 3
+    assert 0 < recorder.values[10]["train_loss"] < 3
     state = checkpoint.read(checkpoint.folder_of(run, 10)).state
     assert (state.skipped, state.skipped_in_a_row) == (3, 0)
     assert all(torch.isfinite(weight).all() for weight in load_model(run).model.state_dict().values())
 
 
-def test_too_many_in_a_row_end_the_run_and_it_can_go_on(
+def test_too_many_skipped_steps_end_the_run_and_it_can_be_resumed(
     data: Snapshot, config: PretrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = config.with_fields(steps=12, checkpoint_every=6, max_skipped_steps=2)
@@ -235,7 +235,7 @@ def test_the_average_follows_the_weights_and_is_what_is_saved(
         weights_of[name] = load_file(Path(checkpoint.folder_of(run, 30)) / "weights-00000.safetensors")
     plain, averaged = weights_of["plain"], weights_of["averaged"]
     assert not torch.equal(plain["weights.head.weight"], averaged["weights.head.weight"])
-    # The average is beside the training: it does not change it.
+    # Keeping an average does not change the trained weights.
     trained = {name.replace("trained.", "weights."): weight for name, weight in averaged.items() if "trained" in name}
     assert trained.keys() == plain.keys()
     assert all(torch.equal(trained[name], weight) for name, weight in plain.items())

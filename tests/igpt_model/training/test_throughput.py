@@ -1,4 +1,4 @@
-"""What a training tells of its speed, and of the machine it runs on."""
+"""Throughput metrics and system metrics."""
 
 import threading
 from dataclasses import replace
@@ -19,20 +19,20 @@ from igpt_model.worker import Worker
 MODEL = ModelConfig(layers=2, width=32, heads=4, resolution=8, colours=16)
 
 
-def test_the_metrics_are_those_of_the_steps_since_the_last_ones() -> None:
+def test_the_metrics_cover_the_steps_since_the_last_call() -> None:
     config = PretrainConfig.from_fields(runs="runs", global_batch=100)
     clock = iter([0.0, 1.0, 1.5, 2.0, 10.0, 12.0, 20.0, 21.0])
     with (
         mock.patch.object(throughput, "product_rate", return_value=1e9),
         mock.patch.object(throughput.time, "perf_counter", lambda: next(clock)),
     ):
-        counted = Throughput(MODEL, config, Worker(rank=0, world_size=2))
-        assert counted.values() == {}
-        with counted.step(), counted.waiting():  # 2 s, half a second of it waiting
+        throughput_meter = Throughput(MODEL, config, Worker(rank=0, world_size=2))
+        assert throughput_meter.values() == {}
+        with throughput_meter.step(), throughput_meter.waiting():  # 2 s, half a second of it waiting
             pass
-        with counted.step():  # 2 s more, and the eight in between do not count
+        with throughput_meter.step():  # 2 s more; the eight seconds in between do not count
             pass
-        assert counted.values() == pytest.approx(
+        assert throughput_meter.values() == pytest.approx(
             {
                 "images_per_second": 50,
                 "tokens_per_second": 50 * 64,
@@ -40,9 +40,9 @@ def test_the_metrics_are_those_of_the_steps_since_the_last_ones() -> None:
                 "data_wait_share": 0.5 / 4,
             }
         )
-        with counted.step():
+        with throughput_meter.step():
             pass
-        assert counted.values()["images_per_second"] == pytest.approx(100)
+        assert throughput_meter.values()["images_per_second"] == pytest.approx(100)
 
 
 @pytest.mark.parametrize("objective", ["autoregressive", "masked"])
@@ -52,12 +52,12 @@ def test_operations_are_those_that_pytorch_counts(objective: Objective) -> None:
         model = ImageGPT(config)
         with FlopCounterMode(display=False) as counter:
             model(torch.zeros(1, 64, dtype=torch.int64)).sum().backward()
-    # Of causal attention half is not counted, and PyTorch counts all.
+    # PyTorch counts all of causal attention, flops_per_image half of it.
     half = 3 * config.layers * 2 * config.width * config.positions**2 if objective == "autoregressive" else 0
     assert config.flops_per_image == counter.get_total_flops() - half
 
 
-def test_measuring_the_machine_leaves_the_random_numbers_alone() -> None:
+def test_measuring_the_machine_leaves_the_random_state_unchanged() -> None:
     torch.manual_seed(3)
     expected = torch.rand(5)
     torch.manual_seed(3)
@@ -73,17 +73,17 @@ def test_a_machine_is_measured() -> None:
     assert values["network_receive_megabytes_per_second"] >= 0
 
 
-def test_a_machine_tells_until_the_end() -> None:
-    told: list[dict[str, float]] = []
+def test_host_metrics_are_logged_until_the_end() -> None:
+    logged: list[dict[str, float]] = []
     twice = threading.Event()
 
-    def tell(values: dict[str, float]) -> None:
-        told.append(values)
-        if len(told) == 2:
+    def log(values: dict[str, float]) -> None:
+        logged.append(values)
+        if len(logged) == 2:
             twice.set()
 
-    with host_monitor(tell, period=0.01):
+    with host_monitor(log, period=0.01):
         assert twice.wait(10)
-    with host_monitor(lambda values: told.append({"last": 1.0}), period=1000):
+    with host_monitor(lambda values: logged.append({"last": 1.0}), period=1000):
         pass
-    assert told[-1] == {"last": 1.0}
+    assert logged[-1] == {"last": 1.0}

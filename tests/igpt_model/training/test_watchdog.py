@@ -1,4 +1,4 @@
-"""A worker that makes no step tells what it was doing and ends, and the run goes on from its last checkpoint."""
+"""A worker without progress reports its stacks and ends, and the run resumes from its last checkpoint."""
 
 import subprocess
 import sys
@@ -12,6 +12,7 @@ import psutil
 import pytest
 import yaml
 
+from igpt_model.config import PretrainConfig
 from igpt_model.runs import metric_log
 from igpt_model.training import watchdog
 from igpt_model.training.loop import _Training, train
@@ -24,10 +25,10 @@ HANG = """
 import sys, threading, time
 from igpt_model.training.watchdog import Watchdog
 def wait_for_ever(): threading.Event().wait()
-def tell(text):
+def report(text):
     print(text, flush=True)
     if sys.argv[1] == "stuck": time.sleep(600)
-with Watchdog(1.0, tell) as watchdog:
+with Watchdog(1.0, report) as watchdog:
     for _ in range(6):
         time.sleep(0.4)
         watchdog.beat()
@@ -36,7 +37,7 @@ print("ended")
 """
 
 
-def test_who_makes_no_step_tells_its_stacks_and_ends() -> None:
+def test_a_process_without_progress_reports_its_stacks_and_ends() -> None:
     done = subprocess.run([sys.executable, "-c", HANG, "hung"], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 75, done.stderr
     assert "wait_for_ever" in done.stdout
@@ -44,33 +45,36 @@ def test_who_makes_no_step_tells_its_stacks_and_ends() -> None:
     assert (well.returncode, well.stdout) == (0, "ended\n")
 
 
-def test_that_it_ends_is_said_also_when_its_stacks_cannot_be_kept(tmp_path: Path) -> None:
+def test_the_end_is_reported_even_if_the_stacks_cannot_be_stored(tmp_path: Path) -> None:
     (tmp_path / "stacks").write_text("where the folder would be")
-    heard = Recorder()
+    recorder = Recorder()
     worker = SimpleNamespace(
-        **{"run": str(tmp_path), "state": SimpleNamespace(step=7), "worker": Worker(), "listener": heard},
-        config=SimpleNamespace(hang_seconds=900.0),
+        run=str(tmp_path),
+        state=SimpleNamespace(step=7),
+        worker=Worker(),
+        listener=recorder,
+        config=PretrainConfig.from_fields(runs="runs"),
     )
-    _Training.tell_stacks(worker, "Thread 1")  # type: ignore[arg-type]
-    (line,) = heard.lines
+    _Training.report_stacks(worker, "Thread 1")  # type: ignore[arg-type]
+    (line,) = recorder.lines
     assert line.startswith("worker 0 made no step for 900 s after step 7: it is ended, its stacks could not be kept (")
 
 
-def test_a_machine_that_stood_still_is_no_worker_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
-    stood_still, ended, told = [0.0], threading.Event(), []
+def test_a_suspended_machine_is_not_a_hung_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    suspended_seconds, ended, reports = [0.0], threading.Event(), []
 
     def end(_: int) -> None:
         ended.set()
-        threading.Event().wait()  # as if the process were gone
+        raise SystemExit  # the watchdog's thread does no more, as if the process were gone
 
-    monkeypatch.setattr(watchdog, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + sum(stood_still)))
+    monkeypatch.setattr(watchdog, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + sum(suspended_seconds)))
     monkeypatch.setattr(watchdog, "os", SimpleNamespace(_exit=end))
-    with Watchdog(2.0, told.append):
+    with Watchdog(2.0, reports.append):
         time.sleep(0.7)
-        stood_still.append(100.0)
+        suspended_seconds.append(100.0)
         assert not ended.wait(1.0)
-        assert ended.wait(60), "it is watched as before"
-    assert len(told) == 1
+        assert ended.wait(60), "the timeout restarts"
+    assert len(reports) == 1
 
 
 def test_a_collective_whose_partner_is_stuck_ends_and_the_run_goes_on(tmp_path: Path) -> None:
@@ -78,10 +82,8 @@ def test_a_collective_whose_partner_is_stuck_ends_and_the_run_goes_on(tmp_path: 
     config = short_training(data, tmp_path).with_fields(steps=60, upload_seconds=4, hang_seconds=6, name="hung")
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(asdict(config)))
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
-        *("-m", "igpt_model.train", str(path)),
-    ]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [sys.executable, *launch, "-m", "igpt_model.train", str(path)]
     run = tmp_path / "runs" / "hung"
     launched = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     while not (run / "checkpoints" / "00000010" / "index.json").exists():
@@ -105,7 +107,7 @@ def test_a_collective_whose_partner_is_stuck_ends_and_the_run_goes_on(tmp_path: 
     assert "in all_reduce" in stacks[0].read_text() or "backward" in stacks[0].read_text()
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
-    heard = Recorder()
-    train(config, data, str(tmp_path / "calm"), Worker(), heard)
-    curve = {report.step: report.values["train_loss"] for report in metric_log.read(str(run))}
-    assert curve == pytest.approx({step: values["train_loss"] for step, values in heard.values.items()}, abs=1e-4)
+    recorder = Recorder()
+    train(config, data, str(tmp_path / "calm"), Worker(), recorder)
+    curve = {entry.step: entry.values["train_loss"] for entry in metric_log.read(str(run))}
+    assert curve == pytest.approx({step: values["train_loss"] for step, values in recorder.values.items()}, abs=1e-4)
