@@ -82,8 +82,8 @@ def _work(name: str, settings: Settings, theirs: Connection) -> None:
         theirs.recv()
         module.run(settings, lambda table, row: theirs.send(("row", table, dict(row))))
     except EOFError:
-        return  # nobody waits for this part any more
-    except Exception as raised:  # noqa: BLE001 (told, and the next part has its turn)
+        return  # the main process is gone
+    except Exception as raised:  # noqa: BLE001 (reported; the next part runs)
         traceback.print_exc()
         error = f"{type(raised).__name__}: {raised}"[:500]
     theirs.send(("ended", error))

@@ -9,7 +9,7 @@ import torch
 from igpt_model.model.config import ModelConfig, preset_shape
 
 Record = Callable[[str, Mapping[str, object]], None]
-"""Adds a row to the table of a title; told at once, so that it is kept whatever comes after."""
+"""Adds a row to the table of a title; sent at once, so that a later failure does not lose it."""
 
 _TINY = {"igpt-s": (2, 32, 4), "igpt-m": (2, 48, 4), "igpt-l": (3, 32, 4)}
 

@@ -72,7 +72,7 @@ class Preparation:
         return self._to_device(images.tokens_NT.astype(np.uint16)).long()
 
     def _to_device(self, values: np.ndarray) -> Tensor:
-        """Values on the device. A copy from memory that is not pinned would wait until a GPU has done all its work."""
+        """Values on the device. A copy from unpinned memory would first wait for all queued work of a GPU."""
         tensor = torch.from_numpy(values)
         if self._device.type == "cuda":
             tensor = tensor.pin_memory()

@@ -35,7 +35,7 @@ def fill(
     choose: Choose,
     tell: Callable[[int], None],
 ) -> None:
-    """Write the pixels that are not known into `tokens_BT`, in raster order; `tell` is given how many are done."""
+    """Write the pixels that are not known into `tokens_BT`, in raster order; `tell` gets the number done so far."""
     unknown = (~known_BT).any(0).nonzero().flatten().tolist()
     if not unknown:
         return
@@ -55,7 +55,7 @@ def fill(
                 position += 1
                 if position % _TELL_EVERY == 0:
                     if tokens_BT.device.type == "cuda":
-                        torch.cuda.synchronize(tokens_BT.device)  # told is what was done, not what was asked for
+                        torch.cuda.synchronize(tokens_BT.device)  # report finished pixels, not queued ones
                     tell(position)
 
 
@@ -85,13 +85,13 @@ class _Step:
         self._pool = torch.cuda.graph_pool_handle() if tokens_BT.device.type == "cuda" else None
 
     def __call__(self, length: int) -> None:
-        """Do a step that reads the first `length` positions of the cache; the first of a length one by one."""
+        """Run a step that reads the first `length` positions of the cache; the first of each length is not replayed."""
         if length in self._graphs:
             self._graphs[length].replay()
             return
         self._step(length)
         if self._pool is not None:
-            self._graphs[length] = torch.cuda.CUDAGraph()  # all are kept: without a graph their memory pool is gone
+            self._graphs[length] = torch.cuda.CUDAGraph()  # kept: the shared memory pool is freed with its last graph
             with torch.cuda.graph(self._graphs[length], pool=self._pool):
                 self._step(length)
 

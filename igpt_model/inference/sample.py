@@ -79,7 +79,7 @@ def complete(
     """
     if model.config.objective == "masked":
         raise IgptError("a masked model cannot draw images: it gives no distribution of one pixel after another")
-    model = _in_half(model)
+    model = _in_bfloat16(model)
     batch = images_at_once(model, cache_bytes)
     model = _packed(model, min(batch, len(tokens_BT)))
     positions = model.config.positions
@@ -161,8 +161,8 @@ def images_at_once(model: ImageGPT, cache_bytes: int | None) -> int:
     return max(1, cache_bytes // KeyValueCache.bytes_per_image(model.config, model.positions.dtype))
 
 
-def _in_half(model: ImageGPT) -> ImageGPT:
-    """On a GPU the same model in bfloat16, with half of the weights and of the cache to be read at every position."""
+def _in_bfloat16(model: ImageGPT) -> ImageGPT:
+    """On a GPU the same model in bfloat16: each position then reads half as many bytes of weights and cache."""
     if model.positions.device.type != "cuda" or model.positions.dtype != torch.float32:
         return model
     with torch.device("meta"):
