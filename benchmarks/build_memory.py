@@ -1,9 +1,9 @@
-"""Memory of a build: the driver's and a worker's peak for 3,000, 10,000 and 30,000 full-size photographs.
+"""Peak memory of the driver and of a worker in a build of 3,000, 10,000 and 30,000 full-size photographs.
 
     python -m benchmarks.build_memory IMAGES.tar [--rounds 3]
 
-The images are the members of IMAGES.tar under many names (links on local disk), in shards of 125. Memory is what a
-process has to itself: pages of the lookup table that the workers share through Ray's object store are not counted.
+The images are the files of IMAGES.tar under many names (links on local disk), in shards of 125. Only a process's unique
+memory counts, not the pages of the lookup table that the workers share through Ray's object store.
 """
 
 import argparse
@@ -36,10 +36,10 @@ class Peaks:
 
 
 def watch(peaks: Peaks, ended: threading.Event) -> None:
-    """Look at this process and at the workers of its cluster, ten times a second."""
-    me = psutil.Process()
+    """Sample the memory of this process and of its cluster's workers, ten times a second."""
+    driver = psutil.Process()
     while not ended.wait(0.1):
-        peaks.driver = max(peaks.driver, me.memory_full_info().uss / 2**20)
+        peaks.driver = max(peaks.driver, driver.memory_full_info().uss / 2**20)
         for process in psutil.process_iter(["name"]):
             if process.info["name"].startswith("ray::"):
                 with suppress(psutil.Error):
@@ -47,7 +47,7 @@ def watch(peaks: Peaks, ended: threading.Event) -> None:
 
 
 def link(photographs: Path, target: Path, count: int) -> None:
-    """The files of a folder under `count` names."""
+    """Link the files of a folder under `count` names."""
     files = sorted(path for path in photographs.rglob("*") if path.is_file())
     for number in range(count):
         path = target / f"class-{number % 100:02d}" / f"{number:06d}.jpeg"
@@ -88,7 +88,7 @@ def main() -> None:
                 peaks[count].append(measure(root / f"raw-{count}", root / f"dataset-{count}-{number}"))
                 print(count, peaks[count][-1], flush=True)
         series = {
-            count: {part: Series(values=tuple(getattr(each, part) for each in peaks[count])) for part in PARTS}
+            count: {part: Series(values=tuple(getattr(peak, part) for peak in peaks[count])) for part in PARTS}
             for count in COUNTS
         }
         save(
@@ -96,7 +96,7 @@ def main() -> None:
             {
                 "machine": machine("ray", "pyarrow", "pillow"),
                 "peak_mib": {
-                    str(count): {part: each.summary() for part, each in parts.items()}
+                    str(count): {part: values.summary() for part, values in parts.items()}
                     for count, parts in series.items()
                 },
                 "ratio": {

@@ -1,9 +1,9 @@
-"""How a build scales with workers, and what the driver costs: shards made by sleeping, everything else real.
+"""How a build scales with its workers, and the cost of the driver. Workers sleep instead of making shards.
 
     python -m benchmarks.build_scaling [--seconds 1.0]
 
-A worker that decodes takes its core; here it sleeps as long instead, so that two cores can carry sixteen workers. The
-calls are those of a real plan of shards of 8,192 images, gathered from a listing and sent to the workers.
+Sleeping for the time that decoding takes lets two cores run sixteen workers. The calls are those of a real plan of
+shards of 8,192 images, gathered from a listing and sent to the workers.
 """
 
 import argparse
@@ -21,18 +21,18 @@ from pipeline.cluster import tasks
 from pipeline.source.listing import Listing
 
 SHARDS = 96
-# What a core takes to decode the images of a shard: measured by build_dataset.py, 0.7 ms each on two cores.
+# Seconds in which a core decodes the images of a shard: 0.7 ms per image, measured by build_dataset.py on two cores.
 REAL_SECONDS = 8192 * 0.0014
 
 
 def sleeping(task: ShardTask, seconds: float, table: np.ndarray) -> tuple[str, int]:
-    """In the place of make_shard."""
+    """Replaces make_shard."""
     time.sleep(seconds)
     return task.name, task.listing.num_rows
 
 
 def run(state: SourceState, plans: tuple[plan.ShardPlan, ...], workers: int, seconds: float) -> dict[str, float]:
-    """Make all shards on a fresh cluster of `workers`."""
+    """Make all shards on a new cluster of `workers`."""
     ray.init(address="local", num_cpus=workers, include_dashboard=False, log_to_driver=False)
     try:
         list(tasks.map_tasks(lambda: time.sleep(0.2), [()] * 2 * workers))  # the workers start

@@ -1,8 +1,9 @@
-"""Exact against fast decoding, and quantization: speed, and how far the results are apart.
+"""Exact and fast decoding, and quantization: their speed, and the difference of their results.
 
     python -m benchmarks.decode_modes IMAGES.tar [--rounds 5]
 
-IMAGES.tar holds full-size JPEGs. One process; the decoder alone, at 32x32 with a palette of 512 colours fitted on them.
+IMAGES.tar holds full-size JPEGs. One process runs the decoder alone, at 32x32 with a palette of 512 colours fitted to
+the images.
 """
 
 import argparse
@@ -23,7 +24,7 @@ FAST = Recipe(resolution=32, smallest_side=32, max_pixels=80_000_000, fast=True)
 def pictures(photographs: list[bytes], recipe: Recipe) -> np.ndarray:
     """The centre squares, uint8 [N, 32, 32, 3]."""
     decoded = [decode(data, recipe) for data in photographs]
-    return np.concatenate([each.pixels for each in decoded if isinstance(each, Pictures)])
+    return np.concatenate([result.pixels for result in decoded if isinstance(result, Pictures)])
 
 
 def main() -> None:
@@ -48,22 +49,22 @@ def main() -> None:
 
     def quantize() -> float:
         began = time.perf_counter()
-        for each in exact_NHW3:  # one by one, as a task does
-            palette.quantize(each[None], table)
+        for image_HW3 in exact_NHW3:  # one by one, as a task does
+            palette.quantize(image_HW3[None], table)
         return len(exact_NHW3) / (time.perf_counter() - began)
 
-    found = interleave(
+    rates = interleave(
         {"exact": lambda: rate(EXACT), "fast": lambda: rate(FAST), "quantize": quantize}, arguments.rounds
     )
-    tokens, fast_tokens = (palette.quantize(each, table) for each in (exact_NHW3, fast_NHW3))
+    tokens, fast_tokens = (palette.quantize(images, table) for images in (exact_NHW3, fast_NHW3))
     error = np.abs(exact_NHW3.astype(int) - fast_NHW3)
     save(
         "decode_modes",
         {
             "machine": machine("pillow", "numpy"),
             "images": len(photographs),
-            "images_per_second_a_core": {name: series.summary() for name, series in found.items()},
-            "fast / exact": ratio(found["fast"], found["exact"]),
+            "images_per_second_a_core": {name: series.summary() for name, series in rates.items()},
+            "fast / exact": ratio(rates["fast"], rates["exact"]),
             "difference": {
                 "mean_grey_levels": round(float(error.mean()), 2),
                 "99th_percentile_grey_levels": float(np.percentile(error, 99)),

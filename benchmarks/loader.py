@@ -1,8 +1,8 @@
-"""Loading: random batches from a memory-mapped shard against the webdataset reader on the same file.
+"""Load random batches from memory-mapped shards, compared with the webdataset reader on the same files.
 
     python -m benchmarks.loader --dataset /path/or/s3/of/a/dataset [--preset igpt-s --device cuda]
 
-And what share of a training step loading is, in a training of a few steps on that dataset.
+Also measures the share of loading in a training step, with a training of a few steps on that dataset.
 """
 
 import argparse
@@ -54,13 +54,13 @@ def by_webdataset(path: Path, batches: int, *, shuffled: bool) -> Callable[[], i
         samples = webdataset.WebDataset(str(path), shardshuffle=False)
         if shuffled:
             samples = samples.shuffle(1000)
-        found = 0
+        images = 0
         for tokens, labels in samples.decode().to_tuple("npy", "cls").batched(_BATCH, partial=False):
             assert np.shape(tokens)[0] == len(labels) == _BATCH
-            found += _BATCH
-            if found >= batches * _BATCH:
+            images += _BATCH
+            if images >= batches * _BATCH:
                 break
-        return found
+        return images
 
     return read
 
@@ -78,32 +78,32 @@ class _Quiet:
         print(line)
 
     def saved(self, step: int) -> None:
-        """Nothing is made of checkpoints here."""
+        """Ignore checkpoints."""
 
 
 def share_of_a_step(data: Snapshot, config: PretrainConfig, device: torch.device) -> dict[str, object]:
     """The share of loading in a short training."""
-    heard = _Quiet()
+    callbacks = _Quiet()
     with tempfile.TemporaryDirectory(prefix="igpt-benchmark-") as folder:
         few = tuple(replace(entry, split="validation") for entry in data.of_split("validation")[:1])
         data = replace(data, shards=(*data.of_split("train"), *few))
-        train(config, data, folder, Worker(device=device), heard)
+        train(config, data, folder, Worker(device=device), callbacks)
     return {
         "contender": f"share of a step of {config.model.preset} at {data.resolution}x{data.resolution}, batch "
         f"{config.optimizer.global_batch}, {device.type}",
         "images/s": "",
         "microseconds a batch": "",
-        "times longer than ours": f"{heard.last['data_wait_share']:.3%} of the step",
+        "times longer than ours": f"{callbacks.last['data_wait_share']:.3%} of the step",
     }
 
 
 def main() -> None:
     """Measure, print and save."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--dataset", required=True, help="a dataset that `igpt dataset build` made")
-    parser.add_argument("--preset", default="tiny", help="whose training step the share is of")
+    parser.add_argument("--dataset", required=True, help="a dataset built with `igpt dataset build`")
+    parser.add_argument("--preset", default="tiny", help="preset of the training whose step is measured")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--batches", type=int, default=30, help="batches that a round reads")
+    parser.add_argument("--batches", type=int, default=30, help="batches per round")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--output", type=Path, default=RESULTS / "loader", help="result files, without extension")

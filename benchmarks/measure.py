@@ -1,4 +1,4 @@
-"""What all benchmarks share: rounds of interleaved contestants, medians with their spread, and the results' file."""
+"""Shared by all benchmarks: rounds of interleaved contestants, medians with their spread, and the result file."""
 
 import json
 import os
@@ -16,7 +16,7 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """What one contestant came to over the rounds; larger is better."""
+    """The results of one contestant over the rounds; larger is better."""
 
     values: tuple[float, ...]
 
@@ -26,27 +26,27 @@ class Series:
         return statistics.median(self.values)
 
     def summary(self) -> dict[str, float]:
-        """Median, least and most."""
+        """Median, minimum and maximum."""
         return {"median": round(self.median, 3), "min": round(min(self.values), 3), "max": round(max(self.values), 3)}
 
 
 def interleave(contestants: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, Series]:
-    """Run every contestant once a round, in turn, so that what else the machine does meets all of them alike."""
+    """Run every contestant once per round, in turn, so that other load of the machine affects all of them alike."""
     values: dict[str, list[float]] = {name: [] for name in contestants}
     for number in range(rounds):
         for name, run in contestants.items():
             values[name].append(run())
             print(f"round {number + 1} of {rounds}: {name} {values[name][-1]:,.1f}", flush=True)
-    return {name: Series(values=tuple(each)) for name, each in values.items()}
+    return {name: Series(values=tuple(results)) for name, results in values.items()}
 
 
 def ratio(ours: Series, peer: Series) -> dict[str, float]:
-    """Ours over the peer's in the same round: median, least and most."""
+    """Our result divided by the peer's of the same round: median, minimum and maximum."""
     return Series(values=tuple(a / b for a, b in zip(ours.values, peer.values, strict=True))).summary()
 
 
 def machine(*packages: str) -> dict[str, Any]:
-    """What the numbers are measured on, and how busy others keep it; to be asked before the measurement."""
+    """Describe the machine and its load; to be called before the measurement."""
     return {
         "cpu": _processor(),
         "cores": os.cpu_count(),

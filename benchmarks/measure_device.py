@@ -1,4 +1,4 @@
-"""What the benchmarks of the model share: interleaved timing on a device, ratios of seconds, and tables of results."""
+"""Shared by the model's benchmarks: interleaved timing on a device, ratios of seconds, and tables of results."""
 
 import json
 import statistics
@@ -20,7 +20,7 @@ _HOW = (
 
 
 def machine(device: torch.device) -> dict[str, object]:
-    """What a result is measured on, and how busy others keep it; to be asked before the measurement."""
+    """Describe the machine, its load and the device; to be called before the measurement."""
     described = {**measure.machine("torch", "transformers"), "threads": torch.get_num_threads()}
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
@@ -30,7 +30,7 @@ def machine(device: torch.device) -> dict[str, object]:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all it was given."""
+    """Wait until the device has finished all submitted work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -38,9 +38,10 @@ def synchronize(device: torch.device) -> None:
 def interleave(
     contenders: Mapping[str, Callable[[], object]], rounds: int, device: torch.device
 ) -> dict[str, list[float]]:
-    """Seconds of each contender in each round. All run once unmeasured, then one after the other, round after round.
+    """Seconds of each contender in each round, after one unmeasured run of each.
 
-    What disturbs the machine for longer than a round then disturbs all of them. The order turns with each round.
+    In a round they run one after the other, so that a longer disturbance of the machine affects all of them; each round
+    begins with another contender.
     """
     for run in contenders.values():
         run()
@@ -58,14 +59,14 @@ def interleave(
 
 @dataclass(frozen=True, kw_only=True)
 class Ratio:
-    """How many times longer one contender took than another: the median over the rounds, and where most rounds lay."""
+    """How many times longer one contender took than another: the median over the rounds, and their spread."""
 
     median: float
     tenth: float
     """A tenth of the rounds had a smaller ratio."""
     ninetieth: float
     of_fastest: float
-    """Of the fastest round of each: what is left when nothing disturbs."""
+    """The ratio of the fastest rounds, which other load has affected least."""
 
     def __str__(self) -> str:
         return f"{self.median:.2f} ({self.tenth:.2f} to {self.ninetieth:.2f}; fastest {self.of_fastest:.2f})"
@@ -84,13 +85,13 @@ def ratio(slower: Sequence[float], faster: Sequence[float]) -> Ratio:
 
 
 def matrix_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """The floating point operations a second of a large square matrix product: what a model's rate is compared with.
+    """Floating-point operations per second of a large square matrix product, the reference for a model's rate.
 
-    The faster of PyTorch's product and of the kernel that our linear layers take on this device.
+    The faster one of PyTorch's product and the kernel of our linear layers on this device.
     """
     if device.type == "cuda":
         side, times = 8192, 20
-    else:  # a processor without instructions for a format needs seconds for small products
+    else:  # without instructions for a format, a CPU takes seconds for small products
         side, times = (2048 if dtype == torch.float32 else 512), 5
     a, b = (torch.randn(1, side, side, device=device).to(dtype) for _ in range(2))
     layer = Linear(side, side).to(device, dtype)
@@ -101,7 +102,7 @@ def matrix_flops(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def memory_bandwidth(device: torch.device) -> float:
-    """Bytes a second that the device reads while it sums up more than its caches hold."""
+    """Bytes per second that the device reads when it sums an array larger than its caches."""
     numbers = torch.ones(1 << (30 if device.type == "cuda" else 26), device=device)
     best = min(interleave({"sum": numbers.sum}, 10, device)["sum"])
     return numbers.numel() * numbers.itemsize / best
@@ -110,7 +111,7 @@ def memory_bandwidth(device: torch.device) -> float:
 def save(
     path: Path, title: str, described: Mapping[str, object], rows: Sequence[Mapping[str, object]], notes: str
 ) -> None:
-    """Write {path}.json, all of it, and {path}.md, a table with the machine; print the table."""
+    """Write all results to {path}.json and a table with the machine to {path}.md; print the table."""
     path.parent.mkdir(exist_ok=True)
     content = {"machine": dict(described), "notes": notes, "rows": [_plain(row) for row in rows]}
     path.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")

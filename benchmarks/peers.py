@@ -1,4 +1,4 @@
-"""The models that ours is measured against: Hugging Face's with our weights, and one in the style of nanoGPT."""
+"""The models that ours is compared with: Hugging Face's with our weights, and one in the style of nanoGPT."""
 
 import tempfile
 from pathlib import Path
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def our_model(config: ModelConfig, device: torch.device) -> ImageGPT:
-    """An Image GPT whose output matrix is drawn too, so that no logit is zero; drawn on the device."""
+    """An Image GPT with a random output matrix, so that no logit is zero; drawn on the device."""
     torch.manual_seed(0)
     with device:
         model = ImageGPT(config)
@@ -43,7 +43,7 @@ def hugging_face(ours: ImageGPT) -> "ImageGPTForCausalImageModeling":
 
 
 def their_inputs(tokens_BT: Tensor, colours: int) -> Tensor:
-    """The tokens as Hugging Face's model takes them: the start token, one more than the colours, in front."""
+    """Tokens for Hugging Face's model: with its start token, whose number is that of the colours, in front."""
     start_B1 = torch.full((len(tokens_BT), 1), colours, device=tokens_BT.device)
     return torch.cat([start_B1, tokens_BT[:, :-1]], 1)
 
@@ -67,7 +67,7 @@ class _Block(nn.Module):
 
 
 class NanoGPT(nn.Module):
-    """A GPT as people train it today, of the same shape: LayerNorm, GELU, SDPA, no biases, the embedding tied."""
+    """A GPT of today's usual kind and the same shape: LayerNorm, GELU, SDPA, no biases, tied embeddings."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class NanoGPT(nn.Module):
         self.head.weight = self.tokens.weight
 
     def forward(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        """The mean loss of targets, given tokens that begin with the start token."""
+        """The mean loss of the targets, given tokens that begin with the start token."""
         places_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
         x_BTC = self.tokens(tokens_BT) + self.positions(places_T)
         for block in self.blocks:

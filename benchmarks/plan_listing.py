@@ -1,10 +1,9 @@
-"""Planning a build of many images: time and memory of the driver, for a first build and for a rerun.
+"""Time and memory of the driver for planning a build of many images: a first build and a rerun.
 
     python -m benchmarks.plan_listing [--rows 10000000]
 
-Makes a listing of that many single objects, as a bucket would give it, plans a first build, gathers the rows of every
-shard, then plans a rerun in which every thousandth image changed. Each in a process of its own, so that the peak of one
-is not the other's.
+Creates a listing of that many single objects, as from a bucket, plans a first build, gathers the rows of every shard,
+then plans a rerun in which every thousandth image has changed. Each runs in its own process, to separate their peaks.
 """
 
 import argparse
@@ -28,7 +27,7 @@ CONFIG = DatasetConfig(raw="s3://bucket/raw", dataset="s3://bucket/dataset")
 
 
 def fill(listing: Listing, rows: int) -> None:
-    """Rows as of an image folder with a thousand classes."""
+    """Add rows like those of an image folder with a thousand classes."""
     for start in range(0, rows, 10_000):
         numbers = range(start, min(start + 10_000, rows))
         listing.add(
@@ -52,7 +51,7 @@ def peak_mib() -> int:
 
 
 def first_build(rows: int) -> dict[str, float]:
-    """List, plan and gather; prints what each step took."""
+    """List, plan and gather; returns the seconds of each step, the shards and the peak memory."""
     seconds: Counter[str] = Counter()
     with Listing() as listing:
         began = time.perf_counter()
@@ -69,18 +68,18 @@ def first_build(rows: int) -> dict[str, float]:
 
 
 def rerun(rows: int) -> dict[str, float]:
-    """Plan against a parent in which every thousandth image is another."""
+    """Plan against a parent in which every thousandth image is different."""
     with Listing() as listing:
         fill(listing, rows)
         splits = assign_splits(listing.rows, CONFIG)
         planner = Planner(listing.rows, splits, CONFIG, "recipe")
-        made = planner.full().make
+        plans = planner.full().make
         shards = [
             ShardEntry(
-                name=each.name,
-                split=each.split,
-                samples=len(each.rows),
-                images=len(each.rows),
+                name=plan.name,
+                split=plan.split,
+                samples=len(plan.rows),
+                images=len(plan.rows),
                 bytes=0,
                 sha256="",
                 rejected={},
@@ -88,15 +87,15 @@ def rerun(rows: int) -> dict[str, float]:
                 index_sha256="",
                 quarantine_sha256=None,
             )
-            for each in made
+            for plan in plans
         ]
-        order = np.concatenate([each.rows for each in made])
-        numbers = np.repeat(np.arange(len(made), dtype=np.int32), [len(each.rows) for each in made])
-        del made
-        versions = listing.rows.versions[order]
+        rows_of_shards = np.concatenate([plan.rows for plan in plans])
+        numbers = np.repeat(np.arange(len(plans), dtype=np.int32), [len(plan.rows) for plan in plans])
+        del plans
+        versions = listing.rows.versions[rows_of_shards]
         versions[::1000] += np.uint64(1)
-        parent = ParentRows(keys=listing.rows.keys.take(order), versions=versions, shards=numbers)
-        del order, numbers, versions
+        parent = ParentRows(keys=listing.rows.keys.take(rows_of_shards), versions=versions, shards=numbers)
+        del rows_of_shards, numbers, versions
         began = time.perf_counter()
         plan = planner.rerun(shards, parent)
         seconds = time.perf_counter() - began
@@ -105,7 +104,7 @@ def rerun(rows: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Run both in processes of their own, or one of them in this process."""
+    """Run both in their own processes, or one of them in this process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--only", choices=["first_build", "rerun"])
@@ -114,12 +113,12 @@ def main() -> None:
         run = {"first_build": first_build, "rerun": rerun}[arguments.only]
         print(json.dumps(run(arguments.rows)))
         return
-    found = {}
+    results = {}
     for name in ("first_build", "rerun"):
         command = [sys.executable, "-m", "benchmarks.plan_listing", "--rows", str(arguments.rows), "--only", name]
         printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        found[name] = {key: round(value, 1) for key, value in json.loads(printed).items()}
-    save("plan_listing", {"machine": machine("numpy", "pyarrow"), "rows": arguments.rows, **found})
+        results[name] = {key: round(value, 1) for key, value in json.loads(printed).items()}
+    save("plan_listing", {"machine": machine("numpy", "pyarrow"), "rows": arguments.rows, **results})
 
 
 if __name__ == "__main__":

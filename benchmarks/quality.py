@@ -1,10 +1,10 @@
-"""What a model learns in a given time: validation loss, linear probe by layer on held-out images, and pictures.
+"""The quality of a model after a given training time: validation loss, linear probe by layer, and pictures.
 
     python -m benchmarks.quality --dataset DATASET --minutes 20 --preset igpt-s --device cuda
 
 For CIFAR-10 build the dataset from its training tar: `igpt dataset build raw=cifar10-train.tar resolution=32
-validation_fraction=0.02 test_fraction=0.1 ...`. The paper's 96.3% on CIFAR-10 are of 1.4 billion parameters, pretrained
-on ImageNet; this is the first point of a curve towards it.
+validation_fraction=0.02 test_fraction=0.1 ...`. The paper's 96.3% on CIFAR-10 come from 1.4 billion parameters,
+pretrained on ImageNet; this is the first point of a curve towards that.
 """
 
 import argparse
@@ -37,7 +37,7 @@ _TRIAL_STEPS = 30
 
 
 def steps_in(minutes: float, config: PretrainConfig, data: Snapshot, worker: Worker) -> int:
-    """The number of steps that a training has time for, from the time of the last two thirds of a short one."""
+    """The number of steps that fit into the time, extrapolated from the last two thirds of a short training."""
     moments: list[float] = []
     trial = config.with_fields(steps=_TRIAL_STEPS, evaluate_every=10**9, checkpoint_every=10**9)
     with tempfile.TemporaryDirectory(prefix="igpt-benchmark-") as folder:
@@ -52,15 +52,15 @@ def steps_in(minutes: float, config: PretrainConfig, data: Snapshot, worker: Wor
 def features_of(
     bundle: ModelBundle, data: Snapshot, cache: ShardCache, split: str, most: int
 ) -> list[LabelledFeatures]:
-    """The features of every layer of the first labelled images of a split."""
-    parts, labels, found = [], [], 0
+    """The features of every layer for the first labelled images of a split."""
+    parts, labels, count = [], [], 0
     for images in batches([cache.open(shard) for shard in data.of_split(split)], 512):
         kept = images.labels_N >= 0
         tokens_BT = torch.from_numpy(images.tokens_NT[kept].astype(np.int64)).to(bundle.model.positions.device)
         parts.append(image_features(bundle, tokens_BT).cpu().numpy())
         labels.append(images.labels_N[kept])
-        found += len(labels[-1])
-        if found >= most:
+        count += len(labels[-1])
+        if count >= most:
             break
     features_LNC, labels_N = np.concatenate(parts, 1)[:, :most], np.concatenate(labels)[:most]
     return [LabelledFeatures(features=features_NC, labels=labels_N) for features_NC in features_LNC]
@@ -72,21 +72,21 @@ def probe(bundle: ModelBundle, data: Snapshot, cache: ShardCache, config: ProbeC
         features_of(bundle, data, cache, split, most)
         for split, most in (("train", config.max_train_images), ("validation", 10**9), ("test", 10**9))
     ]
-    kept = [SplitFeatures(train=train, validation=held, test=test) for train, held, test in zip(*splits, strict=True)]
-    return [fit_probe(each, config.strengths, config.max_iterations).score for each in kept]
+    layers = [SplitFeatures(train=train, validation=held, test=test) for train, held, test in zip(*splits, strict=True)]
+    return [fit_probe(features, config.strengths, config.max_iterations).score for features in layers]
 
 
 def main() -> None:
     """Train, probe, draw, print and save."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--dataset", required=True, help="a dataset that `igpt dataset build` made, with labels")
+    parser.add_argument("--dataset", required=True, help="a dataset built with `igpt dataset build`, with labels")
     parser.add_argument("--run", type=Path, required=True, help="folder of the run; the pictures go there too")
-    parser.add_argument("--minutes", type=float, default=20, help="of training, evaluations not counted")
+    parser.add_argument("--minutes", type=float, default=20, help="minutes of training, without evaluations")
     parser.add_argument("--preset", default="igpt-s")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--micro-batch", type=int, default=None)
     parser.add_argument("--learning-rate", type=float, default=None)
-    parser.add_argument("--probe-images", type=int, default=20_000, help="training images that the probe is fitted on")
+    parser.add_argument("--probe-images", type=int, default=20_000, help="training images for fitting the probe")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--output", type=Path, default=None, help="result files, without extension")
     options = parser.parse_args()

@@ -1,16 +1,16 @@
-"""What Ray Train costs beside torchrun on the same loop: step time, time lost to a failure, saving, more nodes.
+"""The cost of Ray Train compared with torchrun on the same loop: steps, recovery from a failure, saving, more nodes.
 
     python -m benchmarks.ray_overhead [--rounds 5]
 
-Everything runs on this machine's cores, over loopback, with an embedded S3 server: digits at 8x8, two workers of one
-thread each.
+Everything runs on this machine's cores, over loopback, with a local S3 server: digits at 8x8, two workers of one thread
+each.
 
-- step: seconds a step, from the start of the first to the end of the last; what lies between steps counts. With two
-  workers every core is taken, so that Ray's own processes take their time from the steps; with one they have a core;
-- failure: one of two workers gets SIGKILL; seconds until the group has made a step again;
-- saving: one worker, with weights and moments of `--checkpoint-width`; seconds a save adds to the training, when the
-  steps wait for the upload and when they do not, against a training that saves at its end only;
-- nodes: images a second of 1, 2 and 3 Ray nodes of one CPU each.
+- step: seconds per step, from the start of the first to the end of the last, including the time between steps. Two
+  workers use every core of two, so Ray's own processes slow the steps down; with one worker they have a core;
+- failure: one of two workers gets SIGKILL; seconds until the group finishes a step again;
+- saving: one worker, with weights and moments of `--checkpoint-width`; seconds that a save adds to the training, with
+  and without waiting for the upload, compared with a training that saves only at its end;
+- nodes: images per second of 1, 2 and 3 Ray nodes of one CPU each.
 """
 
 import argparse
@@ -43,7 +43,7 @@ from pipeline.store import objects
 
 _SECONDS = 120
 _WORKERS = 2
-# Run by torchrun: what `python -m igpt_model.train` does, with the time of every step in a file.
+# Run by torchrun: as `python -m igpt_model.train`, and writes the time of every step to a file.
 _TORCHRUN = """
 import json, sys, time
 from igpt_model.training import standalone
@@ -60,45 +60,45 @@ with standalone.worker(config) as worker, open(sys.argv[3], "a", buffering=1) as
 """
 
 
-class _Beats:
-    """When which step was done."""
+class _StepTimes:
+    """The time at which each step was finished."""
 
     def __init__(self) -> None:
-        self.heard: list[tuple[int, float]] = []
+        self.times: list[tuple[int, float]] = []
 
     def __call__(self, step: str, done: int, total: int, detail: str = "") -> None:
-        if total and (not self.heard or self.heard[-1][0] != done):
-            self.heard.append((done, time.time()))
+        if total and (not self.times or self.times[-1][0] != done):
+            self.times.append((done, time.time()))
 
     def read(self, path: Path) -> None:
-        """Take over what torchrun's worker has written so far."""
+        """Read the times that torchrun's worker has written so far."""
         lines = path.read_text().splitlines() if path.exists() else []
-        self.heard = [(int(step), float(at)) for step, at in (line.split() for line in lines if line.count(" ") == 1)]
+        self.times = [(int(step), float(at)) for step, at in (line.split() for line in lines if line.count(" ") == 1)]
 
     def done(self) -> int:
-        """The step that was done last."""
-        return self.heard[-1][0] if self.heard else 0
+        """The last finished step."""
+        return self.times[-1][0] if self.times else 0
 
     def goes_on_after(self, step: int, since: float) -> float | None:
-        """When a step was done again after a group of workers that had come to `step` was lost."""
-        return next((at for done, at in self.heard if at > since and done < step), None)
+        """The time of the first step after `since` by a new group of workers, the lost one having reached `step`."""
+        return next((at for done, at in self.times if at > since and done < step), None)
 
 
 class _Quiet:
-    """A listener that wants to know nothing."""
+    """Training callbacks that only print warnings."""
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
-        """Leave the curve alone."""
+        """Ignore metrics."""
 
     def warn(self, line: str) -> None:
         print(line, flush=True)
 
     def saved(self, step: int) -> None:
-        """Leave the checkpoints alone."""
+        """Ignore checkpoints."""
 
 
 def build_digits() -> Snapshot:
-    """The digits that the demo uses, as a snapshot."""
+    """Build a snapshot of the demo's digits."""
     from flows.demo import encode_digits  # noqa: PLC0415
     from pipeline.build import build  # noqa: PLC0415
 
@@ -115,20 +115,13 @@ def build_digits() -> Snapshot:
 
 @contextmanager
 def on_torchrun(config: PretrainConfig, run: str, beats: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A training under torchrun; it is ended with the context."""
+    """Run a training under torchrun; leaving the context ends it."""
     command = [
-        *(
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            f"--nproc-per-node={config.execution.workers}",
-        ),
-        *("--max-restarts=3", "--no-python", sys.executable, "-c", _TORCHRUN, json.dumps(asdict(config)), run),
-        str(beats),
-    ]
-    # A store of their own for each group of workers: torchrun's, which it would share, still has the addresses of the
-    # group before, and those who read them wait for nobody (PyTorch's issue 135712).
+        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={config.execution.workers}",
+        "--max-restarts=3", "--no-python", sys.executable, "-c", _TORCHRUN, json.dumps(asdict(config)), run, str(beats),
+    ]  # fmt: skip
+    # A separate store for each group of workers: the store that torchrun shares still has the addresses of the previous
+    # group, and a worker that reads them waits forever (PyTorch's issue 135712).
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
@@ -138,13 +131,14 @@ def on_torchrun(config: PretrainConfig, run: str, beats: Path) -> Iterator[subpr
                 log.seek(0)
                 raise RuntimeError(log.read().decode())
         finally:
-            for each in [*psutil.Process(process.pid).children(recursive=True)] if process.poll() is None else []:
-                each.kill()
+            children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+            for child in children:
+                child.kill()
             process.kill()
             process.wait()
 
 
-def on_ray(config: PretrainConfig, data: Snapshot, run: str, beats: _Beats) -> TrainResult:
+def on_ray(config: PretrainConfig, data: Snapshot, run: str, beats: _StepTimes) -> TrainResult:
     """The same training on the Ray cluster that this process is connected to."""
     from igpt_model.training import ray as ray_train  # noqa: PLC0415
 
@@ -153,7 +147,7 @@ def on_ray(config: PretrainConfig, data: Snapshot, run: str, beats: _Beats) -> T
 
 
 class Contest:
-    """The same training on both, each time in a folder of its own."""
+    """Runs the same training on both, each time in a new folder."""
 
     def __init__(self, config: PretrainConfig, data: Snapshot, home: Path) -> None:
         self._config, self._data, self._home, self._number = config, data, home, 0
@@ -173,12 +167,12 @@ class Contest:
     def ray_rate(self) -> float:
         """Steps a second."""
         run, _ = self._run()
-        return _rate(on_ray(self._config, self._data, run, _Beats()))
+        return _rate(on_ray(self._config, self._data, run, _StepTimes()))
 
     def torchrun_loss(self) -> float:
         """Seconds from the loss of a worker to the next step."""
         run, path = self._run()
-        beats = _Beats()
+        beats = _StepTimes()
         with on_torchrun(self._config, run, path) as process:
 
             def look() -> int:
@@ -194,7 +188,7 @@ class Contest:
         from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415
 
         run, _ = self._run()
-        beats = _Beats()
+        beats = _StepTimes()
         with ThreadPoolExecutor(1) as pool:
             killing = pool.submit(self._kill, beats.done, _ray_workers)
             on_ray(self._config, self._data, run, beats)
@@ -202,26 +196,26 @@ class Contest:
         return _seconds(beats.goes_on_after(step, killed), killed)
 
     def _kill(self, done: Callable[[], int], workers: Callable[[], list[psutil.Process]]) -> tuple[float, int]:
-        """Kill a worker some steps after a checkpoint; the time, and the step that was done by then."""
-        wanted = self._config.keeping.checkpoint_every + self._config.keeping.checkpoint_every * 3 // 4
+        """Kill a worker some steps after a checkpoint; returns the time and the last finished step."""
+        target = self._config.keeping.checkpoint_every + self._config.keeping.checkpoint_every * 3 // 4
         deadline = time.monotonic() + _SECONDS
-        while done() < wanted:
+        while done() < target:
             if time.monotonic() > deadline:
-                raise TimeoutError(f"step {done()} of {wanted}")
+                raise TimeoutError(f"step {done()} of {target}")
             time.sleep(0.02)
-        found = workers()
-        assert len(found) == self._config.execution.workers, found
-        found[-1].kill()
+        processes = workers()
+        assert len(processes) == self._config.execution.workers, processes
+        processes[-1].kill()
         return time.time(), done()
 
 
 def _ray_workers() -> list[psutil.Process]:
-    found = []
+    workers = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             if "RayTrainWorker" in " ".join(process.cmdline()):
-                found.append(process)
-    return found
+                workers.append(process)
+    return workers
 
 
 def _rate(result: TrainResult | None) -> float:
@@ -235,7 +229,7 @@ def _seconds(at: float | None, since: float) -> float:
 
 
 def saving(config: PretrainConfig, data: Snapshot, rounds: int) -> dict[str, Any]:
-    """Seconds that a save adds, asynchronous and not."""
+    """Seconds that a save adds to a training, asynchronous and not."""
     torch.set_num_threads(1)
     number, bytes_each = 0, 0
     begin = Saver.save
@@ -256,8 +250,8 @@ def saving(config: PretrainConfig, data: Snapshot, rounds: int) -> dict[str, Any
         objects.delete_tree(run)
         return took
 
-    saves = config.optimizer.steps // config.keeping.checkpoint_every - 1  # all save at the end
-    found = interleave(
+    saves = config.optimizer.steps // config.keeping.checkpoint_every - 1  # besides the save at the end
+    seconds_of = interleave(
         {
             "never": lambda: seconds(config.optimizer.steps, wait=True),
             "steps wait": lambda: seconds(config.keeping.checkpoint_every, wait=True),
@@ -267,19 +261,19 @@ def saving(config: PretrainConfig, data: Snapshot, rounds: int) -> dict[str, Any
     )
 
     def added(name: str) -> Series:
-        pairs = zip(found[name].values, found["never"].values, strict=True)
+        pairs = zip(seconds_of[name].values, seconds_of["never"].values, strict=True)
         return Series(values=tuple((a - b) / saves for a, b in pairs))
 
     return {
         "checkpoint_bytes": bytes_each,
         "steps_between_saves": config.keeping.checkpoint_every,
-        "seconds_a_step": round(found["never"].median / config.optimizer.steps, 3),
+        "seconds_a_step": round(seconds_of["never"].median / config.optimizer.steps, 3),
         "seconds_added_by_a_save": {name: added(name).summary() for name in ("steps wait", "steps go on")},
     }
 
 
 def nodes(config: PretrainConfig, data: Snapshot, rounds: int) -> dict[str, dict[str, float]]:
-    """Images a second of 1, 2 and 3 nodes of a new cluster."""
+    """Images per second on 1, 2 and 3 nodes of a new cluster."""
     import ray  # noqa: PLC0415
     from ray.cluster_utils import Cluster  # noqa: PLC0415
 
@@ -294,9 +288,9 @@ def nodes(config: PretrainConfig, data: Snapshot, rounds: int) -> dict[str, dict
         def rate(workers: int) -> float:
             nonlocal number
             number += 1
-            wanted = config.with_fields(workers=workers, placement="STRICT_SPREAD")
+            spread = config.with_fields(workers=workers, placement="STRICT_SPREAD")
             return config.optimizer.global_batch * _rate(
-                on_ray(wanted, data, f"{config.keeping.runs}/nodes-{number}", _Beats())
+                on_ray(spread, data, f"{config.keeping.runs}/nodes-{number}", _StepTimes())
             )
 
         contestants: Mapping[str, Callable[[], float]] = {
@@ -310,7 +304,7 @@ def nodes(config: PretrainConfig, data: Snapshot, rounds: int) -> dict[str, dict
 
 
 def compare(config: PretrainConfig, data: Snapshot, options: argparse.Namespace, home: Path) -> dict[str, Any]:
-    """What Ray Train costs beside torchrun, on the cluster this process is connected to; its results by name."""
+    """Compare Ray Train, on the cluster this process is connected to, with torchrun; returns the results by name."""
     contests = {
         workers: Contest(config.with_fields(workers=workers, runs=f"s3://runs/of-{workers}"), data, home)
         for workers in (1, _WORKERS)
@@ -334,10 +328,10 @@ def compare(config: PretrainConfig, data: Snapshot, options: argparse.Namespace,
     return {
         "steps_by_workers": {
             workers: {
-                "steps_per_second": {name: series.summary() for name, series in found.items()},
-                "ray_over_torchrun_step_time": ratio(found["torchrun"], found["ray"]),
+                "steps_per_second": {name: series.summary() for name, series in rates.items()},
+                "ray_over_torchrun_step_time": ratio(rates["torchrun"], rates["ray"]),
             }
-            for workers, found in steps.items()
+            for workers, rates in steps.items()
         },
         "seconds_from_the_loss_of_a_worker_to_the_next_step": {n: s.summary() for n, s in lost.items()},
         "saving": saving(large, data, rounds),
@@ -345,7 +339,7 @@ def compare(config: PretrainConfig, data: Snapshot, options: argparse.Namespace,
 
 
 def _few(rounds: int) -> int:
-    """Rounds of what takes minutes."""
+    """The number of rounds for measurements that take minutes each."""
     return max(1, rounds // 2 + 1)
 
 
@@ -379,13 +373,13 @@ def main() -> None:
     try:
         tasks.connect(stack.ray_address)
         data = build_digits()
-        found = compare(config, data, options, home)
+        results = compare(config, data, options, home)
         tasks.disconnect()
-        found["images_per_second_by_nodes_on_these_cores"] = nodes(config, data, _few(options.rounds))
+        results["images_per_second_by_nodes_on_these_cores"] = nodes(config, data, _few(options.rounds))
     finally:
         tasks.disconnect()
         local_stack.down(home)
-    save("ray_overhead", {"machine": about, **found})
+    save("ray_overhead", {"machine": about, **results})
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""A registered model against calling the network directly: loading, features through pyfunc, and MLflow's server.
+"""A registered model compared with direct calls of the network: loading, features through pyfunc, MLflow's server.
 
     python -m benchmarks.registered [--layers 6 --width 256 --resolution 32 --images 64 --rounds 7]
 
-The model is registered with an MLflow server of the benchmark's own, whose files are on disk. What is compared does the
-same work from the same uint8 images of the model's size: shrinking, quantizing, and the features of a layer.
+The model is registered with an MLflow server that the benchmark starts, whose files are on disk. All contestants do the
+same work on the same uint8 images of the model's size: shrinking, quantizing, and the features of a layer.
 """
 
 import argparse
@@ -43,7 +43,7 @@ _START_SECONDS = 120
 
 
 def make_model(layers: int, width: int, resolution: int) -> ModelBundle:
-    """A model with fresh weights and a palette of random colours: what it has learnt does not matter here."""
+    """A model with random weights and a palette of random colours; training does not matter here."""
     torch.manual_seed(0)
     config = ModelConfig(layers=layers, width=width, heads=8, resolution=resolution, colours=_COLOURS)
     palette_K3 = np.random.default_rng(0).uniform(-1, 1, (_COLOURS, 3)).astype(np.float32)
@@ -52,7 +52,7 @@ def make_model(layers: int, width: int, resolution: int) -> ModelBundle:
 
 @contextmanager
 def server(command: list[str], url: str, environment: dict[str, str], log: Path) -> Iterator[None]:
-    """Run a server in a session of its own until the context ends."""
+    """Run a server in its own process session until the context ends."""
     with log.open("wb") as file:
         process = subprocess.Popen(command, env=environment, stdout=file, stderr=file, start_new_session=True)
     try:
@@ -72,14 +72,14 @@ def server(command: list[str], url: str, environment: dict[str, str], log: Path)
 
 
 def rate(work: Callable[[], object], count: int) -> float:
-    """Things per second."""
+    """Items per second."""
     began = time.perf_counter()
     work()
     return count / (time.perf_counter() - began)
 
 
 def serve_rates(url: str, images: np.ndarray, clients: int) -> dict[str, float]:
-    """Requests of one PNG each, some at a time: per second, and their latency in milliseconds."""
+    """Rate and latency in milliseconds of requests of one PNG each, by several clients at once."""
     bodies = []
     for image in images:
         buffer = io.BytesIO()
@@ -120,11 +120,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="igpt-benchmark-") as temporary:
         url, home = f"http://{HOST}:{free_port()}", Path(temporary)
         command = [
-            *(sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", url.rsplit(":", 1)[1]),
-            *("--workers", "1", "--backend-store-uri", f"sqlite:///{home}/mlflow.db", "--no-serve-artifacts"),
-            *("--default-artifact-root", str(home / "artifacts")),
-        ]
-        settings = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # eight processes nobody needs here
+            sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", url.rsplit(":", 1)[1],
+            "--workers", "1", "--backend-store-uri", f"sqlite:///{home}/mlflow.db", "--no-serve-artifacts",
+            "--default-artifact-root", str(home / "artifacts"),
+        ]  # fmt: skip
+        # Without job execution, which would start eight processes.
+        settings = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         with server(command, f"{url}/health", settings, home / "mlflow.log"):
             client = MlflowClient(url)
             run = client.create_run(client.create_experiment("benchmark"))
@@ -153,9 +154,9 @@ def main() -> None:
             )
             port = free_port()
             command = [
-                *(sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", registered.uri),
-                *("--env-manager", "local", "--host", HOST, "--port", str(port), "--workers", "1"),
-            ]
+                sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", registered.uri,
+                "--env-manager", "local", "--host", HOST, "--port", str(port), "--workers", "1",
+            ]  # fmt: skip
             path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
             environment = {**os.environ, "MLFLOW_TRACKING_URI": url, "PATH": path}
             with server(command, f"http://{HOST}:{port}/ping", environment, home / "serve.log"):

@@ -1,9 +1,9 @@
-"""Drawing images: ours with its preallocated cache against Hugging Face's `generate`, the same weights and batch.
+"""Draw images with our preallocated cache, compared with Hugging Face's `generate` at the same weights and batch.
 
     python -m benchmarks.sample                             # CPU, 6 layers, width 256, 16x16 and 32x32
     python -m benchmarks.sample --device cuda               # GPU: 256 images of 32x32 with S in bfloat16
 
-The bound is the time it takes to read what each step must: the weights once, and the keys and values so far.
+The bound is the time it takes to read what each step needs: the weights once, and the keys and values so far.
 """
 
 import argparse
@@ -21,11 +21,11 @@ from igpt_model.model.config import ModelConfig, preset_shape
 from igpt_model.model.network import KeyValueCache
 from igpt_model.training.parallel import prepare_blocks
 
-_NEVER_SPLIT = 1 << 50  # bytes; whether a batch fits is up to whoever names it
+_NEVER_SPLIT = 1 << 50  # bytes; the user chooses a batch that fits
 
 
 def bytes_read(config: ModelConfig, batch: int, dtype: torch.dtype) -> int:
-    """What drawing a batch reads at least: at each position the matrices, and the cache filled so far."""
+    """The minimum of bytes that drawing a batch reads: at each position the matrices, and the cache filled so far."""
     matrices = 12 * config.layers * config.width**2 + config.colours * config.width
     steps = config.positions
     filled = KeyValueCache.bytes_per_image(config, dtype) // config.positions * (steps * (steps + 1) // 2)
@@ -35,7 +35,7 @@ def bytes_read(config: ModelConfig, batch: int, dtype: torch.dtype) -> int:
 def contenders(
     config: ModelConfig, batch: int, device: torch.device, dtype: torch.dtype, names: list[str]
 ) -> dict[str, Callable[[], torch.Tensor]]:
-    """A function for each contender that draws a batch of whole images."""
+    """For each contender, a function that draws a batch of whole images."""
     made: dict[str, Callable[[], torch.Tensor]] = {}
     for name in names:
         ours = our_model(config, device)
@@ -53,7 +53,7 @@ def contenders(
 
 @torch.inference_mode()
 def _generate(model: torch.nn.Module, start_B1: torch.Tensor, config: ModelConfig) -> torch.Tensor:
-    """Their own loop with their cache, from the whole distribution, as ours draws."""
+    """Hugging Face's own loop with its cache, sampling from the whole distribution as ours does."""
     drawn = model.generate(
         input_ids=start_B1, max_new_tokens=config.positions, do_sample=True, temperature=1.0, top_k=0, use_cache=True
     )
@@ -88,14 +88,14 @@ def main() -> None:
     """Measure, print and save."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--preset", default=None, help="on a GPU S; else the shape below")
+    parser.add_argument("--preset", default=None, help="default: S on a GPU, else the layers, width and heads below")
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--heads", type=int, default=8)
     parser.add_argument("--resolutions", type=int, nargs="*", default=None)
     parser.add_argument("--batches", type=int, nargs="*", default=None)
     parser.add_argument("--precision", default=None, choices=["float32", "bfloat16"])
-    parser.add_argument("--compile", action="store_true", help="also ours with compiled blocks")
+    parser.add_argument("--compile", action="store_true", help="also measure our model with compiled blocks")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--output", type=Path, default=None, help="result files, without extension")

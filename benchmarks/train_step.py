@@ -1,10 +1,10 @@
-"""Training: ours against Hugging Face's Image GPT and a compiled nanoGPT-style model, the same weights and batch.
+"""Training steps compared with Hugging Face's Image GPT and a compiled nanoGPT-style model, same weights and batch.
 
     python -m benchmarks.train_step                         # CPU, 6 layers, width 256, 16x16, several batches
     python -m benchmarks.train_step --device cuda           # GPU: S, M and L at 32x32 in bfloat16, whole steps
 
-On a CPU it times forward and backward, on a GPU whole optimizer steps, and adds the achieved operations a second, their
-share of the card's matrix-product rate, peak memory and the largest batch that fits.
+On a CPU it times forward and backward. On a GPU it times whole optimizer steps, and adds the achieved operations per
+second, their share of the card's matrix-product rate, peak memory and the largest batch that fits.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from igpt_model.training.step import losses
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What is measured, and how."""
+    """The shape, precision and device of a measurement."""
 
     model: ModelConfig
     batch: int
@@ -43,10 +43,10 @@ class Setting:
 
 
 def contenders(setting: Setting, names: list[str]) -> dict[str, Callable[[], float]]:
-    """A function for each contender that does a step and returns the loss.
+    """For each contender, a function that does a step and returns the loss.
 
-    What was compiled before is forgotten: meeting another batch size, PyTorch would compile anew for any size, and the
-    steps would be timed with those slower kernels, not with what a training of one size runs.
+    Resets torch.compile: after two batch sizes it compiles for any size, and the steps would be timed with those slower
+    kernels, which a training with one batch size does not run.
     """
     torch.compiler.reset()
     config, device = setting.model, setting.device
@@ -99,7 +99,7 @@ def _step(model: nn.Module, loss: Callable[[], torch.Tensor], setting: Setting) 
 
 
 def measure(setting: Setting, names: list[str], rounds: int, peak: float) -> list[dict[str, object]]:
-    """A row for each contender that fits: its speed and how many times longer than the first it takes."""
+    """A row for each contender that fits: its speed, and how many times longer it takes than the first."""
     steps = contenders(setting, names)
     first_losses = {name: step() for name, step in steps.items() if not setting.optimizer and "nanoGPT" not in name}
     assert not first_losses or max(first_losses.values()) - min(first_losses.values()) < 1e-4, first_losses
@@ -134,7 +134,7 @@ def memory_of_a_step(setting: Setting, name: str) -> float:
 
 
 def largest_batch(setting: Setting, name: str) -> int:
-    """The largest power of two of images that a step of a contender has memory for; 0 when not even one image fits."""
+    """The largest batch, a power of two, that fits into memory for a step; 0 if not even one image fits."""
     fits = 0
     with suppress(torch.OutOfMemoryError):
         for power in range(13):
@@ -144,9 +144,9 @@ def largest_batch(setting: Setting, name: str) -> int:
 
 
 def measure_on_gpu(setting: Setting, names: list[str], rounds: int, peak: float) -> list[dict[str, object]]:
-    """Each contender at its own largest batch, then the first beside each of the others at one that both have room for.
+    """Each contender at its own largest batch, then the first against each other one at a batch that fits for both.
 
-    Two at a time, as the weights and optimizers of all may not fit together.
+    Two at a time, because the weights and optimizers of all may not fit together.
     """
     rows = []
     largest = {name: largest_batch(setting, name) for name in names}
@@ -169,7 +169,7 @@ def measure_on_gpu(setting: Setting, names: list[str], rounds: int, peak: float)
 
 
 def show_profile(setting: Setting, name: str) -> None:
-    """Print where the time of a contender's step goes."""
+    """Print a profile of a contender's step."""
     step = contenders(setting, [name])[name]
     step()
     kinds = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if setting.device.type == "cuda" else [])
@@ -184,7 +184,12 @@ def main() -> None:
     """Measure, print and save."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--presets", nargs="*", default=None, help="on a GPU S, M and L; else the shape below")
+    parser.add_argument(
+        "--presets",
+        nargs="*",
+        default=None,
+        help="default: S, M and L on a GPU, else the layers, width and heads below",
+    )
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--heads", type=int, default=8)
@@ -194,7 +199,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--whole-steps", action="store_true", help="time the optimizer too, as on a GPU")
-    parser.add_argument("--profile", action="store_true", help="print where the time goes, and measure nothing")
+    parser.add_argument("--profile", action="store_true", help="print a profile instead of measuring")
     parser.add_argument("--output", type=Path, default=None, help="result files, without extension")
     options = parser.parse_args()
     device, on_gpu = torch.device(options.device), options.device == "cuda"

@@ -139,7 +139,7 @@ class OptimizerSettings(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class ExecutionSettings(Config):
-    """Workers, devices and timeouts; nothing here affects the trained weights."""
+    """Workers, devices and timeouts; nothing here changes what is learnt."""
 
     workers: Count = 2
     """Number of training workers (processes; one GPU each with use_gpu); with min_workers, the maximum."""

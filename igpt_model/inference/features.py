@@ -1,4 +1,4 @@
-"""Features of images: what the layers of a model hold about them, averaged over the positions."""
+"""Features of images: activations of each layer, averaged over the positions."""
 
 from collections.abc import Sequence
 
@@ -24,12 +24,12 @@ def pooled_features(
 ) -> Tensor:
     """The features of every layer in one pass: int64 [B, T] to [layers + 1, B, width].
 
-    Entry l is f^l of section 2.4 of Chen et al. 2020: n^l, what the first normalization of block l gives, averaged
-    over the pixels; the last entry, n^L of section 2.3, is the final normalization's. Of a super-resolution model the
-    positions of the small image are left out. `masked_BT` is of a masked model alone: the paper masks inputs there
-    when it probes too, so that they look as in training (section 4.6).
+    Entry l is f^l of section 2.4 of Chen et al. 2020: n^l, the output of the first normalization of block l, averaged
+    over the pixels; the last entry is the output of the final normalization, n^L of section 2.3. The positions of a
+    super-resolution model's small image are left out. `masked_BT` is for masked models only: the paper also masks the
+    inputs of the probe, as in training (section 4.6).
 
-    Raises IgptError for a class-conditional model, whose activations hold the class that it was told.
+    Raises IgptError for a class-conditional model, whose activations contain the class it is given.
     """
     check_has_features(model.config)
     pixels = slice(model.config.low_positions, None)
@@ -44,9 +44,9 @@ def pooled_features(
 
 
 def image_features(bundle: ModelBundle, tokens_BT: Tensor) -> Tensor:
-    """The features of every layer of any number of images, some at a time: int64 [B, T] to [layers + 1, B, width].
+    """The features of every layer for any number of images, in batches: int64 [B, T] to [layers + 1, B, width].
 
-    A super-resolution model is given the images' own small versions. Otherwise as `pooled_features`.
+    A super-resolution model is given the small versions of the images. Otherwise like `pooled_features`.
     """
     parts = []
     for part_BT in tokens_BT.split(_BATCH):
@@ -61,21 +61,21 @@ def check_has_features(config: ModelConfig) -> None:
     """Raise IgptError for a class-conditional model."""
     if config.classes is not None:
         raise IgptError(
-            "a class-conditional model is told the class of an image, so its features do not say what it sees; "
-            "take a model that was trained without class_conditional"
+            "a class-conditional model is told the class of an image, so its features cannot be probed; use a model "
+            "that was trained without class_conditional"
         )
 
 
 def concatenated(features_LBC: Tensor, layers: Sequence[int]) -> Tensor:
-    """The features of some layers side by side, [B, len(layers) * width].
+    """Concatenate the features of some layers, [B, len(layers) * width].
 
-    As for the paper's ImageNet probe of iGPT-XL (section 4.4): 15,360 features are five layers of width 3072.
+    As in the paper's ImageNet probe of iGPT-XL (section 4.4): 15,360 features from five layers of width 3072.
     """
     return torch.cat([features_LBC[layer] for layer in layers], 1)
 
 
 def untrained(model: ImageGPT, seed: int) -> ImageGPT:
-    """The same network with fresh initial weights: what an honest probe compares a trained one with."""
+    """The same network with new initial weights, the baseline of the probe."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return ImageGPT(model.config).eval()

@@ -1,4 +1,4 @@
-"""Reading image files, on disk or in a store, as pictures of a model's size."""
+"""Reads image files from disk or a store, at a model's resolution."""
 
 from collections.abc import Sequence
 

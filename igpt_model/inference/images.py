@@ -1,4 +1,4 @@
-"""Images as a model's user has them, to pictures of the model's size: arrays, image files, tables of either."""
+"""Converts user input (arrays, image files, or tables of these) to images at a model's resolution."""
 
 import base64
 import binascii
@@ -20,9 +20,9 @@ _KINDS = (
 
 
 def to_pictures(images: Any, side: int) -> np.ndarray:
-    """Images of any size at the model's resolution: uint8 [N, side, side, 3], the centre square averaged down.
+    """Convert images of any size to uint8 [N, side, side, 3]: the centre square, averaged down.
 
-    Raises IgptError naming the first that is none.
+    Raises IgptError naming the first invalid image.
     """
     listed = _listed(images)
     if not len(listed):
@@ -31,19 +31,19 @@ def to_pictures(images: Any, side: int) -> np.ndarray:
 
 
 def decode_picture(data: bytes, name: str, side: int) -> np.ndarray:
-    """One image file as a picture, uint8 [side, side, 3]. Raises IgptError, which names it, when it is none."""
+    """Decode an image file to uint8 [side, side, 3]. Raises IgptError with its name when it is not an image."""
     decoded = decode(data, Recipe(resolution=side, smallest_side=1, max_pixels=_MAX_PIXELS), name)
     if isinstance(decoded, Rejection):
-        raise IgptError(f"{name}: {decoded.reason.value} ({decoded.detail}); give a JPEG, PNG, GIF, WebP or the like")
-    return decoded.pixels[0]  # the one crop, of the centre
+        raise IgptError(f"{name}: {decoded.reason.value} ({decoded.detail}); give a JPEG, PNG, GIF or WebP file")
+    return decoded.pixels[0]  # the centre crop
 
 
 def _listed(images: Any) -> Sequence[Any]:
-    """The images one by one, whatever holds them."""
+    """The images as a sequence, from any supported container."""
     if isinstance(images, bytes | bytearray | str):
         return [images]
     columns = getattr(images, "columns", images.keys() if isinstance(images, Mapping) else None)
-    if columns is not None:  # a pandas table, or what MLflow's server makes of one
+    if columns is not None:  # a pandas table, or a mapping from MLflow's server
         if COLUMN not in columns:
             raise IgptError(f"the table has the columns {list(columns)}: {_KINDS}")
         return list(images[COLUMN])
@@ -67,9 +67,9 @@ def _picture(image: Any, name: str, side: int) -> np.ndarray:
     try:
         array = np.asarray(image)
     except ValueError:  # rows of different lengths
-        raise IgptError(f"{name} is no rectangle of pixels: {_KINDS}") from None
+        raise IgptError(f"{name} is not a rectangle of pixels: {_KINDS}") from None
     if array.ndim != 3 or array.shape[2] != 3 or not array.size or array.dtype.kind not in "ui":
         raise IgptError(f"{name} has shape {array.shape}, {array.dtype}: {_KINDS}")
-    if array.dtype != np.uint8 and (array.min() < 0 or array.max() > 255):  # JSON has integers of one kind only
+    if array.dtype != np.uint8 and (array.min() < 0 or array.max() > 255):  # integers from JSON are int64
         raise IgptError(f"{name} has values from {array.min()} to {array.max()}: they must be 0 to 255")
     return centre_square(Image.fromarray(np.ascontiguousarray(array, np.uint8)), side)

@@ -1,4 +1,4 @@
-"""Drawing images from an autoregressive model: from nothing, or as completions of any known pixels."""
+"""Samples images from an autoregressive model, optionally as completions of known pixels."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,16 +19,16 @@ _CPU_CACHE_BYTES = 1 << 30
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """How pixels are drawn from the model's distributions."""
+    """Sampling parameters."""
 
     temperature: float = 1.0
-    """What logits are divided by: below 1 sharpens, 0 takes the likeliest colour."""
+    """Divisor of the logits: below 1 sharpens the distribution, 0 takes the most likely colour."""
     top_k: int | None = None
-    """Only this many likeliest colours are drawn; none: all."""
+    """Sample only from this many most likely colours; none: all."""
     top_p: float | None = None
-    """Only the fewest likeliest colours whose probabilities add up to this are drawn, after top_k; none: all."""
+    """After top_k, sample only from the fewest most likely colours whose probabilities add up to this; none: all."""
     seed: int = 0
-    """The same seed draws the same images, however the batch is split, up to the rounding of the logits."""
+    """The same seed gives the same images for any batch size, up to rounding of the logits."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
@@ -48,7 +48,7 @@ def draw(
     cache_bytes: int | None = None,
     progress: Progress = silent,
 ) -> Tensor:
-    """Draw whole images; int64 [count, T]. Otherwise as `complete`."""
+    """Sample whole images, int64 [count, T]. Otherwise like `complete`."""
     tokens_BT = torch.zeros(count, model.config.positions, dtype=torch.int64, device=model.positions.device)
     known_BT = torch.zeros_like(tokens_BT, dtype=torch.bool)
     return complete(
@@ -67,15 +67,14 @@ def complete(
     cache_bytes: int | None = None,
     progress: Progress = silent,
 ) -> Tensor:
-    """Draw the pixels that are not known, bool [B, T] says which are; int64 [B, T] to int64 [B, T].
+    """Sample the unknown pixels of images; tokens int64 [B, T], known_BT bool [B, T], to int64 [B, T].
 
-    Pixels are drawn in raster order, each from the model's distribution given all pixels before it, known or drawn.
-    Where the known pixels come first, these are samples of the model's distribution given them. A known pixel that
-    stands behind unknown ones is kept, but the unknown ones before it were drawn without regard to it: an
-    autoregressive model cannot look ahead.
+    Pixels are sampled in raster order, each given all pixels before it, known or sampled. If the known pixels come
+    first, the results are samples of the model's distribution given them. Known pixels after unknown ones are kept, but
+    do not influence the unknown pixels before them: an autoregressive model cannot look ahead.
 
-    Any number of images is drawn, as many at a time as have room for their keys and values in `cache_bytes` (none:
-    1 GiB, on a GPU half of what is free). Raises IgptError for a model that cannot draw.
+    Any number of images is sampled, in batches whose keys and values fit into `cache_bytes` (none: 1 GiB, or on a GPU
+    half of the free memory). Raises IgptError for a masked model.
     """
     if model.config.objective == "masked":
         raise IgptError("a masked model cannot draw images: it gives no distribution of one pixel after another")
@@ -118,9 +117,9 @@ def _fill(
 
 
 def _steps(model: ImageGPT, tokens_BT: Tensor, known_BT: Tensor, condition: Condition) -> Iterator[tuple[int, Tensor]]:
-    """The positions from the first to the last that is unknown in any image, each with the logits there, [B, K].
+    """The positions from the first to the last one that is unknown in any image, with their logits, [B, K].
 
-    Whoever iterates writes a position's tokens before asking for the next.
+    The caller must write the tokens of a position before it requests the next one.
     """
     unknown = (~known_BT).any(0).nonzero().flatten().tolist()
     if not unknown:
@@ -135,14 +134,14 @@ def _steps(model: ImageGPT, tokens_BT: Tensor, known_BT: Tensor, condition: Cond
 
 
 def _choose(logits_BK: Tensor, drawn_B: Tensor, drawing: Drawing) -> Tensor:
-    """The colours that numbers in [0, 1) stand for, int64 [B]: the inverse of the cumulative distribution."""
+    """Colours for random numbers in [0, 1) by inverse transform sampling, int64 [B]."""
     if drawing.temperature == 0:
         return logits_BK.argmax(1)
     logits_BK = logits_BK.float() / drawing.temperature
     if drawing.top_k is not None and drawing.top_k < logits_BK.shape[1]:
         least_B1 = logits_BK.topk(drawing.top_k).values[:, -1:]
         logits_BK = logits_BK.masked_fill(logits_BK < least_B1, float("-inf"))
-    # In float64, so that the largest number below 1 stays below the sum, and a colour of probability 0 is never drawn.
+    # In float64, so that a number below 1 stays below the sum, and a colour of probability 0 is never sampled.
     probabilities_BK = logits_BK.double().softmax(1)
     if drawing.top_p is not None and drawing.top_p < 1:
         sorted_BK, order_BK = probabilities_BK.sort(1, descending=True)
@@ -154,7 +153,7 @@ def _choose(logits_BK: Tensor, drawn_B: Tensor, drawing: Drawing) -> Tensor:
 
 
 def images_at_once(model: ImageGPT, cache_bytes: int | None) -> int:
-    """How many images' keys and values fit into memory, at least one."""
+    """The number of images whose keys and values fit into memory, at least one."""
     device = model.positions.device
     if cache_bytes is None:
         cache_bytes = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else _CPU_CACHE_BYTES
@@ -172,7 +171,7 @@ def _in_bfloat16(model: ImageGPT) -> ImageGPT:
 
 
 def _packed(model: ImageGPT, rows: int) -> ImageGPT:
-    """The same model with its matrices laid out for steps of a few rows, where that is faster."""
+    """The model with its weights packed for steps of a few rows, if that is faster."""
     if not PackedLinear.suits(model.head.weight):
         return model
     with torch.device("meta"):

@@ -18,10 +18,10 @@ _BATCH_PIXELS = 1 << 16  # of 512 colours: 128 MiB of logits
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """Negative log-likelihoods of images: how surprising the model finds them."""
+    """Negative log-likelihoods of images."""
 
     pixels_BT: Tensor
-    """Of each pixel given those before it, in nats, float32."""
+    """Negative log-likelihood of each pixel given those before it, in nats, float32."""
 
     @property
     def nats_per_pixel(self) -> Tensor:
@@ -30,13 +30,13 @@ class Score:
 
     @property
     def bits_per_pixel(self) -> Tensor:
-        """The same in bits, float64 [B]."""
+        """`nats_per_pixel` in bits, float64 [B]."""
         return self.nats_per_pixel / math.log(2)
 
 
 @torch.inference_mode()
 def score(model: ImageGPT, tokens_BT: Tensor, *, condition: Condition = UNCONDITIONAL) -> Score:
-    """The negative log-likelihood of every pixel, int64 [B, T]; of a conditional model, given its condition.
+    """Score images, tokens int64 [B, T]; a conditional model needs the condition.
 
     Raises IgptError for a masked model, which has no likelihood.
     """
@@ -55,7 +55,7 @@ def score(model: ImageGPT, tokens_BT: Tensor, *, condition: Condition = UNCONDIT
 def score_images(
     bundle: ModelBundle, tokens_NT: np.ndarray, *, labels_N: np.ndarray | None = None, low_NP: np.ndarray | None = None
 ) -> Score:
-    """The same for tokens, class numbers and small versions that are arrays, with the model of a folder."""
+    """Score images given as arrays: tokens, class numbers and small versions."""
     device = bundle.model.positions.device
     labels_B = None if labels_N is None else torch.from_numpy(labels_N).to(device)
     low_BP = None if low_NP is None else torch.from_numpy(low_NP).to(device)

@@ -1,8 +1,7 @@
-"""Features that were extracted once, in a store: a file for every network, shard and layer.
+"""A cache of extracted features in a store: one file per network, shard and layer.
 
-The network is known by its contents and the shard by its checksum, so a file is right whatever the model is called and
-whichever snapshot the shard belongs to: a new version makes all of them anew, a new snapshot those of its new shards.
-Files stay until somebody removes the folder.
+Files are keyed by the network's contents and the shard's checksum, not by model name or snapshot: a new model version
+needs new features for all shards, a new snapshot only for its new shards. Files are never deleted automatically.
 """
 
 import hashlib
@@ -20,12 +19,12 @@ from pipeline.store import objects
 
 def network_digest(bundle: ModelBundle) -> str:
     """The identity of a network: SHA-256, in hex, of its config, palette and weights."""
-    found = hashlib.sha256(json.dumps(asdict(bundle.model.config), sort_keys=True).encode())
-    found.update(palettes.to_bytes(bundle.palette_K3))
+    digest = hashlib.sha256(json.dumps(asdict(bundle.model.config), sort_keys=True).encode())
+    digest.update(palettes.to_bytes(bundle.palette_K3))
     for name, weight in sorted(bundle.model.state_dict().items()):
-        found.update(name.encode())
-        found.update(weight.cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()
+        digest.update(name.encode())
+        digest.update(weight.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,27 +32,27 @@ class FeatureCache:
     """The features of one network."""
 
     url: str
-    """The folder of all networks' features."""
+    """The folder of the cache, shared by all networks."""
     network: str
-    """Its digest."""
+    """Digest of the network."""
     layers: int
-    """Number of layers that have features: those of the network and one more."""
+    """Number of layers with features: the blocks, and the final normalization."""
 
     def file(self, shard: ShardEntry, rows: int, layer: int) -> str:
-        """Where the features of the first `rows` labelled images of a shard lie."""
+        """The file with the features of the first `rows` labelled images of a shard."""
         return objects.join(self.url, self.network[:24], f"{shard.sha256[:24]}-{rows}", f"layer-{layer:02d}.npy")
 
     def missing(self, calls: list[tuple[ShardEntry, int]]) -> list[tuple[ShardEntry, int]]:
-        """The shards, with their numbers of rows, of which a layer is not there."""
-        there = {file.url for file in objects.list_files(objects.join(self.url, self.network[:24]))}
+        """The (shard, rows) pairs that lack a layer in the cache."""
+        cached = {file.url for file in objects.list_files(objects.join(self.url, self.network[:24]))}
         return [
             (shard, rows)
             for shard, rows in calls
-            if any(self.file(shard, rows, layer) not in there for layer in range(self.layers))
+            if any(self.file(shard, rows, layer) not in cached for layer in range(self.layers))
         ]
 
     def write(self, shard: ShardEntry, rows: int, features_LNC: np.ndarray) -> None:
-        """Keep the features of all layers, float32 [layers, n, width]."""
+        """Store the features of all layers, float32 [layers, n, width]."""
         for layer, features_NC in enumerate(features_LNC):
             buffer = io.BytesIO()
             np.save(buffer, features_NC, allow_pickle=False)

@@ -1,4 +1,4 @@
-"""Full fine-tuning: all weights and a linear classifier on the averaged final features (section 3.3 of Chen et al.)."""
+"""Full fine-tuning: trains all weights and a linear classifier on the averaged final features (Chen et al., 3.3)."""
 
 import copy
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class _Classifier(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, tokens_BT: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
-        """The classes' logits, [B, classes], and the final features of the pixels, [B, T, C]."""
+        """Class logits, [B, classes], and the final features of the pixels, [B, T, C]."""
         y_BTC = self.model.transform(self.model.inputs(tokens_BT, condition))[:, self.model.config.low_positions :]
         return self.head(y_BTC.mean(1)), y_BTC
 
@@ -43,9 +43,9 @@ class _Classifier(nn.Module):
 def fine_tune(
     bundle: ModelBundle, train: LabelledTokens, validation: LabelledTokens, test: LabelledTokens, config: FineTuneConfig
 ) -> FineTuneScore:
-    """Train a copy of a model and a classifier together; score on test the weights that did best on validation.
+    """Fine-tune a copy of the model with a classifier; score the weights with the best validation accuracy on test.
 
-    The generative loss is of autoregressive models only: a masked one classifies images without masks.
+    The generative loss is used for autoregressive models only: a masked model sees images without masks here.
     """
     device = bundle.model.positions.device
     classes = int(max(train.labels_N.max(), validation.labels_N.max(), test.labels_N.max())) + 1

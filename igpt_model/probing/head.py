@@ -1,4 +1,4 @@
-"""A fitted linear probe as something that can be kept: standardization, weights and the classes it tells apart."""
+"""A fitted linear probe that can be stored: standardization, weights and class numbers."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,30 +14,30 @@ FILE = "probe.safetensors"
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeHead:
-    """A linear classifier on the features of a layer."""
+    """A linear classifier on standardized features of a layer."""
 
     mean_C: np.ndarray
-    """What is subtracted from features, float32 [width]; then they are multiplied by scale_C."""
+    """Subtracted from features, float32 [width]; the result is multiplied by scale_C."""
     scale_C: np.ndarray
     weight_KC: np.ndarray
     """float32 [classes, width]."""
     bias_K: np.ndarray
     labels_K: np.ndarray
-    """The class number of each row, int64: classes without a training image have none."""
+    """The class number of each row, int64; classes without training images have no row."""
 
     def probabilities(self, features_NC: np.ndarray) -> np.ndarray:
-        """Features, float32 [N, width], to float32 [N, classes]: a row adds up to 1."""
+        """Class probabilities of features, float32 [N, width] to float32 [N, classes]."""
         logits_NK = (features_NC - self.mean_C) * self.scale_C @ self.weight_KC.T + self.bias_K
-        powers_NK = np.exp(logits_NK - logits_NK.max(1, keepdims=True))
-        return powers_NK / powers_NK.sum(1, keepdims=True)
+        exp_NK = np.exp(logits_NK - logits_NK.max(1, keepdims=True))
+        return exp_NK / exp_NK.sum(1, keepdims=True)
 
     def save(self, folder: Path) -> None:
-        """Write it into a model's folder."""
+        """Write the probe into a model's folder."""
         safetensors.numpy.save_file({name: np.ascontiguousarray(v) for name, v in vars(self).items()}, folder / FILE)
 
     @classmethod
     def load(cls, folder: Path) -> "ProbeHead | None":
-        """Read it from a model's folder; none: there is none. Raises IgptError when it is damaged."""
+        """Read the probe from a model's folder; None: it has no probe. Raises IgptError when it is damaged."""
         if not (folder / FILE).exists():
             return None
         try:

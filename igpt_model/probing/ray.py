@@ -1,4 +1,4 @@
-"""The probes on a cluster: tasks over shards extract features into a cache, tasks over layers fit the classifiers."""
+"""Probing on a Ray cluster: one task per shard extracts features into a cache, one task per layer fits a classifier."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -38,11 +38,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class _Data:
-    """The images that are probed on: the first rows of each shard that have a label."""
+    """The images to probe on: the first labelled rows of each shard."""
 
     snapshot: Snapshot
     rows: dict[str, tuple[tuple[ShardEntry, int], ...]]
-    """By split."""
+    """Shards and their numbers of rows, by split."""
 
     @property
     def calls(self) -> list[tuple[ShardEntry, int]]:
@@ -65,7 +65,7 @@ def _rows(snapshot: Snapshot, shard: ShardEntry, rows: int) -> LabelledTokens:
 
 @dataclass(frozen=True, kw_only=True)
 class _Source:
-    """Where features come from: a layer of a network, or (without a cache) the pixels themselves."""
+    """A source of features: a layer of a network, or without a cache the raw pixels."""
 
     cache: FeatureCache | None
     layer: int = 0
@@ -80,12 +80,12 @@ class _Source:
             pixels = palettes.to_pixels(tokens.tokens_NT.reshape(-1, side, side), palette_K3)
             features = pixels.reshape(len(pixels), -1).astype(np.float32) / 127.5 - 1
         else:
-            features = np.concatenate([self.cache.read(*call, self.layer) for call in data.rows[split]])
+            features = np.concatenate([self.cache.read(shard, rows, self.layer) for shard, rows in data.rows[split]])
         return LabelledFeatures(features=features, labels=tokens.labels_N)
 
 
 def _plan(snapshot: Snapshot, config: ProbeConfig) -> _Data:
-    """The rows of every shard; the training split cut to `max_train_images`."""
+    """Select the rows of each shard; the training split is limited to `max_train_images`."""
     rows = {}
     for split in SPLITS:
         share = min(1.0, config.max_train_images / snapshot.samples(split)) if split == "train" else 1.0
@@ -94,7 +94,7 @@ def _plan(snapshot: Snapshot, config: ProbeConfig) -> _Data:
 
 
 def _extract(network: int, shard: ShardEntry, rows: int, snapshot: Snapshot, *networks: Any) -> None:
-    """Put the features of a shard by one of the networks into its cache."""
+    """Extract the features of a shard with one of the networks, and store them in its cache."""
     bundle, cache = networks[2 * network], networks[2 * network + 1]
     bundle = on_device(bundle, None)
     tokens = torch.from_numpy(_rows(snapshot, shard, rows).tokens_NT).to(bundle.model.positions.device)
@@ -122,22 +122,22 @@ def _fine_tune(bundle: ModelBundle, data: _Data, palette_K3: np.ndarray, config:
 
 
 def _sheet(source: _Source, data: _Data, palette_K3: np.ndarray, config: ProbeConfig) -> NeighbourSheet:
-    """A few test images, drawn by the seed, and their nearest training images."""
+    """A few random test images and their nearest training images."""
     splits, train, test = source.splits(data, palette_K3), data.tokens("train"), data.tokens("test")
     count = min(_SHEET_IMAGES, len(test.labels_N))
-    chosen = np.sort(np.random.default_rng(config.seed).permutation(len(test.labels_N))[:count])
-    kept = min(_SHEET_NEIGHBOURS, len(train.labels_N))
-    found = nearest(splits.train.features, splits.test.features[chosen], kept).rows_NK
+    test_rows = np.sort(np.random.default_rng(config.seed).permutation(len(test.labels_N))[:count])
+    neighbours = min(_SHEET_NEIGHBOURS, len(train.labels_N))
+    train_rows_NK = nearest(splits.train.features, splits.test.features[test_rows], neighbours).rows_NK
     return NeighbourSheet(
-        test_tokens_NT=test.tokens_NT[chosen],
-        test_labels_N=test.labels_N[chosen],
-        train_tokens_NKT=train.tokens_NT[found],
-        train_labels_NK=train.labels_N[found],
+        test_tokens_NT=test.tokens_NT[test_rows],
+        test_labels_N=test.labels_N[test_rows],
+        train_tokens_NKT=train.tokens_NT[train_rows_NK],
+        train_labels_NK=train.labels_N[train_rows_NK],
     )
 
 
 class _Cluster:
-    """Runs tasks on the same data, and tells how far they are."""
+    """Runs tasks that share the data, and reports progress."""
 
     def __init__(self, data: _Data, palette_K3: np.ndarray, config: ProbeConfig, progress: Progress) -> None:
         self._shared = (data, palette_K3, config)
@@ -149,12 +149,12 @@ class _Cluster:
         return self.run_sharing(step, "classifiers", function, calls, self._shared, gpus=0)
 
     def fine_tune(self, networks: Sequence[ModelBundle]) -> list[FineTuneScore]:
-        """Fine-tune networks, each in a task, with a GPU where there are some."""
+        """Fine-tune networks, one task each, on GPUs if there are any."""
         calls = [(network,) for network in networks]
         return self.run_sharing("fine-tune", "networks", _fine_tune, calls, self._shared, gpus=self._gpus)
 
     def extract(self, calls: Sequence[tuple[Any, ...]], shared: tuple[Any, ...]) -> None:
-        """Extract features, with a GPU where there are some."""
+        """Extract features, on GPUs if there are any."""
         self.run_sharing("features", "shards", _extract, calls, shared, gpus=self._gpus)
 
     def run_sharing(
@@ -182,7 +182,7 @@ class _Cluster:
 def probe_on_cluster(
     bundle: ModelBundle, snapshot: Snapshot, config: ProbeConfig, *, progress: Progress = silent
 ) -> ProbeResult:
-    """Probe every layer of a model on a labelled dataset. Raises IgptError when the two do not fit together."""
+    """Probe every layer of a model on a labelled dataset. Raises IgptError when they do not match."""
     check_fits(bundle, snapshot)
     data = _plan(snapshot, config)
     by_split = {split: data.tokens(split).labels_N for split in SPLITS}
@@ -198,7 +198,7 @@ def probe_on_cluster(
     missing = [(number, *call) for number, cache in enumerate(caches) for call in cache.missing(data.calls)]
     cluster.extract(missing, (snapshot, bundle, caches[0], fresh, caches[1]))
     sources = [_Source(cache=cache, layer=layer) for cache in caches for layer in range(layers)]
-    fitted = cluster.run("probe", _fit, [(source,) for source in (*sources, _Source(cache=None))])
+    fitted = cluster.run("probe", _fit, [(source,) for source in [*sources, _Source(cache=None)]])
     result = ProbeResult(
         layers=tuple(probe.score for probe in fitted[:layers]),
         untrained_layers=tuple(probe.score for probe in fitted[layers : 2 * layers]),
@@ -214,23 +214,23 @@ def probe_on_cluster(
     confusion_KK = np.zeros((len(snapshot.classes), len(snapshot.classes)), np.int64)
     np.add.at(confusion_KK, (by_split["test"], best.test_predictions), 1)
     result = replace(result, head=best.head, confusion_KK=confusion_KK)
-    chosen = (sources[result.best_layer], sources[layers + result.untrained_best_layer], _Source(cache=None))
-    return _further(result, cluster, chosen, (bundle, fresh), config)
+    best_sources = (sources[result.best_layer], sources[layers + result.untrained_best_layer], _Source(cache=None))
+    return _evaluate_best_layers(result, cluster, best_sources, (bundle, fresh), config)
 
 
-def _further(
+def _evaluate_best_layers(
     result: ProbeResult,
     cluster: _Cluster,
-    chosen: tuple[_Source, _Source, _Source],
+    best_sources: tuple[_Source, _Source, _Source],
     networks: tuple[ModelBundle, ModelBundle],
     config: ProbeConfig,
 ) -> ProbeResult:
-    """What is measured at the best layers alone, beside each other for every source of features."""
+    """Add the evaluations that use only the best layers: few labels, neighbours, fine-tuning and the sheet."""
     counts = config.labels_per_class
-    few = cluster.run("few labels", _low_data, [(count, source) for source in chosen for count in counts])
-    near = cluster.run("neighbours", _neighbours, [(source,) for source in chosen if config.neighbours])
+    few = cluster.run("few labels", _low_data, [(count, source) for source in best_sources for count in counts])
+    near = cluster.run("neighbours", _neighbours, [(source,) for source in best_sources if config.neighbours])
     tuned = cluster.fine_tune(networks if config.fine_tune is not None else ())
-    (sheet,) = cluster.run("picture", _sheet, [(chosen[0],)])
+    (sheet,) = cluster.run("picture", _sheet, [(best_sources[0],)])
     return replace(
         result,
         low_data={
@@ -245,23 +245,23 @@ def _further(
 
 
 def _check_labels(snapshot: Snapshot, by_split: dict[str, np.ndarray]) -> None:
-    """Raise IgptError for a dataset whose labels a probe cannot work with."""
+    """Raise IgptError when a dataset has too few labels or classes for a probe."""
     classes = len(np.unique(by_split["train"]))
     if classes < 2:
         raise IgptError(
             f"{snapshot.dataset}: its training images have {classes} classes, a probe needs at least 2; "
-            "put the images of each class in a folder of their own"
+            "put the images of each class in a separate folder"
         )
     for split, labels in by_split.items():
         if not len(labels):
             raise IgptError(
                 f"{snapshot.dataset}: no image of its {split} split has a class; put the images of each class in a "
-                "folder of their own"
+                "separate folder"
             )
 
 
 def check_fits(bundle: ModelBundle, snapshot: Snapshot) -> None:
-    """Raise IgptError for a model without features, or of another resolution or palette than a dataset."""
+    """Raise IgptError when a model has no features, or another resolution or palette than the dataset."""
     check_has_features(bundle.model.config)
     if bundle.model.config.resolution != snapshot.resolution:
         raise IgptError(

@@ -1,4 +1,4 @@
-"""What the probes of a model came to, beside the same network untrained, the raw pixels and the paper."""
+"""The results of probing a model, the same network untrained, and the raw pixels."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ SOURCES = ("pretrained", "untrained", "raw pixels")
 
 @dataclass(frozen=True, kw_only=True)
 class FineTuneScore:
-    """How full fine-tuning did, of the step that did best on validation."""
+    """The accuracies of full fine-tuning, at the step with the best validation accuracy."""
 
     test_accuracy: float
     validation_accuracy: float
@@ -32,33 +32,33 @@ class NeighbourSheet:
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeResult:
-    """The probes of a model, of the same network untrained, and of the raw pixels."""
+    """The probe scores of a model, the same network untrained, and the raw pixels."""
 
     layers: tuple[ProbeScore, ...]
-    """Layer 0 to L, as features.py numbers them."""
+    """Layers 0 to L, numbered as in features.py."""
     untrained_layers: tuple[ProbeScore, ...]
     raw_pixels: ProbeScore
     majority: float
-    """Share of the test images that are of the most frequent training class."""
+    """Test accuracy of always predicting the most frequent training class."""
     train_images: int
     validation_images: int
     test_images: int
     low_data: Mapping[str, tuple[LowDataScore, ...]] = field(default_factory=dict)
-    """By the source of the features (SOURCES), networks at their best layer."""
+    """By source of the features (SOURCES); networks at their best layer."""
     neighbours: Mapping[str, NeighbourScore] = field(default_factory=dict)
     fine_tuned: Mapping[str, FineTuneScore] = field(default_factory=dict)
     head: ProbeHead | None = None
     """The best layer's classifier."""
     confusion_KK: np.ndarray | None = None
-    """How many test images of a class (row) it takes for a class (column), int64."""
+    """Numbers of test images by true class (row) and predicted class (column), int64."""
     sheet: NeighbourSheet | None = None
     shards_computed: int = 0
-    """Shards whose features were computed, of both networks; the others lay in the cache."""
+    """Shards whose features were computed, counted for both networks; the others were cached."""
     shards_cached: int = 0
 
     @property
     def best_layer(self) -> int:
-        """The layer that did best on validation."""
+        """The layer with the best validation accuracy."""
         return int(np.argmax([score.validation_accuracy for score in self.layers]))
 
     @property
@@ -68,10 +68,10 @@ class ProbeResult:
 
     @property
     def untrained_best_layer(self) -> int:
-        """The untrained network's best layer on validation."""
+        """The untrained network's layer with the best validation accuracy."""
         return int(np.argmax([score.validation_accuracy for score in self.untrained_layers]))
 
     @property
     def untrained_best(self) -> ProbeScore:
-        """Its score."""
+        """The score of the untrained network's best layer."""
         return self.untrained_layers[self.untrained_best_layer]

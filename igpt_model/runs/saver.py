@@ -22,7 +22,7 @@ class Saver:
     """Writes one checkpoint at a time, in a background thread; all ranks call the same methods at the same steps.
 
     If the store fails for `upload_seconds`, that checkpoint is given up with a warning, as long as an older one exists.
-    Once the `fence` is closed, another process owns the run and no further checkpoint is marked complete.
+    Once another process has taken over the lease of the `fence`, no further checkpoint is marked complete.
     """
 
     def __init__(

@@ -62,8 +62,8 @@ def train(
     `heartbeat` is called on every rank after every step. `leaving` tells that workers will be preempted soon; it is
     called on every rank at the same steps, must return the same value on all, and the first True saves a checkpoint.
     Raises IgptError when a checkpoint belongs to another dataset, palette or shape, when more than `max_skipped_steps`
-    consecutive steps have no finite loss and gradient, when checkpoints cannot be written, when the `fence` is closed,
-    or when compile is set and there is no compiler.
+    consecutive steps have no finite loss and gradient, when checkpoints cannot be written, when another process
+    took over the lease of the `fence`, or when compile is set and there is no compiler.
     """
     if config.execution.compile:
         require_compiler(worker)

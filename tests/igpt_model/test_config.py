@@ -1,4 +1,4 @@
-"""What a config decides: the name of its run, the model on a dataset, and what it refuses."""
+"""A config determines the name of its run and the model for a dataset, and refuses invalid values."""
 
 import json
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ BASE = PretrainConfig.from_fields(runs="r", preset="tiny")
 
 
 def variants() -> Iterator[tuple[str, str, PretrainConfig]]:
-    """Every field but those without a choice, each with another value: its section, its name and the config."""
+    """Each field that has another valid value, set to it: section, field name and config."""
     given: dict[str, Any] = {
         **{"preset": "small", "layers": 3, "width": 128, "heads": 8, "objective": "masked", "mask_fraction": 0.3},
         **{"class_conditional": True, "low_resolution": 4, "parent": "models:/igpt/3", "precision": "bfloat16"},
@@ -62,12 +62,12 @@ def test_a_preset_counts_by_its_numbers(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_names_stay_what_they_are() -> None:
-    """Whoever changes this makes every training begin anew."""
+    """A change of these names makes every training start over."""
     assert BASE.with_fields(steps=500).run_name("a" * 64) == "tiny-d7c48e361922"
 
 
 def test_names_of_flat_configs_are_known() -> None:
-    """As the version before made them: fields that came later count where they are set."""
+    """As in the version before sections: later fields count only when set."""
     assert BASE.with_fields(steps=500).flat_run_name("a" * 64) == "tiny-c6d8858b2252"
     assert BASE.with_fields(flip=True).flat_run_name("a") != BASE.flat_run_name("a")
 
@@ -96,7 +96,7 @@ def test_resolved_values_are_numbers() -> None:
 
 
 def test_names_of_fields_are_unique_over_the_sections() -> None:
-    """Or the flat form could not be read."""
+    """Required for reading the flat form."""
     names = [name for section in asdict(BASE).values() for name in section]
     assert len(set(names)) == len(names) == 48
     assert not set(names) & {field.name for field in fields(PretrainConfig)}

@@ -101,7 +101,7 @@ def test_masks_have_their_share_and_are_never_empty() -> None:
     assert few.any(1).all()
     assert (
         0.15**2 < few[:, :2].all(1).float().mean().item() < 0.04
-    )  # 0.0225; the pixel masked in an empty mask is a single one
+    )  # 0.0225: an empty mask gets a single pixel, so no pairs
     assert torch.equal(masks[100:200], draw_masks(numbers[100:200], 1024, seed=0, purpose="test", fraction=0.15))
     assert not torch.equal(masks, draw_masks(numbers, 1024, seed=1, purpose="test", fraction=0.15))
 

@@ -1,4 +1,4 @@
-"""Drawing and scoring: reproducible, however it is split; what is known stays; the model's own distribution."""
+"""Sampling and scoring: independent of the batch size, known pixels are kept, and samples follow the model."""
 
 import math
 from dataclasses import replace
@@ -46,7 +46,7 @@ def test_any_mask_is_kept_and_rows_may_differ(model: ImageGPT) -> None:
     known = torch.rand(5, 16, generator=torch.Generator().manual_seed(0)) < 0.5
     drawn = complete(model, tokens, known)
     assert torch.equal(drawn[known], tokens[known])
-    # One image after the other is the same as all together, and a known pixel is seen by those after it.
+    # One image at a time gives the same as all at once, and a known pixel influences those after it.
     for row in range(5):
         rows = slice(row, row + 1)
         alone = complete(model, tokens[: row + 1], known[: row + 1])
@@ -72,7 +72,7 @@ def test_the_images_do_not_depend_on_how_the_batch_is_split(config: object) -> N
         assert images_at_once(model, images * one) == images
         assert torch.equal(draw(model, 7, Drawing(seed=5), condition=condition, cache_bytes=images * one), whole)
     assert images_at_once(model, 1) == 1
-    # Each image is its own: the first of more are the same, and so is one drawn under another's condition.
+    # Images do not influence each other: neither their number nor the conditions of others matter.
     rows = slice(0, 3)
     assert torch.equal(draw(model, 3, Drawing(seed=5), condition=condition.rows(rows)), whole[:3])
 
@@ -89,14 +89,14 @@ def test_a_cold_draw_takes_the_likeliest_colour(model: ImageGPT) -> None:
 def test_drawn_pixels_follow_the_models_distribution(model: ImageGPT) -> None:
     logits = model(some_tokens(1))[0, 0]
 
-    def found(drawing: Drawing) -> torch.Tensor:
+    def frequencies_of(drawing: Drawing) -> torch.Tensor:
         drawn = draw(model, 4000, drawing)
         return torch.bincount(drawn[:, 0], minlength=11) / 4000
 
     ranked = logits.argsort(descending=True)
     expected = logits.softmax(0)
-    assert (found(Drawing(seed=5)) - expected).abs().max() < 0.03
-    assert (found(Drawing(seed=5, temperature=0.5)) - (2 * logits).softmax(0)).abs().max() < 0.03
+    assert (frequencies_of(Drawing(seed=5)) - expected).abs().max() < 0.03
+    assert (frequencies_of(Drawing(seed=5, temperature=0.5)) - (2 * logits).softmax(0)).abs().max() < 0.03
     for drawing, kept in (
         (Drawing(top_k=3), 3),
         (Drawing(top_p=float(expected[ranked[:4]].sum()) - 1e-3), 4),
@@ -104,14 +104,14 @@ def test_drawn_pixels_follow_the_models_distribution(model: ImageGPT) -> None:
     ):
         cut = torch.zeros(11)
         cut[ranked[:kept]] = expected[ranked[:kept]]
-        frequencies = found(drawing)
+        frequencies = frequencies_of(drawing)
         assert not frequencies[cut == 0].any()
         assert (frequencies - cut / cut.sum()).abs().max() < 0.03
 
 
 @torch.inference_mode()
 def test_neighbouring_pixels_are_drawn_independently(model: ImageGPT) -> None:
-    """With logits that depend on nothing, pixels are independent and alike: so must be what was drawn."""
+    """With constant logits, sampled pixels must be independent and identically distributed."""
     blind = make(SMALL)
     blind.head.weight.zero_()
     drawn = draw(blind, 3000, Drawing(seed=1)).double()
@@ -150,13 +150,13 @@ def test_what_cannot_be_drawn_is_refused(model: ImageGPT) -> None:
 
 
 def test_likelihoods_are_those_of_a_distribution_over_images() -> None:
-    """Of a model of 2 x 2 pixels with 3 colours the 81 images' probabilities add up to one."""
+    """The probabilities of all 81 images of 2 x 2 pixels and 3 colours add up to one."""
     model = make(replace(SMALL, resolution=2, colours=3))
     images = torch.cartesian_prod(*[torch.arange(3)] * 4)
     result = score(model, images)
     assert (-result.pixels_BT.double().sum(1)).exp().sum().item() == pytest.approx(1, abs=1e-5)
     assert torch.allclose(result.bits_per_pixel * math.log(2), result.nats_per_pixel)
-    # Images that are likelier are drawn more often.
+    # More likely images are sampled more often.
     drawn = draw(model, 20_000, Drawing(seed=2))
     counts = torch.bincount(drawn @ torch.tensor([27, 9, 3, 1]), minlength=81) / 20_000
     assert (counts - (-4 * result.nats_per_pixel).exp()).abs().max() < 0.01

@@ -1,4 +1,4 @@
-"""Fine-tuning learns, leaves the model as it was, and chooses by validation; the cache knows networks by contents."""
+"""Fine-tuning learns, does not modify the model, and selects on validation; network digests identify contents."""
 
 from dataclasses import replace
 
@@ -26,7 +26,7 @@ def make_bundle(**fields: object) -> ModelBundle:
 
 
 def halves(count: int, seed: int) -> LabelledTokens:
-    """Noisy images that are dark in their upper or in their lower half: no linear function of colour counts tells."""
+    """Noisy images with a dark upper or lower half, which no linear function of colour counts can distinguish."""
     random = np.random.default_rng(seed)
     labels_N = random.integers(0, 2, count)
     tokens_NT = random.integers(0, 8, (count, 16))
@@ -37,7 +37,7 @@ def halves(count: int, seed: int) -> LabelledTokens:
 
 
 @pytest.mark.parametrize("fields", [{}, {"objective": "masked"}, {"low_resolution": 2}])
-def test_fine_tuning_learns_and_leaves_the_model_alone(fields: dict[str, object]) -> None:
+def test_fine_tuning_learns_and_does_not_change_the_model(fields: dict[str, object]) -> None:
     model = make_bundle(**fields)
     before = network_digest(model)
     splits = halves(300, 0), halves(60, 1), halves(100, 2)
@@ -50,20 +50,20 @@ def test_fine_tuning_learns_and_leaves_the_model_alone(fields: dict[str, object]
 def test_a_poisoned_test_split_changes_nothing_but_its_own_accuracy() -> None:
     train, validation, test = halves(300, 0), halves(60, 1), halves(100, 2)
     honest = fine_tune(make_bundle(), train, validation, test, CONFIG)
-    led = fine_tune(make_bundle(), train, validation, replace(test, labels_N=1 - test.labels_N), CONFIG)
-    assert led == replace(honest, test_accuracy=led.test_accuracy)
-    assert led.test_accuracy == pytest.approx(1 - honest.test_accuracy)
+    misled = fine_tune(make_bundle(), train, validation, replace(test, labels_N=1 - test.labels_N), CONFIG)
+    assert misled == replace(honest, test_accuracy=misled.test_accuracy)
+    assert misled.test_accuracy == pytest.approx(1 - honest.test_accuracy)
 
 
-def test_networks_are_known_by_what_they_are() -> None:
+def test_networks_are_identified_by_their_contents() -> None:
     model = make_bundle()
     fresh = replace(model, model=untrained(model.model, 1))
     same = replace(model, model=untrained(model.model, 1), classes=())
     other_palette = replace(model, palette_K3=model.palette_K3[::-1].copy())
-    assert len({network_digest(each) for each in (model, fresh, other_palette)}) == 3
+    assert len({network_digest(network) for network in (model, fresh, other_palette)}) == 3
     assert network_digest(fresh) == network_digest(same)
 
 
 def test_an_impossible_config_is_refused() -> None:
-    with pytest.raises(IgptError, match="must be positive"):
+    with pytest.raises(IgptError, match="steps is 0: it must be at least 1"):
         FineTuneConfig(steps=0)

@@ -1,4 +1,4 @@
-"""The probes: they find what is there, agree with scikit-learn, and never look at the test split to choose."""
+"""The probes agree with scikit-learn, use the information in features, and never select on the test split."""
 
 from dataclasses import replace
 
@@ -39,25 +39,25 @@ def digits() -> SplitFeatures:
 
 
 def poisoned(splits: SplitFeatures) -> SplitFeatures:
-    """The same with a test split that would lead every choice that looks at it astray."""
+    """The same with a test split that would mislead any selection that uses it."""
     test = LabelledFeatures(features=splits.test.features * -50, labels=(splits.test.labels + 1) % 10)
     return replace(splits, test=test)
 
 
 def test_the_probe_agrees_with_scikit_learn(digits: SplitFeatures) -> None:
-    ours = fit_probe(digits, STRENGTHS, ITERATIONS)
-    theirs = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=ITERATIONS))
-    theirs.fit(digits.train.features, digits.train.labels)
-    expected = theirs.score(digits.test.features, digits.test.labels)
-    assert ours.score.strength == 0.1
+    probe = fit_probe(digits, STRENGTHS, ITERATIONS)
+    reference = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=ITERATIONS))
+    reference.fit(digits.train.features, digits.train.labels)
+    expected = reference.score(digits.test.features, digits.test.labels)
+    assert probe.score.strength == 0.1
     assert 0.88 < expected < 0.99
-    assert ours.score.test_accuracy == pytest.approx(expected, abs=0.002)
-    probabilities = ours.head.probabilities(digits.test.features)
-    assert probabilities == pytest.approx(theirs.predict_proba(digits.test.features), abs=2e-3)
-    assert np.array_equal(ours.test_predictions, ours.head.labels_K[probabilities.argmax(1)])
+    assert probe.score.test_accuracy == pytest.approx(expected, abs=0.002)
+    probabilities = probe.head.probabilities(digits.test.features)
+    assert probabilities == pytest.approx(reference.predict_proba(digits.test.features), abs=2e-3)
+    assert np.array_equal(probe.test_predictions, probe.head.labels_K[probabilities.argmax(1)])
 
 
-def test_a_head_of_two_classes_and_one_that_was_kept(digits: SplitFeatures, tmp_path) -> None:
+def test_a_stored_head_of_two_classes(digits: SplitFeatures, tmp_path) -> None:
     def only(part: LabelledFeatures) -> LabelledFeatures:
         rows = np.isin(part.labels, (3, 8))
         return LabelledFeatures(features=part.features[rows], labels=part.labels[rows])
@@ -87,17 +87,17 @@ def test_features_without_information_give_chance(digits: SplitFeatures) -> None
 
 
 def test_a_poisoned_test_split_changes_the_test_accuracy_alone(digits: SplitFeatures) -> None:
-    honest, led = (fit_probe(splits, STRENGTHS, ITERATIONS) for splits in (digits, poisoned(digits)))
-    assert led.score == replace(honest.score, test_accuracy=led.score.test_accuracy)
+    honest, misled = (fit_probe(splits, STRENGTHS, ITERATIONS) for splits in (digits, poisoned(digits)))
+    assert misled.score == replace(honest.score, test_accuracy=misled.score.test_accuracy)
     for name, value in vars(honest.head).items():
-        assert np.array_equal(value, getattr(led.head, name))
-    assert led.score.test_accuracy < honest.score.test_accuracy
-    near, astray = (neighbour_score(splits, (1, 3, 9)) for splits in (digits, poisoned(digits)))
-    assert (near.neighbours, near.validation_accuracy) == (astray.neighbours, astray.validation_accuracy)
-    assert astray.test_accuracy < near.test_accuracy
+        assert np.array_equal(value, getattr(misled.head, name))
+    assert misled.score.test_accuracy < honest.score.test_accuracy
+    near, misled_near = (neighbour_score(splits, (1, 3, 9)) for splits in (digits, poisoned(digits)))
+    assert (near.neighbours, near.validation_accuracy) == (misled_near.neighbours, misled_near.validation_accuracy)
+    assert misled_near.test_accuracy < near.test_accuracy
 
 
-def test_few_labels_do_worse_and_the_draws_are_of_the_seed(digits: SplitFeatures) -> None:
+def test_few_labels_do_worse_and_draws_depend_on_the_seed(digits: SplitFeatures) -> None:
     few, same, more = (low_data_score(digits, count, 4, STRENGTHS, ITERATIONS, 0) for count in (2, 2, 40))
     assert few == same
     assert few.mean < more.mean < fit_probe(digits, STRENGTHS, ITERATIONS).score.test_accuracy + 0.02
@@ -110,17 +110,17 @@ def test_few_labels_do_worse_and_the_draws_are_of_the_seed(digits: SplitFeatures
 def test_neighbours_are_those_of_scikit_learn(digits: SplitFeatures) -> None:
     prepare = make_pipeline(StandardScaler(), Normalizer())
     train = prepare.fit_transform(digits.train.features)
-    theirs = KNeighborsClassifier(1).fit(train, digits.train.labels)
+    reference = KNeighborsClassifier(1).fit(train, digits.train.labels)
     test = prepare.transform(digits.test.features)
     score = neighbour_score(digits, (1,))
-    assert score.test_accuracy == pytest.approx(theirs.score(test, digits.test.labels), abs=0.002)
-    distances, _ = theirs.kneighbors(test[:50], 5)
-    found = nearest(digits.train.features, digits.test.features[:50], 5)
-    assert 1 - found.cosines_NK == pytest.approx(distances**2 / 2, abs=1e-4)
+    assert score.test_accuracy == pytest.approx(reference.score(test, digits.test.labels), abs=0.002)
+    distances, _ = reference.kneighbors(test[:50], 5)
+    neighbours = nearest(digits.train.features, digits.test.features[:50], 5)
+    assert 1 - neighbours.cosines_NK == pytest.approx(distances**2 / 2, abs=1e-4)
     assert neighbour_score(digits, (1, 3, 10_000)).validation_accuracy >= score.validation_accuracy
 
 
-def test_the_best_layer_is_the_one_that_validation_likes() -> None:
+def test_the_best_layer_is_selected_on_validation() -> None:
     def score(validation: float, test: float) -> ProbeScore:
         return ProbeScore(test_accuracy=test, validation_accuracy=validation, strength=1.0)
 

@@ -1,4 +1,4 @@
-"""Which datasets have a value of the paper beside what was measured on them."""
+"""Which datasets are compared with values of the paper."""
 
 from igpt_model.probing import paper
 
@@ -6,18 +6,18 @@ CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 IMAGENET = tuple(f"n{number:08d}" for number in range(1000))
 
 
-def test_a_benchmark_is_known_by_its_classes_in_any_order() -> None:
+def test_a_benchmark_is_identified_by_its_classes_in_any_order() -> None:
     assert paper.benchmark_of(CIFAR10) == paper.benchmark_of(tuple(reversed(CIFAR10))) == "cifar10"
     assert paper.benchmark_of(IMAGENET) == "imagenet"
 
 
-def test_a_part_of_a_benchmark_or_something_like_it_is_none() -> None:
+def test_subsets_and_similar_class_lists_are_not_benchmarks() -> None:
     stl10 = tuple("car" if name == "automobile" else "monkey" if name == "frog" else name for name in CIFAR10)
     for classes in (CIFAR10[:-1], IMAGENET[:-1], (*IMAGENET[:-1], IMAGENET[0]), stl10, (*IMAGENET[:-1], "dog"), ()):
         assert paper.benchmark_of(classes) is None
 
 
-def test_every_value_is_of_a_benchmark_that_can_be_found() -> None:
+def test_every_value_belongs_to_a_known_benchmark() -> None:
     known = {paper.benchmark_of(classes) for classes in (CIFAR10, IMAGENET)}
     for table in (paper.LINEAR_PROBE, paper.FINE_TUNED):
         assert set(table) <= known

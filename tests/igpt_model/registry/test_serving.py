@@ -139,7 +139,7 @@ def test_images_of_every_kind_give_the_same_features(images: np.ndarray) -> None
         (np.zeros((1, 8, 8, 4), np.uint8), r"image 0 has shape \(8, 8, 4\)"),
         (np.zeros((1, 0, 8, 3), np.uint8), r"image 0 has shape \(0, 8, 3\)"),
         (np.full((1, 8, 8, 3), 256), "image 0 has values from 256 to 256: they must be 0 to 255"),
-        ([[[[1, 2, 3]], [[1, 2]]]], "image 0 is no rectangle of pixels"),
+        ([[[[1, 2, 3]], [[1, 2]]]], "image 0 is not a rectangle of pixels"),
         ([b"no image"], "image 0: not_an_image"),
         (["no image!"], "image 0 is a text that is not base64"),
         ([], "there are no images"),

@@ -82,7 +82,9 @@ def test_an_incomplete_parent_does_not_count(
     assert initial_model.of_run(second) == "models:/digits/1"
     objects.delete(objects.join(second, "parent", "parent.json"))  # written last
     assert initial_model.of_run(second) == "" and initial_model.is_needed(second, config)
-    with pytest.raises(IgptError, match=r"parent is models:/digits/1 and its model is not in .*/parent yet; `igpt"):
+    with pytest.raises(
+        IgptError, match=r"parent is models:/digits/1 and its model is not in .*/parent yet; run `igpt pretrain`"
+    ):
         train(config, data, second, Worker(), Recorder())
 
 

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -32,7 +32,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
 
 @pytest.fixture
 def config(data: Snapshot, tmp_path: Path) -> PretrainConfig:
-    return replace(short_training(data, tmp_path), compile=True, name="compiled", workers=2)
+    return short_training(data, tmp_path).with_fields(compile=True, name="compiled", workers=2)
 
 
 def check_line(line: str) -> None:
