@@ -7,11 +7,9 @@ import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -52,12 +50,20 @@ def machine(*packages: str) -> dict[str, Any]:
     return {
         "cpu": _processor(),
         "cores": os.cpu_count(),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "packages": {name: version(name) for name in packages},
+        "packages": {name: _version(name) for name in packages},
         "load_average_before": round(os.getloadavg()[0], 2),
     }
+
+
+def _version(package: str) -> str | None:
+    """None: it is not installed, as Hugging Face's models need not be on a machine that measures ours."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _processor() -> str:

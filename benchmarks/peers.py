@@ -2,30 +2,36 @@
 
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import ImageGPTForCausalImageModeling
-from transformers.utils import logging
 
 from igpt_model.convert.hugging_face import to_hugging_face
 from igpt_model.model.bundle import ModelBundle
 from igpt_model.model.config import ModelConfig
 from igpt_model.model.network import ImageGPT
 
+if TYPE_CHECKING:
+    from transformers import ImageGPTForCausalImageModeling
+
 
 def our_model(config: ModelConfig, device: torch.device) -> ImageGPT:
-    """An Image GPT with a random output matrix, so that no logit is zero."""
+    """An Image GPT with a random output matrix, so that no logit is zero; drawn on the device."""
     torch.manual_seed(0)
-    model = ImageGPT(config)
+    with device:
+        model = ImageGPT(config)
     nn.init.normal_(model.head.weight, std=0.02)
-    return model.to(device)
+    return model
 
 
-def hugging_face(ours: ImageGPT) -> ImageGPTForCausalImageModeling:
-    """Hugging Face's model with the same weights, on the same device."""
+def hugging_face(ours: ImageGPT) -> "ImageGPTForCausalImageModeling":
+    """Hugging Face's model with the same weights, on the same device. Raises ImportError without transformers."""
+    from transformers import ImageGPTForCausalImageModeling  # noqa: PLC0415 (not on every machine that measures ours)
+    from transformers.utils import logging  # noqa: PLC0415
+
     logging.disable_progress_bar()
     colours = np.zeros((ours.config.colours, 3), np.float32)
     device = ours.positions.device

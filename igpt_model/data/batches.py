@@ -69,7 +69,14 @@ class Preparation:
         return torch.arange(first, first + len(images.labels_N), device=self._device)
 
     def _tokens(self, images: Images) -> Tensor:
-        return torch.from_numpy(images.tokens_NT.astype(np.uint16)).to(self._device, non_blocking=True).long()
+        return self._to_device(images.tokens_NT.astype(np.uint16)).long()
+
+    def _to_device(self, values: np.ndarray) -> Tensor:
+        """Values on the device. A copy from unpinned memory would first wait for all queued work of a GPU."""
+        tensor = torch.from_numpy(values)
+        if self._device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(self._device, non_blocking=True)
 
     def _inputs(self, tokens_BT: Tensor, images: Images, numbers_B: Tensor, purpose: str) -> Inputs:
         config, labels_B, masked_BT = self._config, None, None
@@ -79,7 +86,7 @@ class Preparation:
                     "class_conditional is set and some images of the dataset have no class: put the images of each "
                     "class in a separate folder and rebuild the dataset, or leave class_conditional out"
                 )
-            labels_B = torch.from_numpy(images.labels_N).to(self._device, non_blocking=True)
+            labels_B = self._to_device(images.labels_N)
         if self._model.objective == "masked":
             positions = self._model.positions
             masked_BT = draw_masks(

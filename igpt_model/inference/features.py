@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from igpt_model.inference.precision import half_on_gpu
 from igpt_model.model.bundle import ModelBundle
 from igpt_model.model.config import ModelConfig
 from igpt_model.model.network import UNCONDITIONAL, Condition, ImageGPT
@@ -31,13 +32,14 @@ def pooled_features(
     Raises IgptError for a class-conditional model, whose activations contain the class it is given.
     """
     check_has_features(model.config)
-    x_BSC = model.inputs(tokens_BT, condition, masked_BT)
     pixels = slice(model.config.low_positions, None)
     pooled = []
-    for block in model.layers:
-        pooled.append(block.attention_norm(x_BSC)[:, pixels].mean(1))
-        x_BSC = block(x_BSC)
-    pooled.append(model.norm(x_BSC)[:, pixels].mean(1))
+    with half_on_gpu(tokens_BT.device):
+        x_BSC = model.inputs(tokens_BT, condition, masked_BT)
+        for block in model.layers:
+            pooled.append(block.attention_norm(x_BSC)[:, pixels].float().mean(1))
+            x_BSC = block(x_BSC)
+        pooled.append(model.norm(x_BSC)[:, pixels].float().mean(1))
     return torch.stack(pooled)
 
 

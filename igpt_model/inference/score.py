@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from igpt_model.inference.precision import half_on_gpu
 from igpt_model.model.bundle import ModelBundle
 from igpt_model.model.losses import pixel_losses
 from igpt_model.model.network import UNCONDITIONAL, Condition, ImageGPT
@@ -45,7 +46,9 @@ def score(model: ImageGPT, tokens_BT: Tensor, *, condition: Condition = UNCONDIT
     parts = [torch.empty(0, model.config.positions, device=tokens_BT.device)]
     for begin in range(0, len(tokens_BT), batch):
         rows = slice(begin, begin + batch)
-        parts.append(pixel_losses(model(tokens_BT[rows], condition.rows(rows)), tokens_BT[rows]))
+        with half_on_gpu(tokens_BT.device):
+            logits_BTK = model(tokens_BT[rows], condition.rows(rows))
+        parts.append(pixel_losses(logits_BTK, tokens_BT[rows]))
     return Score(pixels_BT=torch.cat(parts))
 
 

@@ -8,6 +8,7 @@ Shapes: B batch, P tokens of the small image, T pixels in raster order, S positi
 per head, K colours.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -47,15 +48,36 @@ class LayerCache:
     """Keys and values of one layer at the positions so far, in memory allocated for all positions, [2, B, H, S, D]."""
 
     def __init__(self, memory: Tensor) -> None:
-        self._keys, self._values = memory
+        self._memory = memory
         self.filled = 0
 
-    def extend(self, k_BHSD: Tensor, v_BHSD: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the keys and values of the next positions; return those of all positions so far."""
-        begin, self.filled = self.filled, self.filled + k_BHSD.shape[2]
-        self._keys[:, :, begin : self.filled] = k_BHSD
-        self._values[:, :, begin : self.filled] = v_BHSD
-        return self._keys[:, :, : self.filled], self._values[:, :, : self.filled]
+    def attend(self, qkv_3BHSD: Tensor) -> Tensor:
+        """Store the keys and values of the next positions; attend from these to all so far, [B, H, S, D]."""
+        steps = qkv_3BHSD.shape[3]
+        if steps > 1 and self.filled:
+            raise ValueError("a filled cache takes one position at a time")
+        begin, self.filled = self.filled, self.filled + steps
+        self._memory[:, :, :, begin : self.filled] = qkv_3BHSD[1:]
+        keys_BHLD, values_BHLD = self._memory[:, :, :, : self.filled]
+        return F.scaled_dot_product_attention(qkv_3BHSD[0], keys_BHLD, values_BHLD, is_causal=steps > 1)
+
+
+class FixedLayerCache:
+    """The same memory for a step whose shapes and addresses are the same at every position: [2, B, H, S, D].
+
+    The position is read on the device, `place_1`, int64. Of the first `len(bias_L)` positions those are attended to
+    whose bias is 0; it is -inf at those that are not filled.
+    """
+
+    def __init__(self, memory: Tensor, place_1: Tensor, bias_L: Tensor) -> None:
+        self._memory, self._place_1, self._bias_L = memory, place_1, bias_L
+
+    def attend(self, qkv_3BH1D: Tensor) -> Tensor:
+        """Store the keys and values of a position; attend from it to all so far, [B, H, 1, D]."""
+        self._memory.index_copy_(3, self._place_1, qkv_3BH1D[1:])
+        keys_BHLD, values_BHLD = self._memory[:, :, :, : len(self._bias_L)]
+        bias_111L = self._bias_L[None, None, None]
+        return F.scaled_dot_product_attention(qkv_3BH1D[0], keys_BHLD, values_BHLD, attn_mask=bias_111L)
 
 
 class KeyValueCache:
@@ -63,7 +85,8 @@ class KeyValueCache:
 
     def __init__(self, config: ModelConfig, batch: int, like: Tensor) -> None:
         shape = (config.layers, 2, batch, config.heads, config.sequence, config.width // config.heads)
-        self.layers = [LayerCache(memory) for memory in torch.empty(shape, dtype=like.dtype, device=like.device)]
+        self.memory = torch.zeros(shape, dtype=like.dtype, device=like.device)
+        self.layers: Sequence[LayerCache | FixedLayerCache] = [LayerCache(memory) for memory in self.memory]
 
     @staticmethod
     def bytes_per_image(config: ModelConfig, dtype: torch.dtype) -> int:
@@ -80,15 +103,15 @@ class Attention(nn.Module):
         self.qkv = Linear(config.width, 3 * config.width)
         self.out = Linear(config.width, config.width)
 
-    def forward(self, x_BSC: Tensor, cache: LayerCache | None = None) -> Tensor:
+    def forward(self, x_BSC: Tensor, cache: LayerCache | FixedLayerCache | None = None) -> Tensor:
         """Apply attention; with a cache, the cached positions precede those of `x_BSC`."""
         B, S, C = x_BSC.shape
-        q_BHSD, k_BHSD, v_BHSD = self.qkv(x_BSC).view(B, S, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
+        qkv_3BHSD = self.qkv(x_BSC).view(B, S, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
         if cache is not None:
-            if S > 1 and cache.filled:
-                raise ValueError("a filled cache takes one position at a time")
-            k_BHSD, v_BHSD = cache.extend(k_BHSD, v_BHSD)
-        y_BHSD = F.scaled_dot_product_attention(q_BHSD, k_BHSD, v_BHSD, is_causal=self.causal and S > 1)
+            y_BHSD = cache.attend(qkv_3BHSD)
+        else:
+            q_BHSD, k_BHSD, v_BHSD = qkv_3BHSD
+            y_BHSD = F.scaled_dot_product_attention(q_BHSD, k_BHSD, v_BHSD, is_causal=self.causal and S > 1)
         return self.out(y_BHSD.transpose(1, 2).reshape(B, S, C))
 
 
@@ -103,7 +126,7 @@ class Block(nn.Module):
         self.mlp_in = Linear(config.width, 4 * config.width)
         self.mlp_out = Linear(4 * config.width, config.width)
 
-    def forward(self, x_BSC: Tensor, cache: LayerCache | None = None) -> Tensor:
+    def forward(self, x_BSC: Tensor, cache: LayerCache | FixedLayerCache | None = None) -> Tensor:
         """Map the residual stream, [B, S, C], to that of the next block."""
         x_BSC = x_BSC + self.attention(self.attention_norm(x_BSC), cache)
         # x sigmoid(1.702 x) equals silu(1.702 x) / 1.702. Without biases, the factors can be applied to the input and
@@ -178,8 +201,11 @@ class ImageGPT(nn.Module):
             raise IgptError("this model is class-conditional: give the classes of the images as labels_B")
         return self.class_starts(condition.labels_B)
 
-    def embed_next(self, tokens_B: Tensor, position: int) -> Tensor:
-        """The input that predicts the pixel at `position` >= 1, from the token before it; [B, 1, C]."""
+    def embed_next(self, tokens_B: Tensor, position: int | Tensor) -> Tensor:
+        """The input that predicts the pixel at `position` >= 1, from the token before it; [B, 1, C].
+
+        A position that is on the device is int64 [1].
+        """
         return self.tokens(tokens_B[:, None]) + self.positions[position]
 
     def embed_masked(self, tokens_BT: Tensor, masked_BT: Tensor | None) -> Tensor:

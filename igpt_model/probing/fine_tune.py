@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from igpt_model.config import FineTuneConfig
+from igpt_model.inference.precision import half_on_gpu
 from igpt_model.model.bundle import ModelBundle
 from igpt_model.model.losses import image_losses
 from igpt_model.model.network import Condition, ImageGPT
@@ -63,10 +64,11 @@ def fine_tune(
         rows = order[(step - 1) * config.batch : step * config.batch]
         tokens_BT = torch.from_numpy(train.tokens_NT[rows]).to(device)
         labels_B = torch.from_numpy(train.labels_N[rows]).to(device)
-        logits_BK, y_BTC = classifier(tokens_BT, _condition(bundle, tokens_BT))
-        loss = F.cross_entropy(logits_BK, labels_B)
-        if generative:
-            loss = loss + generative * image_losses(classifier.model.head(y_BTC), tokens_BT).mean()
+        with half_on_gpu(device):
+            logits_BK, y_BTC = classifier(tokens_BT, _condition(bundle, tokens_BT))
+            loss = F.cross_entropy(logits_BK.float(), labels_B)
+            if generative:
+                loss = loss + generative * image_losses(classifier.model.head(y_BTC), tokens_BT).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(classifier.parameters(), 1.0)
@@ -103,7 +105,8 @@ def _accuracy(bundle: ModelBundle, classifier: _Classifier, images: LabelledToke
     for begin in range(0, len(images.labels_N), _BATCH):
         rows = slice(begin, begin + _BATCH)
         tokens_BT = torch.from_numpy(images.tokens_NT[rows]).to(bundle.model.positions.device)
-        logits_BK, _ = classifier(tokens_BT, _condition(bundle, tokens_BT))
+        with half_on_gpu(tokens_BT.device):
+            logits_BK, _ = classifier(tokens_BT, _condition(bundle, tokens_BT))
         right += int((logits_BK.argmax(1).cpu().numpy() == images.labels_N[rows]).sum())
     classifier.train()
     return right / len(images.labels_N)

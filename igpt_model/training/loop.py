@@ -29,7 +29,7 @@ from igpt_model.runs.result import TrainResult, check_same_data
 from igpt_model.runs.saver import Saver
 from igpt_model.training.compiler import require_compiler
 from igpt_model.training.optim import learning_rate
-from igpt_model.training.step import mean_loss, train_step
+from igpt_model.training.step import StepOutcome, mean_loss, train_step
 from igpt_model.training.throughput import Throughput
 from igpt_model.training.train_state import Learner
 from igpt_model.training.watchdog import Watchdog
@@ -125,6 +125,7 @@ class _Training:
         _log.info("rank %d of %d goes on with %s after step %d", worker.rank, worker.world_size, run, self.state.step)
         self._began = time.monotonic() - self.state.seconds
         self._last: dict[str, float] = {}
+        self._unread: tuple[int, StepOutcome] | None = None
 
     def _parent(self) -> ImageGPT | None:
         """The parent of a run that has no checkpoint yet; None: start from random weights or a checkpoint."""
@@ -239,27 +240,48 @@ class _Training:
         )
         parts = [partial(self._load, part) for part in ranges]
         outcome = train_step(self.learner.parallel, self.learner.optimizer, parts, rate, config, worker)
-        in_a_row = 0 if outcome.finite else state.skipped_in_a_row + 1
-        if in_a_row > config.execution.max_skipped_steps:
-            raise IgptError(
-                f"{self.run}: the loss is {outcome.loss} and the norm of the gradient {outcome.gradient_norm} at step "
-                f"{state.step}, as in the {in_a_row - 1} steps before; lower learning_rate and run again, it continues "
-                "from the last checkpoint"
-            )
+        self._note_outcome()  # of the step before; this one is queued by now, so that a GPU has work meanwhile
+        self._unread = state.step + 1, outcome
+        if self._is_read_at_once(state.step + 1):
+            self._note_outcome()
         self.state = replace(
-            state,
+            self.state,
             step=state.step + 1,
             cursor=state.cursor + config.optimizer.global_batch,
             seconds=time.monotonic() - self._began,
-            skipped=state.skipped + (not outcome.finite),
-            skipped_in_a_row=in_a_row,
             workers=worker.world_size,
             validation_loss=None,
+        )
+        if self.learner.average is not None and outcome.finite:
+            self.learner.follow(self.state.step)
+        self._last["learning_rate"] = rate
+
+    def _is_read_at_once(self, step: int) -> bool:
+        """Whether a step is followed by a log line, an evaluation or a checkpoint."""
+        keeping, tracking = self.config.keeping, self.config.tracking
+        often = (_LOG_EVERY, tracking.evaluate_every, keeping.checkpoint_every, tracking.sample_every)
+        return step == self.config.optimizer.steps or any(_is_due(step, every) for every in often)
+
+    def _note_outcome(self) -> None:
+        """Add the outcome of the last unread step to the state. Waits until that step is done."""
+        if self._unread is None:
+            return
+        (step, outcome), self._unread = self._unread, None
+        state = self.state
+        in_a_row = 0 if outcome.finite else state.skipped_in_a_row + 1
+        if in_a_row > self.config.execution.max_skipped_steps:
+            raise IgptError(
+                f"{self.run}: the loss is {outcome.loss} and the norm of the gradient {outcome.gradient_norm} at step "
+                f"{step}, as in the {in_a_row - 1} steps before; lower learning_rate and run again, it continues from "
+                "the last checkpoint"
+            )
+        self.state = replace(
+            state,
+            skipped=state.skipped + (not outcome.finite),
+            skipped_in_a_row=in_a_row,
             losses=(*state.losses, *([outcome.loss] if outcome.finite else []))[-_LOG_EVERY:],
         )
-        if outcome.finite:
-            self.learner.follow(self.state.step)
-        self._last = {"learning_rate": rate, "gradient_norm": outcome.gradient_norm}
+        self._last["gradient_norm"] = outcome.gradient_norm
 
     def _micro_ranges(self) -> list[range]:
         """The positions of this worker's micro batches in the next global batch."""

@@ -1,10 +1,11 @@
 """Precision, compilation, activation recomputation and data parallelism of a model."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -30,9 +31,21 @@ def prepare_blocks(model: ImageGPT, config: PretrainConfig) -> None:
     """
     for block in model.layers:
         if config.execution.activation_checkpointing:
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+            block.forward = _recomputed(block.forward)  # type: ignore[method-assign]
         if config.execution.compile:
             block.compile()
+
+
+def _recomputed(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A forward pass whose activations are computed again in the backward pass.
+
+    A function of its own, for torch.compile steps over a bound `checkpoint` and would compile nothing.
+    """
+
+    def recomputed(*inputs: Any) -> Tensor:
+        return checkpoint(forward, *inputs, use_reentrant=False)
+
+    return recomputed
 
 
 def parallelize(model: ImageGPT, worker: Worker, config: PretrainConfig) -> nn.Module:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -18,14 +18,37 @@ from igpt_model.training.parallel import autocast
 from igpt_model.worker import Worker
 
 
-@dataclass(frozen=True, kw_only=True)
 class StepOutcome:
-    """The loss and gradient norm of a step, equal on every worker."""
+    """The loss and gradient norm of a step, equal on every worker. On a GPU, reading them waits for the step."""
 
-    loss: float
-    """Nats per pixel, the mean over the global batch."""
-    gradient_norm: float
-    """Before clipping."""
+    def __init__(self, loss: Tensor, gradient_norm: Tensor) -> None:
+        values_2 = torch.stack([loss.detach().float(), gradient_norm.detach().float()])
+        self._done: torch.cuda.Event | None = None
+        if values_2.is_cuda:
+            # Copied here, with an event, so that a reader waits for this step and not for those queued after it.
+            on_host_2 = torch.empty_like(values_2, device="cpu", pin_memory=True)
+            on_host_2.copy_(values_2, non_blocking=True)
+            self._done = torch.cuda.Event()
+            self._done.record()
+            values_2 = on_host_2
+        self._values_2 = values_2
+
+    @cached_property
+    def _read(self) -> tuple[float, float]:
+        if self._done is not None:
+            self._done.synchronize()
+        loss, norm = self._values_2.tolist()
+        return loss, norm
+
+    @property
+    def loss(self) -> float:
+        """Nats per pixel, the mean over the global batch."""
+        return self._read[0]
+
+    @property
+    def gradient_norm(self) -> float:
+        """Before clipping."""
+        return self._read[1]
 
     @property
     def finite(self) -> bool:
@@ -63,7 +86,7 @@ def train_step(
     """Update the weights with the gradient of the mean loss over the global batch.
 
     `micro_batches` produce this worker's images; they may differ in size, also between workers, and every image has
-    the same weight.
+    the same weight. A GPU may still be at work when the outcome is returned.
     """
     for group in optimizer.param_groups:
         group["lr"] = rate
@@ -84,9 +107,15 @@ def train_step(
     norm = nn.utils.clip_grad_norm_(parallel.parameters(), config.optimizer.gradient_clip)
     if isinstance(norm, DTensor):
         norm = norm.full_tensor()
-    outcome = StepOutcome(loss=float(worker.mean(total)), gradient_norm=float(norm))
-    if outcome.finite:
-        optimizer.step()
+    loss = worker.mean(total)
+    outcome = StepOutcome(loss, norm)
+    if isinstance(parallel, FSDPModule):  # whose optimizer does not take a plain tensor beside its sharded ones
+        if outcome.finite:
+            optimizer.step()
+        return outcome
+    # The optimizer itself leaves out a step that is not finite, so that nobody waits for the loss before the next one.
+    optimizer.found_inf = 1.0 - (loss.isfinite() & norm.isfinite()).float()  # type: ignore[attr-defined]
+    optimizer.step()
     return outcome
 
 

@@ -63,6 +63,16 @@ def test_training(benchmarks: Benchmarks, tmp_path: Path) -> None:
 
 
 @pytest.mark.needs("compiler")
+def test_steps_of_every_batch_size_run_kernels_for_that_size() -> None:
+    config = PretrainConfig.from_fields(runs="r", preset="tiny")
+    for batch in (2, 3):
+        setting = Setting(model=TINY, batch=batch, device=torch.device("cpu"), config=config, optimizer=True)
+        with torch._dynamo.config.patch(error_on_recompile=True):  # anew would be: for any size
+            for step in contenders(setting, ["ours compiled", "nanoGPT-style compiled"]).values():
+                step()
+
+
+@pytest.mark.needs("compiler")
 def test_drawing(benchmarks: Benchmarks, tmp_path: Path) -> None:
     for precision in ("float32", "bfloat16"):
         arguments = (*SHAPE, "--resolutions", "4", "--compile", "--precision", precision)
@@ -89,6 +99,21 @@ def test_quality(benchmarks: Benchmarks, tmp_path: Path) -> None:
     assert [row["layer"] for row in rows] == list(range(7))
     assert all(0.1 < float(row["test accuracy, trained"].rstrip("%")) / 100 <= 1 for row in rows)
     assert {path.name for path in (tmp_path / "run").glob("*.png")} == {"samples.png", "completions.png"}
+
+
+def test_benchmarks_of_the_model_need_no_more_than_a_gpu_machine_has() -> None:
+    """Torch, numpy, pyarrow, pillow, safetensors and scikit-learn."""
+    missing = ("transformers", "psutil", "boto3", "botocore", "matplotlib", "ray", "mlflow", "s3fs", "pydantic", "yaml")
+    code = f"""
+import sys
+sys.modules |= dict.fromkeys({missing!r})
+from benchmarks import quality, sample, train_step
+from benchmarks.measure_device import machine
+print(machine(sample.torch.device("cpu"))["packages"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "torch" in done.stdout
 
 
 def test_bytes_are_those_of_weights_and_cache() -> None:

@@ -1,5 +1,6 @@
 """Training gives the same result with any number of workers, with DDP and FSDP2, and when these change."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -115,3 +116,26 @@ def test_a_checkpoint_of_two_workers_is_resumed_by_any_number(
         trained(config, name, workers=workers, parallelism=parallelism)
     assert checkpoint.read(checkpoint.folder_of(str(run), 30)).state.restarts == 1
     assert_same_training(str(run), alone)
+
+
+@pytest.mark.needs("compiler")
+def test_workers_compile_blocks_that_recompute_their_activations() -> None:
+    launch = (
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        f"{__package__}.compiled_workers",
+    )
+    done = subprocess.run([sys.executable, *launch], capture_output=True, text=True, cwd=ROOT, check=False, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert [(row["parallelism"], row["compiled"]) for row in rows] == [
+        (parallelism, compiled) for parallelism in ("ddp", "fsdp") for compiled in (False, True)
+    ]
+    for row in rows:
+        assert (row["graphs"], row["breaks"]) == ((1, 0) if row["compiled"] else (0, 0))
+        assert row["loss"] == pytest.approx(rows[0]["loss"], abs=1e-6)
+        assert row["norm"] == pytest.approx(rows[0]["norm"], rel=1e-4)

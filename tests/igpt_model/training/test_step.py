@@ -67,10 +67,14 @@ def test_micro_batches_of_any_size_add_up_to_the_gradient_of_the_global_batch(si
         torch.testing.assert_close(part_gradients[name], whole_gradients[name], atol=1e-6, rtol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [{"activation_checkpointing": True}, pytest.param({"compile": True}, marks=pytest.mark.needs("compiler"))],
-)
+EXECUTIONS = [
+    {"activation_checkpointing": True},
+    pytest.param({"compile": True}, marks=pytest.mark.needs("compiler")),
+    pytest.param({"compile": True, "activation_checkpointing": True}, marks=pytest.mark.needs("compiler")),
+]
+
+
+@pytest.mark.parametrize("fields", EXECUTIONS)
 def test_how_the_blocks_are_executed_does_not_change_the_gradient(fields: dict) -> None:
     tokens = some_tokens(12)
     plain, prepared = make(SMALL), make(SMALL)
@@ -87,9 +91,10 @@ def test_how_the_blocks_are_executed_does_not_change_the_gradient(fields: dict) 
 
 
 @pytest.mark.needs("compiler")
-def test_all_blocks_are_compiled_once() -> None:
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_all_blocks_are_compiled_once(recomputed: bool) -> None:
     model = make(replace(SMALL, layers=12))  # more than the eight compilations after which PyTorch gives up
-    prepare_blocks(model, CONFIG.with_fields(compile=True))
+    prepare_blocks(model, CONFIG.with_fields(compile=True, activation_checkpointing=recomputed))
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     losses(model, inputs_of(some_tokens(12))).mean().backward()
@@ -127,6 +132,59 @@ def poison(bad_steps: Callable[[int], bool]) -> Callable[..., StepOutcome]:
             hook.remove()
 
     return step
+
+
+def test_the_optimizer_leaves_out_a_step_that_is_not_finite() -> None:
+    tokens, model = some_tokens(12), make(SMALL)
+    optimizer = make_optimizer(model, CONFIG)
+
+    def state() -> dict[str, torch.Tensor]:
+        kept = checkpoint.tensors_of(model, optimizer, None)
+        return {name: value.clone() for name, value in kept.items()}
+
+    parts = [partial(inputs_of, tokens)]
+    assert train_step(model, optimizer, parts, 0.001, CONFIG, Worker()).finite
+    before = state()
+    hook = model.positions.register_hook(lambda gradient: gradient * float("inf"))
+    outcome = train_step(model, optimizer, parts, 0.001, CONFIG, Worker())
+    assert not outcome.finite and torch.tensor(outcome.loss).isfinite()
+    after = state()
+    assert len(before) > len(list(model.parameters()))  # the moments and the optimizer's count of steps too
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    hook.remove()
+    assert train_step(model, optimizer, parts, 0.001, CONFIG, Worker()).finite
+    assert not torch.equal(state()["weights.positions"], before["weights.positions"])
+
+
+def test_a_step_is_under_way_before_the_outcome_of_the_last_is_read(
+    data: Snapshot, config: PretrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+
+    class Noted(StepOutcome):
+        @property
+        def finite(self) -> bool:
+            events.append(f"read {self.number}")
+            return super().finite
+
+    def step(*arguments: Any) -> StepOutcome:
+        outcome = train_step(*arguments)
+        outcome.__class__ = Noted
+        outcome.number = sum(event.startswith("made") for event in events) + 1  # type: ignore[attr-defined]
+        events.append(f"made {outcome.number}")  # type: ignore[attr-defined]
+        return outcome
+
+    monkeypatch.setattr(training, "train_step", step)
+    config = config.with_fields(steps=13, evaluate_every=7, checkpoint_every=12)
+    train(config, data, str(tmp_path / "run"), Worker(), Recorder())
+    read_at_once = {7, 10, 12, 13}  # evaluated, told, saved, the last
+    for number in range(1, 14):
+        late = [f"made {number + 1}"] if number not in read_at_once and number < 13 else []
+        place = events.index(f"made {number}")
+        assert events.index(f"read {number}") > place
+        assert all(events.index(made) < events.index(f"read {number}") for made in late)
+        if number in read_at_once and number < 13:
+            assert events.index(f"read {number}") < events.index(f"made {number + 1}")
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_counted(
