@@ -38,9 +38,18 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """A test that trains as a user does leaves PyTorch with the threads of its config."""
+def process_as_it_was() -> Iterator[None]:
+    """Undo what a test that runs a command or a training in this process leaves behind for the next one.
+
+    That is variables for the libraries, a console that prints elsewhere, and as many threads as the config asks for.
+    """
+    variables = dict(os.environ)
     yield
+    if dict(os.environ) != variables:
+        os.environ.clear()
+        os.environ.update(variables)
+    if (console := sys.modules.get("flows.terminal.console")) is not None:
+        console.console._file, console.console.stderr = None, False
     if (torch := sys.modules.get("torch")) is not None:
         torch.set_num_threads(1)
 
