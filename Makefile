@@ -34,15 +34,17 @@ test-services: $(DEV)
 test-faults: $(DEV) ## every fault: killed workers, lost nodes, failing stores and servers
 	$(SIDE_BY_SIDE) "faults and not long$(if $(filter test,$(MAKECMDGOALS)), and not sample)"
 
+# The second line runs the tests on random inputs with twenty times the examples that `check` gives them.
 test-long: $(DEV) ## the rehearsal, long random histories and fuzzing
 	$(PYTEST) -m long
+	$(PYTEST) --numprocesses 2 --dist loadfile --hypothesis-profile long -m "hypothesis and not (services or faults or long)"
 
 lint: $(DEV) ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(DEV) ## mend the style of all Python files in place
+format: $(DEV) ## fix the style of all Python files in place
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

@@ -169,7 +169,7 @@ class ExecutionSettings(Config):
     """Seconds without a step after which a worker writes its stack traces to the run's folder and exits, so that the
     workers are restarted; 0: never."""
     cache: str | None = None
-    """Folder on each node that caches shards; none: igpt-cache in the node's temporary folder."""
+    """Folder on each node that caches shards; none: igpt-cache-UID in the node's temporary folder."""
     cache_bytes: Count = 100 * 2**30
     """Maximum size of that folder in bytes; the least recently used shards are removed, never those in use."""
 
@@ -321,7 +321,7 @@ class ProbeConfig(Config):
     shown_by: ClassVar[str] = "`igpt config probe`"
 
     model: str = ""
-    """A training run's folder, or a registry URI such as models:/igpt@candidate; in a refresh, empty: the new model."""
+    """A run, checkpoint, model folder, or registry URI such as models:/igpt@candidate; in a refresh, empty: the new model."""
     dataset: str = ""
     """URL or path of a labelled dataset of the model's resolution and palette; in a refresh, empty: the new dataset."""
     snapshot: int | None = None

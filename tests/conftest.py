@@ -25,6 +25,7 @@ threadpoolctl.threadpool_limits(1)
 pytest_plugins = ["tests.machine", "tests.rigs.fixtures"]
 # How long an example takes is the machine's business.
 hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.register_profile("long", hypothesis.settings.get_profile("untimed"), max_examples=2000)
 hypothesis.settings.load_profile("untimed")
 
 
@@ -123,7 +124,7 @@ def write_tar(path: Path, members: dict[str, bytes], tar_format: int = tarfile.P
 def run_here(
     function: Callable[..., Any], calls: Iterable[tuple[Any, ...]], *, shared: tuple[Any, ...] = (), **_: Any
 ) -> Iterator[tuple[int, Any]]:
-    """What ray_cluster.map_tasks gives, in this process."""
+    """What tasks.map_tasks gives, in this process."""
     for number, call in enumerate(calls):
         yield number, function(*call, *shared)
 

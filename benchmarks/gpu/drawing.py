@@ -17,6 +17,7 @@ from igpt_model.inference import sample
 from igpt_model.inference.sample import Drawing, draw
 from igpt_model.model.network import UNCONDITIONAL, ImageGPT
 from igpt_model.model.randomness import uniform
+from pipeline.errors import first_line
 
 _NEVER_SPLIT = 1 << 50
 _PLAIN = 32  # pixels of each image: an attention kernel may be planned anew for each
@@ -92,7 +93,7 @@ def _compare_attention(settings: Settings, record: Record, batch: int, length: i
             seconds = _replayed(attend, query, keys, values, device)
             row |= {"microseconds": 1e6 * seconds, "GB/s read": reading / seconds / 1e9}
         except (RuntimeError, TypeError) as error:
-            row["error"] = str(error).splitlines()[0][:100]
+            row["error"] = first_line(error)[:100]
         record("Attention from one position, a layer", row)
 
 

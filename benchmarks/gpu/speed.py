@@ -12,6 +12,7 @@ from benchmarks.gpu.settings import Record, Settings
 from benchmarks.measure_device import interleave, matrix_flops, memory_bandwidth
 from benchmarks.train_step import Setting, contenders
 from igpt_model.config import PretrainConfig
+from pipeline.errors import first_line
 
 _ROUNDS = 8
 
@@ -57,7 +58,7 @@ def run(settings: Settings, record: Record) -> None:
         try:
             row |= _measure(trial, settings, peak)
         except (torch.OutOfMemoryError, ImportError, RuntimeError) as error:
-            row["error"] = f"{type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''}"
+            row["error"] = f"{type(error).__name__}: {first_line(error)[:120]}"
         record("Whole optimizer steps in bfloat16", row)
         with _collected():
             torch.compiler.reset()
