@@ -321,7 +321,7 @@ class ProbeConfig(Config):
     shown_by: ClassVar[str] = "`igpt config probe`"
 
     model: str = ""
-    """A run, checkpoint, model folder, or registry URI such as models:/igpt@candidate; in a refresh, empty: the new model."""
+    """A run, checkpoint, model folder or registry URI (models:/igpt@candidate); in a refresh, empty: the new model."""
     dataset: str = ""
     """URL or path of a labelled dataset of the model's resolution and palette; in a refresh, empty: the new dataset."""
     snapshot: int | None = None
