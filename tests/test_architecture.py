@@ -4,6 +4,8 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -217,3 +219,11 @@ def test_the_architecture_page_names_each_room() -> None:
         folders = {room for room in order if (ROOT / package / room).is_dir()}
         named = set(re.findall(rf"^  ({'|'.join(folders)})/ ", page, re.MULTILINE))
         assert folders <= named, f"docs/architecture.md leaves out {sorted(folders - named)} of {package}"
+
+
+def test_no_folder_of_tests_is_left_out() -> None:
+    """By default pytest passes over every folder named build, and says nothing."""
+    options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
+    folders = {part for path in (ROOT / "tests").rglob("test_*.py") for part in path.relative_to(ROOT).parts[:-1]}
+    assert "build" in folders
+    assert [name for name in folders if any(fnmatch(name, pattern) for pattern in options["norecursedirs"])] == []

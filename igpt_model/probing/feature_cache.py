@@ -37,14 +37,20 @@ class FeatureCache:
     """Digest of the network."""
     layers: int
     """Number of layers with features: the blocks, and the final normalization."""
+    on_gpu: bool = False
+    """Whether they are computed on a GPU, in bfloat16: kept apart, so that no probe mixes the two formats."""
+
+    @property
+    def _folder(self) -> str:
+        return objects.join(self.url, self.network[:24] + ("-bfloat16" if self.on_gpu else ""))
 
     def file(self, shard: ShardEntry, rows: int, layer: int) -> str:
         """The file with the features of the first `rows` labelled images of a shard."""
-        return objects.join(self.url, self.network[:24], f"{shard.sha256[:24]}-{rows}", f"layer-{layer:02d}.npy")
+        return objects.join(self._folder, f"{shard.sha256[:24]}-{rows}", f"layer-{layer:02d}.npy")
 
     def missing(self, calls: list[tuple[ShardEntry, int]]) -> list[tuple[ShardEntry, int]]:
         """The (shard, rows) pairs that lack a layer in the cache."""
-        cached = {file.url for file in objects.list_files(objects.join(self.url, self.network[:24]))}
+        cached = {file.url for file in objects.list_files(self._folder)}
         return [
             (shard, rows)
             for shard, rows in calls

@@ -144,6 +144,11 @@ class _Cluster:
         self._progress = progress
         self._gpus = 1 if ray_cluster.total_resources().get("GPU") else 0
 
+    @property
+    def has_gpus(self) -> bool:
+        """Whether features are extracted on GPUs."""
+        return self._gpus > 0
+
     def run(self, step: str, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> list[Any]:
         """The results of function(*call, data, palette, config), in the order of the calls."""
         return self.run_sharing(step, "classifiers", function, calls, self._shared, gpus=0)
@@ -188,13 +193,13 @@ def probe_on_cluster(
     by_split = {split: data.tokens(split).labels_N for split in SPLITS}
     _check_labels(snapshot, by_split)
     fresh = replace(bundle, model=untrained(bundle.model, config.seed))
+    cluster = _Cluster(data, bundle.palette_K3, config, progress)
     url = config.features or f"{snapshot.dataset.rstrip('/')}-features"
     layers = bundle.model.config.layers + 1
     caches = [
-        FeatureCache(url=objects.absolute(url), network=network_digest(network), layers=layers)
+        FeatureCache(url=objects.absolute(url), network=network_digest(network), layers=layers, on_gpu=cluster.has_gpus)
         for network in (bundle, fresh)
     ]
-    cluster = _Cluster(data, bundle.palette_K3, config, progress)
     missing = [(number, *call) for number, cache in enumerate(caches) for call in cache.missing(data.calls)]
     cluster.extract(missing, (snapshot, bundle, caches[0], fresh, caches[1]))
     sources = [_Source(cache=cache, layer=layer) for cache in caches for layer in range(layers)]

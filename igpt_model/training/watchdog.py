@@ -51,6 +51,8 @@ class Watchdog:
                 reporter = threading.Thread(target=self._report_stacks, daemon=True)
                 reporter.start()
                 reporter.join(timeout=_REPORT_SECONDS)
+                if ended(0):  # the last step came back while its stacks were reported
+                    return
                 os._exit(_EXIT_CODE)
 
     def _report_stacks(self) -> None:

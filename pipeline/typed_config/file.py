@@ -95,7 +95,9 @@ def _override(kind: type[Any], given: dict[str, Any], override: str) -> None:
     *sections, field = values.path_of(kind, name.split("."))
     place = given
     for section in sections:
-        place = place.setdefault(section, {})
+        if values.is_null(place.get(section)):  # a heading with nothing below it
+            place[section] = {}
+        place = place[section]
         if not isinstance(place, dict):
             raise IgptError(f"{override!r}: {section} has no fields of its own")
     place[field] = _override_value(override, text)

@@ -27,6 +27,11 @@ class Plain(str):
     """Text without quotes: `null` is none, and a field of any type takes what YAML makes of it."""
 
 
+def is_null(value: Any) -> bool:
+    """Whether a value of a file stands for none."""
+    return value is None or (isinstance(value, Plain) and value in _NULLS)
+
+
 def read(kind: type[Config], given: Any) -> Config:
     """Make a config from nested values, or flat ones where the config allows it.
 
@@ -130,10 +135,10 @@ def _value(kind: Any, value: Any, place: str) -> Any:
     origin, options = get_origin(kind), get_args(kind)
     if kind is Any:
         return resolved(value)
-    if isinstance(value, Plain) and value in _NULLS:
+    if is_null(value):
         value = None
     if origin in (Union, types.UnionType):
-        return None if value is None else _value(_only(options), value, place)
+        return None if value is None or value == "" else _value(_only(options), value, place)
     if origin is Annotated:
         value = _value(options[0], value, place)
         for rule in options[1:]:
@@ -177,7 +182,10 @@ def _int(value: Any, place: str) -> int:
 
 def _float(value: Any, place: str) -> float:
     if _is_number(value) or (isinstance(value, int | float) and not isinstance(value, bool)):
-        number = float(value)
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
         if math.isfinite(number):
             return number
     raise _refused(place, value, "a number")

@@ -56,6 +56,8 @@ SITUATIONS = [
     ("preset", "tiny", "tiny"),
     ("preset", "igpt", "'igpt': it must be tiny or small or igpt-s or igpt-m or igpt-l or igpt-xl"),
     ("layers", "2", 2),
+    ("layers", "''", None),
+    ("cache", "''", None),
     ("parent", "models:/igpt/latest", "name a version by its number"),
     ("stepz", "5", "unknown field stepz; `igpt config pretrain` shows the known ones"),
 ]
@@ -166,3 +168,12 @@ def test_json_and_yaml_and_overrides_make_one_config(tmp_path: Path) -> None:
     read.append(config_file.load(PretrainConfig, None, overrides))
     assert read[0] == read[1] == read[2]
     assert config_file.load(PretrainConfig, as_yaml, ["steps=5"]).optimizer.steps == 5
+    assert config_file.load(PretrainConfig, as_yaml, ["name=", "layers="]).keeping.name is None
+    for heading in ("model:", "model: null", "model: ~"):  # with nothing below it
+        as_yaml.write_text(f"runs: r\n{heading}\n")
+        assert config_file.load(PretrainConfig, as_yaml, ["layers=3"]).model.layers == 3
+
+
+def test_an_integer_too_large_for_a_number_is_refused() -> None:
+    with pytest.raises(IgptError, match="it must be a number"):
+        values.read(PretrainConfig, {"runs": "r", "learning_rate": 10**400})

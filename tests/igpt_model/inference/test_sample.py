@@ -114,6 +114,7 @@ def test_neighbouring_pixels_are_drawn_independently(model: ImageGPT) -> None:
     """With constant logits, sampled pixels must be independent and identically distributed."""
     blind = make(SMALL)
     blind.head.weight.zero_()
+    assert len(draw(blind, 300, Drawing(top_k=2, seed=1)).unique()) <= 2, "equally likely colours beyond the second"
     drawn = draw(blind, 3000, Drawing(seed=1)).double()
     assert (drawn.mean(0) - 5).abs().max() < 0.35
     correlations = np.corrcoef(drawn.numpy().T) - np.eye(16)

@@ -60,6 +60,7 @@ def test_the_end_is_reported_even_if_the_stacks_cannot_be_stored(tmp_path: Path)
     assert line.startswith("worker 0 made no step for 900 s after step 7: it is ended, its stacks could not be kept (")
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_suspended_machine_is_not_a_hung_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     suspended_seconds, ended, reports = [0.0], threading.Event(), []
 
