@@ -131,9 +131,12 @@ def test_a_lost_node_costs_its_shards_in_flight(rig: Rig, undisturbed: dict[str,
         """The nodes beside the head that have written shards."""
         return [host for host in rig.hosts[1:] if (rig.proxy.requests - before)[host.address, "PUT"] >= 2]
 
-    build = Build(rig.nodes, "photos", "lost")
-    wait_until(build, lambda: bool(at_work()))
-    at_work()[0].remove()
+    # A busy store, until the node is lost: else the head may have made most shards before the others have begun.
+    busy = Faults(share=0.7, kinds=(Fault.SLOW_DOWN,), methods=frozenset({"PUT"}), prefix="/datasets/lost/shards")
+    with rig.proxy.inject(busy):
+        build = Build(rig.nodes, "photos", "lost")
+        wait_until(build, lambda: bool(at_work()))
+        at_work()[0].remove()
     assert indexed(rig, "lost") + 8 < indexed(rig, "undisturbed"), "the node was lost too late"
     build.assert_publishes(IMAGES)
     Build(rig.nodes, "photos", "lost").assert_publishes(IMAGES)

@@ -111,7 +111,7 @@ def states(stack: Stack, version: Version, folder: Path) -> dict[str, str]:
         (stored("weekly", config=refresh), {}),
         (stored("candidate", config=judged), {"model": version.uri}),
     )
-    ids = {deployment["name"]: order(deployment, given) for deployment, given in deployments}
+    ids = {deployment["name"]: order(stack, deployment, given) for deployment, given in deployments}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, *ids.values()],
         env={**os.environ, **stack.environment(), "OMP_NUM_THREADS": "1"},
@@ -121,25 +121,28 @@ def states(stack: Stack, version: Version, folder: Path) -> dict[str, str]:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    return {name: state_of(run) for name, run in ids.items()}
+    return {name: state_of(stack, run) for name, run in ids.items()}
 
 
-def order(deployment: dict[str, Any], given: dict[str, Any]) -> str:
+def client_of(stack: Stack) -> Any:
+    """A client of the server. Not get_client(): Prefect may have read its settings before the server was there."""
+    from prefect.client.orchestration import SyncPrefectClient
+
+    return SyncPrefectClient(f"{stack.prefect_url}/api")
+
+
+def order(stack: Stack, deployment: dict[str, Any], given: dict[str, Any]) -> str:
     """Put a deployment on the server as it was stored, and order a run; returns the run's id."""
-    from prefect.client.orchestration import get_client
-
     kept = ("name", "entrypoint", "path", "parameters", "parameter_openapi_schema", "enforce_parameter_schema")
-    with get_client(sync_client=True) as client:
+    with client_of(stack) as client:
         flow = client.create_flow_from_name(deployment["flow"])
         fields = {name: deployment[name] for name in (*kept, "pull_steps", "job_variables", "tags")}
         made = client.create_deployment(flow, **fields)
         return str(client.create_flow_run_from_deployment(made, parameters=given).id)
 
 
-def state_of(run: str) -> str:
-    from prefect.client.orchestration import get_client
-
-    with get_client(sync_client=True) as client:
+def state_of(stack: Stack, run: str) -> str:
+    with client_of(stack) as client:
         state = client.read_flow_run(run).state
         return f"{state.type.value} {state.message or ''}".strip()
 

@@ -325,7 +325,7 @@ def test_the_commands_list_compare_promote_and_roll_back(stack: Stack, tmp_path:
     for arguments, expected in (
         (("show", "commanded@nobody"), "no such alias"),
         (("rollback", "nothing"), "no such model"),
-        (("promote", "commanded/2", "min_probe_accuracy=90"), "it is a share of images"),
+        (("promote", "commanded/2", "min_probe_accuracy=90"), "it must be from 0 to 1"),
     ):
         command = igpt("models", *arguments)
         assert command.code == 2
