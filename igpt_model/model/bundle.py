@@ -103,7 +103,8 @@ class ModelBundle:
                 model = ImageGPT(ModelConfig(**description["model"]))
             model.load_state_dict(weights(model), assign=True)
         except FileNotFoundError as error:
-            raise IgptError(f"{origin}: not a model folder, {Path(error.filename or '?').name} is missing") from None
+            missing = Path(error.filename or "weights.safetensors").name  # safetensors' error names no file
+            raise IgptError(f"{origin}: not a model folder, {missing} is missing") from None
         except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise IgptError(f"{origin}: damaged model folder ({first_line(error)})") from None
         return cls(model=model.eval(), palette_K3=palette_K3, classes=tuple(description["classes"]))
