@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, fields, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,10 +11,8 @@ from igpt_model import config as configs
 from igpt_model.config import FineTuneConfig, PretrainConfig, ProbeConfig
 from igpt_model.model import config as shapes
 from igpt_model.registry.gate import GateConfig
-from igpt_model.runs import record
 from pipeline.errors import IgptError
 from pipeline.typed_config import values
-from tests.igpt_model.training.test_loop import digits_snapshot
 
 BASE = PretrainConfig.from_fields(runs="r", preset="tiny")
 
@@ -70,22 +67,6 @@ def test_names_of_flat_configs_are_known() -> None:
     """As in the version before sections: later fields count only when set."""
     assert BASE.with_fields(steps=500).flat_run_name("a" * 64) == "tiny-c6d8858b2252"
     assert BASE.with_fields(flip=True).flat_run_name("a") != BASE.flat_run_name("a")
-
-
-def test_a_run_of_a_flat_config_is_gone_on_with(tmp_path: Path) -> None:
-    data = digits_snapshot(tmp_path)
-    config = BASE.with_fields(runs=str(tmp_path / "runs"), dataset=data.dataset)
-    new, flat = (tmp_path / "runs" / name for name in (config.run_name(data.digest), config.flat_run_name(data.digest)))
-    assert record.folder_of(config, data) == str(new)
-    flat.mkdir(parents=True)
-    (flat / "run.json").write_text(json.dumps({"config": config.flat(), "mlflow_run": "abc"}))
-    assert record.folder_of(config, data) == str(flat)
-    assert record.read(str(flat)) == record.RunRecord(config=config, mlflow_run="abc")
-    assert record.folder_of(config.with_fields(name="mine"), data) == str(tmp_path / "runs" / "mine")
-    assert record.folder_of(config.with_fields(seed=1), data) not in (str(flat), str(new))
-    record.write(str(new), record.RunRecord(config=config, mlflow_run=None))
-    assert record.folder_of(config, data) == str(new)
-    assert record.read(str(new)).config == config
 
 
 def test_resolved_values_are_numbers() -> None:
@@ -149,3 +130,21 @@ def test_a_field_stands_in_one_place(given: dict, expected: str) -> None:
 def test_ranges_hold_however_a_config_is_made(make: Any, expected: str) -> None:
     with pytest.raises(IgptError, match=expected):
         make()
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"width": 30, "heads": 4}, "width 30 is not divisible by heads 4"),
+        ({"objective": "masked", "class_conditional": True}, "objective is masked"),
+        ({"objective": "masked", "low_resolution": 8}, "objective is masked"),
+        ({"mask_fraction": 1.0}, "mask_fraction is 1.0"),
+        ({"ema_decay": 1.5}, "ema_decay is 1.5"),
+        ({"low_resolution": 0}, "low_resolution is 0"),
+        ({"micro_batch": 0}, "micro_batch is 0"),
+        ({"crop_padding": -1}, "crop_padding is -1"),
+    ],
+)
+def test_an_impossible_config_is_refused(fields: dict, expected: str) -> None:
+    with pytest.raises(IgptError, match=expected):
+        PretrainConfig.from_fields(runs="runs", **fields)

@@ -13,7 +13,7 @@ from igpt_model.model.network import ImageGPT
 from igpt_model.runs.open_model import load_model
 from igpt_model.training.loop import train
 from igpt_model.worker import Worker
-from tests.igpt_model.convert.test_convert import openai_variables
+from tests.igpt_model.convert.test_openai import openai_variables
 from tests.igpt_model.training.test_loop import Recorder, digits_snapshot, short_training
 
 KINDS = {"masked": {"objective": "masked"}, "by_class": {"classes": 3}, "upscaling": {"low_resolution": 4}}

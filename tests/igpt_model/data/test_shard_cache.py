@@ -6,6 +6,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +14,14 @@ import pytest
 import torch
 
 from igpt_model.config import PretrainConfig
-from igpt_model.data.order import SampleOrder
-from igpt_model.data.shard_cache import ShardCache
-from igpt_model.data.window_reader import WindowReader
+from igpt_model.data.shard_cache import ShardCache, batches
 from igpt_model.runs.open_model import load_model
 from igpt_model.training.loop import train
 from igpt_model.worker import Worker
 from pipeline.dataset.snapshot import Snapshot
 from pipeline.errors import IgptError
 from pipeline.store import objects
-from tests.igpt_model.training.test_loop import Recorder, digits_snapshot, short_training
+from tests.igpt_model.training.test_loop import Recorder
 
 ROOT = Path(__file__).parents[3]
 # Opens the shards of a snapshot in a separate process; each download is logged and delayed.
@@ -44,17 +43,6 @@ data = snapshot.read(dataset)
 cache = ShardCache(data, folder)
 print(sum(int(cache.open(shard).tokens_NHW.sum()) for shard in data.of_split("train")))
 """
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
-    """240 training images in twelve shards."""
-    return digits_snapshot(tmp_path_factory.mktemp("digits"), samples_per_shard=20)
-
-
-@pytest.fixture
-def config(data: Snapshot, tmp_path: Path) -> PretrainConfig:
-    return short_training(data, tmp_path).with_fields(window_shards=2)
 
 
 def start(data: Snapshot, folder: Path, log: Path, seconds: float) -> subprocess.Popen[str]:
@@ -114,32 +102,6 @@ def test_it_stays_within_its_size_and_evicts_the_least_recently_used(data: Snaps
     assert np.array_equal(first, before)  # images read before stay valid
 
 
-def test_the_next_window_is_prefetched(data: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shards = data.of_split("train")
-    order = SampleOrder([shard.samples for shard in shards], seed=0, window_shards=2)
-    limit = 5 * max(shard.bytes for shard in shards)
-    reader = WindowReader(shards, order, ShardCache(data, str(tmp_path), limit_bytes=limit))
-    seen = []
-    for start in range(0, 2 * order.samples, 10):
-        images = reader.read(range(start, start + 10))
-        seen.append(images.tokens_NT.astype(np.int64).sum(1))
-        time.sleep(0.005)
-        assert bytes_in(tmp_path) <= limit
-    epochs = np.concatenate(seen)[: 2 * order.samples].reshape(2, -1)
-    assert np.array_equal(np.sort(epochs[0]), np.sort(epochs[1])) and not np.array_equal(*epochs)
-    # Wait until the next window is fetched, then make downloads fail: it can still be read.
-    reader.read(range(0, 10))
-    following = order.window_shards(*order.next_window(*order.window_of(0)))
-    deadline = time.monotonic() + 30
-    while not {shards[number].name for number in following} <= {path.stem for path in tmp_path.rglob("*.tar")}:
-        assert time.monotonic() < deadline, "the next window was not fetched ahead"
-        time.sleep(0.01)
-    reader.close()
-    monkeypatch.setattr(objects, "download", lambda url, local: pytest.fail(f"{url} was not fetched ahead"))
-    for number in following:
-        ShardCache(data, str(tmp_path)).open(shards[number])
-
-
 def test_concurrent_fetches_stay_within_its_size(
     data: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,6 +135,22 @@ def test_a_small_cache_changes_nothing(data: Snapshot, config: PretrainConfig, t
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
-def test_too_small_a_cache_is_refused_in_a_line(data: Snapshot, config: PretrainConfig, tmp_path: Path) -> None:
-    with pytest.raises(IgptError, match=r"cache_bytes is 1,000: two windows of window_shards 2"):
-        train(config.with_fields(cache_bytes=1000), data, str(tmp_path / "run"), Worker(), Recorder())
+def test_a_damaged_shard_is_refused_and_a_damaged_cache_mended(data: Snapshot, tmp_path: Path) -> None:
+    shard = data.of_split("train")[0]
+    cache = ShardCache(data, str(tmp_path / "cache"))
+    cache.open(shard)
+    (cached,) = (tmp_path / "cache").rglob("*.tar")
+    cached.write_bytes(bytes(shard.bytes))
+    assert ShardCache(data, str(tmp_path / "cache")).open(shard).labels_N.max() > 0
+    wrong = replace(shard, sha256="0" * 64)
+    with pytest.raises(IgptError, match="checksum differs"):
+        ShardCache(data, str(tmp_path / "other")).open(wrong)
+
+
+def test_batches_cover_a_split_once_in_any_number_of_parts(data: Snapshot, tmp_path: Path) -> None:
+    cache = ShardCache(data, str(tmp_path / "cache"))
+    views = [cache.open(shard) for shard in data.of_split("train")]
+    whole = np.concatenate([images.tokens_NT for images in batches(views, 1000)])
+    for parts in (1, 2, 3, 7):
+        part_images = [images for part in range(parts) for images in batches(views, 11, part=part, parts=parts)]
+        assert np.array_equal(np.concatenate([images.tokens_NT for images in part_images]), whole)

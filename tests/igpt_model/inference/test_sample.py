@@ -1,14 +1,12 @@
 """Sampling and scoring: independent of the batch size, known pixels are kept, and samples follow the model."""
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from igpt_model.inference.sample import Drawing, complete, draw, images_at_once
-from igpt_model.inference.score import score
 from igpt_model.model.linear import PackedLinear
 from igpt_model.model.network import Condition, ImageGPT, KeyValueCache
 from pipeline.errors import IgptError
@@ -121,15 +119,6 @@ def test_neighbouring_pixels_are_drawn_independently(model: ImageGPT) -> None:
     assert np.abs(correlations).max() < 0.09
 
 
-@torch.inference_mode()
-def test_packed_matrices_give_the_same_products() -> None:
-    weight = torch.randn(96, 64, generator=torch.Generator().manual_seed(0))
-    assert PackedLinear.suits(weight), "on this machine the packed product is what draws"
-    for rows in (1, 5, 200):
-        x = torch.randn(rows, 1, 64, generator=torch.Generator().manual_seed(rows))
-        torch.testing.assert_close(PackedLinear(weight, 5)(x), x @ weight.T, atol=1e-4, rtol=1e-5)
-
-
 def test_images_are_drawn_alike_where_there_are_no_packed_matrices(
     model: ImageGPT, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,39 +132,6 @@ def test_images_are_drawn_alike_where_there_are_no_packed_matrices(
 def test_what_cannot_be_drawn_is_refused(model: ImageGPT) -> None:
     with pytest.raises(IgptError, match="masked model cannot draw"):
         draw(make(MASKED), 1)
-    with pytest.raises(IgptError, match="masked model has no likelihood"):
-        score(make(MASKED), some_tokens())
     for fields in ({"temperature": -1.0}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.5}, {"temperature": math.nan}):
         with pytest.raises(IgptError, match=next(iter(fields))):
             Drawing(**fields)  # type: ignore[arg-type]
-
-
-def test_likelihoods_are_those_of_a_distribution_over_images() -> None:
-    """The probabilities of all 81 images of 2 x 2 pixels and 3 colours add up to one."""
-    model = make(replace(SMALL, resolution=2, colours=3))
-    images = torch.cartesian_prod(*[torch.arange(3)] * 4)
-    result = score(model, images)
-    assert (-result.pixels_BT.double().sum(1)).exp().sum().item() == pytest.approx(1, abs=1e-5)
-    assert torch.allclose(result.bits_per_pixel * math.log(2), result.nats_per_pixel)
-    # More likely images are sampled more often.
-    drawn = draw(model, 20_000, Drawing(seed=2))
-    counts = torch.bincount(drawn @ torch.tensor([27, 9, 3, 1]), minlength=81) / 20_000
-    assert (counts - (-4 * result.nats_per_pixel).exp()).abs().max() < 0.01
-
-
-def test_scores_do_not_depend_on_the_batch_and_follow_the_condition(monkeypatch: pytest.MonkeyPatch) -> None:
-    from igpt_model.inference import score as scoring
-
-    for config in (SMALL, BY_CLASS, UPSCALING):
-        model, tokens = make(config), some_tokens()
-        condition = Condition(
-            labels_B=torch.arange(5) if config.classes else None,
-            low_BP=some_tokens(5, 4) if config.low_resolution else None,
-        )
-        whole = score(model, tokens, condition=condition).pixels_BT
-        log_probabilities = model(tokens, condition).log_softmax(2)
-        expected = -log_probabilities.gather(2, tokens[..., None])[..., 0]
-        torch.testing.assert_close(whole, expected.detach())
-        monkeypatch.setattr(scoring, "_BATCH_PIXELS", 32)
-        torch.testing.assert_close(score(model, tokens, condition=condition).pixels_BT, whole)
-        monkeypatch.undo()

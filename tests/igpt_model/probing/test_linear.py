@@ -4,16 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
 
-from igpt_model.probing.head import ProbeHead
 from igpt_model.probing.linear import (
     LabelledFeatures,
-    ProbeScore,
     SplitFeatures,
     draw_labels,
     fit_probe,
@@ -21,21 +18,8 @@ from igpt_model.probing.linear import (
     nearest,
     neighbour_score,
 )
-from igpt_model.probing.result import ProbeResult
 
 STRENGTHS, ITERATIONS = (0.001, 0.1), 300
-
-
-@pytest.fixture(scope="module")
-def digits() -> SplitFeatures:
-    data = load_digits()
-    names = {"train": slice(0, 900), "validation": slice(900, 1300), "test": slice(1300, 1797)}
-    return SplitFeatures(
-        **{
-            name: LabelledFeatures(features=data.data[cut].astype(np.float32), labels=data.target[cut])
-            for name, cut in names.items()
-        }
-    )
 
 
 def poisoned(splits: SplitFeatures) -> SplitFeatures:
@@ -55,21 +39,6 @@ def test_the_probe_agrees_with_scikit_learn(digits: SplitFeatures) -> None:
     probabilities = probe.head.probabilities(digits.test.features)
     assert probabilities == pytest.approx(reference.predict_proba(digits.test.features), abs=2e-3)
     assert np.array_equal(probe.test_predictions, probe.head.labels_K[probabilities.argmax(1)])
-
-
-def test_a_stored_head_of_two_classes(digits: SplitFeatures, tmp_path) -> None:
-    def only(part: LabelledFeatures) -> LabelledFeatures:
-        rows = np.isin(part.labels, (3, 8))
-        return LabelledFeatures(features=part.features[rows], labels=part.labels[rows])
-
-    two = SplitFeatures(train=only(digits.train), validation=only(digits.validation), test=only(digits.test))
-    fitted = fit_probe(two, STRENGTHS, ITERATIONS)
-    fitted.head.save(tmp_path)
-    kept = ProbeHead.load(tmp_path)
-    assert kept is not None
-    predicted = kept.labels_K[kept.probabilities(two.test.features).argmax(1)]
-    assert set(kept.labels_K) == {3, 8}
-    assert (predicted == two.test.labels).mean() == fitted.score.test_accuracy > 0.9
 
 
 def test_features_without_information_give_chance(digits: SplitFeatures) -> None:
@@ -118,21 +87,3 @@ def test_neighbours_are_those_of_scikit_learn(digits: SplitFeatures) -> None:
     neighbours = nearest(digits.train.features, digits.test.features[:50], 5)
     assert 1 - neighbours.cosines_NK == pytest.approx(distances**2 / 2, abs=1e-4)
     assert neighbour_score(digits, (1, 3, 10_000)).validation_accuracy >= score.validation_accuracy
-
-
-def test_the_best_layer_is_selected_on_validation() -> None:
-    def score(validation: float, test: float) -> ProbeScore:
-        return ProbeScore(test_accuracy=test, validation_accuracy=validation, strength=1.0)
-
-    result = ProbeResult(
-        layers=(score(0.5, 0.9), score(0.7, 0.6), score(0.6, 0.8)),
-        untrained_layers=(score(0.3, 0.2), score(0.2, 0.4)),
-        raw_pixels=score(0.1, 0.1),
-        majority=0.1,
-        train_images=1,
-        validation_images=1,
-        test_images=1,
-    )
-    assert result.best_layer == 1
-    assert result.best.test_accuracy == 0.6
-    assert result.untrained_best.test_accuracy == 0.2

@@ -131,26 +131,9 @@ def test_images_of_every_kind_give_the_same_features(images: np.ndarray) -> None
     assert np.abs(jpeg - expected).mean() < 0.3 * np.abs(expected).mean()
 
 
-@pytest.mark.parametrize(
-    ("bad", "expected"),
-    [
-        (np.zeros((2, 8, 8, 3), np.float32), r"image 0 has shape \(8, 8, 3\), float32: give uint8"),
-        (np.zeros((8, 8, 3), np.uint8), r"images have shape \(8, 8, 3\), uint8: give uint8"),
-        (np.zeros((1, 8, 8, 4), np.uint8), r"image 0 has shape \(8, 8, 4\)"),
-        (np.zeros((1, 0, 8, 3), np.uint8), r"image 0 has shape \(0, 8, 3\)"),
-        (np.full((1, 8, 8, 3), 256), "image 0 has values from 256 to 256: they must be 0 to 255"),
-        ([[[[1, 2, 3]], [[1, 2]]]], "image 0 is not a rectangle of pixels"),
-        ([b"no image"], "image 0: not_an_image"),
-        (["no image!"], "image 0 is a text that is not base64"),
-        ([], "there are no images"),
-        (pd.DataFrame({"picture": [b""]}), r"the table has the columns \['picture'\]"),
-        (None, "images are NoneType"),
-        (7, "images are int"),
-    ],
-)
-def test_invalid_images_are_refused_with_the_reason(bad: object, expected: str) -> None:
-    with pytest.raises(MlflowException, match=expected):
-        make().predict(bad)
+def test_an_invalid_image_is_an_error_that_mlflows_server_passes_on() -> None:
+    with pytest.raises(MlflowException, match="image 0: not_an_image"):
+        make().predict([b"no image"])
 
 
 def test_a_class_conditional_model(images: np.ndarray) -> None:

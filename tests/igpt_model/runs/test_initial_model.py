@@ -17,12 +17,7 @@ from igpt_model.worker import Worker
 from pipeline.dataset.snapshot import Snapshot
 from pipeline.errors import IgptError
 from pipeline.store import objects
-from tests.igpt_model.training.test_loop import KilledError, Recorder, digits_snapshot, short_training
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
-    return digits_snapshot(tmp_path_factory.mktemp("digits"))
+from tests.igpt_model.training.test_loop import KilledError, Recorder, short_training
 
 
 @pytest.fixture

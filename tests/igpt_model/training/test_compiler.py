@@ -19,15 +19,10 @@ from igpt_model.training import compiler
 from igpt_model.training.ray import TrainJob, train_on_cluster
 from pipeline.dataset.snapshot import Snapshot
 from pipeline.errors import IgptError
-from tests.igpt_model.training.test_loop import digits_snapshot, short_training
+from tests.igpt_model.training.test_loop import short_training
 
 CPU = torch.device("cpu")
 PACKAGES = "g++ libc6-dev python3-dev"
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
-    return digits_snapshot(tmp_path_factory.mktemp("digits"))
 
 
 @pytest.fixture

@@ -16,9 +16,8 @@ from igpt_model.config import PretrainConfig
 from igpt_model.data.shard_cache import ShardCache, batches
 from igpt_model.runs import checkpoint
 from igpt_model.runs.open_model import load_model
-from igpt_model.runs.result import finished, read_result
+from igpt_model.runs.result import read_result
 from igpt_model.training.loop import train
-from igpt_model.training.optim import learning_rate
 from igpt_model.worker import Worker
 from pipeline.build.build import build
 from pipeline.config import DatasetConfig
@@ -80,16 +79,6 @@ def short_training(data: Snapshot, folder: Path) -> PretrainConfig:
         cache=str(folder / "cache"),
         workers=1,
     )
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
-    return digits_snapshot(tmp_path_factory.mktemp("digits"))
-
-
-@pytest.fixture
-def config(data: Snapshot, tmp_path: Path) -> PretrainConfig:
-    return short_training(data, tmp_path)
 
 
 def final_weights(run: str) -> dict[str, torch.Tensor]:
@@ -196,51 +185,3 @@ def test_another_shape_is_refused(data: Snapshot, config: PretrainConfig, tmp_pa
     train(config, data, run, Worker(), Recorder())
     with pytest.raises(IgptError, match="another model shape"):
         train(config.with_fields(width=64), data, run, Worker(), Recorder())
-
-
-def test_a_finished_run_is_found_prolonged_or_refused(data: Snapshot, config: PretrainConfig, tmp_path: Path) -> None:
-    run = str(tmp_path / "run")
-    assert finished(config, data, run) is None
-    first = train(config, data, run, Worker(), Recorder())
-    assert finished(config, data, run) == first
-    longer = config.with_fields(steps=40)
-    assert finished(longer, data, run) is None
-    recorder = Recorder()
-    assert train(longer, data, run, Worker(), recorder).steps == 40
-    assert min(recorder.values) > 30
-    with pytest.raises(IgptError, match="it was trained with palette"):
-        finished(config, replace(data, palette_sha256="0" * 64), run)
-    changed = replace(data, source_digest="0")
-    for call in (finished, lambda c, d, r: train(c, d, r, Worker(), Recorder())):
-        with pytest.raises(IgptError, match="it was trained on the snapshot"):
-            call(config.with_fields(steps=60), changed, run)
-
-
-def test_a_damaged_shard_is_refused_and_a_damaged_cache_mended(data: Snapshot, tmp_path: Path) -> None:
-    shard = data.of_split("train")[0]
-    cache = ShardCache(data, str(tmp_path / "cache"))
-    cache.open(shard)
-    (cached,) = (tmp_path / "cache").rglob("*.tar")
-    cached.write_bytes(bytes(shard.bytes))
-    assert ShardCache(data, str(tmp_path / "cache")).open(shard).labels_N.max() > 0
-    wrong = replace(shard, sha256="0" * 64)
-    with pytest.raises(IgptError, match="checksum differs"):
-        ShardCache(data, str(tmp_path / "other")).open(wrong)
-
-
-def test_batches_cover_a_split_once_in_any_number_of_parts(data: Snapshot, tmp_path: Path) -> None:
-    cache = ShardCache(data, str(tmp_path / "cache"))
-    views = [cache.open(shard) for shard in data.of_split("train")]
-    whole = np.concatenate([images.tokens_NT for images in batches(views, 1000)])
-    for parts in (1, 2, 3, 7):
-        part_images = [images for part in range(parts) for images in batches(views, 11, part=part, parts=parts)]
-        assert np.array_equal(np.concatenate([images.tokens_NT for images in part_images]), whole)
-
-
-def test_the_learning_rate_rises_and_falls_to_zero(config: PretrainConfig) -> None:
-    rates = [learning_rate(step, config) for step in range(config.optimizer.steps + 1)]
-    warmup_steps = config.optimizer.warmup_steps
-    assert rates[:warmup_steps] == sorted(rates[:warmup_steps])
-    assert max(rates) == pytest.approx(config.peak_learning_rate)
-    assert rates[warmup_steps:] == sorted(rates[warmup_steps:], reverse=True)
-    assert rates[-1] == pytest.approx(0, abs=1e-9)

@@ -18,14 +18,9 @@ from igpt_model.training.loop import train
 from igpt_model.worker import Worker
 from pipeline.dataset.snapshot import Snapshot
 from pipeline.store import objects
-from tests.igpt_model.training.test_loop import Recorder, digits_snapshot, short_training
+from tests.igpt_model.training.test_loop import Recorder, short_training
 
 ROOT = Path(__file__).parents[3]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
-    return digits_snapshot(tmp_path_factory.mktemp("digits"))
 
 
 @pytest.fixture(scope="module")

@@ -2,20 +2,12 @@
 
 import json
 import re
-import subprocess
-import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-import torch
-import yaml
 
-from igpt_model.train import main
-from pipeline.dataset.snapshot import Snapshot
-from tests.igpt_model.training.test_loop import digits_snapshot, short_training
+from tests.igpt_model.test_train import run
 
-ROOT = Path(__file__).parents[3]
 # Hides the packages that a machine that only trains does not need.
 BARE = """
 import runpy, sys
@@ -26,24 +18,6 @@ class Block:
 sys.meta_path.insert(0, Block())
 runpy.run_module("igpt_model.train", run_name="__main__")
 """
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
-    return digits_snapshot(tmp_path_factory.mktemp("digits"))
-
-
-@pytest.fixture
-def path(data: Snapshot, tmp_path: Path) -> Path:
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(asdict(short_training(data, tmp_path))))
-    return path
-
-
-def run(*command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *command], capture_output=True, text=True, cwd=ROOT, check=False, timeout=300
-    )
 
 
 def result_in(folder: Path) -> dict:
@@ -77,44 +51,3 @@ def test_workers_of_torchrun_train_as_one_does(path: Path, tmp_path: Path) -> No
     assert of_two["validation_loss"] == pytest.approx(of_one["validation_loss"], abs=1e-4)
     steps = re.findall(r"^step (\d+)", two.stdout, re.MULTILINE)
     assert steps == ["10", "15", "20", "30"]  # only rank 0 prints
-
-
-@pytest.mark.parametrize(
-    ("override", "expected"),
-    [
-        ("stepz=3", "unknown field stepz"),
-        ("steps=many", "optimizer.steps is 'many': it must be a whole number"),
-        ("steps=1.5", "optimizer.steps is '1.5': it must be a whole number"),
-        ("flip=1", "data.flip is '1': it must be true or false"),
-        ("preset=gpt-5", "model.preset is 'gpt-5': it must be tiny or"),
-        ("global_batch=0", "global_batch is 0: it must be at least 1"),
-        ("steps", "'steps' is not an override"),
-        ("dataset=", "dataset is empty"),
-        pytest.param(
-            "use_gpu=true",
-            "PyTorch sees no GPU",
-            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="platform: this machine has a GPU"),
-        ),
-    ],
-)
-def test_each_mistake_is_one_line(
-    override: str, expected: str, path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["igpt_model.train", str(path), override])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 2
-    assert_one_line(capsys.readouterr().err, expected)
-    assert not (path.parent / "runs").exists()
-
-
-def assert_one_line(err: str, expected: str) -> None:
-    (line,) = err.splitlines()
-    assert line.startswith("igpt: ")
-    assert expected in line
-
-
-def test_a_process_with_bad_input_exits_with_two(path: Path) -> None:
-    ended = run("-m", "igpt_model.train", str(path), "dataset=/no/such/place")
-    assert ended.returncode == 2, ended.stdout + ended.stderr
-    assert_one_line(ended.stderr, "no dataset snapshot there")

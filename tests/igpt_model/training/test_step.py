@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from igpt_model.config import PretrainConfig
@@ -18,27 +17,16 @@ from igpt_model.runs import checkpoint
 from igpt_model.runs.open_model import load_model
 from igpt_model.training import loop as training
 from igpt_model.training.loop import train
-from igpt_model.training.optim import make_optimizer, update_average
+from igpt_model.training.optim import make_optimizer
 from igpt_model.training.parallel import autocast, prepare_blocks
 from igpt_model.training.step import StepOutcome, losses, train_step
 from igpt_model.worker import Worker
 from pipeline.dataset.snapshot import Snapshot
 from pipeline.errors import IgptError
-from pipeline.store import objects
 from tests.igpt_model.model.test_network import SMALL, make, some_tokens
-from tests.igpt_model.training.test_loop import Recorder, digits_snapshot, short_training
+from tests.igpt_model.training.test_loop import Recorder
 
 CONFIG = PretrainConfig.from_fields(runs="r", preset="tiny", global_batch=12, workers=1)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
-    return digits_snapshot(tmp_path_factory.mktemp("digits"))
-
-
-@pytest.fixture
-def config(data: Snapshot, tmp_path: Path) -> PretrainConfig:
-    return short_training(data, tmp_path)
 
 
 def inputs_of(tokens: torch.Tensor) -> Inputs:
@@ -216,29 +204,3 @@ def test_too_many_skipped_steps_end_the_run_and_it_can_be_resumed(
     monkeypatch.undo()
     result = train(config, data, run, Worker(), Recorder())
     assert (result.steps, result.skipped_steps) == (12, 2)
-
-
-def test_the_average_follows_the_weights_and_is_what_is_saved(
-    data: Snapshot, config: PretrainConfig, tmp_path: Path
-) -> None:
-    average, weights = [torch.zeros(3)], [torch.ones(3)]
-    expected = 0.0
-    for step in range(1, 200):
-        update_average(average, weights, decay=0.9, step=step)
-        expected += (1 - min(0.9, (1 + step) / (10 + step))) * (1 - expected)
-        assert average[0].tolist() == pytest.approx([expected] * 3, abs=1e-5)
-    assert expected == pytest.approx(1)
-    weights_of = {}
-    for name, decay in (("plain", None), ("averaged", 0.8)):
-        run = str(tmp_path / name)
-        train(config.with_fields(ema_decay=decay), data, run, Worker(), Recorder())
-        weights_of[name] = load_file(Path(checkpoint.folder_of(run, 30)) / "weights-00000.safetensors")
-    plain, averaged = weights_of["plain"], weights_of["averaged"]
-    assert not torch.equal(plain["weights.head.weight"], averaged["weights.head.weight"])
-    # Keeping an average does not change the trained weights.
-    trained = {name.replace("trained.", "weights."): weight for name, weight in averaged.items() if "trained" in name}
-    assert trained.keys() == plain.keys()
-    assert all(torch.equal(trained[name], weight) for name, weight in plain.items())
-    with pytest.raises(IgptError, match="keeps an average"):
-        train(config.with_fields(steps=40), data, str(tmp_path / "averaged"), Worker(), Recorder())
-    assert objects.exists(str(tmp_path / "averaged" / "result.json"))

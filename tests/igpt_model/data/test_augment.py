@@ -1,0 +1,43 @@
+"""Augmenting tokens is augmenting pixels and quantizing them."""
+
+import numpy as np
+import pytest
+import torch
+
+from igpt_model.data.augment import augment
+from pipeline.images import palette
+from tests.igpt_model.conftest import SIDE
+
+
+@pytest.mark.parametrize(("flip", "padding"), [(True, 0), (False, 2), (True, 4), (True, 7)])
+def test_augmenting_tokens_is_augmenting_pixels_and_quantizing(
+    pictures: np.ndarray, table: np.ndarray, flip: bool, padding: int
+) -> None:
+    tokens, numbers = sequences(pictures, table), torch.arange(1000, 1000 + len(pictures))
+    augmented = augment(tokens, numbers, seed=7, flip=flip, crop_padding=padding)
+    # The same random choices, applied to an image whose tokens are its positions.
+    positions = augment(
+        torch.arange(SIDE**2).expand(len(pictures), -1), numbers, seed=7, flip=flip, crop_padding=padding
+    )
+    flipped, offsets = 0, set()
+    for picture, position, tokens_T in zip(pictures, positions.view(-1, SIDE, SIDE), augmented, strict=True):
+        padded = np.pad(picture, ((padding, padding), (padding, padding), (0, 0)), mode="reflect")
+        padded_positions = np.pad(np.arange(SIDE**2).reshape(SIDE, SIDE), padding, mode="reflect")
+        candidates = {}
+        for top in range(2 * padding + 1):
+            for left in range(2 * padding + 1):
+                for mirrored in (False, True)[: 1 + flip]:
+                    window = padded_positions[top : top + SIDE, left : left + SIDE][:, :: -1 if mirrored else 1]
+                    if np.array_equal(window, position.numpy()):
+                        candidates[(top, left, mirrored)] = window
+        ((top, left, mirrored),) = candidates
+        pixels = padded[top : top + SIDE, left : left + SIDE][:, :: -1 if mirrored else 1]
+        assert np.array_equal(palette.quantize(pixels, table).reshape(-1), tokens_T.numpy())
+        flipped += mirrored
+        offsets.add((top, left))
+    assert not flip or 0.3 < flipped / len(pictures) < 0.7
+    assert len(offsets) > min((2 * padding + 1) ** 2, len(pictures)) // 2
+
+
+def sequences(pictures: np.ndarray, table: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(palette.quantize(pictures, table).reshape(len(pictures), -1).astype(np.int64))

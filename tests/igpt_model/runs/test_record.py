@@ -1,0 +1,53 @@
+"""The folder and the record of a run, also of one that an earlier version began."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from igpt_model.config import PretrainConfig
+from igpt_model.runs import record
+from pipeline.errors import IgptError
+from tests.igpt_model.training.test_loop import digits_snapshot
+
+BASE = PretrainConfig.from_fields(runs="r", preset="tiny")
+
+
+def test_a_run_of_a_flat_config_is_gone_on_with(tmp_path: Path) -> None:
+    data = digits_snapshot(tmp_path)
+    config = BASE.with_fields(runs=str(tmp_path / "runs"), dataset=data.dataset)
+    new, flat = (tmp_path / "runs" / name for name in (config.run_name(data.digest), config.flat_run_name(data.digest)))
+    assert record.folder_of(config, data) == str(new)
+    flat.mkdir(parents=True)
+    (flat / "run.json").write_text(json.dumps({"config": config.flat(), "mlflow_run": "abc"}))
+    assert record.folder_of(config, data) == str(flat)
+    assert record.read(str(flat)) == record.RunRecord(config=config, mlflow_run="abc")
+    assert record.folder_of(config.with_fields(name="mine"), data) == str(tmp_path / "runs" / "mine")
+    assert record.folder_of(config.with_fields(seed=1), data) not in (str(flat), str(new))
+    record.write(str(new), record.RunRecord(config=config, mlflow_run=None))
+    assert record.folder_of(config, data) == str(new)
+    assert record.read(str(new)).config == config
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (None, "no training run there; `igpt runs ls FOLDER`"),
+        ("{", "not the record of a run of this version"),
+        ('{"mlflow_run": null}', "not the record of a run of this version"),
+        ('{"config": {"runs": "r", "wings": 2}, "mlflow_run": null}', "unknown field wings"),
+    ],
+)
+def test_a_folder_without_a_record_of_ours_is_refused(content: str | None, expected: str, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "run.json").write_text(content)
+    with pytest.raises(IgptError, match=expected) as raised:
+        record.read(str(tmp_path))
+    assert "\n" not in str(raised.value)
+
+
+def test_the_runs_of_a_folder_are_those_with_a_record(tmp_path: Path) -> None:
+    for name in ("two", "one"):
+        record.write(str(tmp_path / name), record.RunRecord(config=BASE, mlflow_run=None))
+    (tmp_path / "three").mkdir()
+    assert sorted(record.find(str(tmp_path))) == [str(tmp_path / "one"), str(tmp_path / "two")]

@@ -1,0 +1,33 @@
+"""The state of a training worker: its initial weights and the average of the weights."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from igpt_model.config import PretrainConfig
+from igpt_model.runs import checkpoint
+from igpt_model.training.loop import train
+from igpt_model.worker import Worker
+from pipeline.dataset.snapshot import Snapshot
+from pipeline.errors import IgptError
+from pipeline.store import objects
+from tests.igpt_model.training.test_loop import Recorder
+
+
+def test_the_average_of_the_weights_is_what_is_saved(data: Snapshot, config: PretrainConfig, tmp_path: Path) -> None:
+    weights_of = {}
+    for name, decay in (("plain", None), ("averaged", 0.8)):
+        run = str(tmp_path / name)
+        train(config.with_fields(ema_decay=decay), data, run, Worker(), Recorder())
+        weights_of[name] = load_file(Path(checkpoint.folder_of(run, 30)) / "weights-00000.safetensors")
+    plain, averaged = weights_of["plain"], weights_of["averaged"]
+    assert not torch.equal(plain["weights.head.weight"], averaged["weights.head.weight"])
+    # Keeping an average does not change the trained weights.
+    trained = {name.replace("trained.", "weights."): weight for name, weight in averaged.items() if "trained" in name}
+    assert trained.keys() == plain.keys()
+    assert all(torch.equal(trained[name], weight) for name, weight in plain.items())
+    with pytest.raises(IgptError, match="keeps an average"):
+        train(config.with_fields(steps=40), data, str(tmp_path / "averaged"), Worker(), Recorder())
+    assert objects.exists(str(tmp_path / "averaged" / "result.json"))
