@@ -172,8 +172,3 @@ def test_json_and_yaml_and_overrides_make_one_config(tmp_path: Path) -> None:
     for heading in ("model:", "model: null", "model: ~"):  # with nothing below it
         as_yaml.write_text(f"runs: r\n{heading}\n")
         assert config_file.load(PretrainConfig, as_yaml, ["layers=3"]).model.layers == 3
-
-
-def test_an_integer_too_large_for_a_number_is_refused() -> None:
-    with pytest.raises(IgptError, match="it must be a number"):
-        values.read(PretrainConfig, {"runs": "r", "learning_rate": 10**400})

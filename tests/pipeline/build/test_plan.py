@@ -12,7 +12,6 @@ from pipeline.build.plan import Plan, Planner, ShardPlan, assign_splits, sample_
 from pipeline.config import DatasetConfig
 from pipeline.dataset.keys import Keys, ParentRows, key_of
 from pipeline.dataset.snapshot import SPLITS, ShardEntry
-from pipeline.errors import IgptError
 from pipeline.source.listing import NO_SPLIT, Rows
 
 CONFIG = DatasetConfig(raw="raw", dataset="dataset", samples_per_shard=10)
@@ -320,37 +319,6 @@ def test_the_palette_sees_training_images_alone() -> None:
         sample_for_palette(rows, splits, replace(config, palette_images=10**6)),
         np.flatnonzero(splits == SPLITS.index("train")),
     )
-
-
-@pytest.mark.parametrize(
-    "field",
-    [
-        {"resolution": 33},
-        {"resolution": 2},
-        {"resolution": 258},
-        {"colours": 1},
-        {"colours": 65537},
-        {"samples_per_shard": 0},
-        {"palette_images": 0},
-        {"max_pixels": 0},
-        {"max_seconds": 0.0},
-        {"min_size": 0},
-        {"crops_per_image": -1},
-        {"crops_per_image": 1000},
-        {"splits": "folder"},
-        {"decode": "quick"},
-        {"validation_fraction": -0.1},
-        {"test_fraction": 1.5},
-        {"max_reject_fraction": 2.0},
-        {"validation_fraction": 0.5, "test_fraction": 0.5},
-        {"raw": ""},
-        {"dataset": ""},
-    ],
-    ids=str,
-)
-def test_a_config_that_cannot_work_is_refused_by_name(field: dict) -> None:
-    with pytest.raises(IgptError, match=next(iter(field))):
-        replace(CONFIG, **field)
 
 
 def test_shard_names_are_told_apart_by_split_and_number() -> None:

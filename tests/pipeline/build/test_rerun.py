@@ -2,7 +2,6 @@
 
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -247,54 +246,3 @@ def test_random_crops_are_samples_of_training_images_alone(config: DatasetConfig
     actual, expected = tokens_by_key(again), tokens_by_key(fresh)
     assert actual.keys() == expected.keys()
     assert all(np.array_equal(actual[key], expected[key]) for key in expected)
-
-
-def during_the_first_shard(action: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Do something once, after the source was listed and before its first image is read for a shard."""
-    make = shard_tasks._Shard.make
-    done: list[bool] = []
-
-    def make_after(self: shard_tasks._Shard, table: np.ndarray) -> shard_tasks.ShardResult:
-        if not done:
-            done.append(True)
-            action()
-        return make(self, table)
-
-    monkeypatch.setattr(shard_tasks._Shard, "make", make_after)
-
-
-def test_an_image_replaced_while_the_build_reads_it(
-    config: DatasetConfig, photos: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    during_the_first_shard(
-        lambda: [save(config, f"temple/{n:02d}.png", photos[80 + n]) for n in range(40)], monkeypatch
-    )
-    result = build(config)
-    assert (result.snapshot.number, result.snapshot.images()) == (1, 100)
-    assert_holds_what_a_first_build_holds(result, config, tmp_path)
-    undisturbed = build(replace(config, dataset=str(tmp_path / "undisturbed"), palette=palette_of(result)))
-    assert undisturbed.snapshot.digest == result.snapshot.digest
-
-
-def palette_of(result: BuildResult) -> str:
-    return str(Path(result.snapshot.dataset) / snapshot.palette_path(result.snapshot.palette_sha256))
-
-
-def test_a_source_that_keeps_changing_is_published_without_the_changing_images(
-    config: DatasetConfig, photos: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    make = shard_tasks._Shard.make
-    turn: list[int] = []
-
-    def make_after(self: shard_tasks._Shard, table: np.ndarray) -> shard_tasks.ShardResult:
-        turn.append(len(turn))
-        save(config, "temple/01.png", photos[turn[-1]])
-        return make(self, table)
-
-    monkeypatch.setattr(shard_tasks._Shard, "make", make_after)
-    restless = build(config)
-    assert restless.snapshot.rejected == {"replaced_while_read": 1}
-    monkeypatch.setattr(shard_tasks._Shard, "make", make)
-    recovered = build(config)
-    assert (recovered.snapshot.rejected, recovered.snapshot.images()) == ({}, 100)
-    assert_sound(recovered)
