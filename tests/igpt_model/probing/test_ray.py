@@ -1,0 +1,83 @@
+"""What can be probed: a model, and a labelled dataset of its resolution and palette. Probes are in integration/."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from igpt_model.config import ProbeConfig
+from igpt_model.model.bundle import ModelBundle
+from igpt_model.model.config import ModelConfig
+from igpt_model.model.network import ImageGPT
+from igpt_model.probing.ray import _check_labels, _plan, check_fits
+from pipeline.dataset.snapshot import Snapshot
+from pipeline.errors import IgptError
+
+
+@pytest.fixture
+def bundle(data: Snapshot) -> ModelBundle:
+    """An untrained model of the digits' resolution and palette."""
+    config = ModelConfig(layers=1, width=16, heads=2, resolution=8, colours=16)
+    return ModelBundle(model=ImageGPT(config), palette_K3=data.palette(), classes=data.classes)
+
+
+def test_a_model_fits_the_dataset_that_it_was_trained_on(bundle: ModelBundle, data: Snapshot) -> None:
+    check_fits(bundle, data)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda bundle, data: (bundle, replace(data, resolution=16)), "has resolution 16, the model 8: build"),
+        (
+            lambda bundle, data: (replace(bundle, palette_K3=-bundle.palette_K3), data),
+            "build a dataset with the model's",
+        ),
+        (
+            lambda bundle, data: (
+                replace(bundle, model=ImageGPT(replace(bundle.model.config, classes=3))),
+                data,
+            ),
+            "told the class",
+        ),
+    ],
+)
+def test_another_resolution_palette_or_kind_is_refused_in_one_line(
+    change: Callable[[ModelBundle, Snapshot], tuple], expected: str, bundle: ModelBundle, data: Snapshot
+) -> None:
+    with pytest.raises(IgptError, match=expected) as raised:
+        check_fits(*change(bundle, data))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "expected"),
+    [
+        ([0, 1], [1], None),
+        ([1, 1], [1], "its training images have 1 classes, a probe needs at least 2"),
+        ([], [1], "its training images have 0 classes"),
+        ([0, 1], [], "no image of its test split has a class"),
+    ],
+)
+def test_too_few_labels_are_refused(train: list, test: list, expected: str | None, data: Snapshot) -> None:
+    labels = {"train": np.array(train, int), "validation": np.array([0]), "test": np.array(test, int)}
+    if expected is None:
+        _check_labels(data, labels)
+        return
+    with pytest.raises(IgptError, match=expected):
+        _check_labels(data, labels)
+
+
+def test_the_training_images_are_limited_and_the_held_out_ones_are_not(data: Snapshot) -> None:
+    everything = _plan(data, ProbeConfig(max_train_images=10**6)).rows
+    for split in ("train", "validation", "test"):
+        assert [(shard.name, rows) for shard, rows in everything[split]] == [
+            (shard.name, shard.samples) for shard in data.of_split(split)
+        ]
+    limited = _plan(data, ProbeConfig(max_train_images=60)).rows
+    assert sum(rows for _, rows in limited["train"]) == pytest.approx(60, abs=len(limited["train"]) / 2)
+    assert len(limited["train"]) == len(everything["train"]), "of every shard some"
+    assert (limited["validation"], limited["test"]) == (everything["validation"], everything["test"])
+    tokens = _plan(data, ProbeConfig(max_train_images=60)).tokens("train")
+    assert tokens.tokens_NT.shape == (len(tokens.labels_N), 64) and (tokens.labels_N >= 0).all()

@@ -1,0 +1,63 @@
+"""What the figures show: the curves over layers and steps, and the confusion of classes. Each is a PNG file."""
+
+import io
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from igpt_model.probing.linear import ProbeScore
+from igpt_model.probing.result import ProbeResult
+from igpt_model.tracking import figures
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that were drawn."""
+    drawn: list[Figure] = []
+    to_png = figures._png
+    monkeypatch.setattr(figures, "_png", lambda figure: (drawn.append(figure), to_png(figure))[1])
+    return drawn
+
+
+def score(accuracy: float) -> ProbeScore:
+    return ProbeScore(test_accuracy=accuracy, validation_accuracy=0.0, strength=1.0)
+
+
+def curves_of(figure: Figure) -> dict[str, list[float]]:
+    (axes,) = figure.axes
+    return {str(line.get_label()): [float(y) for y in np.asarray(line.get_ydata())] for line in axes.lines}
+
+
+def test_a_probe_is_drawn_in_percent_by_layer(drawn: list[Figure]) -> None:
+    result = ProbeResult(
+        layers=(score(0.5), score(0.75)),
+        untrained_layers=(score(0.25), score(0.125)),
+        raw_pixels=score(0.375),
+        majority=0.1,
+        train_images=1,
+        validation_images=1,
+        test_images=1,
+    )
+    png = figures.probe_curve(result)
+    assert Image.open(io.BytesIO(png)).format == "PNG"
+    expected = {"pretrained": [50, 75], "untrained network": [25, 12.5], "raw pixels": [37.5, 37.5]}
+    assert curves_of(drawn[0]) == expected
+
+
+def test_losses_are_drawn_with_their_baselines(drawn: list[Figure]) -> None:
+    figures.loss_curve({"training": [(10, 2.5), (20, 2.0)], "validation": [(20, 2.25)]}, {"uniform": 2.75})
+    assert curves_of(drawn[0]) == {"training": [2.5, 2.0], "validation": [2.25], "uniform": [2.75, 2.75]}
+
+
+@pytest.mark.parametrize(("classes", "labelled"), [(3, True), (31, False)])
+def test_confusion_is_shown_as_the_share_of_each_class(classes: int, labelled: bool, drawn: list[Figure]) -> None:
+    confusion_KK = np.zeros((classes, classes), np.int64)
+    confusion_KK[0, :2] = (3, 1)
+    confusion_KK[1, 1] = 5  # the third class has no test image
+    figures.confusion_matrix(confusion_KK, [f"class {number}" for number in range(classes)])
+    (axes,) = drawn[0].axes
+    shares_KK = np.asarray(axes.images[0].get_array())
+    assert shares_KK[0, :2].tolist() == [0.75, 0.25] and shares_KK[1, 1] == 1 and not shares_KK[2].any()
+    assert sorted(text.get_text() for text in axes.texts) == (["1", "3", "5"] if labelled else [])
