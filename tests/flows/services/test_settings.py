@@ -1,0 +1,101 @@
+"""Addresses and credentials come from the environment, and from the local services where it has none."""
+
+from pathlib import Path
+
+import pytest
+
+from flows.services import settings
+from flows.services.services import Stack
+from pipeline.errors import IgptError
+
+STACK = Stack(
+    s3_url="http://127.0.0.1:1",
+    s3_access_key="key",
+    s3_secret_key="secret",
+    prefect_url="http://127.0.0.1:2",
+    mlflow_url="http://127.0.0.1:3",
+    ray_address="127.0.0.1:4",
+    ray_token="token",
+)
+NAMES = {"PREFECT_API_URL": "http://p/api", "MLFLOW_TRACKING_URI": "http://m", "RAY_ADDRESS": "r:6379"}
+
+
+@pytest.fixture(autouse=True)
+def bare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment without any address or credential."""
+    for name in (*NAMES, *STACK.environment(), "AWS_ENDPOINT_URL_S3", "AWS_PROFILE", "IGPT_GIT_COMMIT", "IGPT_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("PREFECT_API_AUTH_STRING", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def use(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, {}),
+        ({"AWS_ENDPOINT_URL": "http://s"}, {"S3": "http://s"}),
+        ({"AWS_ENDPOINT_URL": "http://s", "AWS_ENDPOINT_URL_S3": "http://t"}, {"S3": "http://t"}),
+        ({"AWS_ACCESS_KEY_ID": "key"}, {"S3": settings.AMAZON}),
+        ({"AWS_PROFILE": "work"}, {"S3": settings.AMAZON}),
+        (NAMES, {"Prefect": "http://p/api", "MLflow": "http://m", "Ray": "r:6379"}),
+    ],
+)
+def test_the_configured_addresses(
+    variables: dict[str, str], expected: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(monkeypatch, **variables)
+    assert settings.addresses() == expected
+
+
+def test_credentials_are_whole_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert settings.credentials("Prefect") is None and settings.credentials("MLflow") is None
+    use(monkeypatch, PREFECT_API_AUTH_STRING="igpt:p", MLFLOW_TRACKING_USERNAME="igpt")
+    assert settings.credentials("Prefect") == "igpt:p" and settings.credentials("MLflow") is None
+    use(monkeypatch, MLFLOW_TRACKING_PASSWORD="m")
+    assert settings.credentials("MLflow") == "igpt:m"
+
+
+@pytest.mark.parametrize(("value", "commit"), [(None, None), ("", None), ("unknown", None), ("c0ffee", "c0ffee")])
+def test_the_commit_of_a_deployment(value: str | None, commit: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    if value is not None:
+        use(monkeypatch, IGPT_GIT_COMMIT=value)
+    assert settings.git_commit() == commit
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_address_that_is_not_set_is_named_with_what_to_do(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, **{**NAMES, name: ""})
+    with pytest.raises(IgptError, match=f"is known: start the services with `igpt up`, or set {name}$"):
+        settings.load()
+
+
+def test_the_page_of_prefect_is_its_address_without_api(monkeypatch: pytest.MonkeyPatch) -> None:
+    for address in ("http://p/api", "http://p/api/"):
+        use(monkeypatch, **{**NAMES, "PREFECT_API_URL": address})
+        assert settings.load().prefect_url == "http://p"
+
+
+def test_local_services_fill_in_what_is_not_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings.local_stack, "load", lambda home: STACK if home == tmp_path else None)
+    use(monkeypatch, MLFLOW_TRACKING_URI="http://m", MLFLOW_HTTP_REQUEST_TIMEOUT="7")
+    settings.activate(tmp_path / "other")
+    with pytest.raises(IgptError, match="no Prefect server is known"):
+        settings.load()
+    settings.activate(tmp_path)
+    loaded = settings.load()
+    assert (loaded.mlflow_tracking_uri, loaded.ray_address) == ("http://m", "127.0.0.1:4")
+    assert loaded.prefect_api_url == "http://127.0.0.1:2/api"
+    assert settings.os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "7"
+    settings.use(STACK)
+    assert settings.load().mlflow_tracking_uri == "http://127.0.0.1:3"
+
+
+def test_the_home_is_in_the_working_folder_unless_it_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert settings.default_home() == Path(".igpt")
+    use(monkeypatch, IGPT_HOME="/srv/igpt")
+    assert settings.default_home() == Path("/srv/igpt")

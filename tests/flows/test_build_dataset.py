@@ -1,0 +1,63 @@
+"""What a build says about its plan and its result."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flows.build_dataset import _table, describe, describe_plan
+from pipeline.build.build import BuildResult, PlannedBuild
+from pipeline.build.plan import Plan, ShardPlan
+from tests.pipeline.dataset.test_snapshot import entry, make
+
+KEEP = (entry("train", 0), entry("train", 1))
+MAKE = (ShardPlan(split="train", name="train-000002-ab", rows=np.arange(3)),)
+PLAN = Plan(keep=KEEP, make=MAKE, rewrite=(), drop=(), new_images=1200, changed_images=0, deleted_images=3)
+RERUN = PlannedBuild(
+    plan=PLAN, changed_config=(), palette="kept", parent=4, images_in=2000, ignored_files=0, unlabelled=0
+)
+SHARDS = "keep 2 shards, make 1, rewrite 0, drop 0"
+
+
+@pytest.mark.parametrize(
+    ("fields", "line"),
+    [
+        ({}, f"{SHARDS}; 1,200 images new, 0 changed, 3 deleted; palette kept"),
+        ({"plan": None}, "nothing to do: the source is that of snapshot 4"),
+        ({"parent": None, "palette": "fitted"}, f"{SHARDS}; palette fitted"),
+        ({"palette": "refitted"}, f"{SHARDS}; palette refitted"),
+        (
+            {"changed_config": ("resolution", "seed")},
+            f"{SHARDS}; rebuild everything, because resolution, seed changed; palette kept",
+        ),
+        (
+            {"unlabelled": 1000},
+            f"{SHARDS}; 1,200 images new, 0 changed, 3 deleted; palette kept; 1,000 images without a label",
+        ),
+    ],
+)
+def test_a_plan_is_one_line(fields: dict, line: str) -> None:
+    assert describe_plan(replace(RERUN, **fields)) == line
+
+
+@pytest.fixture
+def result(tmp_path: Path) -> BuildResult:
+    made = make(tmp_path, number=5)
+    return BuildResult(snapshot=made, planned=RERUN, shards_reused=0, images_taken_over=0, seconds={}, task_seconds={})
+
+
+def test_a_result_is_one_line(result: BuildResult) -> None:
+    rest = "8 of 2,000 images in 3 shards, 3 rejected (3 truncated)"
+    assert describe(result) == f"snapshot 5 is published: {rest}"
+    unchanged = replace(result, planned=replace(RERUN, plan=None))
+    assert describe(unchanged) == f"snapshot 5 is unchanged: {rest}"
+
+
+def test_the_artifact_has_a_row_for_each_split_and_reason(result: BuildResult) -> None:
+    assert _table(result) == [
+        {"split": "train", "images": 8, "shards": 2},
+        {"split": "validation", "images": 0, "shards": 1},
+        {"split": "test", "images": 0, "shards": 0},
+        {"split": "rejected: truncated", "images": 3, "shards": ""},
+    ]

@@ -1,0 +1,94 @@
+"""Pictures of checkpoints: drawn when they are due, one at a time, and never in the way of the training."""
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from flows import previews
+from flows.previews import CheckpointPreviews, held_out_images
+from igpt_model.config import PretrainConfig
+
+CONFIG = PretrainConfig.from_fields(runs="r", preset="tiny", sample_every=10, steps=50)
+
+
+class Run:
+    """Stands for the MLflow run, and for the terminal."""
+
+    def __init__(self) -> None:
+        self.pictures: list[tuple[int, str]] = []
+        self.lines: list[str] = []
+
+    def picture_at(self, step: int, image: np.ndarray, name: str) -> None:
+        self.pictures.append((step, name))
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def drawing(draw: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have `draw` called with a checkpoint's folder instead of a task on a cluster."""
+
+    def map_tasks(function: Any, calls: list[tuple], **_: Any) -> Iterator[tuple[int, Any]]:
+        for number, call in enumerate(calls):
+            draw(call[0])
+            yield number, ("samples", np.zeros((2, 2, 3), np.uint8))
+
+    monkeypatch.setattr(previews.tasks, "map_tasks", map_tasks)
+    monkeypatch.setattr(previews, "held_out_images", lambda config, data: (np.zeros((1, 4)), np.zeros(1)))
+
+
+def previews_of(run: Run, config: PretrainConfig = CONFIG) -> CheckpointPreviews:
+    return CheckpointPreviews(config, None, "runs/a", run, run)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("fields", "due"), [({}, [10, 20, 30, 40]), ({"sample_every": 0}, []), ({"steps": 30}, [10, 20])]
+)
+def test_pictures_are_drawn_at_their_steps_and_those_of_the_last_step_elsewhere(
+    fields: dict, due: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, folders = Run(), []
+    drawing(folders.append, monkeypatch)
+    for step in range(5, 55, 5):
+        with previews_of(run, CONFIG.with_fields(**fields)) as previews:
+            previews.saved(step)
+    assert (run.pictures, run.lines) == ([(step, "samples") for step in due], [])
+    assert folders == [f"runs/a/checkpoints/{step:08d}" for step in due]
+
+
+def test_one_that_is_due_while_another_is_drawn_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, begun, finish = Run(), threading.Event(), threading.Event()
+
+    def draw(folder: str) -> None:
+        begun.set()
+        assert finish.wait(30)
+
+    drawing(draw, monkeypatch)
+    with previews_of(run) as previews:
+        previews.saved(10)
+        assert begun.wait(30)
+        previews.saved(20)
+        finish.set()
+    assert run.pictures == [(10, "samples")]
+    assert run.lines == ["skipped the picture of step 20: an earlier one is still being drawn"]
+
+
+@pytest.mark.parametrize(("error", "words"), [(RuntimeError("no\nroom"), "no"), (ValueError(), "ValueError")])
+def test_one_that_fails_is_told_in_one_line(error: Exception, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(folder: str) -> None:
+        raise error
+
+    run = Run()
+    drawing(fail, monkeypatch)
+    with previews_of(run) as previews:
+        previews.saved(10)
+    assert (run.pictures, run.lines) == ([], [f"no picture of step 10: {words}"])
+
+
+def test_the_shown_images_are_held_out(data: Any) -> None:
+    config = CONFIG.with_fields(cache=f"{data.dataset}-cache")
+    tokens_NT, labels_N = held_out_images(config, data)
+    assert tokens_NT.shape == (6, 64) and labels_N.shape == (6,)
