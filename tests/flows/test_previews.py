@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from flows import previews
 from flows.previews import CheckpointPreviews, held_out_images
 from igpt_model.config import PretrainConfig
+from tests.igpt_model.training.test_loop import digits_snapshot
 
 CONFIG = PretrainConfig.from_fields(runs="r", preset="tiny", sample_every=10, steps=50)
 
@@ -88,7 +90,8 @@ def test_one_that_fails_is_told_in_one_line(error: Exception, words: str, monkey
     assert (run.pictures, run.lines) == ([], [f"no picture of step 10: {words}"])
 
 
-def test_the_shown_images_are_held_out(data: Any) -> None:
-    config = CONFIG.with_fields(cache=f"{data.dataset}-cache")
+def test_the_shown_images_are_held_out(tmp_path: Path) -> None:
+    data = digits_snapshot(tmp_path)
+    config = CONFIG.with_fields(cache=str(tmp_path / "cache"))
     tokens_NT, labels_N = held_out_images(config, data)
     assert tokens_NT.shape == (6, 64) and labels_N.shape == (6,)

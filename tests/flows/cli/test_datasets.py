@@ -4,14 +4,28 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from PIL import Image
 
+from pipeline.build.build import build
+from pipeline.config import DatasetConfig
 from pipeline.dataset.snapshot import SPLITS, Snapshot
-from tests.conftest import Command
+from tests.conftest import Command, run_here
 
 Igpt = Callable[..., Command]
+
+
+@pytest.fixture(scope="module")
+def data(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
+    """A snapshot of 100 images in three classes."""
+    folder = tmp_path_factory.mktemp("dataset")
+    config = DatasetConfig(
+        raw=str(image_folder), dataset=str(folder / "built"), resolution=16, colours=24, samples_per_shard=20
+    )
+    with mock.patch("pipeline.cluster.tasks.map_tasks", run_here):
+        return build(config).snapshot
 
 
 @pytest.fixture
@@ -23,33 +37,33 @@ def copy(data: Snapshot, tmp_path: Path) -> Path:
 
 def test_ls_lists_the_snapshots(igpt: Igpt, data: Snapshot) -> None:
     (listed,) = json.loads(igpt("dataset", "ls", data.dataset, "--json").out)
-    assert (listed["number"], listed["images"], listed["latest"]) == (1, 300, True)
+    assert (listed["number"], listed["images"], listed["latest"]) == (1, 100, True)
     heading, line = igpt("dataset", "ls", data.dataset).out.splitlines()
     assert heading.split()[:2] == ["snapshot", "published"]
-    assert line.startswith("1 (latest)") and "8x8" in line and "16 colours" in line
+    assert line.startswith("1 (latest)") and "16x16" in line and "24 colours" in line
 
 
 def test_show_counts_by_split_and_class(igpt: Igpt, data: Snapshot) -> None:
     shown = json.loads(igpt("dataset", "show", data.dataset, "--json").out)
-    assert (shown["digest"], shown["resolution"]) == (data.digest, 8)
+    assert (shown["digest"], shown["resolution"]) == (data.digest, 16)
     assert shown["images_by_split"] == {split: data.images(split) for split in SPLITS}
     text = igpt("dataset", "show", data.dataset, 1).out
-    assert f"digest {data.digest[:12]}" in text and "resolution=8" in text
+    assert f"digest {data.digest[:12]}" in text and "resolution=16" in text
     heading = next(number for number, line in enumerate(text.splitlines()) if line.split() == ["class", *SPLITS])
     counted = [line.split() for line in text.splitlines()[heading + 1 :]]
     assert [name for name, *_ in counted] == list(data.classes)
-    assert sum(int(number) for _, *numbers in counted for number in numbers) == 300
+    assert sum(int(number) for _, *numbers in counted for number in numbers) == 100
 
 
 def test_diff_of_a_snapshot_with_itself_is_empty(igpt: Igpt, data: Snapshot) -> None:
     changes = json.loads(igpt("dataset", "diff", data.dataset, 1, 1, "--json").out)
-    assert (changes["unchanged"], changes["added"], changes["same_palette"]) == (300, 0, True)
+    assert (changes["unchanged"], changes["added"], changes["same_palette"]) == (100, 0, True)
     assert "palette: the same" in igpt("dataset", "diff", data.dataset, 1, 1).out
 
 
 def test_verify_exits_with_one_where_a_file_is_damaged(igpt: Igpt, data: Snapshot, copy: Path) -> None:
     ended = igpt("dataset", "verify", copy)
-    assert (ended.code, ended.out.splitlines()[-1].endswith("300 images, everything matches the manifest")) == (0, True)
+    assert (ended.code, ended.out.splitlines()[-1].endswith("100 images, everything matches the manifest")) == (0, True)
     (copy / data.shards[0].path).write_bytes(b"damaged")
     ended = igpt("dataset", "verify", copy, "--json")
     assert ended.code == 1
