@@ -1,4 +1,4 @@
-"""The import rules of the house: which package and room may know which, and which library has one door."""
+"""The import rules of the house, which library has one door, and that whoever edits a file knows what to run."""
 
 import ast
 import re
@@ -227,3 +227,60 @@ def test_no_folder_of_tests_is_left_out() -> None:
     folders = {part for path in (ROOT / "tests").rglob("test_*.py") for part in path.relative_to(ROOT).parts[:-1]}
     assert "build" in folders
     assert [name for name in folders if any(fnmatch(name, pattern) for pattern in options["norecursedirs"])] == []
+
+
+TESTS = ROOT / "tests"
+
+
+def mirror_of(module: str) -> str:
+    """The module of tests of a product file, both relative to the root."""
+    folder, _, name = module.rpartition("/")
+    return f"tests/{folder}/test_{name}"
+
+
+def rows_below(page: Path, heading: str) -> list[list[list[str]]]:
+    """The first table below a heading, without its head: for each row and cell what stands in backticks."""
+    lines = page.read_text().partition(f"{heading}\n")[2].splitlines()
+    begin = next(number for number, line in enumerate(lines) if line.startswith("|"))
+    table = lines[begin : next(number for number in range(begin, len(lines)) if not lines[number].startswith("|"))]
+    return [[re.findall(r"`([^`]+)`", cell) for cell in line.strip("|").split("|")] for line in table[2:]]
+
+
+def without_mirror() -> set[str]:
+    return {relative(path) for path in FILES if not (ROOT / mirror_of(relative(path))).exists()}
+
+
+def test_every_module_has_its_tests_or_a_row_that_says_where_they_are() -> None:
+    rows = rows_below(TESTS / "README.md", "## Where a module has no test module of its own")
+    listed = [module for row in rows for module in row[0]]
+    assert len(set(listed)) == len(listed) > 5
+    assert sorted(without_mirror() - set(listed)) == [], "write a module of tests, or a row in tests/README.md"
+    assert sorted(set(listed) - without_mirror()) == [], "rows in tests/README.md of what has a module of tests"
+    tests = [name for row in rows for name in row[1]]
+    assert all(row[1] for row in rows) and [name for name in tests if not (TESTS / name).is_file()] == []
+
+
+def test_every_module_of_tests_has_its_module_or_a_row_that_says_what_it_holds() -> None:
+    rows = rows_below(TESTS / "README.md", "And where a module of tests has no module:")
+    listed = {name for row in rows for name in row[0]}
+    mirrors = {mirror_of(relative(path)) for path in FILES}
+    own = {
+        relative(path).removeprefix("tests/")
+        for package in PACKAGES
+        for path in (TESTS / package).rglob("test_*.py")
+        if relative(path) not in mirrors
+    }
+    assert own == listed
+
+
+def test_what_contributing_says_to_run_tests_what_it_says_to_edit() -> None:
+    rows = rows_below(ROOT / "CONTRIBUTING.md", "## To change X, edit Y, run Z")
+    assert len(rows) >= 12
+    unmirrored = without_mirror()
+    for _, edited, commands in rows:
+        run = [path for command in commands if not command.startswith("make ") for path in command.split()]
+        assert run and all((ROOT / path).exists() for path in run), run
+        for path in edited:
+            assert (ROOT / path).exists(), path
+            if path.endswith(".py") and path not in unmirrored:
+                assert any(mirror_of(path).startswith(tests) for tests in run), f"{path} is not tested by {run}"
