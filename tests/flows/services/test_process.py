@@ -3,7 +3,9 @@
 import os
 import signal
 import socket
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -85,13 +87,12 @@ def test_all_are_ended_also_those_that_ignore_it(started: psutil.Process) -> Non
 
 
 def test_a_zombie_does_not_run() -> None:
-    ended = os.fork()
-    if not ended:
-        os._exit(0)
-    other = psutil.Process(ended)
-    os.waitid(os.P_PID, ended, os.WEXITED | os.WNOWAIT)
-    assert other.is_running()
-    assert not process.is_alive(other)
+    with subprocess.Popen([sys.executable, "-c", ""]) as child:
+        ended = psutil.Process(child.pid)
+        while ended.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
+        assert ended.is_running()
+        assert not process.is_alive(ended)
 
 
 def test_the_log_of_the_process_before_is_kept(service: Service, started: psutil.Process) -> None:
