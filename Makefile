@@ -6,6 +6,8 @@ RUN := $(VENV)/.ready-to-run
 DEV := $(VENV)/.ready-to-develop
 PIP := $(BIN)/pip --disable-pip-version-check --quiet --quiet
 PYTEST := $(BIN)/pytest $(PYTEST_FLAGS)
+# Some tests wait more than they compute, hence one process more than the least number of cores.
+UNITS := --numprocesses 3 --dist loadfile --no-loadscope-reorder
 SIDE_BY_SIDE := $(BIN)/python -m tests.side_by_side $(PYTEST_FLAGS) -m
 
 # A part that fails does not keep the next ones from running; make still exits with an error.
@@ -25,7 +27,7 @@ check: lint test-unit ## lint, types and unit tests
 test: lint test-unit test-services ## check, the tests on real services, and one fault of every kind
 
 test-unit: $(DEV)
-	$(PYTEST) --numprocesses 2 --dist loadfile -m "not (services or faults or rig or long)"
+	$(PYTEST) $(UNITS) -m "not (services or faults or rig or long)"
 
 test-services: $(DEV)
 	$(SIDE_BY_SIDE) "not long and ((services or rig) and not faults or sample)"
@@ -37,7 +39,7 @@ test-faults: $(DEV) ## every fault: killed workers, lost nodes, failing stores a
 # The second line runs the tests on random inputs with twenty times the examples that `check` gives them.
 test-long: $(DEV) ## the rehearsal, long random histories and fuzzing
 	$(PYTEST) -m long
-	$(PYTEST) --numprocesses 2 --dist loadfile --hypothesis-profile long -m "hypothesis and not (services or faults or long)"
+	$(PYTEST) $(UNITS) --hypothesis-profile long -m "hypothesis and not (services or faults or long)"
 
 lint: $(DEV) ## style and types
 	$(BIN)/ruff check .

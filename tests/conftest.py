@@ -38,6 +38,15 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker(pytest.mark.stack)
 
 
+@pytest.hookimpl(tryfirst=True)  # before tests are selected by their markers
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the modules that look at the session's refresh: what they share is made once if they run together."""
+    modules = {item.path for item in items if "refreshed" in getattr(item, "fixturenames", ())}
+    for item in items:
+        if item.path in modules:
+            item.add_marker(pytest.mark.refreshed)
+
+
 @pytest.fixture(autouse=True)
 def process_as_it_was() -> Iterator[None]:
     """Undo what a test that runs a command or a training in this process leaves behind for the next one.

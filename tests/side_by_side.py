@@ -1,28 +1,36 @@
-"""Two runs of pytest side by side: the tests on the stack that serves all of them, and those that start their own.
+"""Three runs of pytest side by side: two on services of their own that serve many tests, and the rest.
 
     python -m tests.side_by_side [OPTION ...] -m MARKERS
 
-Both wait for much. What the second prints comes when both have ended.
+All wait for much. What the second and the third print comes when they have ended.
 """
 
 import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack
 
+_PARTS = ("refreshed", "stack and not refreshed", "not stack")
 _NO_TESTS = 5  # pytest's exit status
 
 
 def main(*arguments: str) -> int:
-    """Run both; the exit status of the first that failed, or 0."""
+    """Run all parts; the exit status of the first that failed, or 0."""
     *options, markers = arguments
     command = [sys.executable, "-m", "pytest", *options]
-    with tempfile.TemporaryFile("w+") as output:
-        beside = subprocess.Popen([*command, f"not stack and ({markers})"], stdout=output, stderr=subprocess.STDOUT)
-        shown = subprocess.Popen([*command, f"stack and ({markers})"])
-        codes = [_wait(shown), _wait(beside)]
-        output.seek(0)
-        print(output.read())
-    # One half may have no test of those asked for.
+    codes = []
+    with ExitStack() as files:
+        outputs = [None, *(files.enter_context(tempfile.TemporaryFile("w+")) for _ in _PARTS[1:])]
+        runs = [
+            subprocess.Popen([*command, f"{part} and ({markers})"], stdout=output, stderr=subprocess.STDOUT)
+            for part, output in zip(_PARTS, outputs, strict=True)
+        ]
+        for run, output in zip(runs, outputs, strict=True):
+            codes.append(_wait(run))
+            if output is not None:
+                output.seek(0)
+                print(output.read(), flush=True)
+    # Not every part has tests of those asked for.
     failed = [code for code in codes if code and code != _NO_TESTS]
     return failed[0] if failed else min(codes)
 

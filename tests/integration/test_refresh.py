@@ -10,6 +10,7 @@ from uuid import UUID
 
 import numpy as np
 import pytest
+from mlflow import MlflowClient
 
 from flows.services import services
 from flows.services.local_stack import Stack
@@ -75,7 +76,6 @@ def test_the_webdataset_package_reads_the_same_pixels(refreshed: Refreshed, digi
 
 
 def test_the_mlflow_run_has_config_lineage_curves_and_pictures(refreshed: Refreshed, stack: Stack) -> None:
-    from mlflow import MlflowClient
 
     client = MlflowClient(stack.mlflow_url)
     experiment = client.get_experiment_by_name("refreshed")
@@ -170,7 +170,6 @@ def test_a_registered_version_holds_no_pickle(refreshed: Refreshed) -> None:
 
 
 def test_running_it_again_makes_nothing_new(refreshed: Refreshed, stack: Stack) -> None:
-    from mlflow import MlflowClient
 
     def state() -> list[tuple[str, str]]:
         return [
@@ -187,3 +186,21 @@ def test_running_it_again_makes_nothing_new(refreshed: Refreshed, stack: Stack) 
     assert "models:/refreshed/1" in again.out
     assert state() == before
     assert len(MlflowClient(stack.mlflow_url).search_model_versions("name = 'refreshed'")) == 1
+
+
+def test_no_secret_is_in_what_the_refresh_left(refreshed: Refreshed, stack: Stack, home: Path) -> None:
+    secrets = (stack.s3_secret_key, stack.ray_token)
+    ray_folder = Path(json.loads((home / "services.json").read_text())["ray_folder"])
+    logs = [
+        path
+        for folder in (home / "logs", ray_folder)
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix in {".log", ".out", ".err"}
+    ]
+    assert len(logs) > 10
+    client = MlflowClient(stack.mlflow_url)
+    runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    assert runs
+    places = {str(path): path.read_text(errors="replace") for path in logs}
+    places |= {f"run {run.info.run_id}": str(run.to_dictionary()) for run in runs}
+    assert not [place for place, text in places.items() if any(secret in text for secret in secrets)]

@@ -25,7 +25,7 @@ from flows.services.local_stack import Stack
 from flows.services.ports import free_port
 from pipeline.dataset import snapshot
 from pipeline.store import lease, objects
-from tests.integration.conftest import ROOT, Command, Refreshed, ended, refresh_config
+from tests.integration.conftest import ROOT, Command, ended, refresh_config
 from tests.rigs.postgres import PostgresServer
 from tests.rigs.prefect_services import PrefectServer, Worker
 from tests.rigs.waiting import wait_until
@@ -472,7 +472,7 @@ def test_logs_are_json_and_carry_the_run(production: Production) -> None:
     assert any("is job" in entry["message"] for entry in of_runs)
 
 
-def test_no_secret_is_in_any_log_or_parameter(production: Production, refreshed: Refreshed, home: Path) -> None:
+def test_no_secret_is_in_any_log_or_parameter(production: Production, home: Path) -> None:
     """After the tests above: runs were late, cancelled and have failed, and all of it was written to logs."""
     secrets = {production.stack.s3_secret_key, production.stack.ray_token, AUTH.partition(":")[2]}
     ray_folder = Path(json.loads((home / "services.json").read_text())["ray_folder"])
@@ -486,10 +486,6 @@ def test_no_secret_is_in_any_log_or_parameter(production: Production, refreshed:
     for path in logs:
         text = path.read_text(errors="replace")
         assert not [secret for secret in secrets if secret in text], path
-    client = MlflowClient(production.stack.mlflow_url)
-    tracked = client.search_runs([each.experiment_id for each in client.search_experiments()])
-    assert tracked
-    assert not [run for run in tracked for secret in secrets if secret in str(run.to_dictionary())]
     from prefect.client.schemas.filters import LogFilter
 
     with production.client() as client:
