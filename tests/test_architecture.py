@@ -60,7 +60,7 @@ DOORS = {
     },
     "fsspec": {f"pipeline/store/{name}.py" for name in ("objects", "bulk", "s3")},
     "s3fs": {"pipeline/store/s3.py"},
-    "obstore": {"pipeline/store/bulk.py"},
+    "obstore": {"pipeline/store/s3_reads.py"},
     "tenacity": {"pipeline/store/errors.py"},
 }
 

@@ -8,25 +8,22 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pipeline.build import plan
+from pipeline.build.fit_palette import fit_palette
 from pipeline.build.plan import Plan, Planner
 from pipeline.build.run_plan import check_counts, make_shards, sort_shards
-from pipeline.build.shard_tasks import ShardResult, count_colours
+from pipeline.build.shard_tasks import ShardResult
 from pipeline.build.source_state import SourceState, read_source_state
-from pipeline.cluster import tasks
 from pipeline.config import DatasetConfig
 from pipeline.dataset import index, snapshot
 from pipeline.dataset.publish import commit
 from pipeline.dataset.snapshot import Snapshot
 from pipeline.errors import IgptError
 from pipeline.images import palette
-from pipeline.partition import divide
 from pipeline.progress import Progress, silent
 from pipeline.source.raw_reads import SourceChangedError
 from pipeline.store import objects, presence
 from pipeline.store.lease import Fence
 
-_IMAGES_PER_COUNT = 500
 # If the source changes while it is read, the build starts again, with at most this many tries. The last one puts the
 # changed images into quarantine instead; the next build recovers them.
 _TRIES = 3
@@ -153,7 +150,7 @@ class _Build:
                 seconds=self.seconds,
                 task_seconds={},
             )
-        palette_K3 = self._fit_palette() if ready is None else ready
+        palette_K3 = fit_palette(self._config, self._state, self._progress) if ready is None else ready
         sha256 = palette.sha256(palette_K3)
         self._lap("palette")
         announce(planned := self._planned(self._plan(sha256)))
@@ -236,25 +233,6 @@ class _Build:
                 f"{self._config.raw}: no image falls into the training split; give more images or smaller fractions"
             )
         return None
-
-    def _fit_palette(self) -> np.ndarray:
-        config, state = self._config, self._state
-        rows = plan.sample_for_palette(state.rows, state.splits, config)
-        parts = divide(rows, _IMAGES_PER_COUNT)
-        histogram = palette.ColourHistogram()
-        done = 0
-        self._progress("palette", 0, len(rows), "images")
-        calls = ((table, False) for table in state.listing.gather(parts))
-        counted = tasks.map_tasks(count_colours, calls, shared=(config,), after_crash=lambda call: (call[0], True))
-        for number, counts in counted:
-            histogram.merge(counts)
-            done += len(parts[number])
-            self._progress("palette", done, len(rows), "images")
-        if not histogram.counts.any():
-            raise IgptError(
-                f"{config.raw}: none of {len(rows)} sampled images could be decoded; is this the right prefix?"
-            )
-        return palette.fit(histogram, config.colours, config.seed)
 
     def _snapshot(self, planned: Plan, results: Sequence[ShardResult], sha256: str, colours: int) -> Snapshot:
         state, config = self._state, self._config

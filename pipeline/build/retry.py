@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 
+from pipeline.build.decode_rows import decode_rows
 from pipeline.build.plan import Planner
 from pipeline.build.run_plan import check_counts, make_shards, sort_shards
-from pipeline.build.shard_tasks import decode_rows
 from pipeline.build.source_state import SourceState, read_source_state
 from pipeline.cluster import tasks
 from pipeline.config import DatasetConfig

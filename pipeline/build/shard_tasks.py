@@ -1,33 +1,27 @@
-"""The functions of preprocessing tasks, independent of the scheduler: count colours, or make one shard.
+"""The task that makes one shard, independent of the scheduler.
 
-Making a shard is idempotent. It writes the shard, then its quarantine, then its index: a shard with an index is
-finished, and a task that finds one only reads the entry for the manifest.
+It is idempotent. It writes the shard, then its quarantine, then its index: a shard with an index is finished, and a
+task that finds one only reads the entry for the manifest.
 """
 
-import faulthandler
 import logging
-import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from pipeline.build.decode_rows import Stopwatch, decode_rows
 from pipeline.config import DatasetConfig
 from pipeline.dataset import index, shards
 from pipeline.dataset.snapshot import ShardEntry
 from pipeline.hashing import sha256
-from pipeline.images import decode, palette
-from pipeline.images.decode import TRANSIENT, Pictures, Reason, Rejection
-from pipeline.images.isolation import IsolatedDecoder
-from pipeline.source.raw_reads import read_images
+from pipeline.images import palette
+from pipeline.images.decode import TRANSIENT, Reason, Rejection
 from pipeline.store import objects
 
-_PICTURES_PER_COUNT = 64
 _log = logging.getLogger(__name__)
 
 
@@ -61,101 +55,6 @@ class ShardResult:
     """Number of images whose samples were copied from the replaced shard."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Time by step: read (waiting for data), decode, quantize, write."""
-
-
-class _Stopwatch:
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-        self._since = time.perf_counter()
-
-    def lap(self, step: str) -> None:
-        now = time.perf_counter()
-        self.seconds[step] += now - self._since
-        self._since = now
-
-
-class _Watchdog:
-    """Ends this process when `feed` is not called for too long: nothing else stops a decoder that hangs.
-
-    The task is then retried with its decoder in a child process. A context manager.
-    """
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._armed = 0.0
-
-    def __enter__(self) -> "_Watchdog":
-        return self
-
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        faulthandler.cancel_dump_traceback_later()
-
-    def feed(self) -> None:
-        """Restart the timer; not for every image, because that starts a thread."""
-        now = time.monotonic()
-        if now - self._armed > self._seconds / 4:
-            faulthandler.dump_traceback_later(1.25 * self._seconds, exit=True)
-            self._armed = now
-
-
-@dataclass(frozen=True, kw_only=True)
-class Decoded:
-    """The outcome of decoding one row of a listing."""
-
-    row: int
-    outcome: Pictures | Rejection
-    sha256: str
-    """Of the raw bytes, in hex; empty if they could not be read."""
-
-
-def decode_rows(
-    listing: pa.Table,
-    config: DatasetConfig,
-    split: str,
-    *,
-    tolerant: bool,
-    isolated: bool,
-    stopwatch: _Stopwatch | None = None,
-) -> Iterator[Decoded]:
-    """Read and decode the rows of a listing, sorted by their position in storage.
-
-    Raises SourceChangedError for an image that changed since it was listed, unless `tolerant`.
-    """
-    stopwatch = stopwatch or _Stopwatch()
-    recipe = config.recipe(split)
-    keys = listing["key"].to_pylist()
-    with ExitStack() as stack:
-        isolator = stack.enter_context(IsolatedDecoder(recipe, config.max_seconds)) if isolated else None
-        watchdog = None if isolated else stack.enter_context(_Watchdog(config.max_seconds))
-        for image in read_images(listing, tolerant=tolerant):
-            stopwatch.lap("read")
-            if image.rejection is not None:
-                yield Decoded(row=image.row, outcome=image.rejection, sha256="")
-                continue
-            outcome: Pictures | Rejection
-            if isolator is not None:
-                outcome = isolator.decode(image.data, keys[image.row])
-            else:
-                assert watchdog is not None
-                watchdog.feed()
-                outcome = decode.decode(image.data, recipe, keys[image.row])
-            stopwatch.lap("decode")
-            yield Decoded(row=image.row, outcome=outcome, sha256=image.sha256)
-
-
-def count_colours(listing: pa.Table, isolated: bool, config: DatasetConfig) -> palette.ColourHistogram:
-    """Count the colours of training images. Rejected images are skipped: they are recorded with their shard."""
-    histogram = palette.ColourHistogram()
-    waiting: list[np.ndarray] = []  # counting costs the same for one picture as for many
-    for decoded in decode_rows(listing, config, "train", tolerant=True, isolated=isolated):
-        if isinstance(decoded.outcome, Pictures):
-            waiting.append(decoded.outcome.pixels)
-        if len(waiting) >= _PICTURES_PER_COUNT:
-            histogram.add(np.concatenate(waiting))
-            waiting = []
-    if waiting:
-        histogram.add(np.concatenate(waiting))
-    return histogram
 
 
 def make_shard(task: ShardTask, config: DatasetConfig, table: np.ndarray) -> ShardResult:
@@ -195,7 +94,7 @@ class _Shard:
         self._rejected: dict[int, dict[str, Any]] = {}
 
     def make(self, table: np.ndarray) -> ShardResult:
-        task, stopwatch = self._task, _Stopwatch()
+        task, stopwatch = self._task, Stopwatch()
         _log.info("shard %s of %s: started with %d rows", task.name, task.dataset, len(self._listing))
         for row, key in enumerate(task.duplicate_of):
             if key is not None:

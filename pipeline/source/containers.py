@@ -20,6 +20,7 @@ from pipeline.errors import IgptError
 from pipeline.hashing import sha256
 from pipeline.images import decode
 from pipeline.store import bulk, objects
+from pipeline.store.block_reader import BlockReader
 from pipeline.store.objects import StoredFile
 
 EXTENSIONS = (".tar", ".parquet")
@@ -61,7 +62,7 @@ def scan(file: StoredFile) -> pa.Table:
 def _scan_tar(file: StoredFile) -> pa.Table:
     rows: list[tuple[str, int, int, str]] = []
     labels: dict[str, str] = {}  # WebDataset: the text of {sample}.cls, by sample
-    stream = bulk.BlockReader(file.url, file.size)
+    stream = BlockReader(file.url, file.size)
     try:
         with tarfile.open(fileobj=stream, mode="r:") as archive:
             for member in archive:
@@ -140,7 +141,7 @@ def _scan_parquet(file: StoredFile) -> pa.Table:
 
 def _open_parquet(url: str, size: int) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(bulk.BlockReader(url, size))
+        return pq.ParquetFile(BlockReader(url, size))
     except pa.ArrowInvalid as error:
         raise IgptError(f"{url}: not a readable Parquet file ({error}); write it again") from None
 

@@ -11,6 +11,7 @@ from pipeline.hashing import sha256
 from pipeline.images.decode import Reason, Rejection
 from pipeline.source import containers
 from pipeline.store import bulk
+from pipeline.store.s3_reads import ReadObject
 
 # Raw bytes of a batch; a task holds two, the one in use and the next.
 _BATCH_BYTES = 16 * 1024 * 1024
@@ -84,7 +85,7 @@ class _Reader:
         results = bulk.read_objects([self._urls[row] for row in rows], [self._lengths[row] for row in rows])
         images = []
         for row, result in zip(rows, results, strict=True):
-            if isinstance(result, bulk.ReadObject):
+            if isinstance(result, ReadObject):
                 if result.etag == self._etags[row] and len(result.data) == self._lengths[row]:
                     images.append(RawImage(row=row, data=result.data, sha256=sha256(result.data)))
                 else:

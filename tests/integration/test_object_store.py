@@ -8,9 +8,10 @@ import pytest
 
 from flows.services.local_stack import Stack
 from pipeline.errors import IgptError
-from pipeline.store import bulk, objects
-from pipeline.store.bulk import BlockReader, ReadObject
+from pipeline.store import bulk, objects, s3_reads
+from pipeline.store.block_reader import BlockReader
 from pipeline.store.conditional_create import AlreadyExistsError, create_bytes
+from pipeline.store.s3_reads import ReadObject
 
 pytestmark = [pytest.mark.services, pytest.mark.usefixtures("stack")]
 
@@ -99,10 +100,10 @@ def test_of_many_creators_at_once_one_wins(folder: str) -> None:
 def test_wrong_keys_and_no_bucket_are_one_line(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(IgptError, match="the bucket does not exist"):
         objects.check_reachable("s3://no-such-bucket/x")
-    bulk._s3_store.cache_clear()
+    s3_reads._client.cache_clear()
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     try:
         with pytest.raises(IgptError, match="refused the credentials"):
             list(bulk.list_files("s3://raw/wrong-keys"))
     finally:
-        bulk._s3_store.cache_clear()
+        s3_reads._client.cache_clear()

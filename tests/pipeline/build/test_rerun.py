@@ -15,7 +15,7 @@ from pipeline.build.build import BuildResult, build, plan_build
 from pipeline.config import DatasetConfig
 from pipeline.dataset import snapshot
 from pipeline.dataset.keys import key_of
-from pipeline.images import palette
+from pipeline.images import decode, palette
 from pipeline.inspect.verify import verify
 from tests.conftest import write_tar
 from tests.pipeline.build.test_build import contents, rows, times, tokens_by_key
@@ -99,8 +99,8 @@ def test_a_changed_and_a_deleted_image_rewrite_their_own_shards(
     save(config, "temple/01.png", photos[99])
     (Path(config.raw) / "flower" / "05.jpg").unlink()
     decoded: list[str] = []
-    decode = shard_tasks.decode.decode
-    monkeypatch.setattr(shard_tasks.decode, "decode", lambda *a: (decoded.append(a[2]), decode(*a))[1])
+    decode_one = decode.decode
+    monkeypatch.setattr(decode, "decode", lambda *a: (decoded.append(a[2]), decode_one(*a))[1])
     result = build(config)
     plan = result.planned.plan
     assert plan is not None

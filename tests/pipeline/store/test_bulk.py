@@ -1,16 +1,14 @@
 """Reading many objects at once: ranges as slices, whole objects with their tags, an exception for what is not there."""
 
 import os
-import tarfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.store import bulk, objects
-from pipeline.store.bulk import BlockReader, ReadObject
-from tests.conftest import write_tar
+from pipeline.store.s3_reads import ReadObject
 
 # Ranges farther apart than this are read apart.
 GAP = 64 * 1024
@@ -72,35 +70,6 @@ def test_objects_that_cannot_be_read_are_returned_as_exceptions(url: str) -> Non
     answers = bulk.read_objects([url, f"{url}.missing", url], [300_000, 5, 300_000])
     assert [type(answer) for answer in answers] == [ReadObject, FileNotFoundError, ReadObject]
     assert bulk.read_objects([], []) == []
-
-
-@settings(max_examples=50)
-@given(steps=st.lists(st.tuples(st.integers(0, 300_000), st.integers(-1, 100_000)), max_size=20))
-def test_a_block_reader_is_a_file(url: str, steps: list[tuple[int, int]]) -> None:
-    reader = BlockReader(url, len(CONTENT))
-    with Path(url).open("rb") as file:
-        for place, size in steps:
-            assert reader.seek(place) == file.seek(place)
-            assert reader.read(size) == file.read(size)
-            assert reader.tell() == file.tell()
-
-
-def test_a_block_reader_reads_blocks_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    members = {f"{number}.png": os.urandom(1000) for number in range(200)}
-    path = write_tar(tmp_path / "all.tar", members)
-    size = path.stat().st_size
-    fetched: list[int] = []
-    read_range = bulk.read_range
-
-    def counting(url: str, start: int, stop: int) -> bytes:
-        fetched.append(start)
-        return read_range(url, start, stop)
-
-    monkeypatch.setattr(bulk, "read_range", counting)
-    monkeypatch.setattr(bulk, "_BLOCK_BYTES", 32 * 1024)
-    with tarfile.open(fileobj=BlockReader(str(path), size), mode="r:") as archive:
-        assert {member.name: archive.extractfile(member).read() for member in archive} == members
-    assert sorted(fetched) == list(range(0, size, 32 * 1024))
 
 
 def test_a_listing_of_nothing_is_empty(tmp_path: Path) -> None:
