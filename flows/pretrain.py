@@ -23,9 +23,9 @@ from igpt_model.runs import initial_model, metric_log, record
 from igpt_model.runs.open_model import open_model
 from igpt_model.runs.result import TrainResult, finished
 from igpt_model.tracking import figures, runs
-from igpt_model.tracking import sheets as pictures
 from igpt_model.tracking.curve_logger import CurveLogger
 from igpt_model.tracking.runs import RunLogger
+from igpt_model.tracking.sheets import to_png
 from igpt_model.training.metric_names import TRAINING_METRICS
 from igpt_model.training.ray import TrainJob, train_on_cluster
 from pipeline.cluster.metrics import Meter
@@ -187,15 +187,15 @@ def _show(
         baselines=baselines,
         mlflow_run=logger.run_id,
         mlflow_url=logger.url,
-        sheets={name: pictures.to_png(picture) for name, picture in sheets.items()},
+        sheets={name: to_png(picture) for name, picture in sheets.items()},
         loss_curve=loss_curve,
     )
 
 
 def _log_missing_metrics(run: str, curve: CurveLogger) -> None:
     """Log the metrics stored with the checkpoints that MLflow lacks, after a crash of this process or of MLflow."""
-    for report in metric_log.read(run):
-        curve.metrics(report.step, report.values)
+    for logged in metric_log.read(run):
+        curve.metrics(logged.step, logged.values)
     curve.flush()
 
 

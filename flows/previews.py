@@ -9,8 +9,8 @@ from igpt_model.config import PretrainConfig
 from igpt_model.data.shard_cache import ShardCache
 from igpt_model.model.bundle import ModelBundle
 from igpt_model.runs import checkpoint
-from igpt_model.tracking import sheets as pictures
 from igpt_model.tracking.runs import RunLogger
+from igpt_model.tracking.sheets import draw_checkpoint, draw_sheet, sheet_names
 from pipeline.cluster import tasks
 from pipeline.dataset.snapshot import Snapshot
 
@@ -29,12 +29,12 @@ def held_out_images(config: PretrainConfig, data: Snapshot) -> tuple[np.ndarray,
 def draw_all(config: PretrainConfig, data: Snapshot, bundle: ModelBundle, reporter: Reporter) -> dict[str, np.ndarray]:
     """The sheets of a finished model by name, one Ray task per sheet, on a GPU if training used GPUs."""
     tokens_NT, labels_N = held_out_images(config, data)
-    names = pictures.sheet_names(bundle)
+    names = sheet_names(bundle)
     device, gpus = ("cuda", 1) if config.execution.use_gpu else ("cpu", 0)
     calls = ((bundle, name, tokens_NT, labels_N, config.optimizer.seed, device) for name in names)
     sheets: dict[str, np.ndarray] = {}
     reporter("draw", 0, len(names), "pictures")
-    for done, (number, sheet) in enumerate(tasks.map_tasks(pictures.draw_sheet, calls, num_gpus=gpus), 1):
+    for done, (number, sheet) in enumerate(tasks.map_tasks(draw_sheet, calls, num_gpus=gpus), 1):
         sheets[names[number]] = sheet
         reporter("draw", done, len(names), "pictures")
     return {name: sheets[name] for name in names}
@@ -75,7 +75,7 @@ class CheckpointPreviews:
         try:
             tokens_NT, labels_N = held_out_images(self._config, self._data)
             call = (checkpoint.folder_of(self._run, step), tokens_NT, labels_N, self._config.optimizer.seed)
-            for _, (name, sheet) in tasks.map_tasks(pictures.draw_checkpoint, [call], num_cpus=0):
+            for _, (name, sheet) in tasks.map_tasks(draw_checkpoint, [call], num_cpus=0):
                 self._logger.picture_at(step, sheet, name)
         except Exception as error:  # noqa: BLE001 (a failed preview must not stop training)
             self._reporter.say(f"no picture of step {step}: {(str(error).splitlines() or [type(error).__name__])[0]}")

@@ -15,8 +15,7 @@ from flows.probe import ProbeOutcome, probe
 from flows.services import settings
 from flows.terminal.console import Reporter
 from flows.terminal.memory import StageMeter
-from igpt_model.registry import client, register
-from igpt_model.registry import gate as promotion
+from igpt_model.registry import client, gate, register
 from igpt_model.registry.client import Version
 from igpt_model.registry.gate import GateConfig
 from igpt_model.runs.open_model import open_model, opened_once
@@ -83,9 +82,9 @@ def _register(
         "igpt.run": trained.run,
         "igpt.probe_best_layer": str(result.best_layer),
         "igpt.probe_test_accuracy": f"{result.best.test_accuracy:.5f}",
-        promotion.BITS: f"{trained.result.validation_loss / math.log(2):.5f}",
-        promotion.ACCURACY: f"{result.best.validation_accuracy:.5f}",
-        promotion.SPLITS: digest(held_out),
+        gate.BITS: f"{trained.result.validation_loss / math.log(2):.5f}",
+        gate.ACCURACY: f"{result.best.validation_accuracy:.5f}",
+        gate.SPLITS: digest(held_out),
     }
     version = register.register(
         open_model(trained.run, client.Registry(services.mlflow_tracking_uri).open),
@@ -112,11 +111,11 @@ def _register(
     return version.uri
 
 
-def _promote(version: Version, tracking_uri: str, gate: GateConfig, reporter: Reporter) -> None:
+def _promote(version: Version, tracking_uri: str, config: GateConfig, reporter: Reporter) -> None:
     """Make the version the champion if it passes the gate; the refresh succeeds either way."""
     if client.CHAMPION in version.aliases:
         reporter.say(f"{version.uri} is already the {client.CHAMPION}")
         return
-    decision = client.Registry(tracking_uri).promote(version.uri, gate).decision
+    decision = client.Registry(tracking_uri).promote(version.uri, config).decision
     reporter.say(f"{version.uri}: " + (f"promoted to {client.CHAMPION}" if decision.passed else decision.text))
     get_run_logger().info("%s: %s", version.uri, decision.text)

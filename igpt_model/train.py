@@ -15,8 +15,8 @@ def main() -> None:
     from igpt_model.runs.result import finished
     from igpt_model.training import standalone
     from igpt_model.training.loop import train
-    from pipeline.dataset import snapshot as snapshots
-    from pipeline.typed_config import file as config_file
+    from pipeline.dataset import snapshot
+    from pipeline.typed_config import config_file
 
     arguments = sys.argv[1:]
     if not arguments or arguments[0].startswith("-"):
@@ -24,7 +24,7 @@ def main() -> None:
     try:
         config = config_file.load(PretrainConfig, Path(arguments[0]), arguments[1:])
         with standalone.worker(config) as worker:
-            data = snapshots.read(config.given_dataset, config.data.snapshot)
+            data = snapshot.read(config.given_dataset, config.data.snapshot)
             run = record.folder_of(config, data)
             config = config.with_fields(workers=worker.world_size)
             result = finished(config, data, run) or train(config, data, run, worker, standalone.Printer())

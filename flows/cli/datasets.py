@@ -17,9 +17,9 @@ from pipeline.dataset import snapshot
 from pipeline.dataset.snapshot import SPLITS
 from pipeline.errors import IgptError
 from pipeline.inspect import contact_sheet, history, verify
-from pipeline.inspect import gc as collect
+from pipeline.inspect.gc import collect
 from pipeline.store import objects
-from pipeline.typed_config import file as config_file
+from pipeline.typed_config import config_file
 
 if TYPE_CHECKING:
     from pipeline.build.build import PlannedBuild
@@ -285,7 +285,7 @@ def gc(
 ) -> None:
     """Remove the files that no snapshot references; refused while a build is running."""
     prepare(home, as_json=as_json)
-    result = collect.collect(dataset, min_age_seconds=3600 * min_age_hours, dry_run=dry_run)
+    result = collect(dataset, min_age_seconds=3600 * min_age_hours, dry_run=dry_run)
     if as_json:
         print_json(asdict(result))
         return

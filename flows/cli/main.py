@@ -64,13 +64,13 @@ def demo(
     stack = local_stack.up(folder, say=_say)
     settings.use(stack)
     try:
-        from flows import demo as demos
+        from flows.demo import demo as flow
 
         console.print(
             f"Running the pipeline; watch it at {stack.prefect_url} (Prefect) and {stack.mlflow_url} (MLflow)"
         )
         name = config.dataset.dataset.rstrip("/").rsplit("/", 1)[-1]
-        demos.demo(config, local_stack.process_ids(folder), folder / "demo" / name)
+        flow(config, local_stack.process_ids(folder), folder / "demo" / name)
     finally:
         if stop:
             local_stack.down(folder, say=_say)

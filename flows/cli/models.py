@@ -12,7 +12,7 @@ import typer
 from flows.services import settings
 from flows.terminal.console import Reporter, console
 from pipeline.errors import IgptError
-from pipeline.images import palette as palettes
+from pipeline.images import palette
 from pipeline.store import objects
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ def score(
     """
     _prepare(output)
     from igpt_model.inference import image_files
-    from igpt_model.inference import score as scoring
+    from igpt_model.inference.score import score_images
     from igpt_model.tracking import sheets
 
     contents = image_files.read_files(images)
@@ -188,7 +188,7 @@ def score(
     tokens_NT = bundle.quantize(squares)
     low_NP = bundle.shrink(squares) if bundle.model.config.low_resolution is not None else None
     labels = _needed_labels(bundle, class_name, len(images))
-    result = scoring.score_images(bundle, tokens_NT, labels_N=labels, low_NP=low_NP)
+    result = score_images(bundle, tokens_NT, labels_N=labels, low_NP=low_NP)
     for name, nats, bits in zip(images, result.nats_per_pixel, result.bits_per_pixel, strict=True):
         console.print(f"{nats:.4f} nats per pixel, {bits:.4f} bits per pixel  {name}")
     if output is not None:
@@ -277,7 +277,7 @@ def _load(model: str, device: str | None) -> "ModelBundle":
 def _palette(url: str) -> np.ndarray:
     """Read a palette, float32 [colours, 3]. Raises IgptError when the file is missing or not a palette."""
     try:
-        return palettes.from_bytes(objects.read_bytes(objects.absolute(url)), url)
+        return palette.from_bytes(objects.read_bytes(objects.absolute(url)), url)
     except (FileNotFoundError, IsADirectoryError):
         raise IgptError(f"{url}: no palette there; give an .npy of [colours, 3] or a JSON list of clusters") from None
 

@@ -7,7 +7,7 @@ import typer
 
 from flows.services import preflight, settings
 from flows.terminal.console import console
-from pipeline.typed_config import file as config_file
+from pipeline.typed_config import config_file
 
 Home = Annotated[
     Path | None,

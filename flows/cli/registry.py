@@ -11,7 +11,7 @@ from flows.terminal.console import console
 from flows.terminal.tables import print_json, print_table
 from igpt_model.registry.gate import ACCURACY, BITS, GateConfig
 from pipeline.errors import IgptError
-from pipeline.typed_config import file as config_file
+from pipeline.typed_config import config_file
 
 if TYPE_CHECKING:
     from igpt_model.registry.client import Registry, Version

@@ -25,11 +25,11 @@ Run = Annotated[str, typer.Argument(metavar="RUN", help="URL or path of a traini
 def list_runs(runs: Runs, as_json: Json = False, home: Home = None) -> None:
     """List the runs in a runs folder with their progress and results."""
     prepare(home, as_json=as_json)
-    from igpt_model.runs import record as run_record
+    from igpt_model.runs import record
 
     url = objects.absolute(runs)
     objects.check_reachable(url)
-    rows = [_row(run) for run in run_record.find(url)]
+    rows = [_row(run) for run in record.find(url)]
     if as_json:
         print_json(rows)
     elif rows:
@@ -39,12 +39,11 @@ def list_runs(runs: Runs, as_json: Json = False, home: Home = None) -> None:
 
 
 def _row(run: str) -> dict[str, Any]:
-    from igpt_model.runs import checkpoint
-    from igpt_model.runs import record as run_record
-    from igpt_model.runs import result as train_result
+    from igpt_model.runs import checkpoint, record
+    from igpt_model.runs.result import read_result
 
-    config = run_record.read(run).config
-    result = train_result.read_result(run)
+    config = record.read(run).config
+    result = read_result(run)
     steps = checkpoint.marked_steps(run)
     finished = result is not None and result.steps >= config.optimizer.steps
     return {
@@ -70,13 +69,13 @@ def show(
     """Show a run: its checkpoints, its curve, its config. Exits with 1 if a checkpoint is damaged."""
     prepare(home, as_json=as_json)
     from igpt_model.runs import checkpoint, metric_log
-    from igpt_model.runs import record as run_record
+    from igpt_model.runs.record import read
 
     url = objects.absolute(run).rstrip("/")
     objects.check_reachable(url)
-    record = run_record.read(url)
+    record = read(url)
     checkpoints = [_checkpoint_row(url, step, verify=verify) for step in checkpoint.marked_steps(url)]
-    curve = [{"step": report.step, **report.values} for report in metric_log.read(url)]
+    curve = [{"step": logged.step, **logged.values} for logged in metric_log.read(url)]
     stacks = [file.url for file in objects.list_files(objects.join(url, "stacks"))]
     changed = _changed_fields(record.config)
     summary = _row(url)
@@ -140,12 +139,12 @@ def resume(run: Run, home: Home = None) -> None:
     """Continue an unfinished run with the config of its last start, from its newest good checkpoint."""
     prepare(home)
     preflight.check_prefect(settings.load().prefect_api_url)
-    from igpt_model.runs import record as run_record
+    from igpt_model.runs import record
 
     url = objects.absolute(run).rstrip("/")
     objects.check_reachable(url)
     runs, _, name = url.rpartition("/")
-    config = run_record.read(url).config.with_fields(runs=runs, name=name)
+    config = record.read(url).config.with_fields(runs=runs, name=name)
     from flows.pretrain import pretrain as flow
 
     outcome = flow(config)

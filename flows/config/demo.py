@@ -7,7 +7,7 @@ from typing import Any
 from flows.config.refresh import RefreshConfig
 from pipeline.errors import IgptError
 from pipeline.store import objects
-from pipeline.typed_config import file as config_file
+from pipeline.typed_config import config_file
 
 DIGITS_URL = "s3://raw/digits"
 

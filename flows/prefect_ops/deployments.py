@@ -22,8 +22,7 @@ from prefect.schedules import Schedule
 from prefect.workers.process import ProcessWorker
 
 from pipeline.errors import IgptError
-from pipeline.typed_config import file as config_file
-from pipeline.typed_config import values
+from pipeline.typed_config import config_file, values
 from pipeline.typed_config.config import Config
 
 _ENDED = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed", "TimedOut")}

@@ -32,7 +32,7 @@ from igpt_model.convert.weights import NORMS, ForeignWeights, side_of
 from igpt_model.model.bundle import ModelBundle
 from igpt_model.model.config import ModelConfig
 from pipeline.errors import IgptError, first_line
-from pipeline.images import palette as palettes
+from pipeline.images import palette
 
 _LINEAR = {
     "attention.qkv": "attn.c_attn",
@@ -135,7 +135,7 @@ def from_hugging_face(folder: Path, palette_K3: np.ndarray | None = None) -> Mod
         path = folder / "preprocessor_config.json"
         if not path.exists():
             raise IgptError(f"{folder}: it has no preprocessor_config.json with the palette; give one with --palette")
-        palette_K3 = palettes.from_bytes(path.read_bytes(), str(path))
+        palette_K3 = palette.from_bytes(path.read_bytes(), str(path))
     hf_weights = _read_weights(folder)
     embedding = hf_weights.take("transformer.wte.weight", config.colours + 1, config.width)
     weights = {

@@ -18,7 +18,7 @@ from torch import Tensor
 from igpt_model.model.config import ModelConfig
 from igpt_model.model.network import ImageGPT
 from pipeline.errors import IgptError, first_line
-from pipeline.images import palette as palettes
+from pipeline.images import palette
 from pipeline.images.decode import centre_square
 
 FILES = ("model.json", "palette.npy", "weights.safetensors")
@@ -34,7 +34,7 @@ class ModelBundle:
 
     def quantize(self, pictures_NHW3: np.ndarray) -> np.ndarray:
         """Quantize pictures, uint8 [N, H, W, 3], to palette tokens, int64 [N, H * W]: each pixel's nearest colour."""
-        rgb_K3 = palettes.to_rgb(self.palette_K3)
+        rgb_K3 = palette.to_rgb(self.palette_K3)
         # For a few pictures, comparing with every colour is faster than building the table of all 2^24 colours.
         tokens = [
             ((picture.reshape(-1, 1, 3) - rgb_K3) ** 2).sum(-1).argmin(1)
@@ -55,18 +55,18 @@ class ModelBundle:
     def pictures(self, tokens_NT: np.ndarray) -> np.ndarray:
         """Convert tokens of square images, any integer type [N, T], to pictures, uint8 [N, side, side, 3]."""
         side = round(tokens_NT.shape[1] ** 0.5)
-        return palettes.to_pixels(tokens_NT.reshape(-1, side, side), self.palette_K3)
+        return palette.to_pixels(tokens_NT.reshape(-1, side, side), self.palette_K3)
 
     def described(self) -> dict[str, bytes]:
         """The contents of the two files beside the weights: the model's description and its palette."""
         description = {
             "model": asdict(self.model.config),
             "classes": self.classes,
-            "palette_sha256": palettes.sha256(self.palette_K3),
+            "palette_sha256": palette.sha256(self.palette_K3),
         }
         return {
             "model.json": json.dumps(description, indent=1, sort_keys=True).encode(),
-            "palette.npy": palettes.to_bytes(self.palette_K3),
+            "palette.npy": palette.to_bytes(self.palette_K3),
         }
 
     def save(self, folder: Path) -> None:
@@ -96,8 +96,8 @@ class ModelBundle:
         origin = origin or str(folder)
         try:
             description = json.loads((folder / "model.json").read_text())
-            palette_K3 = palettes.from_bytes((folder / "palette.npy").read_bytes(), f"{origin}/palette.npy")
-            if palettes.sha256(palette_K3) != description["palette_sha256"]:
+            palette_K3 = palette.from_bytes((folder / "palette.npy").read_bytes(), f"{origin}/palette.npy")
+            if palette.sha256(palette_K3) != description["palette_sha256"]:
                 raise IgptError(f"{origin}: the palette is not the model's (its checksum differs)")
             with torch.device("meta"):  # skip drawing initial weights: it is slow, and they are replaced
                 model = ImageGPT(ModelConfig(**description["model"]))

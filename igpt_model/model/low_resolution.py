@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.images import palette as palettes
+from pipeline.images import palette
 from pipeline.images.palette_table import lookup_table
 
 
@@ -17,7 +17,7 @@ class Reducer:
 
     def __init__(self, palette_K3: np.ndarray, *, resolution: int, low_resolution: int, device: torch.device) -> None:
         self._side, self._low = resolution, low_resolution
-        pixels_K3 = palettes.to_pixels(np.arange(len(palette_K3)), palette_K3)
+        pixels_K3 = palette.to_pixels(np.arange(len(palette_K3)), palette_K3)
         self._pixels_K3 = torch.from_numpy(pixels_K3.astype(np.float32)).to(device)
         # int32: indexing is not implemented for uint16 on every device.
         self._table = torch.from_numpy(lookup_table(palette_K3).astype(np.int32)).to(device)

@@ -13,14 +13,14 @@ import numpy as np
 
 from igpt_model.model.bundle import ModelBundle
 from pipeline.dataset.snapshot import ShardEntry
-from pipeline.images import palette as palettes
+from pipeline.images import palette
 from pipeline.store import objects
 
 
 def network_digest(bundle: ModelBundle) -> str:
     """The identity of a network: SHA-256, in hex, of its config, palette and weights."""
     digest = hashlib.sha256(json.dumps(asdict(bundle.model.config), sort_keys=True).encode())
-    digest.update(palettes.to_bytes(bundle.palette_K3))
+    digest.update(palette.to_bytes(bundle.palette_K3))
     for name, weight in sorted(bundle.model.state_dict().items()):
         digest.update(name.encode())
         digest.update(weight.cpu().contiguous().numpy().tobytes())

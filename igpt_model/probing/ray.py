@@ -25,10 +25,10 @@ from igpt_model.probing.linear import (
 )
 from igpt_model.probing.result import SOURCES, FineTuneScore, NeighbourSheet, ProbeResult
 from igpt_model.runs.open_model import on_device
-from pipeline.cluster import tasks as ray_cluster
+from pipeline.cluster import tasks
 from pipeline.dataset.snapshot import SPLITS, ShardEntry, Snapshot
 from pipeline.errors import IgptError
-from pipeline.images import palette as palettes
+from pipeline.images import palette
 from pipeline.progress import Progress, silent
 from pipeline.store import objects
 
@@ -77,7 +77,7 @@ class _Source:
         tokens = data.tokens(split)
         if self.cache is None:
             side = data.snapshot.resolution
-            pixels = palettes.to_pixels(tokens.tokens_NT.reshape(-1, side, side), palette_K3)
+            pixels = palette.to_pixels(tokens.tokens_NT.reshape(-1, side, side), palette_K3)
             features = pixels.reshape(len(pixels), -1).astype(np.float32) / 127.5 - 1
         else:
             features = np.concatenate([self.cache.read(shard, rows, self.layer) for shard, rows in data.rows[split]])
@@ -142,7 +142,7 @@ class _Cluster:
     def __init__(self, data: _Data, palette_K3: np.ndarray, config: ProbeConfig, progress: Progress) -> None:
         self._shared = (data, palette_K3, config)
         self._progress = progress
-        self._gpus = 1 if ray_cluster.total_resources().get("GPU") else 0
+        self._gpus = 1 if tasks.total_resources().get("GPU") else 0
 
     @property
     def has_gpus(self) -> bool:
@@ -177,8 +177,8 @@ class _Cluster:
             return []
         results: list[Any] = [None] * len(calls)
         self._progress(step, 0, len(calls), what)
-        tasks = ray_cluster.map_tasks(function, calls, shared=shared, num_gpus=gpus)
-        for done, (number, result) in enumerate(tasks, 1):
+        finished = tasks.map_tasks(function, calls, shared=shared, num_gpus=gpus)
+        for done, (number, result) in enumerate(finished, 1):
             results[number] = result
             self._progress(step, done, len(calls), what)
         return results
@@ -273,7 +273,7 @@ def check_fits(bundle: ModelBundle, snapshot: Snapshot) -> None:
             f"{snapshot.dataset} has resolution {snapshot.resolution}, the model {bundle.model.config.resolution}: "
             "build the dataset with the model's resolution"
         )
-    model_palette = palettes.sha256(bundle.palette_K3)
+    model_palette = palette.sha256(bundle.palette_K3)
     if model_palette != snapshot.palette_sha256:
         raise IgptError(
             f"{snapshot.dataset} has palette {snapshot.palette_sha256[:12]}, the model {model_palette[:12]}: "

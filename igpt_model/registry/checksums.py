@@ -1,19 +1,19 @@
 """Checksums of the files in a folder: written once, verified whenever the folder is opened."""
 
-import hashlib
 import json
 from pathlib import Path
 
 from pipeline.errors import IgptError
+from pipeline.hashing import sha256_of_file
 
 FILE = "checksums.json"
 
 
 def seal(folder: Path) -> str:
     """Write the SHA-256 of every file into the folder; returns the SHA-256 of that list, the folder's identity."""
-    checksums = {path.relative_to(folder).as_posix(): _sha256(path) for path in _files(folder)}
+    checksums = {path.relative_to(folder).as_posix(): sha256_of_file(path) for path in _files(folder)}
     (folder / FILE).write_text(json.dumps(checksums, indent=1, sort_keys=True))
-    return _sha256(folder / FILE)
+    return sha256_of_file(folder / FILE)
 
 
 def verify(folder: Path, origin: str, identity: str | None = None) -> None:
@@ -27,7 +27,7 @@ def verify(folder: Path, origin: str, identity: str | None = None) -> None:
         raise IgptError(f"{origin}: {FILE} is missing; register the model again") from None
     except ValueError:
         raise IgptError(f"{origin}: {FILE} is damaged; download it again, or register the model again") from None
-    if identity is not None and _sha256(folder / FILE) != identity:
+    if identity is not None and sha256_of_file(folder / FILE) != identity:
         raise IgptError(f"{origin}: {FILE} is not the one that was registered; do not use this version")
     names = {path.relative_to(folder).as_posix() for path in _files(folder)}
     if unknown := sorted(names - set(checksums)):
@@ -35,7 +35,7 @@ def verify(folder: Path, origin: str, identity: str | None = None) -> None:
     for name, expected in sorted(checksums.items()):
         if name not in names:
             raise IgptError(f"{origin}: {name} is missing; download it again, or register the model again")
-        if _sha256(folder / name) != expected:
+        if sha256_of_file(folder / name) != expected:
             raise IgptError(
                 f"{origin}: {name} is damaged (its checksum differs); download it again, or register the model again"
             )
@@ -43,8 +43,3 @@ def verify(folder: Path, origin: str, identity: str | None = None) -> None:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / FILE)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -20,10 +20,9 @@ from mlflow.exceptions import MlflowException
 
 from igpt_model.model.bundle import ModelBundle
 from igpt_model.registry import checksums
-from igpt_model.registry import gate as promotion
-from igpt_model.registry.gate import Decision, GateConfig
+from igpt_model.registry.gate import PROMOTED, ROLLED_BACK, Decision, GateConfig, decide
 from pipeline.errors import IgptError, first_line
-from pipeline.images import palette as palettes
+from pipeline.images import palette
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 IDENTITY = "igpt.files_sha256"
@@ -157,7 +156,7 @@ class Registry:
             champion = self.champion(candidate.name)
             if champion is not None and champion.number == candidate.number:
                 raise IgptError(f"{candidate.uri} is the champion already; nothing to promote")
-            decision = promotion.decide(candidate.tags, None if champion is None else champion.tags, gate)
+            decision = decide(candidate.tags, None if champion is None else champion.tags, gate)
             previous = None if champion is None else champion.number
             if not decision.passed:
                 self.tag(candidate, _decision_tags(decision, champion))
@@ -174,7 +173,7 @@ class Registry:
             if better is not None and self.aliases_of(candidate.name).get(CHAMPION) == candidate.number:
                 with one_line(self.tracking_uri):
                     self._client.set_registered_model_alias(candidate.name, CHAMPION, str(better.number))
-                decision = promotion.decide(candidate.tags, better.tags, gate)
+                decision = decide(candidate.tags, better.tags, gate)
                 self.tag(candidate, _decision_tags(decision, better))
             return Promotion(version=self.find(candidate.uri), previous=previous, decision=decision)
         raise IgptError(
@@ -190,13 +189,13 @@ class Registry:
         best = candidate
         for rival in self.versions(candidate.name):
             same = rival.tags.get(_PREVIOUS) == ("" if previous is None else str(previous))
-            if rival.number == candidate.number or not same or rival.tags.get(_DECISION) != promotion.PROMOTED:
+            if rival.number == candidate.number or not same or rival.tags.get(_DECISION) != PROMOTED:
                 continue
             age = datetime.now(UTC) - datetime.fromisoformat(rival.tags[_TIME])
             if abs(age.total_seconds()) > _CONCURRENT_SECONDS:
                 continue
-            rival_decision = promotion.decide(rival.tags, best.tags, gate)
-            if rival_decision.passed and not promotion.decide(best.tags, rival.tags, gate).passed:
+            rival_decision = decide(rival.tags, best.tags, gate)
+            if rival_decision.passed and not decide(best.tags, rival.tags, gate).passed:
                 best = rival
         return None if best is candidate else best
 
@@ -211,7 +210,7 @@ class Registry:
         previous = self.find(f"{name}/{number}")
         with one_line(self.tracking_uri):
             self._client.set_registered_model_alias(name, CHAMPION, number)
-        self.tag(champion, {promotion.ROLLED_BACK: f"to version {number}, {_now()}", _DECISION: "rolled back"})
+        self.tag(champion, {ROLLED_BACK: f"to version {number}, {_now()}", _DECISION: "rolled back"})
         return Promotion(
             version=self.find(previous.uri), previous=champion.number, decision=Decision(refusals=(), compared={})
         )
@@ -219,7 +218,7 @@ class Registry:
     def palette(self, version: Version) -> bytes:
         """The palette of a version, as the bytes of an .npy file."""
         with tempfile.TemporaryDirectory(prefix="igpt-palette-") as temporary:
-            return palettes.to_bytes(self.fetch(version, Path(temporary)).palette_K3)
+            return palette.to_bytes(self.fetch(version, Path(temporary)).palette_K3)
 
     def open(self, reference: str) -> ModelBundle:
         """Find, download and open the model of a version; raises like `find` and `fetch`."""

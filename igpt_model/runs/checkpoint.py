@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from igpt_model.model.bundle import ModelBundle
-from igpt_model.runs.tensor_files import FileMark, Index, mark_of, read_whole
+from igpt_model.runs.tensor_files import FileChecksum, Index, checksum_of, read_whole
 from igpt_model.worker import Worker
 from pipeline.errors import IgptError, first_line
 from pipeline.hashing import sha256
@@ -158,7 +158,7 @@ def complete(url: str, state: TrainingState, index: Index, files: Mapping[str, b
     described = dict(index.files)
     for name, data in files.items():
         objects.write_bytes(objects.join(url, name), data)
-        described[name] = FileMark(bytes=len(data), sha256=sha256(data))
+        described[name] = FileChecksum(bytes=len(data), sha256=sha256(data))
     fields = {"format": FORMAT, "state": asdict(state), **asdict(replace(index, files=described))}
     objects.write_bytes(objects.join(url, _INDEX_FILE), json.dumps(fields, sort_keys=True).encode())
 
@@ -231,7 +231,7 @@ def _fetcher(checkpoint: Checkpoint, folder: Path) -> Fetch:
         if not path.exists():
             partial = path.with_suffix(".partial")
             objects.download(objects.join(checkpoint.url, name), partial)
-            if mark_of(partial) != checkpoint.index.files[name]:
+            if checksum_of(partial) != checkpoint.index.files[name]:
                 raise ValueError(f"{name} differs from its checksum")
             partial.replace(path)
         return path

@@ -14,7 +14,7 @@ from igpt_model.runs import checkpoint
 from igpt_model.runs.open_model import load_folder
 from pipeline.dataset.snapshot import Snapshot
 from pipeline.errors import IgptError
-from pipeline.images import palette as palettes
+from pipeline.images import palette
 from pipeline.store import objects
 
 _PARENT_FILE = "parent.json"  # names the version; written last, when the model is complete
@@ -74,11 +74,11 @@ def _check(parent: ModelBundle, config: PretrainConfig, snapshot: Snapshot) -> N
                 f"parent {parent_name} has {name} {parent_fields[name]}, this training {value}; use the parent's shape "
                 "and objective and a dataset of its resolution and palette, or leave parent out"
             )
-    palette = palettes.sha256(parent.palette_K3)
-    if palette != snapshot.palette_sha256:
+    parent_palette = palette.sha256(parent.palette_K3)
+    if parent_palette != snapshot.palette_sha256:
         raise IgptError(
-            f"parent {parent_name} has palette {palette[:12]}, the dataset {snapshot.palette_sha256[:12]}: the same "
-            "token means another colour; build the dataset with the palette that `igpt models palette` writes"
+            f"parent {parent_name} has palette {parent_palette[:12]}, the dataset {snapshot.palette_sha256[:12]}: the "
+            "same token means another colour; build the dataset with the palette that `igpt models palette` writes"
         )
     if config.model.class_conditional and parent.classes != tuple(snapshot.classes):
         raise IgptError(

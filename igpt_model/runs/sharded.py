@@ -32,7 +32,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.distributed.tensor import DTensor
 from torch.futures import Future
 
-from igpt_model.runs.tensor_files import Index, Piece, StoredTensor, box_of, mark_of, piece_name
+from igpt_model.runs.tensor_files import Index, Piece, StoredTensor, box_of, checksum_of, piece_name
 from pipeline.store import objects
 
 _WEIGHTS = ("weights.", "trained.")  # in separate files, so that opening a model does not read the optimizer
@@ -158,15 +158,16 @@ class _Writer(StorageWriter):
                 path = Path(temporary) / name
                 tensors = {_name(item.index): planner.resolve_data(item) for item in items}
                 safetensors.torch.save_file(tensors, path)
-                mark = mark_of(path)
+                checksum = checksum_of(path)
                 url = objects.join(self._url, name)
                 objects.upload(path, url, seconds=self._seconds)
                 path.unlink()
                 stored_bytes = objects.size(url)
-                if stored_bytes != mark.bytes:
-                    raise OSError(f"{url}: {stored_bytes} of {mark.bytes} bytes are in the store")
+                if stored_bytes != checksum.bytes:
+                    raise OSError(f"{url}: {stored_bytes} of {checksum.bytes} bytes are in the store")
                 results += [
-                    WriteResult(index=item.index, size_in_bytes=mark.bytes, storage_data=(name, mark)) for item in items
+                    WriteResult(index=item.index, size_in_bytes=checksum.bytes, storage_data=(name, checksum))
+                    for item in items
                 ]
         future: Future[list[WriteResult]] = Future()
         future.set_result(results)

@@ -16,8 +16,8 @@ from pipeline.hashing import sha256_of_file
 
 
 @dataclass(frozen=True, kw_only=True)
-class FileMark:
-    """What a file must be."""
+class FileChecksum:
+    """Size and SHA-256 of a file."""
 
     bytes: int
     sha256: str
@@ -44,9 +44,9 @@ class StoredTensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Index:
-    """Where the tensors lie, by name, and what their files must be."""
+    """The location of each tensor, by name, and the checksums of the files."""
 
-    files: dict[str, FileMark]
+    files: dict[str, FileChecksum]
     tensors: dict[str, StoredTensor]
 
     @classmethod
@@ -63,12 +63,14 @@ class Index:
             )
             for name, tensor in fields["tensors"].items()
         }
-        return cls(files={name: FileMark(**mark) for name, mark in fields["files"].items()}, tensors=tensors)
+        return cls(
+            files={name: FileChecksum(**checksum) for name, checksum in fields["files"].items()}, tensors=tensors
+        )
 
 
-def mark_of(path: Path) -> FileMark:
-    """The mark of a local file as it is."""
-    return FileMark(bytes=path.stat().st_size, sha256=sha256_of_file(path))
+def checksum_of(path: Path) -> FileChecksum:
+    """Size and SHA-256 of a local file."""
+    return FileChecksum(bytes=path.stat().st_size, sha256=sha256_of_file(path))
 
 
 def piece_name(tensor: str, offsets: Sequence[int]) -> str:

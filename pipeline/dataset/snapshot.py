@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.errors import IgptError
 from pipeline.hashing import sha256
-from pipeline.images import palette as palettes
+from pipeline.images import palette
 from pipeline.store import objects
 
 SCHEMA = 2
@@ -143,8 +143,8 @@ class Snapshot:
     def palette(self) -> np.ndarray:
         """Load the palette, float32 [K, 3]. Raises IgptError when its checksum is not the manifest's."""
         url = objects.join(self.dataset, palette_path(self.palette_sha256))
-        palette_K3 = palettes.from_bytes(objects.read_bytes(url), url)
-        if palettes.sha256(palette_K3) != self.palette_sha256:
+        palette_K3 = palette.from_bytes(objects.read_bytes(url), url)
+        if palette.sha256(palette_K3) != self.palette_sha256:
             raise IgptError(f"{url}: the palette is damaged (its checksum differs from the manifest's); restore it")
         return palette_K3
 

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from pipeline.images import decode as images
+from pipeline.images import decode
 from pipeline.images.decode import Pictures, Reason, Recipe, Rejection
 from pipeline.operating_system import OUT_OF_MEMORY_STATUS, bound_memory
 
@@ -60,7 +60,7 @@ class IsolatedDecoder:
             code = child.wait()
             self._end()
             if code == OUT_OF_MEMORY_STATUS:
-                return Rejection(reason=Reason.OUT_OF_MEMORY, detail=images.OUT_OF_MEMORY_DETAIL)
+                return Rejection(reason=Reason.OUT_OF_MEMORY, detail=decode.OUT_OF_MEMORY_DETAIL)
             return Rejection(reason=Reason.DECODER_CRASH, detail=f"the decoder ended with status {code}")
         if "reason" in answer:
             return Rejection(reason=Reason(answer["reason"]), detail=answer["detail"])
@@ -125,7 +125,7 @@ def main() -> None:
             head, data = _read(source)
         except EOFError:
             return
-        outcome = images.decode(data, recipe, head["key"])
+        outcome = decode.decode(data, recipe, head["key"])
         if isinstance(outcome, Rejection):
             _write(sink, {"reason": outcome.reason.value, "detail": outcome.detail}, b"")
         else:

@@ -12,7 +12,7 @@ from PIL import Image
 from flows.config.refresh import RefreshConfig
 from pipeline.build.build import BuildResult, build
 from pipeline.dataset import snapshot
-from pipeline.typed_config import file as config_file
+from pipeline.typed_config import config_file
 from tests.compatibility.earlier import copy
 from tests.conftest import Command, run_here
 

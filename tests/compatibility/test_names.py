@@ -9,7 +9,7 @@ import yaml
 
 from flows.config.refresh import RefreshConfig
 from igpt_model.config import PretrainConfig
-from pipeline.typed_config import file as config_file
+from pipeline.typed_config import config_file
 from tests.compatibility.earlier import FLAT, check_holds
 
 

@@ -51,7 +51,7 @@ def test_a_run_that_was_cut_off_is_resumed_and_comes_to_its_loss(kept: Path) -> 
     for name in ("steps", "images", "parameters", "manifest_digest", "palette_sha256"):
         assert result[name] == expected[name]
     assert result["validation_loss"] == pytest.approx(expected["validation_loss"], abs=1e-4)
-    losses = {str(report.step): report.values for report in metric_log.read(str(kept / UNFINISHED))}
+    losses = {str(logged.step): logged.values for logged in metric_log.read(str(kept / UNFINISHED))}
     assert set(losses) == set(UNDISTURBED["losses"])
     for step, values in UNDISTURBED["losses"].items():
         assert {name: losses[step][name] for name in values} == pytest.approx(values, abs=1e-4)

@@ -363,7 +363,7 @@ def test_the_deployments_have_the_values_of_the_example_config() -> None:
 
 def test_the_example_config_loads() -> None:
     from flows.config.refresh import RefreshConfig
-    from pipeline.typed_config.file import load
+    from pipeline.typed_config.config_file import load
 
     config = load(RefreshConfig, INFRA / "refresh.yaml")
     assert config.dataset.raw == REFRESH["dataset"]["raw"]

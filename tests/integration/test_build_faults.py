@@ -23,11 +23,11 @@ IMAGES = 900
 FEW = 40
 BUILD = """
 import json, os, sys
-from pipeline.cluster import tasks as ray_cluster
+from pipeline.cluster import tasks
 from pipeline.build.build import build
 from pipeline.config import DatasetConfig
 
-ray_cluster.connect(os.environ["RAY_ADDRESS"])
+tasks.connect(os.environ["RAY_ADDRESS"])
 snapshot = build(DatasetConfig(**json.loads(sys.argv[1]))).snapshot
 print("published", snapshot.number, snapshot.samples(), sum(snapshot.rejected.values()))
 """

@@ -24,14 +24,14 @@ FIELDS = {"resolution": 8, "colours": 16, "samples_per_shard": 8, "validation_fr
 _DRIVER = """
 import json, os, signal, sys
 from flows.services import settings
-from pipeline.cluster import tasks as ray_cluster
+from pipeline.cluster import tasks
 from pipeline.build.build import build
 from pipeline.config import DatasetConfig
 from pipeline.errors import IgptError
 def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 {patch}
-ray_cluster.connect(settings.load().ray_address)
+tasks.connect(settings.load().ray_address)
 try:
     build(DatasetConfig(**json.loads(sys.argv[1])))
 except IgptError as error:

@@ -21,10 +21,10 @@ pytestmark = pytest.mark.services
 WORK = """
 import sys, time, urllib.request
 import ray
-from pipeline.cluster import tasks as ray_cluster
+from pipeline.cluster import tasks
 from igpt_model.training.metric_names import TRAINING_METRICS
 from pipeline.cluster.metrics import Meter
-ray_cluster.connect(sys.argv[1])
+tasks.connect(sys.argv[1])
 node = ray.nodes()[0]
 def look():
     address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"

@@ -25,7 +25,7 @@ SLEEP = ["sh", "-c", "setsid sleep 600 & exec sleep 600"]  # a child, and a proc
 # Runs tasks until a file appears, prints the address of the host of each, and at the end whether all tasks ended.
 TASKS = """
 import itertools, os, sys, time
-from pipeline.cluster import tasks as ray_cluster
+from pipeline.cluster import tasks
 
 def where(number):
     import psutil
@@ -33,10 +33,10 @@ def where(number):
     (address, *_) = [entry.address for entry in psutil.net_if_addrs()["eth0"]]
     return address
 
-ray_cluster.connect(os.environ["RAY_ADDRESS"])
+tasks.connect(os.environ["RAY_ADDRESS"])
 calls = ((number,) for number in itertools.takewhile(lambda _: not os.path.exists(sys.argv[1]), itertools.count()))
 ended = []
-for number, address in ray_cluster.map_tasks(where, calls):
+for number, address in tasks.map_tasks(where, calls):
     ended.append(number)
     print(address, flush=True)
 print("complete" if sorted(ended) == list(range(len(ended))) else "incomplete")

@@ -6,7 +6,7 @@ import pytest
 
 from flows.config.describe import KINDS, describe
 from flows.config.refresh import RefreshConfig
-from pipeline.typed_config import file as config_file
+from pipeline.typed_config import config_file
 
 REQUIRED = {"raw": "s3://raw/x", "dataset": "s3://datasets/x", "runs": "s3://runs"}
 REQUIRED_FIELDS = {

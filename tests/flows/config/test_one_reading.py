@@ -12,8 +12,7 @@ from igpt_model import train
 from igpt_model.config import PretrainConfig
 from igpt_model.training import standalone
 from pipeline.errors import IgptError
-from pipeline.typed_config import file as config_file
-from pipeline.typed_config import values
+from pipeline.typed_config import config_file, values
 
 # A field, its text in a file or an override, and the value read from it or part of the error message.
 SITUATIONS = [

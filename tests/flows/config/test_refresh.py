@@ -8,7 +8,7 @@ import yaml
 from flows.config.refresh import RefreshConfig
 from igpt_model.config import PretrainConfig
 from pipeline.errors import IgptError
-from pipeline.typed_config import file as config_file
+from pipeline.typed_config import config_file
 
 GOOD = {"dataset": {"raw": "s3://raw/x", "dataset": "s3://datasets/x"}, "pretrain": {"runs": "s3://runs"}}
 

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.config import DatasetConfig
 from pipeline.errors import IgptError
-from pipeline.typed_config import file as config_file
+from pipeline.typed_config import config_file
 
 # A machine that only trains need not have these.
 BARE = """
@@ -21,7 +21,7 @@ sys.meta_path.insert(0, Block())
 from pathlib import Path
 from pipeline.config import DatasetConfig
 from pipeline.errors import IgptError
-from pipeline.typed_config.file import load
+from pipeline.typed_config.config_file import load
 try:
     print(load(DatasetConfig, Path(sys.argv[1]), sys.argv[2:]).max_seconds)
 except IgptError as error:
