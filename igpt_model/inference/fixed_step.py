@@ -1,8 +1,8 @@
-"""Drawing pixels by a step that is the same at every position, so that a GPU replays it as a CUDA graph.
+"""Draws pixels in steps with fixed shapes and addresses, which a GPU replays as a CUDA graph.
 
-A step of a transformer on one pixel an image is some three hundred small kernels; launched one by one, the GPU waits
-for each. What a step reads of the cache has a fixed length too, so there is a graph for each of a few lengths: reading
-all of the cache at every position would take up to twice as long.
+A step draws one pixel per image with about three hundred small kernels; if they were launched one by one, the GPU would
+wait for each. A graph reads a fixed length of the cache, and there is a graph for each of a few lengths: reading all of
+the cache at every position would take up to twice as long.
 """
 
 from collections.abc import Callable
@@ -15,15 +15,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from igpt_model.model.network import Condition, FixedLayerCache, ImageGPT, KeyValueCache
 
 _LENGTHS = 4
-_MULTIPLE = 8  # of positions, as attention kernels want a length with a bias
+_MULTIPLE = 8  # positions; attention kernels with a bias want lengths that are multiples of it
 _TELL_EVERY = 64  # positions
-# cuDNN builds a plan for every length that it meets. For the few of the steps that pays: from one position it reads the
+# cuDNN builds a plan for each new length. That pays for the few lengths of the steps: for one position, it reads the
 # cache two to four times as fast as the memory-efficient kernel (benchmarks/results/gpu-h200.md).
 _FOR_STEPS = [SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 _FOR_THE_KNOWN = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 Choose = Callable[[Tensor, Tensor], Tensor]
-"""Logits [B, K] and uniform numbers [B] to the colours that are drawn, int64 [B]."""
+"""Draws colours, int64 [B], from logits [B, K] and uniform numbers [B]."""
 
 
 @torch.inference_mode()
@@ -36,9 +36,9 @@ def fill(
     choose: Choose,
     tell: Callable[[int], None],
 ) -> None:
-    """Write the pixels that are not known into `tokens_BT`, in raster order; `tell` gets the number done so far."""
+    """Draw the unknown pixels into `tokens_BT`, in raster order; `tell` is called with the number done so far."""
     device = tokens_BT.device
-    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():  # which need not be the first GPU
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():  # need not be the first GPU
         _fill(model, tokens_BT, known_BT, condition, drawn_BT, choose, tell)
 
 
@@ -75,7 +75,7 @@ def _fill(
 
 
 def _lengths(sequence: int) -> list[int]:
-    """Lengths of the cache that steps read, the last all of it."""
+    """The lengths of the cache that steps read; the last is the whole cache."""
     stretch = -(-sequence // (_LENGTHS * _MULTIPLE)) * _MULTIPLE
     return [min(length, sequence) for length in range(stretch, sequence + stretch, stretch)]
 
@@ -99,11 +99,11 @@ class _Step:
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._pool = self._stream = None
         if tokens_BT.device.type == "cuda":
-            # A stream of this device: without one, graphs are captured on that of the first device that made any.
+            # Without a stream of its own, the graph would be captured on the first device that ever made a graph.
             self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(tokens_BT.device)
 
     def __call__(self, length: int) -> None:
-        """Run a step that reads the first `length` positions of the cache; the first of each length is not replayed."""
+        """Run a step that reads the first `length` positions of the cache; captures a graph for each new length."""
         if length in self._graphs:
             self._graphs[length].replay()
             return
@@ -126,7 +126,7 @@ class _Step:
         place_1.add_(1)
 
     def write(self, logits_BK: Tensor, place_1: Tensor) -> None:
-        """Draw the pixel at a place from its logits, and keep it where it is not known."""
+        """Draw the pixel at a place from its logits, except in images where it is known."""
         tokens_B, known_B, drawn_B = (
             values.index_select(1, place_1)[:, 0] for values in (self._tokens_BT, self._known_BT, self._drawn_BT)
         )

@@ -1,4 +1,4 @@
-"""What every config is: a frozen dataclass whose ranges hold however it is made, and which Prefect shows as a form."""
+"""The base of all configs: frozen dataclasses that check their ranges and that Prefect shows as a form."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,23 +13,23 @@ class Config:
 
     __pydantic_config__: ClassVar = {"use_attribute_docstrings": True, "extra": "forbid"}
     shown_by: ClassVar[str]
-    """What shows its fields to a user who misspelt one."""
+    """The command that shows its fields; named when a field is misspelt."""
 
     def __post_init__(self) -> None:
         values.check(self)
 
     @classmethod
     def from_fields(cls, **fields: Any) -> Self:
-        """Make a config from its fields, nested or flat. Raises IgptError naming a field at fault."""
+        """Make a config from its fields, nested or flat. Raises IgptError that names the invalid field."""
         return values.read(cls, fields)
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Callable[[Any], Any]) -> Any:
-        """Pydantic's schema of the dataclass, for Prefect's form; the values are read by us, before it sees them.
+        """Pydantic's schema of the dataclass, for Prefect's form; values are converted by `values.read` first.
 
-        So stored parameters mean what the same words in a file mean, and are refused with the same line.
+        So stored parameters mean the same as in a file, and give the same error messages.
         """
-        from pydantic_core import core_schema  # noqa: PLC0415 (a machine that only trains need not have it)
+        from pydantic_core import core_schema  # noqa: PLC0415 (not installed on every training machine)
 
         def read(given: Any) -> Any:
             return given if isinstance(given, cls) else values.read(cls, given)
@@ -39,12 +39,12 @@ class Config:
 
 @dataclass(frozen=True, kw_only=True)
 class SectionedConfig(Config):
-    """A config whose fields are sections. Their fields may be given without the section, as before there were any."""
+    """A config with sections. Their fields may also be given without the section, as in configs of earlier versions."""
 
     reads_flat: ClassVar[bool] = True
 
     def with_fields(self, **fields: Any) -> Self:
-        """A copy with other values; a field of a section is named without it."""
+        """A copy with other values; fields of sections are given without their section."""
         sections = values.sections_of(type(self))
         changes: dict[str, Any] = {name: value for name, value in fields.items() if name not in sections}
         for section in {sections[name] for name in fields if name in sections}:
@@ -54,10 +54,9 @@ class SectionedConfig(Config):
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: Any, handler: Any) -> dict[str, Any]:
-        """The form of the sections, which does not forbid their fields without them.
+        """The JSON schema, which also accepts fields given without their section.
 
-        A server compares parameters with it before anything of ours sees them; a field that is missing or misspelt is
-        told by our own reading.
+        Prefect's server validates parameters with it first; `values.read` then rejects missing and misspelt fields.
         """
         form: dict[str, Any] = handler(schema)
         fields = handler.resolve_ref_schema(form)

@@ -1,7 +1,4 @@
-"""Reads a config from a YAML or JSON file and FIELD=VALUE overrides: for the flows, and for a machine that only trains.
-
-With the standard library; YAML needs PyYAML, JSON and overrides do not.
-"""
+"""Reads a config from a YAML or JSON file and FIELD=VALUE overrides. Only YAML needs more than the standard library."""
 
 import copy
 import json
@@ -43,7 +40,7 @@ def load_fields(kind: type[AnyConfig], given: Any, overrides: Sequence[str] = ()
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """The values of a file that holds a mapping, not yet of any type. Raises IgptError when it holds something else."""
+    """Read the untyped values of a file. Raises IgptError unless it holds a mapping."""
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
@@ -60,18 +57,18 @@ def read_file(path: Path) -> dict[str, Any]:
 
 
 def _parse(text: str) -> Any:
-    """The values of JSON or YAML text; what stands in YAML without quotes stays text. Raises IgptError."""
+    """Parse JSON or YAML; unquoted YAML scalars stay text. Raises IgptError."""
     try:
         return json.loads(text)
     except ValueError:
         pass
     try:
-        import yaml  # noqa: PLC0415 (a machine that only trains need not have it)
+        import yaml  # noqa: PLC0415 (not installed on every training machine)
     except ImportError:
         raise IgptError("reading YAML needs PyYAML: install pyyaml, or write it as JSON") from None
 
     class Untyped(yaml.SafeLoader):
-        """Takes no text for a number, a switch or a date: the field that it is for decides."""
+        """Leaves numbers, switches and dates as text: the type of their field decides."""
 
         yaml_implicit_resolvers = {"<": [("tag:yaml.org,2002:merge", re.compile("<<"))]}
 
@@ -104,7 +101,7 @@ def _override(kind: type[Any], given: dict[str, Any], override: str) -> None:
 
 
 def _override_value(override: str, text: str) -> Any:
-    """A list, a mapping or quoted text as in a file; all else is plain text, and nothing is empty text."""
+    """Parse a list, a mapping or quoted text as in a file; anything else is unquoted text."""
     if not text:
         return ""
     if text[0] not in "[{\"'":

@@ -1,4 +1,4 @@
-"""What a config's field takes beside its type, declared where the field is: Annotated[int, Range(at_least=1)].
+"""Ranges of config fields, declared in the field's type: Annotated[int, Range(at_least=1)].
 
 Python enforces it here; pydantic turns it into the limits of a JSON schema, which Prefect's form shows.
 """
@@ -12,7 +12,7 @@ from pipeline.errors import IgptError
 
 @dataclass(frozen=True, kw_only=True)
 class Range:
-    """The numbers that a field takes."""
+    """The numbers that a field accepts."""
 
     at_least: float | None = None
     above: float | None = None
@@ -22,7 +22,7 @@ class Range:
 
     @property
     def text(self) -> str:
-        """The range in words, as they follow "it must be"."""
+        """The range in words that follow "it must be"."""
         if self.at_least is not None and self.at_most is not None:
             limits = f"from {self.at_least} to {self.at_most}"
         else:
@@ -33,7 +33,7 @@ class Range:
         return f"{'an even number' if self.multiple_of == 2 else f'a multiple of {self.multiple_of}'} {limits}"
 
     def check(self, value: float, place: str) -> None:
-        """Raise IgptError when a value is outside; `place` names the field."""
+        """Raise IgptError when a value is outside the range; `place` names the field."""
         inside = (
             (self.at_least is None or value >= self.at_least)
             and (self.above is None or value > self.above)
@@ -45,7 +45,7 @@ class Range:
             raise IgptError(f"{place} is {value}: it must be {self.text}")
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-        """The schema of the annotated type with these limits, in pydantic's own words; nothing of it is imported."""
+        """Add the limits to the schema of the annotated type, without importing pydantic."""
         limits = {"ge": self.at_least, "gt": self.above, "le": self.at_most, "lt": self.below}
         limits["multiple_of"] = self.multiple_of
         return {**handler(source), **{name: limit for name, limit in limits.items() if limit is not None}}
@@ -53,14 +53,14 @@ class Range:
 
 @dataclass(frozen=True, kw_only=True)
 class NotEmpty:
-    """A text that must be given."""
+    """Text that must not be empty."""
 
     give: str = "it a value"
-    """What to give instead, as it follows "give"."""
+    """What to give instead, in words that follow "give"."""
 
     @property
     def text(self) -> str:
-        """The rule in words, as they follow "it must be"."""
+        """The rule in words that follow "it must be"."""
         return "not empty"
 
     def check(self, value: str, place: str) -> None:
@@ -69,5 +69,5 @@ class NotEmpty:
             raise IgptError(f"{place} is empty: give {self.give}")
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-        """The schema of a text of at least one character."""
+        """Add the minimum length to the schema of the annotated type."""
         return {**handler(source), "min_length": 1}

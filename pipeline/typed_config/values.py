@@ -1,7 +1,7 @@
-"""From the values of a file, of a command line or of stored JSON to a config dataclass: the field's type decides.
+"""Converts values from a file, the command line or stored JSON to a config dataclass, by the types of its fields.
 
-A file gives text, and a number, a word or a switch becomes of it what the field is: `1e-3`, `1_000` and `yes` mean the
-same wherever they are written, and a name that looks like a number or a date stays a name.
+Unquoted text is parsed as the field's type: `1e-3`, `1_000` and `yes` mean the same wherever they are written, and a
+name that looks like a number or a date stays a name.
 """
 
 import math
@@ -18,32 +18,32 @@ Config = TypeVar("Config")
 
 _NULLS = {"", "~", "null", "Null", "NULL"}
 _SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-# No leading zeros: 010 is 8 to one reader of YAML and 10 to another.
+# No leading zeros: YAML 1.1 reads 010 as 8, YAML 1.2 as 10.
 _INTEGER = re.compile(r"[+-]?(0|[1-9][0-9]*(_[0-9]+)*)")
 _NUMBER = re.compile(r"[+-]?((0|[1-9][0-9]*(_[0-9]+)*)(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 class Plain(str):
-    """Text without quotes: `null` is none, and a field of any type takes what YAML makes of it."""
+    """Unquoted text: `null` is None, and a field of type Any takes what YAML parses from it."""
 
 
 def is_null(value: Any) -> bool:
-    """Whether a value of a file stands for none."""
+    """Whether a value from a file stands for None."""
     return value is None or (isinstance(value, Plain) and value in _NULLS)
 
 
 def read(kind: type[Config], given: Any) -> Config:
     """Make a config from nested values, or flat ones where the config allows it.
 
-    Raises IgptError naming a field at fault.
+    Raises IgptError that names the invalid field.
     """
     return _build(kind, typed(kind, given), "")
 
 
 def typed(kind: type[Any], given: Any, place: str = "") -> dict[str, Any]:
-    """The given fields as nested values of their types; what is not given is left out.
+    """Convert the given fields to nested values of their types, without adding defaults.
 
-    `place` is the name of the section that is read. Raises IgptError naming a field at fault.
+    `place` is the name of the section that is read. Raises IgptError that names the invalid field.
     """
     if not isinstance(given, Mapping):
         raise IgptError(f"{place or 'a config'} is {_shown(given)}: it must be a mapping of fields")
@@ -55,7 +55,7 @@ def typed(kind: type[Any], given: Any, place: str = "") -> dict[str, Any]:
 
 
 def nest(kind: type[Any], given: Mapping[str, Any], place: str = "") -> dict[str, Any]:
-    """Fields with those of sections moved to where they belong. Raises IgptError for a field that is there twice."""
+    """Move fields that were given without their section into it. Raises IgptError for a field that is given twice."""
     sections, kinds = sections_of(kind), field_types(kind)
     nested: dict[str, Any] = {}
     for name, value in given.items():
@@ -75,7 +75,7 @@ def nest(kind: type[Any], given: Mapping[str, Any], place: str = "") -> dict[str
 
 
 def path_of(kind: type[Any], names: list[str]) -> list[str]:
-    """The names that lead to a field, with the section that was left out."""
+    """The path of a field, with the section if that was left out."""
     *before, last = names
     place: type[Any] | None = kind
     for name in before:
@@ -87,8 +87,8 @@ def sections_of(kind: type[Any]) -> dict[str, str]:
     """The section of each field that may be written without it."""
     if not getattr(kind, "reads_flat", False):  # SectionedConfig's
         return {}
-    found = {name: section_of(of) for name, of in field_types(kind).items()}
-    return {field.name: name for name, section in found.items() if section is not None for field in fields(section)}
+    sections = {name: section_of(of) for name, of in field_types(kind).items()}
+    return {field.name: name for name, section in sections.items() if section is not None for field in fields(section)}
 
 
 def field_types(kind: type[Any]) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def field_types(kind: type[Any]) -> dict[str, Any]:
 
 
 def check(config: Any) -> None:
-    """Raise IgptError for a value outside of what its field declares. That types are right is left to mypy."""
+    """Raise IgptError for a value outside its field's range. Types are not checked: mypy does that."""
     for name, kind in field_types(type(config)).items():
         _check(kind, getattr(config, name), name)
 
@@ -131,7 +131,7 @@ def _check(kind: Any, value: Any, place: str) -> None:
 
 
 def _value(kind: Any, value: Any, place: str) -> Any:
-    """A value as a field's type has it. Raises IgptError when it has no such."""
+    """Convert a value to a field's type. Raises IgptError when that is impossible."""
     origin, options = get_origin(kind), get_args(kind)
     if kind is Any:
         return resolved(value)
@@ -214,20 +214,20 @@ _SCALARS = {bool: _bool, int: _int, float: _float, str: _str, datetime: _datetim
 
 
 def resolved(value: Any) -> Any:
-    """A value of no declared type: plain text is what YAML makes of it."""
+    """A value without a declared type: unquoted text is parsed as YAML."""
     if isinstance(value, Mapping):
         return {str(name): resolved(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
         return [resolved(inner) for inner in value]
     if isinstance(value, Plain):
-        import yaml  # noqa: PLC0415 (plain text comes from YAML; what trains on a bare machine has no such field)
+        import yaml  # noqa: PLC0415 (unquoted text comes from YAML; no config of training has such a field)
 
         return yaml.safe_load(value)
     return value
 
 
 def _build(kind: Any, values: dict[str, Any], place: str) -> Any:
-    """The dataclass of typed values. Raises IgptError for a field that is missing, or what its own checks refuse."""
+    """Build the dataclass from typed values. Raises IgptError for a missing or an invalid field."""
     kinds, made = field_types(kind), {}
     for field in fields(kind):
         section = section_of(kinds[field.name])
@@ -236,7 +236,7 @@ def _build(kind: Any, values: dict[str, Any], place: str) -> Any:
         if field.name in values:
             made[field.name] = _built(kinds[field.name], values[field.name], name)
         elif required and section is not None:
-            made[field.name] = _build(section, {}, name)  # which of its fields is missing
+            made[field.name] = _build(section, {}, name)  # raises for its missing fields, if it has any
         elif required:
             raise IgptError(f"{name} is missing; set it in the file or as {name}=VALUE")
     return kind(**made)
@@ -252,14 +252,14 @@ def _built(kind: Any, value: Any, place: str) -> Any:
 
 
 def section_of(kind: Any) -> type[Any] | None:
-    """The dataclass of a field that has fields of its own, also where the field may be none."""
+    """The dataclass of a field that is a section, required or optional; None for other fields."""
     if get_origin(kind) in (Union, types.UnionType):
         kind = _only(get_args(kind))
     return kind if isinstance(kind, type) and is_dataclass(kind) else None
 
 
 def _only(options: tuple[Any, ...]) -> Any:
-    """The one type beside None."""
+    """The type in an optional type."""
     (option,) = (option for option in options if option is not type(None))
     return option
 
