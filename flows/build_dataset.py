@@ -44,7 +44,7 @@ def describe_plan(planned: PlannedBuild) -> str:
     """One line on what a build will do."""
     plan = planned.plan
     if plan is None:
-        return f"nothing to do: the source is that of snapshot {planned.parent}"
+        return f"nothing to do: the source is unchanged since snapshot {planned.parent}"
     parts = [f"keep {len(plan.keep)} shards, make {len(plan.make)}, rewrite {len(plan.rewrite)}, drop {len(plan.drop)}"]
     if planned.parent is not None and not planned.changed_config and planned.palette != "refitted":
         parts.append(

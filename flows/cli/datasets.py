@@ -293,7 +293,7 @@ def gc(
         console.print(path, markup=False)
     console.print(
         f"{len(result.files)} files, {size_text(result.bytes)}, {'would be' if dry_run else 'are'} removed; "
-        f"those of {result.snapshots} snapshots stay, {result.too_young} unreferenced files are younger than "
+        f"files of {result.snapshots} snapshots are kept, {result.too_young} unreferenced files are younger than "
         f"{min_age_hours:g} h"
     )
 

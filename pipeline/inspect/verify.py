@@ -103,7 +103,7 @@ def _check_samples(chosen: Snapshot, shard: ShardEntry, contents: dict[str, byte
     crops = shard.samples // shard.images
     keys = [key.decode().split("-")[0] for key in view.keys_N[::crops]]
     if keys != rows["key"].to_pylist() or view.labels_N[::crops].tolist() != rows["label"].to_pylist():
-        yield Problem(path=shard.index_path, what=f"its keys or labels are not those of {shard.path}")
+        yield Problem(path=shard.index_path, what=f"its keys or labels differ from {shard.path}")
 
 
 def _check_whole(chosen: Snapshot) -> Iterator[Problem]:
