@@ -67,7 +67,7 @@ def test_steps_of_every_batch_size_run_kernels_for_that_size() -> None:
     config = PretrainConfig.from_fields(runs="r", preset="tiny")
     for batch in (2, 3):
         setting = Setting(model=TINY, batch=batch, device=torch.device("cpu"), config=config, optimizer=True)
-        with torch._dynamo.config.patch(error_on_recompile=True):  # anew would be: for any size
+        with torch._dynamo.config.patch(error_on_recompile=True):  # a recompilation would be for any size
             for step in contenders(setting, ["ours compiled", "nanoGPT-style compiled"]).values():
                 step()
 
@@ -125,8 +125,8 @@ def test_bytes_are_those_of_weights_and_cache() -> None:
 
 
 def test_ratios_are_taken_round_by_round() -> None:
-    found = ratio([2.0, 40.0, 6.0], [1.0, 10.0, 3.0])
-    assert (found.median, found.tenth, found.ninetieth, found.of_fastest) == (2.0, 2.0, 4.0, 2.0)
+    result = ratio([2.0, 40.0, 6.0], [1.0, 10.0, 3.0])
+    assert (result.median, result.tenth, result.ninetieth, result.of_fastest) == (2.0, 2.0, 4.0, 2.0)
 
 
 def test_the_profile_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

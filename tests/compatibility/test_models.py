@@ -87,10 +87,10 @@ def test_it_loads_and_serves_where_nothing_of_ours_is_installed(tmp_path: Path) 
 
 
 def test_it_loads_and_serves_whatever_of_ours_is_imported(tmp_path: Path) -> None:
-    found = ask(sys.executable, copy(tmp_path, "model"), IMPORTED, PYTHONPATH=str(ROOT))
-    for answers, modules in zip(found, IMPORTED, strict=True):
+    processes = ask(sys.executable, copy(tmp_path, "model"), IMPORTED, PYTHONPATH=str(ROOT))
+    for answers, modules in zip(processes, IMPORTED, strict=True):
         check(answers)
         # What is imported stays: a process has one `igpt_model`.
         ours = ROOT / "igpt_model" if modules else tmp_path / "model" / "code"
         assert Path(answers["code"]).is_relative_to(ours), modules
-    assert found[-1]["served"] == pytest.approx(EXPECTED["score"], abs=1e-5)
+    assert processes[-1]["served"] == pytest.approx(EXPECTED["score"], abs=1e-5)

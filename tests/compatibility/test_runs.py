@@ -63,7 +63,7 @@ def ask_for(
 ) -> Callable[[dict[str, Any]], str]:
     """Runs `python -m igpt_model.train` on a flat config, in this process; returns what it prints.
 
-    The dataset has lost its shards: a run that is not found cannot begin anew.
+    The dataset has lost its shards, so a run that is not recognised cannot start again.
     """
     shutil.rmtree(kept / "dataset" / "shards")
 
@@ -105,10 +105,10 @@ def test_runs_are_listed_and_shown(kept: Path, igpt: Callable[..., Command]) -> 
     for run, step, experiment in ((FINISHED, 20, "fixtures"), (UNFINISHED, 10, None)):
         shown = igpt("runs", "show", kept / run, "--verify", "--json")
         assert shown.code == 0, shown.err
-        found = json.loads(shown.out)
-        assert [(row["checkpoint"], row["files"]) for row in found["checkpoints"]] == [(step, "good")]
-        assert [point["step"] for point in found["curve"]] == list(range(10, step + 1, 10))
-        assert found["config"].get("experiment") == experiment
+        described = json.loads(shown.out)
+        assert [(row["checkpoint"], row["files"]) for row in described["checkpoints"]] == [(step, "good")]
+        assert [point["step"] for point in described["curve"]] == list(range(10, step + 1, 10))
+        assert described["config"].get("experiment") == experiment
 
 
 def test_the_model_of_a_run_is_the_one_that_was_registered_from_it(kept: Path) -> None:

@@ -1,4 +1,4 @@
-"""The embedded services, started once a session, and a small refresh that several modules look at."""
+"""The local services, started once per session, and a small refresh that several modules check."""
 
 import json
 import os
@@ -28,9 +28,9 @@ _warm = WarmStart(ROOT)
 
 
 def igpt(*arguments: str, environment: dict[str, str] | None = None, seconds: int = 500) -> Command:
-    """Run the command line in a process of its own, against the session's services.
+    """Run the command line in a process of its own, with the session's services.
 
-    With an environment of its own it is started as a user does it, otherwise it begins with the libraries imported.
+    With an `environment` a new Python process is started; otherwise one is forked that has the libraries imported.
     """
     if not environment:
         return ended(_warm.command(*arguments), seconds)
@@ -47,13 +47,13 @@ def igpt(*arguments: str, environment: dict[str, str] | None = None, seconds: in
 
 
 def ended(process: WarmProcess, seconds: int = 500) -> Command:
-    """How a command ends."""
+    """Wait for a command to end; returns its exit code and output."""
     out, err = process.communicate(timeout=seconds)
     return Command(code=process.wait(), out=out, err=err)
 
 
 def python(code: str, *arguments: str) -> WarmProcess:
-    """Start Python code in a process of its own that knows the session's services and begins with the libraries."""
+    """Start Python code in a forked process, with the session's services and the libraries imported."""
     return _warm.program(code, *arguments)
 
 
@@ -66,9 +66,9 @@ def home() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def stack(home: Path) -> Iterator[Stack]:
-    """S3, Prefect, MLflow and Ray; this process and its children are pointed at them.
+    """S3, Prefect, MLflow and Ray; the environment of this process and its children points at them.
 
-    Ray's address and token reach the children only, through IGPT_HOME: other modules start a Ray in this process.
+    Only the children get Ray's address and token, through IGPT_HOME: other modules start a Ray in this process.
     """
     before = dict(os.environ)
     started = local_stack.up(home)
@@ -88,19 +88,19 @@ def stack(home: Path) -> Iterator[Stack]:
 
 @pytest.fixture(scope="session")
 def digits(stack: Stack) -> str:
-    """400 handwritten digits as PNG files in the bucket, and two objects that are no pictures of digits."""
+    """400 handwritten digits as PNG files in the bucket, and two objects that are not digits."""
     from flows.demo import encode_digits
 
     url = "s3://raw/some-digits"
-    some = dict(list(encode_digits(url).items())[:400])
-    assert len(some) == 400
+    files = dict(list(encode_digits(url).items())[:400])
+    assert len(files) == 400
     assert load_digits().images.shape[0] == 1797
-    objects.write_many({**some, f"{url}/0/cut.png": next(iter(some.values()))[:60], f"{url}/README.txt": b"not one"})
+    objects.write_many({**files, f"{url}/0/cut.png": next(iter(files.values()))[:60], f"{url}/README.txt": b"not one"})
     return url
 
 
 def refresh_config(digits: str, name: str) -> dict:
-    """A refresh small enough for a test: eight pixels a side, sixteen grey levels."""
+    """The config of a refresh small enough for a test: 8x8 pixels, sixteen grey levels."""
     return {
         "dataset": {
             "raw": digits,
@@ -130,7 +130,7 @@ def refresh_config(digits: str, name: str) -> dict:
 
 @dataclass(frozen=True, kw_only=True)
 class Refreshed:
-    """A refresh that was run by the command line."""
+    """A refresh that the command line has run."""
 
     config: dict
     path: Path

@@ -1,4 +1,4 @@
-"""Bad input: each gives one clear line and a non-zero exit, and nothing is half published."""
+"""Bad input gives one clear line and a non-zero exit code, and publishes nothing."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ DEAD = "127.0.0.1:9"
 
 @dataclass(frozen=True)
 class Case:
-    """A command that must fail. In its arguments stand {digits}, {run}, {runs} and {name} of the refreshed run."""
+    """A command that must fail. Its arguments may contain {digits}, {run}, {runs} and {name} of the refreshed run."""
 
     expected: str
     arguments: str
@@ -60,19 +60,19 @@ OTHERS = {"other-palette": "colours=15", "other-resolution": "resolution=4"}
 
 @pytest.fixture(scope="module")
 def outcomes(refreshed: Refreshed, digits: str) -> dict[str, Command]:
-    """How each command ended. Two run at a time: most of what they do is to import libraries on one core."""
+    """The results of the commands. Two run at a time: most of their time, they import libraries on one core."""
     objects.write_bytes("s3://raw/texts/a.txt", b"text")
     objects.write_many({f"s3://raw/broken/{number}.png": b"not a picture" for number in range(5)})
     runs, name = refreshed.run.rsplit("/", 1)
 
     def run(arguments: str, environment: dict[str, str] | None = None) -> Command:
         words = arguments.format(digits=digits, run=refreshed.run, runs=runs, name=name).split()
-        return igpt(*words, environment=environment, seconds=200)  # where a field is given twice, the last counts
+        return igpt(*words, environment=environment, seconds=200)  # the last value of a field counts
 
     with ThreadPoolExecutor(2) as pool:
         fractions = "validation_fraction=0.2 test_fraction=0.2 "
-        others = [BUILD + fractions + f"dataset=s3://datasets/{name} {field}" for name, field in OTHERS.items()]
-        for built in pool.map(run, others):
+        builds = [BUILD + fractions + f"dataset=s3://datasets/{name} {field}" for name, field in OTHERS.items()]
+        for built in pool.map(run, builds):
             assert built.code == 0, built.err
         ended = pool.map(lambda case: run(case.arguments, case.environment), CASES.values())
         return dict(zip(CASES, ended, strict=True))

@@ -1,4 +1,4 @@
-"""Lost nodes and a failing store, for real: builds take longer and end with the bytes of an undisturbed one."""
+"""Lost nodes and a failing store: builds take longer and give the same bytes as an undisturbed one."""
 
 import io
 import json
@@ -47,7 +47,7 @@ def photographs() -> list[bytes]:
 
 
 def put_images(rig: Rig, photographs: list[bytes], name: str, count: int) -> None:
-    """A class folder of so many photographs in the bucket `raw`, and three files that are none."""
+    """Put `count` photographs in class folders into the bucket `raw`, and three files that are not images."""
     folder = rig.s3.bucket("raw") / name
     for label in ("temple", "flower"):
         (folder / label).mkdir(parents=True)
@@ -59,7 +59,7 @@ def put_images(rig: Rig, photographs: list[bytes], name: str, count: int) -> Non
 
 
 class Build:
-    """A build that runs in a process of its own on the first of the hosts."""
+    """A build in a process of its own on the first host."""
 
     def __init__(self, nodes: RayNodes, raw: str, dataset: str) -> None:
         config = {
@@ -76,22 +76,22 @@ class Build:
         self.process = host.start([sys.executable, "-c", BUILD, json.dumps(config)], nodes.environment(host), self.log)
 
     def assert_publishes(self, images: int) -> None:
-        """Wait for its end, and fail with what it said unless it has published its first snapshot."""
+        """Wait for its end, and fail with its output unless it has published its first snapshot."""
         self.process.wait(timeout=240)
         said = self.log.read_text()
         assert f"published 1 {images} 3\n" in said, said
 
 
 def contents(rig: Rig, dataset: str) -> dict[str, bytes]:
-    """The bytes of what a dataset consists of, by path; not the marks of who was at work on it."""
+    """The files of a dataset by path, without the leases and records of processes."""
     folder = rig.s3.bucket("datasets") / dataset
-    found = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    files = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
     passing = ("active/", "snapshots/000001.json.claims/")
-    return {name: path.read_bytes() for name, path in found.items() if not name.startswith(passing)}
+    return {name: path.read_bytes() for name, path in files.items() if not name.startswith(passing)}
 
 
 def indexed(rig: Rig, dataset: str) -> int:
-    """How many shards of a dataset are finished."""
+    """The number of finished shards of a dataset."""
     return len(list((rig.s3.bucket("datasets") / dataset / "index").glob("*.parquet")))
 
 
@@ -103,12 +103,12 @@ def wait_until(build: Build, condition: Callable[[], bool]) -> None:
 
 @pytest.fixture(scope="module")
 def undisturbed(whole_rig: Rig, photographs: list[bytes]) -> dict[str, bytes]:
-    """The bytes of the dataset as three nodes make it."""
+    """The files of the dataset when three nodes build it undisturbed."""
     whole_rig.nodes.heal()
     put_images(whole_rig, photographs, "photos", IMAGES)
     before = whole_rig.proxy.requests.copy()
     Build(whole_rig.nodes, "photos", "undisturbed").assert_publishes(IMAGES)
-    # Each of them has written shards: a shard is a PUT of its own and one of its index.
+    # Every node has written shards: a shard takes one PUT, its index another.
     made = whole_rig.proxy.requests - before
     assert min(made[host.address, "PUT"] for host in whole_rig.hosts) >= 2
     return contents(whole_rig, "undisturbed")
@@ -128,10 +128,10 @@ def test_a_lost_node_costs_its_shards_in_flight(rig: Rig, undisturbed: dict[str,
     before = rig.proxy.requests.copy()
 
     def at_work() -> list[Host]:
-        """The nodes beside the head that have written shards."""
+        """The nodes other than the head that have written shards."""
         return [host for host in rig.hosts[1:] if (rig.proxy.requests - before)[host.address, "PUT"] >= 2]
 
-    # A busy store, until the node is lost: else the head may have made most shards before the others have begun.
+    # The store is slow until the node is lost: otherwise the head might make most shards before the others start.
     busy = Faults(share=0.7, kinds=(Fault.SLOW_DOWN,), methods=frozenset({"PUT"}), prefix="/datasets/lost/shards")
     with rig.proxy.inject(busy):
         build = Build(rig.nodes, "photos", "lost")
@@ -144,7 +144,7 @@ def test_a_lost_node_costs_its_shards_in_flight(rig: Rig, undisturbed: dict[str,
 
 
 def test_a_full_disk_on_a_node_costs_nothing(rig: Rig, undisturbed: dict[str, bytes]) -> None:
-    """Not a byte more goes on the disk with Ray's logs and spilled objects: its workers there die at once."""
+    """The disk with Ray's logs and spilled objects is full, so Ray's workers on that node die at once."""
     victim = rig.hosts[2]
     victim.remove()
     with small_disk(victim.folder / "ray", mebibytes=32) as disk:
@@ -157,7 +157,7 @@ def test_a_full_disk_on_a_node_costs_nothing(rig: Rig, undisturbed: dict[str, by
 
 @pytest.fixture(scope="module")
 def few(whole_rig: Rig, photographs: list[bytes]) -> dict[str, bytes]:
-    """The bytes of a dataset of few images, for tests whose clients wait long between their tries."""
+    """The files of a dataset of few images, for tests whose clients wait long between retries."""
     whole_rig.nodes.heal()
     put_images(whole_rig, photographs, "few", FEW)
     Build(whole_rig.nodes, "few", "few").assert_publishes(FEW)
@@ -174,16 +174,16 @@ def test_a_third_of_the_requests_failing_costs_time_only(rig: Rig, few: dict[str
 
 
 BURSTS = {
-    "the store is busy when it is first asked": Faults(
+    "the store is busy at the first requests": Faults(
         share=1, max_faults=3, kinds=(Fault.INTERNAL_ERROR,), methods=frozenset({"HEAD"})
     ),
-    "one object is cut off again and again": Faults(
+    "one object is truncated again and again": Faults(
         share=1, max_faults=6, kinds=(Fault.TRUNCATE,), prefix="/raw/few/temple/0000.jpg"
     ),
 }
 
 
-# A count of tries is no match for them: of ten million images, 14,000 meet six faults in a row when a third of the
+# A limit on the number of tries would not do: of ten million images, 14,000 get six faults in a row when a third of the
 # requests fail.
 @pytest.mark.parametrize("burst", BURSTS)
 def test_faults_in_a_row_cost_time_only(rig: Rig, few: dict[str, bytes], burst: str) -> None:

@@ -1,4 +1,4 @@
-"""A build that is disturbed and run again ends with the bytes of an undisturbed one, and damages nothing."""
+"""A build that is interrupted and run again gives the bytes of an undisturbed one, and damages nothing."""
 
 import json
 import signal
@@ -18,9 +18,9 @@ from tests.rigs.warm_start import WarmProcess
 
 pytestmark = [pytest.mark.services, pytest.mark.faults]
 
-# Fifty shards, so that there is a time between the first and the last.
+# Fifty shards, so that there is time between the first and the last.
 FIELDS = {"resolution": 8, "colours": 16, "samples_per_shard": 8, "validation_fraction": 0.1, "test_fraction": 0.1}
-# What the flow calls, without the seconds that Prefect takes to start; it may die at some place.
+# What the flow calls, without Prefect, which takes seconds to start; {patch} may make it die at some point.
 _DRIVER = """
 import json, os, signal, sys
 from flows.services import settings
@@ -51,16 +51,16 @@ def end(process: WarmProcess) -> tuple[int, str]:
 
 
 def files_of(name: str) -> dict[str, bytes]:
-    """What a dataset consists of; not the marks of who was at work on it."""
+    """The files of a dataset by path, without the leases and records of processes."""
     root = f"s3://datasets/{name}/"
-    found = {file.url.removeprefix(root): file.url for file in objects.list_files(root.rstrip("/"))}
+    files = {file.url.removeprefix(root): file.url for file in objects.list_files(root.rstrip("/"))}
     passing = ("active/", "snapshots/000001.json.claims/")
-    return {path: objects.read_bytes(url) for path, url in found.items() if not path.startswith(passing)}
+    return {path: objects.read_bytes(url) for path, url in files.items() if not path.startswith(passing)}
 
 
 @pytest.fixture(scope="module")
 def undisturbed(digits: str) -> dict[str, bytes]:
-    """The bytes of a build that nothing disturbed."""
+    """The files of an undisturbed build."""
     code, said = end(start(digits, "undisturbed"))
     assert code == 0, said
     return files_of("undisturbed")
@@ -75,16 +75,16 @@ def wait_for(condition: Callable[[], bool], process: WarmProcess, seconds: float
 
 
 def shard_workers(stack: Stack) -> list[psutil.Process]:
-    """The processes that are making a shard at this moment."""
-    found = []
+    """The processes that are making a shard now."""
+    workers = []
     for process in psutil.process_iter():
         try:
             making = process.cmdline()[:1] and process.cmdline()[0].startswith("ray::make_shard")
             if making and process.environ().get("RAY_AUTH_TOKEN") == stack.ray_token:
-                found.append(process)
+                workers.append(process)
         except psutil.Error:
             continue
-    return found
+    return workers
 
 
 @pytest.mark.sample
@@ -94,11 +94,11 @@ def test_workers_killed_in_the_middle_of_a_shard(digits: str, stack: Stack, undi
     while len(killed) < 3:
         victims: list[psutil.Process] = []
         wait_for(lambda victims=victims: bool(victims.extend(shard_workers(stack)) or victims), process)
-        with suppress(psutil.NoSuchProcess):  # one that ended by itself, or is still seen after its death
+        with suppress(psutil.NoSuchProcess):  # it ended by itself, or is still listed after its death
             victims[0].kill()
             victims[0].wait(30)
             killed.append(victims[0])
-    code, said = end(process)  # Ray tells of each worker that it lost
+    code, said = end(process)  # Ray reports every lost worker
     assert code == 0, said
     assert files_of("killed-workers") == undisturbed
 
@@ -161,5 +161,5 @@ def test_of_two_builders_of_different_things_one_wins_and_nothing_is_damaged(dig
         (line,) = [said.strip() for code, said in ended if code == 1]
         assert "another build published snapshot 1 meanwhile; run this one again" in line
         assert chosen.number == 1
-    else:  # the slower one began when the faster had published: it went on from there
+    else:  # the slower one started after the faster one had published, and continued from there
         assert (chosen.number, chosen.parent) == (2, 1)

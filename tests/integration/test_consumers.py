@@ -1,6 +1,6 @@
-"""Consumers of a registered model: an environment with its requirements alone, HTTP, and the example of docs/models.md.
+"""Consumers of a registered model: an environment with only its requirements, HTTP, and the example of docs/models.md.
 
-The environment is made once, from what the version itself names; nothing of this repository is in it.
+The environment is created once, from the requirements of the version; it has nothing of this repository.
 """
 
 import base64
@@ -39,7 +39,7 @@ from tests.rigs.environments import with_requirements
 pytestmark = pytest.mark.services
 
 URI = "models:/consumed@candidate"
-# All that the program has: the addresses and keys of the services.
+# The only variables of the program: the addresses and keys of the services.
 KNOWN = (
     *("MLFLOW_TRACKING_URI", "MLFLOW_S3_ENDPOINT_URL"),
     *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"),
@@ -59,7 +59,7 @@ def environment(home: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def registered(stack: Stack) -> Version:
-    """A small model of digits with a probe, registered as a refresh does it."""
+    """A small model of digits with a probe, registered like that of a refresh."""
     torch.manual_seed(0)
     model = ImageGPT(ModelConfig(layers=2, width=64, heads=4, resolution=8, colours=16)).eval()
     torch.nn.init.normal_(model.head.weight, std=0.3)
@@ -87,7 +87,7 @@ def registered(stack: Stack) -> Version:
 
 @pytest.fixture(scope="module")
 def requirements(registered: Version, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The file in which the registered version names what it requires."""
+    """The requirements file of the registered version."""
     folder = tmp_path_factory.mktemp("consumer")
     path = Path(mlflow.artifacts.download_artifacts(f"{URI}/requirements.txt", dst_path=str(folder)))
     lines = path.read_text().split()
@@ -100,7 +100,7 @@ def requirements(registered: Version, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="module")
 def empty_environment(requirements: Path) -> Path:
-    """The programs of a virtual environment with the requirements of the registered version, and nothing else."""
+    """The programs of a virtual environment with only the requirements of the registered version."""
     return with_requirements(requirements.read_text().split(), requirements.parent / "venv")
 
 
@@ -138,7 +138,7 @@ def test_the_model_loads_where_pip_has_installed_what_it_names(requirements: Pat
 
 
 def assert_loads(programs: Path, tmp_path: Path) -> None:
-    """In the environment with these programs the model loads, answers, and takes nothing from elsewhere."""
+    """In the environment of these programs the model loads and answers, and imports nothing from elsewhere."""
     done = subprocess.run(
         [str(programs / "python"), "-W", "error::UserWarning:mlflow", "-c", PROGRAM, URI],
         capture_output=True,
@@ -189,12 +189,12 @@ def served(empty_environment: Path, tmp_path_factory: pytest.TempPathFactory) ->
                 time.sleep(0.3)
         yield url
     finally:
-        os.killpg(server.pid, signal.SIGTERM)  # a session of its own: its process and those that it started
+        os.killpg(server.pid, signal.SIGTERM)  # the server and the processes that it started are in their own session
         server.wait()
 
 
 def ask(url: str, body: dict[str, Any]) -> tuple[int, Any]:
-    """The status and the JSON that a server answers to an invocation."""
+    """The status and the JSON of a server's answer to an invocation."""
     request = urllib.request.Request(
         f"{url}/invocations", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
@@ -221,9 +221,9 @@ def test_every_task_is_answered_over_http(served: str) -> None:
         {"dataframe_split": {"columns": ["image"], "data": [[file] for file in files]}},
         {"dataframe_records": [{"image": file} for file in files]},
     ):
-        status, found = ask(served, body)
-        assert status == 200, found
-        assert np.array(found) == pytest.approx(expected, abs=1e-4)
+        status, answer = ask(served, body)
+        assert status == 200, answer
+        assert np.array(answer) == pytest.approx(expected, abs=1e-4)
     shapes = {}
     for task, params in {
         "features": {"layer": 0},
@@ -232,15 +232,15 @@ def test_every_task_is_answered_over_http(served: str) -> None:
         "sample": {"samples": 3, "top_p": 0.9},
         "score": {},
     }.items():
-        status, found = ask(served, {"inputs": files, "params": {"task": task, **params}})
-        assert status == 200, found
-        shapes[task] = np.shape(found)
+        status, answer = ask(served, {"inputs": files, "params": {"task": task, **params}})
+        assert status == 200, answer
+        shapes[task] = np.shape(answer)
         if task == "complete":
             same = model.predict(pixels, params={"task": task, **params})
-            assert np.mean(np.array(found) == same) > 0.99
+            assert np.mean(np.array(answer) == same) > 0.99
         if task == "classify":
-            assert [sum(row.values()) for row in found] == pytest.approx([1, 1], abs=1e-5)
-            assert set(found[0]) == {str(digit) for digit in range(10)}
+            assert [sum(row.values()) for row in answer] == pytest.approx([1, 1], abs=1e-5)
+            assert set(answer[0]) == {str(digit) for digit in range(10)}
     assert shapes == {
         "features": (2, 64),
         "classify": (2,),
@@ -276,7 +276,7 @@ def test_the_page_example_runs_as_it_stands(registered: Version, empty_environme
     example = page_example()
     name = "models:/igpt-digits@champion"
     assert name in example
-    example = example.replace(name, URI)  # the name of a model is all that is exchanged
+    example = example.replace(name, URI)  # only the name of the model differs
     done = subprocess.run(
         [str(empty_environment / "python"), "-c", example],
         capture_output=True,

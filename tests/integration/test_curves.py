@@ -1,4 +1,4 @@
-"""The curves of a training in MLflow: one value a step, whatever was repeated, and none lost while it is away."""
+"""The curves of a training in MLflow: one value per step after repetitions, and none lost while it is down."""
 
 import socket
 import time
@@ -36,7 +36,7 @@ def test_a_step_that_is_repeated_has_its_first_value(logger: RunLogger) -> None:
     for step in (10, 20, 30, 20, 30, 40):
         curve.metrics(step, {"train_loss": step / 10, "images_per_second": time.time()})
     curve.flush()
-    # A new process repeats what it finds, and more.
+    # A new process repeats the steps so far, and continues.
     another = CurveLogger(logger)
     for step in (30, 40, 50):
         another.metrics(step, {"train_loss": 100 + step})
@@ -67,13 +67,13 @@ def test_what_is_told_while_the_server_is_away_comes_when_it_is_back(server: Mlf
 
 def test_nobody_waits_for_a_server_that_does_not_answer() -> None:
     warnings: list[str] = []
-    with socket.create_server(("127.0.0.1", 0)) as silent:  # connects, and says nothing
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # connects, and does not answer
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         curve = CurveLogger(RunLogger(url, "0" * 32), warnings.append)
         began = time.monotonic()
         for step in range(100):
             curve.metrics(step, {"train_loss": 2.0})
-        assert time.monotonic() - began < 20  # one that waited would need a minute
+        assert time.monotonic() - began < 20  # waiting for the answer would take a minute
         with pytest.raises(IgptError, match="does not accept 100 metrics"):
             curve.flush(seconds=0.2)
 

@@ -1,4 +1,4 @@
-"""The worked rerun of docs/data.md, run as it stands: every command, and what it prints."""
+"""The worked rerun of docs/data.md, run exactly as written: every command, and its output."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""`igpt doctor` beside the real services: that they answer, their versions, what is wrong when a key or address is."""
+"""`igpt doctor` with real services: whether they answer, their versions, wrong keys and addresses."""
 
 import json
 from importlib import metadata
@@ -16,7 +16,7 @@ def test_services_that_answer_are_told_with_the_versions_that_the_clients_here_h
     verdicts = {verdict["check"]: verdict for verdict in json.loads(told.out)["verdicts"]}
     services = ("local s3", "local prefect", "local mlflow", "local ray", "S3", "Prefect", "MLflow", "Ray")
     assert {service: verdicts[service]["state"] for service in services} == dict.fromkeys(services, "ok")
-    assert verdicts["S3"]["detail"] == f"{stack.s3_url}, answers as AmazonS3"  # rclone calls itself so
+    assert verdicts["S3"]["detail"] == f"{stack.s3_url}, answers as AmazonS3"  # rclone's name for itself
     for service in ("Prefect", "MLflow", "Ray"):
         assert verdicts[service]["detail"].endswith(metadata.version(service.lower()))
     assert "clock" not in verdicts

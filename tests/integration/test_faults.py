@@ -1,4 +1,4 @@
-"""What dies in the middle, and that nothing is lost: a training worker, the flow's process, an interrupted build."""
+"""A killed training worker, a killed flow and an interrupted build: nothing is lost."""
 
 import json
 import os
@@ -36,15 +36,15 @@ def start(*arguments: str) -> subprocess.Popen:
 
 
 def train_workers(stack: Stack) -> list[psutil.Process]:
-    found = []
+    workers = []
     for process in psutil.process_iter():
         try:
             named = process.cmdline()[:1] and process.cmdline()[0].startswith("ray::RayTrainWorker")
             if named and process.environ().get("RAY_AUTH_TOKEN") == stack.ray_token:
-                found.append(process)
+                workers.append(process)
         except psutil.Error:
             continue
-    return found
+    return workers
 
 
 def files_of(folder: str) -> dict[str, bytes]:
@@ -58,7 +58,7 @@ def has_checkpoint(folder: str, step: int) -> Callable[[], bool]:
 
 @pytest.fixture(scope="module")
 def stopped(refreshed: Refreshed, tmp_path_factory: pytest.TempPathFactory) -> Command:
-    """The training of the refreshed run once more in another folder, stopped by Ctrl-C."""
+    """The training of the refreshed run, repeated in another folder and stopped by Ctrl-C."""
     config = {**refreshed.config["pretrain"], "dataset": "s3://datasets/refreshed", "runs": "s3://runs/stopped"}
     path = tmp_path_factory.mktemp("stopped") / "pretrain.yaml"
     path.write_text(yaml.safe_dump({**config, "experiment": "stopped"}))
@@ -70,7 +70,7 @@ def stopped(refreshed: Refreshed, tmp_path_factory: pytest.TempPathFactory) -> C
 
 
 def mlflow_status(stack: Stack) -> str:
-    """The status of the one run of the experiment."""
+    """The status of the only run of the experiment."""
     client = MlflowClient(stack.mlflow_url)
     experiment = client.get_experiment_by_name("stopped")
     assert experiment is not None
@@ -90,10 +90,10 @@ def test_ctrl_c_in_the_training_is_one_line_and_closes_its_run(stopped: Command,
 @pytest.mark.sample
 @pytest.mark.usefixtures("stopped")
 def test_runs_resume_goes_on_and_a_killed_worker_costs_nothing_but_time(refreshed: Refreshed, stack: Stack) -> None:
-    """That the same command goes on too is tested on nodes of their own, in test_training_faults.py."""
+    """Continuing with the same command is tested on separate nodes, in test_training_faults.py."""
     (run,) = record.find("s3://runs/stopped")
     process = start("runs", "resume", run)
-    # Found while they start: the steps that are left when the checkpoint appears take a second, and so may looking.
+    # Look for them while they start: after the checkpoint, the remaining steps take only a second, as may the search.
     wait_for(lambda: len(train_workers(stack)) == 2, process)
     victims = train_workers(stack)
     wait_for(has_checkpoint("s3://runs/stopped", 80), process)
@@ -114,7 +114,7 @@ def test_runs_resume_goes_on_and_a_killed_worker_costs_nothing_but_time(refreshe
 def test_ctrl_c_in_the_build_publishes_nothing_and_a_rerun_completes_it(digits: str, stack: Stack) -> None:
     arguments = (
         *("dataset", "build", f"raw={digits}", "dataset=s3://datasets/stopped", "resolution=8", "colours=16"),
-        # So many shards that the signal cannot come too late.
+        # Enough shards that the signal cannot come too late.
         *("samples_per_shard=2", "validation_fraction=0.1", "test_fraction=0.1"),
     )
     process = start(*arguments)
@@ -142,7 +142,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(refreshed: Ref
     newest = f"{copy}/checkpoints/{last:08d}/weights-00001.safetensors"
     objects.write_bytes(newest, objects.read_bytes(newest)[:-100])
     lines: list[str] = []
-    found = checkpoint.use_newest(copy, lambda found, fetch: (found.state.step, found.model(fetch)), warn=lines.append)
-    assert found is not None
-    assert found[0] == before
+    opened = checkpoint.use_newest(copy, lambda good, fetch: (good.state.step, good.model(fetch)), warn=lines.append)
+    assert opened is not None
+    assert opened[0] == before
     assert len(lines) == 1 and f"step {last} is damaged" in lines[0]

@@ -17,7 +17,7 @@ from tests.integration.conftest import ROOT
 
 pytestmark = pytest.mark.services
 
-# Ray sends what was told every ten seconds and drops it after twenty, so that the second look is at what is told again.
+# Ray exports gauges every ten seconds and drops them after twenty, so the second request sees repeated values.
 WORK = """
 import sys, time, urllib.request
 import ray
@@ -29,7 +29,7 @@ node = ray.nodes()[0]
 def look():
     address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     return urllib.request.urlopen(address, timeout=10).read().decode()
-with Meter("pretrain", "s3://runs/told", TRAINING_METRICS) as meter:
+with Meter("pretrain", "s3://runs/metered", TRAINING_METRICS) as meter:
     meter.progress("start", 0, 0)
     meter.progress("train", 10, 40)
     meter.record(10, dict.fromkeys(TRAINING_METRICS, 0.5))
@@ -66,26 +66,26 @@ def test_a_node_serves_what_the_dashboard_draws_while_there_is_work(stack: Stack
             assert name in served, query
             assert query.labels <= set(served[name]), query
     told = served["ray_igpt_stage_done"]
-    assert (told["stage"], told["subject"], told["step"], told[""]) == ("pretrain", "s3://runs/told", "train", 10)
-    assert served["ray_igpt_step"][""] == 10 and served["ray_igpt_train_loss"]["run"] == "s3://runs/told"
+    assert (told["stage"], told["subject"], told["step"], told[""]) == ("pretrain", "s3://runs/metered", "train", 10)
+    assert served["ray_igpt_step"][""] == 10 and served["ray_igpt_train_loss"]["run"] == "s3://runs/metered"
     ours = {f"ray_igpt_{name}" for name in (*STAGE_GAUGES, *TRAINING_METRICS)}
     assert ours <= set(served)
 
 
 def test_the_agent_that_serves_them_starts_no_job_for_who_has_not_the_token(stack: Stack) -> None:
-    """It listens on each node, and its other port takes jobs: any command line."""
+    """The agent listens on every node, and its other port accepts jobs, which can be any command line."""
     agents = []
     for process in psutil.process_iter():
         with suppress(psutil.Error, IndexError):
-            parent = process.parent()  # the agent's title has taken the place of its own environment
+            parent = process.parent()  # the agent's title has overwritten its own environment
             named = process.cmdline()[0].startswith("ray::DashboardAgent")
             if named and parent is not None and parent.environ().get("RAY_AUTH_TOKEN") == stack.ray_token:
                 agents.append(process)
     (agent,) = agents
     answers = []
-    for port in {each.laddr.port for each in agent.net_connections("inet") if each.status == psutil.CONN_LISTEN}:
+    for port in {link.laddr.port for link in agent.net_connections("inet") if link.status == psutil.CONN_LISTEN}:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-        with suppress(OSError, http.client.HTTPException):  # gRPC speaks otherwise
+        with suppress(OSError, http.client.HTTPException):  # gRPC is no HTTP/1.1
             connection.request(
                 "POST", "/api/job_agent/jobs/", '{"entrypoint": "id"}', {"Content-Type": "application/json"}
             )

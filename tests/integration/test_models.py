@@ -1,4 +1,4 @@
-"""Models of every kind through the flow, and the commands that use one where production keeps it."""
+"""Models of every kind trained by the flow, and the commands that use models in the object store and the registry."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The store's doors against a real S3 server: odd names, whole objects and ranges, and one winner of a creation."""
+"""The object store with a real S3 server: odd names, whole objects and ranges, and one winner of a creation."""
 
 import os
 import uuid
@@ -50,9 +50,9 @@ def test_a_listing_of_one_object_and_of_nothing(folder: str) -> None:
 def test_a_long_listing_has_every_object_once(folder: str) -> None:
     names = {f"{folder}/{number:05d}" for number in range(2500)}
     objects.write_many(dict.fromkeys(names, b""))
-    found = [file.url for file in bulk.list_files(folder)]
-    assert len(found) == 2500
-    assert set(found) == names
+    listed = [file.url for file in bulk.list_files(folder)]
+    assert len(listed) == 2500
+    assert set(listed) == names
 
 
 def test_many_objects_and_what_is_missing(folder: str) -> None:
@@ -72,15 +72,15 @@ def test_ranges_of_a_large_object(folder: str) -> None:
     objects.write_bytes(f"{folder}/large", data)
     starts = [0, 10, 5_000_000, 5_100_000, len(data) - 7]
     lengths = [10, 0, 100_000, 3, 7]
-    found = bulk.read_ranges(f"{folder}/large", starts, lengths)
-    assert found == [data[s : s + n] for s, n in zip(starts, lengths, strict=True)]
+    contents = bulk.read_ranges(f"{folder}/large", starts, lengths)
+    assert contents == [data[s : s + n] for s, n in zip(starts, lengths, strict=True)]
     reader = BlockReader(f"{folder}/large", len(data))
     reader.seek(3)
     assert reader.read() == data[3:]
 
 
 def test_of_many_creators_at_once_one_wins(folder: str) -> None:
-    """`rclone serve s3` ignores the condition of a conditional write: only the claims decide."""
+    """`rclone serve s3` ignores the condition of a conditional write, so only the claims decide."""
     url = f"{folder}/object"
 
     def create(number: int) -> bool:

@@ -1,4 +1,4 @@
-"""The probing flow from a registry URI: what it measures, where it leaves it, and what a rerun computes."""
+"""The probing flow from a registry URI: its results, where they are stored, and what a rerun computes."""
 
 import io
 
@@ -98,7 +98,7 @@ def test_a_rerun_computes_what_is_missing_and_nothing_else(probed: Command, stac
 def test_a_snapshot_of_another_source_is_probed_with_the_models_palette(
     probed: Command, stack: Stack, tmp_path
 ) -> None:
-    """Another dataset than the model was pretrained on: two digits of it alone, in the model's colours."""
+    """Another dataset than that of the pretraining: two of the digits, in the model's colours."""
     palette = tmp_path / "palette.npy"
     assert igpt("models", "palette", URI, str(palette)).code == 0
     raw = tmp_path / "raw"
@@ -114,7 +114,7 @@ def test_a_snapshot_of_another_source_is_probed_with_the_models_palette(
     assert command.code == 0, command.err
     version = Registry(stack.mlflow_url).find(URI)
     assert float(version.tags["igpt.probe.pair.best_test_accuracy"]) > 0.7
-    # The gate's number stays that of the dataset it was trained on.
+    # The gate still compares the accuracy on the dataset that the model was trained on.
     assert version.tags[ACCURACY] == version.tags["igpt.probe.refreshed.best_validation_accuracy"]
     one = igpt(
         *("dataset", "build", f"raw={raw / '3'}", "dataset=s3://datasets/one", *fields, "--palette", str(palette)),

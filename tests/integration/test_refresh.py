@@ -62,15 +62,15 @@ def test_the_webdataset_package_reads_the_same_pixels(refreshed: Refreshed, digi
         objects.download(objects.join(data.dataset, shard.path), path)
         paths.append(str(path))
     dataset = webdataset.WebDataset(paths, shardshuffle=False)
-    found = {s["__key__"]: (np.load(io.BytesIO(s["npy"]), allow_pickle=False), int(s["cls"])) for s in dataset}
-    assert len(found) == 400
+    samples = {s["__key__"]: (np.load(io.BytesIO(s["npy"]), allow_pickle=False), int(s["cls"])) for s in dataset}
+    assert len(samples) == 400
     table = palette.compute_lookup_table(data.palette())
     for file in list(objects.list_files(digits))[:50]:
         if file.url.endswith(("cut.png", ".txt")):
             continue
         name = file.url.removeprefix(f"{digits}/")
         pixels = np.asarray(Image.open(io.BytesIO(objects.read_bytes(file.url))).convert("RGB"))
-        tokens, label = found[key_of(name)]
+        tokens, label = samples[key_of(name)]
         assert np.array_equal(tokens, palette.quantize(pixels, table))
         assert data.classes[label] == name.split("/")[0]
 
@@ -106,7 +106,7 @@ def test_the_prefect_page_shows_the_stages_and_what_they_left(refreshed: Refresh
     from prefect.client.orchestration import PrefectClient
 
     async def read() -> tuple[dict[str, list[str]], list]:
-        # Not get_client(): Prefect may have been imported, and have read its settings, before the server was there.
+        # Not get_client(): Prefect may have been imported, and have read its settings, before the server was started.
         async with PrefectClient(f"{stack.prefect_url}/api") as client:
             flows = {flow.id: flow.name for flow in await client.read_flows()}
             states: dict[str, list[str]] = {}
@@ -125,24 +125,24 @@ def test_the_prefect_page_shows_the_stages_and_what_they_left(refreshed: Refresh
     assert stack.mlflow_url in link
 
 
-def test_what_workers_log_is_json_and_tells_of_which_run(refreshed: Refreshed, home: Path, stack: Stack) -> None:
+def test_workers_log_json_with_the_id_of_their_flow_run(refreshed: Refreshed, home: Path, stack: Stack) -> None:
     from prefect.client.orchestration import SyncPrefectClient
 
-    # In logs/old are those of processes that ended, once there are many.
+    # Ray moves the logs of ended processes to logs/old when there are many.
     names = (services.short_folder(home) / "session_latest" / "logs").rglob("worker-*.err")
-    lines = [line for name in names for line in name.read_text().splitlines() if line.startswith("{")]
-    ours = [each for each in map(json.loads, lines) if each["logger"].startswith(("pipeline.", "igpt_model."))]
-    (flow_run_id,) = {each.get("flow_run_id") for each in ours if f"goes on with {refreshed.run}" in each["message"]}
+    texts = [text for name in names for text in name.read_text().splitlines() if text.startswith("{")]
+    ours = [line for line in map(json.loads, texts) if line["logger"].startswith(("pipeline.", "igpt_model."))]
+    (flow_run_id,) = {line.get("flow_run_id") for line in ours if f"goes on with {refreshed.run}" in line["message"]}
     with SyncPrefectClient(f"{stack.prefect_url}/api") as client:
         assert client.read_flow(client.read_flow_run(UUID(flow_run_id)).flow_id).name == "refresh"
-    # What other tests build without a flow has no such id.
-    of_run = [each for each in ours if each.get("flow_run_id") == flow_run_id]
+    # Builds of other tests without a flow have no such id.
+    of_run = [line for line in ours if line.get("flow_run_id") == flow_run_id]
     for what in ("shard ", "goes on with", "features of"):
-        assert any(what in each["message"] for each in of_run), what
-    for each in of_run:
-        assert each["level"] == "INFO" and each["time"]
-        assert each["ray_job_id"] and each["ray_node_id"] and each["ray_task_id"]
-    steps = [each["message"] for each in of_run if "train_loss" in each["message"]]
+        assert any(what in line["message"] for line in of_run), what
+    for line in of_run:
+        assert line["level"] == "INFO" and line["time"]
+        assert line["ray_job_id"] and line["ray_node_id"] and line["ray_task_id"]
+    steps = [line["message"] for line in of_run if "train_loss" in line["message"]]
     assert len(steps) == 16 and steps[-1].startswith("step 160: ")
 
 
