@@ -17,20 +17,20 @@ import threadpoolctl
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 
-# One thread in each process, of those that tests start too: threads that wait for each other on busy cores take many
-# times as long. PyTorch, loaded later, reads the variable; what NumPy and scikit-learn have loaded is told.
+# One thread per process, also in processes that tests start: threads that wait for each other on busy cores take many
+# times as long. PyTorch, imported later, reads the variable; the libraries of NumPy and scikit-learn are limited here.
 os.environ["OMP_NUM_THREADS"] = "1"
 threadpoolctl.threadpool_limits(1)
 
 pytest_plugins = ["tests.machine", "tests.rigs.fixtures"]
-# How long an example takes is the machine's business.
+# The time of an example depends on the machine.
 hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.register_profile("long", hypothesis.settings.get_profile("untimed"), max_examples=2000)
 hypothesis.settings.load_profile("untimed")
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Mark what tests share, so that those that share nothing can be run side by side."""
+    """Mark tests by the services that they share, so that the others can run side by side with them."""
     if "needs_hosts" in getattr(item, "fixturenames", ()):
         item.add_marker(pytest.mark.rig)
     shared = item._fixtureinfo.name2fixturedefs.get("stack") if isinstance(item, pytest.Function) else None
@@ -49,9 +49,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def process_as_it_was() -> Iterator[None]:
-    """Undo what a test that runs a command or a training in this process leaves behind for the next one.
+    """Undo the side effects of a test that runs a command or a training in this process.
 
-    That is variables for the libraries, a console that prints elsewhere, and as many threads as the config asks for.
+    These are the libraries' variables, a redirected console, and the number of threads.
     """
     variables = dict(os.environ)
     yield
@@ -79,7 +79,7 @@ def photos() -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def image_folder(photos: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the classes digit (20 grey PNG), flower (40 JPEG) and temple (40 PNG); copy it to change it."""
+    """A folder with the classes digit (20 grey PNG), flower (40 JPEG) and temple (40 PNG); copy it before a change."""
     root = tmp_path_factory.mktemp("images")
     for name in ("digit", "flower", "temple"):
         (root / name).mkdir()
@@ -133,7 +133,7 @@ def write_tar(path: Path, members: dict[str, bytes], tar_format: int = tarfile.P
 def run_here(
     function: Callable[..., Any], calls: Iterable[tuple[Any, ...]], *, shared: tuple[Any, ...] = (), **_: Any
 ) -> Iterator[tuple[int, Any]]:
-    """What tasks.map_tasks gives, in this process."""
+    """Like tasks.map_tasks, but in this process."""
     for number, call in enumerate(calls):
         yield number, function(*call, *shared)
 

@@ -1,8 +1,8 @@
-"""What tests need of the machine: looked for here, and what is missing skips them with what to install.
+"""Skips tests whose requirements this machine lacks, with a reason that says what to install.
 
-A test says `@pytest.mark.needs("compiler")`, a fixture calls `require("postgres")`. The last line of a run counts the
-skipped by reason. `--all-must-run`, with which CI runs, fails when one was skipped for want of something that can be
-installed; those that another platform or a GPU would run may be.
+A test is marked `@pytest.mark.needs("compiler")`, a fixture calls `require("postgres")`. The last line of a run counts
+the skipped tests by reason. With `--all-must-run`, which CI sets, a run fails when a test was skipped, unless the test
+is for another platform or a GPU.
 """
 
 import functools
@@ -14,7 +14,7 @@ import pytest
 from tests.rigs import hosts, postgres
 
 OTHER_MACHINE = ("platform: ", "GPU: ")
-"""How a reason begins that nothing installed here could mend."""
+"""Prefixes of reasons that cannot be resolved by installing something."""
 
 
 @functools.cache
@@ -26,17 +26,17 @@ def _compiler() -> str | None:
     return compiler.why_not(torch.device("cpu"))
 
 
-LOOKS: dict[str, Callable[[], str | None]] = {
+REQUIREMENTS: dict[str, Callable[[], str | None]] = {
     "compiler": _compiler,
     "hosts": hosts.why_not,
     "postgres": postgres.why_not,
 }
-"""What a test may need, and how to see why it is not to be had, in a line that says what to install; None: it is."""
+"""The possible requirements; each function returns why it is missing and what to install, or None if it is there."""
 
 
 def require(name: str) -> None:
-    """Skip the test that asks, and say what to install, unless this machine has what goes by the name."""
-    reason = LOOKS[name]()
+    """Skip the current test with the reason if this machine lacks a requirement."""
+    reason = REQUIREMENTS[name]()
     if reason is not None:
         pytest.skip(reason)
 
@@ -52,16 +52,16 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def _skipped(config: pytest.Config) -> Counter[str]:
-    """How many tests, and files of tests, were skipped for which reason."""
+    """The numbers of skipped tests and test files by reason."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
-    if reporter is None:  # a worker that reports to another process
+    if reporter is None:  # in a process that reports to another one
         return Counter()
     reasons = (report.longrepr[2] for report in reporter.stats.get("skipped", []) if isinstance(report.longrepr, tuple))
     return Counter(reason.removeprefix("Skipped: ") for reason in reasons)
 
 
 def _unexcused(config: pytest.Config) -> list[str]:
-    """The reasons of tests that were skipped and had to run."""
+    """The reasons of skipped tests that had to run."""
     if not config.getoption("all_must_run"):
         return []
     return [reason for reason in _skipped(config) if not reason.startswith(OTHER_MACHINE)]
@@ -76,10 +76,10 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> Generator[None, None, None]:
-    yield  # pytest's own list of the skipped comes before
+    yield  # pytest's own summary comes first
     for reason in _unexcused(config):
         terminalreporter.write_line(f"FAILED: with --all-must-run no test may be skipped because {reason}", red=True)
     counts = _skipped(config)
     if counts:
-        told = "; ".join(f"{count} because {reason}" for reason, count in counts.most_common())
-        terminalreporter.write_line(f"skipped: {told}")
+        summary = "; ".join(f"{count} because {reason}" for reason, count in counts.most_common())
+        terminalreporter.write_line(f"skipped: {summary}")

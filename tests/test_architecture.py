@@ -1,4 +1,4 @@
-"""The import rules of the house, which library has one door, and that whoever edits a file knows what to run."""
+"""The import rules of packages, folders and libraries, and the tables that say which tests belong to a file."""
 
 import ast
 import re
@@ -19,7 +19,7 @@ ALLOWED_PACKAGES = {
     "igpt_model": {"igpt_model", "pipeline"},
     "flows": {"flows", "igpt_model", "pipeline"},
 }
-# A room (a folder, or a file at a package's top) imports only from its own and from those before it.
+# A room (a folder, or a file at the top of a package) imports only from itself and from rooms before it.
 ORDER = {
     "pipeline": (
         *("operating_system", "errors", "progress", "hashing", "partition", "background", "typed_config"),
@@ -28,7 +28,7 @@ ORDER = {
     ),
     "igpt_model": (
         *("model", "config", "worker", "convert", "inference", "data", "runs", "training", "probing"),
-        "registered",  # travels with a model; registry/register.py sends it on its way
+        "registered",  # stored with a registered model by registry/register.py
         *("registry", "tracking", "train"),
     ),
     "flows": (
@@ -222,7 +222,7 @@ def test_the_architecture_page_names_each_room() -> None:
 
 
 def test_no_folder_of_tests_is_left_out() -> None:
-    """By default pytest passes over every folder named build, and says nothing."""
+    """By default pytest silently skips every folder named build."""
     options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
     folders = {part for path in (ROOT / "tests").rglob("test_*.py") for part in path.relative_to(ROOT).parts[:-1]}
     assert "build" in folders

@@ -23,7 +23,7 @@ UV = Path(sys.executable).with_name("uv")
 
 
 def pins(path: Path) -> dict[tuple[str, str], int]:
-    """How many hashes a lock has for a package and version; some packages have two versions, by version of Python."""
+    """The number of hashes in a lock by package and version; some packages have a version per version of Python."""
     return {(name, version): hashes.count("--hash=") for name, version, hashes in PIN.findall(path.read_text())}
 
 
@@ -50,7 +50,7 @@ def test_a_lock_has_all_that_pyproject_asks_for(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def resolutions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[tuple[str, str], subprocess.Popen[str]]]:
-    """For each platform and Python, uv choosing wheels for all that is locked; most of its time it waits for PyPI."""
+    """For each platform and Python, the result of uv choosing wheels for the lock; it mostly waits for PyPI."""
     folder = tmp_path_factory.mktemp("resolved")
     started = {
         (platform, python): subprocess.Popen(
@@ -61,7 +61,7 @@ def resolutions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[tuple
                 *("--output-file", str(folder / f"{platform}-{python}.txt"), "pyproject.toml"),
             ],
             cwd=ROOT,
-            env={**os.environ, "MACOSX_DEPLOYMENT_TARGET": "14.0"},  # uv takes Macs for macOS 13 otherwise
+            env={**os.environ, "MACOSX_DEPLOYMENT_TARGET": "14.0"},  # uv assumes macOS 13 otherwise
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

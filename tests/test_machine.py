@@ -15,8 +15,8 @@ TESTS = """
 import pytest
 from tests import machine
 
-machine.LOOKS["lever"] = lambda: "there is no lever: install one"
-machine.LOOKS["floor"] = lambda: None
+machine.REQUIREMENTS["lever"] = lambda: "there is no lever: install one"
+machine.REQUIREMENTS["floor"] = lambda: None
 
 @pytest.mark.needs("floor", "lever")
 def test_with_a_lever(): raise AssertionError("there is no lever")

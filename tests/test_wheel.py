@@ -1,4 +1,4 @@
-"""The wheel: it holds every module of the tree, and answers where nothing of the checkout is on the path.
+"""The wheel has every module, and works without the checkout on the path.
 
 tests/integration/test_wheel.py builds a dataset with it.
 """
@@ -12,7 +12,7 @@ from tests.rigs.environments import PACKAGES, ROOT, variables
 
 
 def run(programs: Path, folder: Path, program: str, *arguments: str) -> str:
-    """What a program of an environment prints, run in a folder outside the checkout."""
+    """The output of a program of an environment, run outside the checkout."""
     command = [str(programs / program), *arguments]
     environment = variables(programs, folder)
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, check=False)

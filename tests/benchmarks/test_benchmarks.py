@@ -1,4 +1,4 @@
-"""The benchmarks run, at a size that measures nothing, and count operations and bytes rightly."""
+"""The benchmarks run at a tiny size, and count operations and bytes correctly."""
 
 import json
 import subprocess
@@ -41,7 +41,7 @@ def benchmarks(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str
 
 
 def written(output: Path, out: str) -> list[dict]:
-    """The rows of the files that a benchmark wrote, after a look at the rest."""
+    """The rows of the files that a benchmark wrote, after checks of the other fields."""
     assert output.with_suffix(".md").read_text() in out
     content = json.loads(output.with_suffix(".json").read_text())
     assert {"cpu", "threads", "packages", "load_average_before"} <= set(content["machine"])

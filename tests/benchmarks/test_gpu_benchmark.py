@@ -1,4 +1,4 @@
-"""The GPU benchmarks: all of them at a tiny size on a CPU, with no more than a GPU machine has; limits; the probe."""
+"""The GPU benchmarks at a tiny size on a CPU, with only the packages of a GPU machine; limits; the probe."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from benchmarks.gpu.linear_probe import Features, fit
 from tests.igpt_model.training.test_loop import digits_snapshot
 
 ROOT = Path(__file__).parents[2]
-# Whatever torch, numpy, pyarrow, pillow, safetensors and scikit-learn do not bring.
+# Packages that torch, numpy, pyarrow, pillow, safetensors and scikit-learn do not depend on.
 MISSING = ("transformers", "psutil", "boto3", "botocore", "matplotlib", "ray", "mlflow", "prefect", "s3fs", "obstore")
 
 

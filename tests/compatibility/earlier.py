@@ -1,4 +1,4 @@
-"""What the code of earlier commits made: tests/fixtures, of which README.md says what is what."""
+"""Files that earlier commits wrote; tests/fixtures/README.md describes them."""
 
 import json
 import os

@@ -24,7 +24,7 @@ def kept(tmp_path: Path) -> Path:
 
 
 def rebuild(kept: Path) -> BuildResult:
-    """Build again in this process, where the images and the dataset lie now."""
+    """Build again in this process, at the current paths of the images and the dataset."""
     places = [f"dataset.raw={kept / 'raw'}", f"dataset.dataset={kept / 'dataset'}"]
     config = config_file.load(RefreshConfig, kept / "refresh.yaml", places)
     with mock.patch("pipeline.cluster.tasks.map_tasks", run_here):

@@ -1,4 +1,4 @@
-"""Deployments that a Prefect server has kept since earlier code: their entrypoints are there and take what is stored.
+"""Deployments that a Prefect server stores from earlier code: their entrypoints exist and accept the parameters.
 
 tests/integration/test_compatibility.py runs two of them on a server.
 """

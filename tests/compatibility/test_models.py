@@ -1,4 +1,4 @@
-"""A version that earlier code registered loads, answers and serves as it did, whatever of ours is imported already."""
+"""A version that earlier code registered loads, answers and serves as before, whatever modules are imported already."""
 
 import json
 import os

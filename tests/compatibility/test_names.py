@@ -1,4 +1,4 @@
-"""Names that stand outside the code: in environments of containers, in scripts, in config files."""
+"""Names that are used outside the code: in environments of containers, in scripts, in config files."""
 
 import json
 import logging

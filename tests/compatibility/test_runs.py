@@ -1,4 +1,4 @@
-"""Run folders of earlier code are found by the same flat configs, shown, opened and resumed."""
+"""Run folders of earlier code are recognised from the same flat configs, shown, opened and resumed."""
 
 import json
 import os

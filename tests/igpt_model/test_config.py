@@ -45,7 +45,7 @@ def test_the_name_of_a_run_is_decided_by_model_data_and_optimizer_alone() -> Non
         decides = section in ("model", "data", "optimizer") and field not in ("dataset", "snapshot")
         assert (other.run_name("a") != name) == decides, field
     assert len(seen) == 48
-    assert BASE.run_name("b") != name, "the dataset counts by what is in it"
+    assert BASE.run_name("b") != name, "the dataset counts by its contents"
 
 
 def test_a_preset_counts_by_its_numbers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""What earlier code left on services: a registered version and deployments, with the dataset and run they belong to.
+"""A registered version and deployments of earlier code on real services, with their dataset and run.
 
 The runs are those that a Prefect server would start from what it has stored since then; tests/compatibility looks at
 the same things without services.
@@ -32,7 +32,7 @@ KEPT = read_json("registry.json")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of what lay on disks; and in more/ the dataset again, whose source has one image more."""
+    """A copy of the stored files, and in more/ the dataset with a source that has one more image."""
     folder = copy(tmp_path_factory.mktemp("earlier"), "raw", "dataset", "runs", "model")
     (folder / "more").mkdir()
     copy(folder / "more", "raw", "dataset")
@@ -42,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def version(stack: Stack, folder: Path) -> Version:
-    """The registered version, put where MLflow had it: files, run, tags and aliases."""
+    """The registered version as MLflow had it: files, run, tags and aliases."""
     client, name, run = MlflowClient(stack.mlflow_url), KEPT["name"], KEPT["run"]
     experiment = client.create_experiment("earlier")
     run_id = client.create_run(experiment, run_name=run["name"], tags=run["tags"]).info.run_id
@@ -76,7 +76,7 @@ def test_one_line_loads_it(version: Version) -> None:
     assert features == pytest.approx(np.array(expected["features"]), abs=1e-5)
 
 
-# What a process worker starts for a run, but for all runs in one process: the imports take longer than the work.
+# Like the process of a worker, but for all runs in one process: the imports take longer than the work.
 PROGRAM = """
 import sys
 from uuid import UUID
@@ -88,13 +88,13 @@ for run in sys.argv[1:]:
 
 
 def stored(name: str, **parameters: Any) -> dict[str, Any]:
-    """A stored deployment with parameters of the same form, as large as a test can afford."""
+    """A stored deployment with parameters of the same form, but small."""
     return {**read_json(f"deployments/{name}.json"), "parameters": parameters}
 
 
 @pytest.fixture(scope="module")
 def states(stack: Stack, version: Version, folder: Path) -> dict[str, str]:
-    """How a run of each of the three flows ended, by the deployment's name."""
+    """The final states of a run of each of the three flows, by deployment."""
     config = yaml.safe_load((FLAT / "configs" / "refresh.yaml").read_text())
     dataset = {**config["dataset"], "raw": str(folder / "raw"), "dataset": str(folder / "dataset")}
     more = {name: str(folder / "more" / name) for name in ("raw", "dataset")}
@@ -125,14 +125,14 @@ def states(stack: Stack, version: Version, folder: Path) -> dict[str, str]:
 
 
 def client_of(stack: Stack) -> Any:
-    """A client of the server. Not get_client(): Prefect may have read its settings before the server was there."""
+    """A client of the server. Not get_client(): Prefect may have read its settings before the server was started."""
     from prefect.client.orchestration import SyncPrefectClient
 
     return SyncPrefectClient(f"{stack.prefect_url}/api")
 
 
 def order(stack: Stack, deployment: dict[str, Any], given: dict[str, Any]) -> str:
-    """Put a deployment on the server as it was stored, and order a run; returns the run's id."""
+    """Create a stored deployment on the server, and a run of it; returns the id of the run."""
     kept = ("name", "entrypoint", "path", "parameters", "parameter_openapi_schema", "enforce_parameter_schema")
     with client_of(stack) as client:
         flow = client.create_flow_from_name(deployment["flow"])
@@ -169,7 +169,7 @@ def test_a_scheduled_refresh_builds_and_trains_nothing_anew(states: dict[str, st
     same = ("igpt.manifest_digest", "igpt.splits_digest", "igpt.validation_bits_per_pixel", "igpt.probe_best_layer")
     assert {key: tags[key] for key in same} == {key: KEPT["version"]["tags"][key] for key in same}
     assert tags["igpt.run"] == run
-    # The gate compared it with the version of before, and as good is good enough.
+    # The gate compared it with the earlier version; equal metrics pass.
     assert (tags["igpt.promotion"], tags["igpt.promotion_against"]) == ("promoted", "1")
     numbers = json.loads(tags["igpt.promotion_numbers"])
     assert numbers["champion.igpt.validation_bits_per_pixel"] == numbers["igpt.validation_bits_per_pixel"]

@@ -1,4 +1,4 @@
-"""The registry: what a version holds, who is the champion, and what is refused; on SQLite and on PostgreSQL."""
+"""The registry: the contents of a version, promotion, and what is refused; on SQLite and on PostgreSQL."""
 
 import json
 import os
@@ -76,7 +76,7 @@ def _wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
 
 @pytest.fixture(autouse=True)
 def own_server(stack: Stack) -> Iterator[None]:
-    """MLflow keeps the server that was named last in this process's environment: put back what the others use."""
+    """Restore the tracking server after a test: MLflow keeps the last one in this process's environment."""
     yield
     mlflow.set_tracking_uri(stack.mlflow_url)
 
@@ -94,7 +94,7 @@ def make_folder(seed: int = 0) -> ModelBundle:
 
 
 def put(uri: str, name: str, bits: float, accuracy: float = 0.5, **tags: str) -> Version:
-    """Register a small model of a run of its own with such numbers."""
+    """Register a small model of a new run with these metrics."""
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name(name)
     run = client.create_run(experiment.experiment_id if experiment else client.create_experiment(name))
@@ -179,8 +179,8 @@ def test_two_promotions_at_once_never_leave_the_registry_without_a_champion(trac
         watching.result()
     numbers = {version.number for version in versions}
     assert len(seen) > 3
-    assert set(seen) <= numbers  # a champion at every moment
-    assert passed[1]  # the best of them passes against whoever is the champion
+    assert set(seen) <= numbers  # there is always a champion
+    assert passed[1]  # the best version passes against any other champion
     champion = registry.champion("rivals")
     assert champion is not None and champion.number == versions[2].number
     assert champion.tags["igpt.promotion"] == "promoted"
@@ -195,7 +195,7 @@ def test_of_two_that_register_at_the_same_moment_the_newer_is_the_candidate(
     newer: list[Version] = []
 
     def set_alias(client: MlflowClient, model: str, alias: str, number: str) -> None:
-        if number == "2" and not newer:  # has seen that the candidate is 1
+        if number == "2" and not newer:  # has read that the candidate is version 1
             newer.append(put(tracking_uri, "at-once", 2.5))
         move(client, model, alias, number)
 
@@ -209,7 +209,7 @@ def test_of_two_that_register_at_the_same_moment_the_newer_is_the_candidate(
 def test_of_two_that_moved_the_alias_at_the_same_moment_the_better_stays(
     better_is_last: bool, tracking_uri: str
 ) -> None:
-    """Both have compared themselves with the same champion, and written so, before either moves the alias."""
+    """Both have compared with the same champion, and written their tags, before either moves the alias."""
     name = f"together-{better_is_last}"
     registry = Registry(tracking_uri)
     first, better, worse = (put(tracking_uri, name, bits) for bits in (3.0, 2.5, 2.6))
@@ -288,7 +288,7 @@ def test_a_damaged_or_forged_version_is_refused(stack: Stack, tmp_path: Path) ->
     damage(version, "weights.safetensors", b"x" * 1000)
     with pytest.raises(IgptError, match=r"models:/damaged/\d+: weights.safetensors is damaged"):
         registry.fetch(version, tmp_path / "damaged")
-    # Somebody puts a model with checksums of its own in the place of the registered one.
+    # Replace the registered model by another one with its own checksums.
     forged = tmp_path / "forged"
     forged.mkdir()
     make_folder(1).save(forged)

@@ -41,13 +41,13 @@ FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
 @dataclass(kw_only=True)
 class Production:
-    """What is deployed to, and the workers."""
+    """A Prefect server with deployments, and its workers."""
 
     server: PrefectServer
     stack: Stack
     folder: Path
     environment: Mapping[str, str] = field(repr=False)
-    """What a worker or the command line is told."""
+    """The variables of the workers and the command line."""
     warm: WarmStart
     """Runs the command line in that environment."""
     workers: list[Worker] = field(default_factory=list)
@@ -85,7 +85,7 @@ class Production:
         return Both()
 
     def order(self, full_name: str, due: datetime | None = None) -> UUID:
-        """Let a deployment run, now or when it was due; as a schedule does."""
+        """Create a run of a deployment, as a schedule does; due now unless `due` is given."""
         from prefect.states import Scheduled
 
         with self.client() as client:
@@ -96,11 +96,11 @@ class Production:
     def state(self, run: UUID) -> tuple[str, str]:
         """The type of a run's state, and its message."""
         with self.client() as client:
-            found = client.read_flow_run(run).state
-            return found.type.value, found.message or ""
+            state = client.read_flow_run(run).state
+            return state.type.value, state.message or ""
 
     def wait(self, run: UUID, *states: str, seconds: float = 240) -> str:
-        """Wait until a run is in one of some states, the final ones without; returns its message."""
+        """Wait until a run is in one of the states (by default the final ones); returns its message."""
         deadline = time.monotonic() + seconds
         while True:
             state, message = self.state(run)
@@ -111,32 +111,32 @@ class Production:
             time.sleep(0.2)
 
     def said(self) -> str:
-        """What the newest worker printed."""
+        """The output of the newest worker."""
         return self.workers[-1].said()[-4000:] if self.workers else ""
 
     def steady_worker(self) -> Worker:
-        """The worker for all tests that kill none."""
+        """The worker of the tests that do not kill one."""
         alive = [worker for worker in self.workers if worker.pool == POOL and worker.process is not None]
         return alive[0] if alive else self.worker()
 
     def end_workers(self) -> None:
-        """End all of them."""
+        """End all workers."""
         for worker in self.workers:
             worker.terminate()
 
     def runs_below(self, run: UUID) -> dict[str, str]:
-        """The states of the runs that a run has called, and those below, by their flow's name."""
+        """The states of a run's subflow runs of any depth, by flow name."""
         from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId
 
-        found: dict[str, str] = {}
+        states: dict[str, str] = {}
         with self.client() as client:
             wanted = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[run]))
             below = client.read_flow_runs(flow_run_filter=wanted)
-            for each in below:
-                found[client.read_flow(each.flow_id).name] = each.state.type.value
-        for each in below:
-            found.update(self.runs_below(each.id))
-        return found
+            for subflow in below:
+                states[client.read_flow(subflow.flow_id).name] = subflow.state.type.value
+        for subflow in below:
+            states.update(self.runs_below(subflow.id))
+        return states
 
 
 @pytest.fixture(scope="module")
@@ -165,13 +165,13 @@ def production(
 
 @pytest.fixture(scope="module")
 def deployed(production: Production, digits: str) -> Production:
-    """With a deployment for each of the tests that kill something."""
+    """The server with a deployment for each test that kills something."""
     short, long = ("late", "two-workers"), ("killed-build", "silent-build", "restarted")
     refreshes = ("killed-refresh", "cancelled-training")
     done = production.deploy(
         *(build_entry(digits, name, samples_per_shard=100) for name in short),
         *(build_entry(digits, name) for name in long),
-        build_entry(digits, "cancelled-build", samples_per_shard=1),  # so that it is still at work when it is cancelled
+        build_entry(digits, "cancelled-build", samples_per_shard=1),  # still running when it is cancelled
         *(refresh_entry(digits, name) for name in refreshes),
     )
     assert done.code == 0, done.err
@@ -180,14 +180,14 @@ def deployed(production: Production, digits: str) -> Production:
 
 @pytest.fixture
 def steady(deployed: Production) -> Production:
-    """The same, with a worker that stays for the tests that kill none; one run at a time."""
+    """`deployed` with a worker that tests share and do not kill; it runs one run at a time."""
     deployed.steady_worker()
     return deployed
 
 
 @pytest.fixture
 def workers(deployed: Production) -> Iterator[Production]:
-    """The same without a worker, for tests that start their own."""
+    """`deployed` without workers, for tests that start their own."""
     deployed.end_workers()
     yield deployed
     deployed.end_workers()
@@ -216,16 +216,16 @@ def refresh_entry(digits: str, name: str) -> dict[str, Any]:
 
 
 def ray_processes(stack: Stack, *titles: str) -> list[psutil.Process]:
-    """Ray's workers of the session's cluster that are at work on something with such a title."""
-    found = []
+    """The processes of the session's Ray cluster whose title starts with one of `titles`."""
+    processes = []
     for process in psutil.process_iter():
         try:
             title = (process.cmdline() or [""])[0]
             if title.startswith(titles) and process.environ().get("RAY_AUTH_TOKEN") == stack.ray_token:
-                found.append(process)
+                processes.append(process)
         except psutil.Error:
             continue
-    return found
+    return processes
 
 
 def has_files(folder: str, count: int) -> Callable[[], bool]:
@@ -244,7 +244,7 @@ def test_deploy_refuses_what_no_flow_takes_in_a_line(production: Production, dig
 
 
 def test_a_schedule_fires_and_deploying_again_changes_it(deployed: Production, digits: str) -> None:
-    pool = "scheduled"  # of its own: runs that are due when the test is over are nobody else's
+    pool = "scheduled"  # of its own, because runs may still be due after the test
     schedule = {"slug": "often", "interval": 3600.0}
 
     def deploy(**changes: Any) -> Command:
@@ -258,7 +258,7 @@ def test_a_schedule_fires_and_deploying_again_changes_it(deployed: Production, d
     assert again.code == 0, again.err
     with deployed.client() as client:
         deployment = client.read_deployment_by_name("scheduled-build/by-schedule")
-        assert [each.schedule.interval for each in deployment.schedules] == [timedelta(seconds=10)]
+        assert [entry.schedule.interval for entry in deployment.schedules] == [timedelta(seconds=10)]
     worker = deployed.worker(pool)
     wait_until(lambda: objects.exists("s3://datasets/by-schedule/LATEST"), said=worker.said)
     worker.terminate()
@@ -266,7 +266,7 @@ def test_a_schedule_fires_and_deploying_again_changes_it(deployed: Production, d
 
 
 def test_of_twenty_late_runs_one_works_and_it_is_the_newest(deployed: Production) -> None:
-    deployed.end_workers()  # all of them are late before one looks
+    deployed.end_workers()  # all runs are late before a worker polls
     now = datetime.now(UTC)
     runs = [deployed.order("scheduled-build/late", now - timedelta(minutes=20 - number)) for number in range(20)]
     deployed.steady_worker()
@@ -283,22 +283,22 @@ def test_two_workers_at_once_do_the_work_once(steady: Production) -> None:
     messages = [steady.wait(run, "COMPLETED", "CANCELLED") for run in runs]
     second.terminate()
     states = [steady.state(run)[0] for run in runs]
-    assert "COMPLETED" in states  # the other found it at work, or, if it began later, nothing to do
+    assert "COMPLETED" in states  # the other one was cancelled, or started later and had nothing to do
     assert all("is working on it" in text for text, state in zip(messages, states, strict=True) if state == "CANCELLED")
     assert snapshot.read("s3://datasets/two-workers").number == 1
 
 
-def test_a_run_that_finds_another_alive_ends_as_cancelled_and_says_which(steady: Production) -> None:
+def test_a_run_is_cancelled_while_another_is_alive_and_names_it(steady: Production) -> None:
     with lease.hold("s3://datasets/two-workers/turn", {"flow_run": "of-elsewhere"}):
         run = steady.order("scheduled-build/two-workers")
         assert "(flow run of-elsewhere) is working on it" in steady.wait(run, "CANCELLED")
 
 
 class _Hook(BaseHTTPRequestHandler):
-    heard: list[dict[str, str]] = []
+    received: list[dict[str, str]] = []
 
     def do_POST(self) -> None:
-        self.heard.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        self.received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
         self.send_response(200)
         self.end_headers()
 
@@ -314,7 +314,7 @@ def hook() -> Iterator[str]:
     server.shutdown()
 
 
-def test_a_failed_run_tells_the_line_that_a_person_needs_once(steady: Production, hook: str) -> None:
+def test_a_failed_run_sends_one_notification_with_its_error_message(steady: Production, hook: str) -> None:
     from prefect.blocks.notifications import CustomWebhookNotificationBlock
 
     message = {"subject": "{{subject}}", "body": "{{body}}"}
@@ -327,11 +327,11 @@ def test_a_failed_run_tells_the_line_that_a_person_needs_once(steady: Production
     assert deployed.code == 0, deployed.err
     run = steady.order("scheduled-build/failing")
     assert "IgptError" in steady.wait(run, "FAILED")
-    wait_until(lambda: _Hook.heard, seconds=60)
+    wait_until(lambda: _Hook.received, seconds=60)
     time.sleep(3)
-    (told,) = _Hook.heard
-    assert told["subject"] == "scheduled-build Failed"
-    assert "s3://raw/nothing-there" in told["body"], told
+    (notification,) = _Hook.received
+    assert notification["subject"] == "scheduled-build Failed"
+    assert "s3://raw/nothing-there" in notification["body"], notification
 
 
 @pytest.mark.parametrize("stage", ["build", pytest.param("training", marks=pytest.mark.faults)])
@@ -351,7 +351,7 @@ def test_cancelling_a_run_ends_its_work_on_ray(stage: str, steady: Production) -
     )
     folder = f"s3://{'datasets' if building else 'runs'}/{name}"
     ended = [file.url for file in objects.list_files(folder) if file.url.endswith(".ended")]
-    assert len(ended) == 2, "the next run need not wait until the leases have run out"
+    assert len(ended) == 2, "both leases were ended, so the next run need not wait"
     assert set(steady.runs_below(run).values()) <= {"CANCELLED", "COMPLETED", "CRASHED"}
 
 
@@ -365,12 +365,12 @@ def test_a_server_restarted_under_a_running_flow_does_not_end_it(steady: Product
     steady.server.start()
     steady.wait(run, "COMPLETED")
     assert snapshot.read("s3://datasets/restarted").number == 1
-    steady.end_workers()  # one that has missed the server asks it less often for a while
+    steady.end_workers()  # after a failed poll, a worker polls less often for a while
 
 
 @pytest.mark.faults
 @pytest.mark.sample
-def test_a_worker_killed_in_the_build_is_found_and_its_work_goes_on(workers: Production) -> None:
+def test_a_worker_killed_in_the_build_is_closed_and_its_work_continues(workers: Production) -> None:
     doomed = workers.worker()
     dead = workers.order("scheduled-build/killed-build")
     wait_until(has_files("s3://datasets/killed-build/shards", 5), said=workers.said)
@@ -378,8 +378,8 @@ def test_a_worker_killed_in_the_build_is_found_and_its_work_goes_on(workers: Pro
     folder = "s3://datasets/killed-build"
     ended = {Path(file.url).stem for file in objects.list_files(f"{folder}/index")}  # written after the shard
     shards = [file for file in objects.list_files(f"{folder}/shards") if Path(file.url).stem in ended]
-    there = {file.url: file.modified for file in shards}
-    assert len(there) >= 4
+    finished = {file.url: file.modified for file in shards}
+    assert len(finished) >= 4
     assert workers.state(dead)[0] == "RUNNING"
     workers.worker()
     heir = workers.order("scheduled-build/killed-build")
@@ -389,7 +389,7 @@ def test_a_worker_killed_in_the_build_is_found_and_its_work_goes_on(workers: Pro
     assert workers.runs_below(dead) == {"build-dataset": "CRASHED"}
     published = snapshot.read(folder)
     kept = {file.url: file.modified for file in objects.list_files(f"{folder}/shards")}
-    assert published.number == 1 and all(kept[url] == there[url] for url in there), "what was finished is not redone"
+    assert published.number == 1 and all(kept[url] == finished[url] for url in finished), "finished shards stay"
 
 
 @pytest.mark.faults
@@ -431,8 +431,8 @@ def test_a_worker_killed_in_each_stage_of_a_refresh_continues_the_same_run(worke
         {"refresh": "COMPLETED", **done},
     ]
     (result,) = [file.url for file in objects.list_files(runs) if file.url.endswith("result.json")]
-    found = json.loads(objects.read_bytes(result))
-    assert found["restarts"] >= 1 and found["steps"] == 200
+    trained = json.loads(objects.read_bytes(result))
+    assert trained["restarts"] >= 1 and trained["steps"] == 200
     run = tracked()
     assert run is not None and run.info.status == "FINISHED"
     for name in ("train_loss", "probe_test_accuracy"):
@@ -444,8 +444,8 @@ def test_a_worker_killed_in_each_stage_of_a_refresh_continues_the_same_run(worke
 
 
 @pytest.mark.faults
-def test_a_run_whose_process_died_and_that_nobody_follows_is_closed_by_the_server(workers: Production) -> None:
-    """With half a minute instead of the five that `igpt deploy` sets: Prefect sends a sign of life every 30 s."""
+def test_a_run_whose_process_died_is_closed_by_the_server_without_a_next_run(workers: Production) -> None:
+    """After 31 s instead of the five minutes that `igpt deploy` sets; Prefect sends a heartbeat every 30 s."""
     from flows.prefect_ops import deployments
 
     with workers.client():
@@ -467,8 +467,8 @@ def test_logs_are_json_and_carry_the_run(production: Production) -> None:
     lines = [line for worker in production.workers for line in worker.said().splitlines() if line.startswith("{")]
     entries = [json.loads(line) for line in lines]
     of_runs = [entry for entry in entries if entry["logger"] == "prefect.flow_runs" and "flow_run_id" in entry]
-    told = [entry for entry in of_runs if "dataset: keep 0 shards" in entry["message"]]
-    assert told and all(entry["flow_name"] == "build-dataset" for entry in told), "progress, in the log of its run"
+    progress = [entry for entry in of_runs if "dataset: keep 0 shards" in entry["message"]]
+    assert progress and all(entry["flow_name"] == "build-dataset" for entry in progress)
     assert any("is job" in entry["message"] for entry in of_runs)
 
 
@@ -489,8 +489,8 @@ def test_no_secret_is_in_any_log_or_parameter(production: Production, home: Path
     from prefect.client.schemas.filters import LogFilter
 
     with production.client() as client:
-        said = "\n".join(entry.message for entry in client.read_logs(LogFilter(), limit=200))
+        messages = "\n".join(entry.message for entry in client.read_logs(LogFilter(), limit=200))
         runs = client.read_flow_runs(limit=200)
     assert len(runs) > 20
-    everything = said + "".join(run.model_dump_json() for run in runs)
+    everything = messages + "".join(run.model_dump_json() for run in runs)
     assert not [secret for secret in secrets if secret in everything]

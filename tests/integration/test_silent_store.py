@@ -1,4 +1,4 @@
-"""A store that falls silent, or goes away, while somebody is at work: what failed ends soon, with what it failed of."""
+"""A store that stops answering while a process works: failed work ends soon, with its own error."""
 
 import signal
 import subprocess
@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.services, pytest.mark.faults]
 
 @dataclass(frozen=True)
 class Store:
-    """An S3 server that can be frozen: it takes connections then, and does not answer."""
+    """An S3 server that can be frozen: it then accepts connections and does not answer."""
 
     process: subprocess.Popen[bytes]
 
@@ -46,12 +46,12 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     with serve(tmp_path / "data", "127.0.0.1", free_port(), launch) as server:
         for name, value in server.environment().items():
             monkeypatch.setenv(name, value)
-        BoundedS3FileSystem.clear_instance_cache()  # of another test's server
-        found = Store(started[0])
+        BoundedS3FileSystem.clear_instance_cache()  # filesystems of another test's server
+        running = Store(started[0])
         try:
-            yield found
+            yield running
         finally:
-            found.thaw()
+            running.thaw()
             BoundedS3FileSystem.clear_instance_cache()
 
 
@@ -80,7 +80,7 @@ def test_work_that_failed_ends_soon_and_says_why(store: Store, leave: Callable[[
         presence.building("s3://datasets/digits"),
     ):
         leave(store)
-        time.sleep(1)  # a renewal is under way
+        time.sleep(1)  # a renewal is in flight
         _ = 1 / 0
-    # Each request of a build is given two minutes; these are worth some seconds.
+    # Requests of a build are retried for two minutes, but those at the end of a block only for seconds.
     assert time.monotonic() - began < 60

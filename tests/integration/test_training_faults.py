@@ -1,6 +1,6 @@
-"""Lost workers, nodes, drivers and stores, for real: training takes longer and ends with the curve of a calm one.
+"""Lost workers, nodes, drivers and stores: training takes longer and gives the curve of an undisturbed one.
 
-Three Ray nodes on hosts of their own, S3 behind a proxy, MLflow. Every rank logs the positions that it trains on.
+Three Ray nodes on separate hosts, S3 behind a proxy, MLflow. Every rank logs the positions that it trains on.
 """
 
 import json
@@ -82,7 +82,7 @@ LINE = re.compile(r"([\d.]+) restart (\d+) step (\d+): rank (\d+) of (\d+) has p
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where the trainings of this module run."""
+    """The rig, MLflow and the dataset of this module's trainings."""
 
     rig: Rig
     mlflow: MlflowServer
@@ -106,7 +106,7 @@ class Training:
     """A training of the digits by three workers, whose driver is a process on the first host."""
 
     is_watched = False
-    """Whether Ray tells it of nodes that will be taken away."""
+    """Whether Ray Train watches for preemption notices."""
 
     def __init__(self, place: Place, name: str, **fields: Any) -> None:
         self.place, self.name = place, name
@@ -131,16 +131,16 @@ class Training:
             "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
             "POSITIONS_CODE": str(self.place.folder / "code"),
             "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1" if self.is_watched else "0",
-            "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.2",  # 5 without it, in which half of this training is done
+            "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.2",  # the default of 5 s is half of this training
         }
         command = [sys.executable, "-c", TRAIN, json.dumps(self.config), str(self.positions)]
         self.driver = head.start(command, environment, self.log)
         return self
 
     def finish(self, seconds: float = 300) -> str:
-        """Wait for its end, fail with what it said unless it finished, and return that."""
+        """Wait for the end; returns the output, and fails with it unless the training has finished."""
         assert self.driver.wait(timeout=seconds) == 0, self.log.read_text()
-        assert "\nfinished\n" in self.log.read_text()  # Ray may tell of a killed worker after it
+        assert "\nfinished\n" in self.log.read_text()  # Ray may report a killed worker after it
         return self.log.read_text()
 
     def wait_until(self, condition: Callable[[], bool], seconds: float = 300) -> None:
@@ -164,18 +164,18 @@ class Training:
         return any(line.step > step for line in self.lines())
 
     def lines(self) -> list["Line"]:
-        found = []
+        logged = []
         for path in self.positions.glob("*.log"):
             for text in LINE.findall(path.read_text()):
-                found.append(Line(pid=int(path.stem), at=float(text[0]), numbers=tuple(map(int, text[1:]))))
-        return sorted(found, key=lambda line: line.at)
+                logged.append(Line(pid=int(path.stem), at=float(text[0]), numbers=tuple(map(int, text[1:]))))
+        return sorted(logged, key=lambda line: line.at)
 
     def worker(self, rank: int) -> int:
-        """The process of a rank, in the group that is at work."""
+        """The process id of a rank in the current group."""
         return next(line.pid for line in reversed(self.lines()) if line.rank == rank)
 
     def curve(self) -> dict[int, tuple[float, float]]:
-        """Training and validation loss by step, as the run's folder has them."""
+        """Training and validation loss by step, from the run's folder."""
         values: dict[int, tuple[float, float]] = {}
         for path in sorted((self.folder / "reports").iterdir()):
             for step, metrics in json.loads(path.read_text()):
@@ -187,23 +187,23 @@ class Training:
         return {path.name: path.read_bytes() for path in folder.glob("weights-*")}
 
     def check(self, *, workers: set[int]) -> None:
-        """Every sample once an epoch, one value a step in one MLflow run, and that run finished."""
+        """Every sample was seen once per epoch, and one finished MLflow run has one value per step."""
         order = SampleOrder([shard.samples for shard in self.place.data.of_split("train")], seed=0, window_shards=64)
-        seen, crews = [], set()
+        seen, worker_counts = [], set()
         of_steps: dict[int, list[Line]] = {}
         for line in self.lines():
             of_steps.setdefault(line.step, []).append(line)
         for step in range(1, self.steps + 1):
             lines = of_steps[step]
-            last = [line for line in lines if line.attempt == lines[-1].attempt]  # what came before was lost
+            last = [line for line in lines if line.attempt == lines[-1].attempt]  # earlier attempts were lost
             ranges = sorted({(line.start, line.stop) for line in last})
             assert ranges[0][0] == BATCH * (step - 1) and ranges[-1][1] == BATCH * step
-            assert all(one[1] == other[0] for one, other in pairwise(ranges))
-            crews.add(last[0].workers)
+            assert all(former[1] == latter[0] for former, latter in pairwise(ranges))
+            worker_counts.add(last[0].workers)
             for begin, end in ranges:
                 samples = order.at(begin, end)
                 seen += list(zip(samples.shards.tolist(), samples.rows.tolist(), strict=True))
-        assert crews == workers
+        assert worker_counts == workers
         assert len(seen) == self.steps * BATCH > 40 * order.samples
         for epoch in range(len(seen) // order.samples):
             assert len(set(seen[epoch * order.samples : (epoch + 1) * order.samples])) == order.samples
@@ -271,10 +271,8 @@ def test_workers_killed_in_a_step_and_in_an_upload_and_a_lost_node_that_comes_ba
 
 
 @pytest.mark.sample
-def test_a_node_that_is_to_be_taken_away_and_is_and_a_worker_that_hangs_is_ended_with_its_stacks_told(
-    rig: Rig, place: Place, calm: Training
-) -> None:
-    # Checkpoints so seldom that only the notice makes it save.
+def test_a_node_lost_after_a_preemption_notice_and_a_worker_that_hangs(rig: Rig, place: Place, calm: Training) -> None:
+    # Regular checkpoints are so rare that only the notice causes one.
     training = Training(place, "leaving", checkpoint_every=1000, upload_seconds=8, hang_seconds=12)
     training.is_watched = True
     training.start()
@@ -287,16 +285,16 @@ def test_a_node_that_is_to_be_taken_away_and_is_and_a_worker_that_hangs_is_ended
     rig.nodes.heal()
 
     def restarted() -> list[Line]:
-        """What was logged after a restart; the checkpoint knows of none yet, so that it is the first each time."""
+        """Lines logged after a restart. The checkpoint counts none yet, so both restarts have number 1."""
         return [line for line in training.lines() if line.numbers[0] == 1]
 
     training.wait_until(lambda: len(restarted()) > 3)
-    psutil.Process(training.worker(1)).suspend()  # Ray ends it with the group, by SIGKILL
+    psutil.Process(training.worker(1)).suspend()  # Ray kills it with the group
     assert not training.has_done(STEPS - 5), "it was stopped too late"
     said = training.finish()
-    assert min(line.step for line in restarted()) == saved + 1  # the notice was in time: nothing before was lost
-    assert len({line.pid for line in restarted() if line.step == saved + 1}) == 6  # both times
-    # Those who wait for it end by themselves, in whichever order.
+    assert min(line.step for line in restarted()) == saved + 1  # no step before the checkpoint is repeated
+    assert len({line.pid for line in restarted() if line.step == saved + 1}) == 6  # of both restarts
+    # The workers that wait for it end by themselves, in either order.
     assert re.search(rf"worker [02] made no step for 12 s after step \d+: .*/{training.name}/stacks/", said)
     stacks = "".join(path.read_text() for path in (training.folder / "stacks").iterdir())
     assert "train_step" in stacks
@@ -307,14 +305,14 @@ def test_a_node_that_is_to_be_taken_away_and_is_and_a_worker_that_hangs_is_ended
 def test_a_killed_driver_and_a_cut_checkpoint_and_the_same_command_again_with_a_failing_store(
     rig: Rig, place: Place, calm: Training
 ) -> None:
-    """The store is away for thirty seconds, and then a third of its requests fail."""
+    """The store is down for thirty seconds, and then a third of its requests fail."""
     training = Training(place, "driver").start()
     training.wait_until(lambda: training.has_checkpoint(2 * EVERY))
     os.killpg(training.driver.pid, signal.SIGKILL)
     training.driver.wait()
     assert not training.has_done(4 * EVERY), "it was killed too late"
     workers = {line.pid for line in training.lines()}
-    wait_until(lambda: not any(map(psutil.pid_exists, workers)))  # they end with it
+    wait_until(lambda: not any(map(psutil.pid_exists, workers)))  # the workers end with the driver
     assert training.mlflow_status() == "RUNNING"
     (*_, newest) = sorted(path.parent for path in training.folder.glob("checkpoints/*/index.json"))
     file = newest / "weights-00001.safetensors"
@@ -324,7 +322,7 @@ def test_a_killed_driver_and_a_cut_checkpoint_and_the_same_command_again_with_a_
     training.wait_until(lambda: training.has_checkpoint(damaged + EVERY))
     rig.proxy.stop_for(30)
     try:
-        # Steps go on while nothing can be written.
+        # Training continues while nothing can be written.
         training.wait_until(lambda: training.has_done(damaged + 2 * EVERY))
         assert not training.has_checkpoint(damaged + 2 * EVERY)
         training.wait_until(lambda: training.has_checkpoint(damaged + 2 * EVERY))
@@ -349,23 +347,23 @@ def test_three_nodes_to_two_and_back_to_three(rig: Rig, place: Place, tmp_path: 
     said = training.finish()
     assert "training goes on with 2 workers, it had 3" in said and "training goes on with 3 workers, it had 2" in said
     training.check(workers={2, 3})
-    # One worker alone, as far as three, two and some of three again have come.
+    # One worker, up to a step after the changes from three to two and back to three.
     alone = {**training.config, "runs": str(tmp_path), "dataset": place.data.dataset, "cache": str(tmp_path / "cache")}
     config = PretrainConfig.from_fields(**{**alone, "workers": 1, "min_workers": None})
-    heard = Recorder()
+    recorder = Recorder()
 
     def stop(step: int) -> None:
         if step == 200:
             raise KilledError
 
     with pytest.raises(KilledError):
-        train(config, place.data, str(tmp_path), Worker(), heard, heartbeat=stop)
-    ours = {step: training.curve()[step][0] for step in heard.values}
+        train(config, place.data, str(tmp_path), Worker(), recorder, heartbeat=stop)
+    ours = {step: training.curve()[step][0] for step in recorder.values}
     assert len(ours) == 19
-    assert ours == pytest.approx({step: values["train_loss"] for step, values in heard.values.items()}, abs=5e-3)
+    assert ours == pytest.approx({step: values["train_loss"] for step, values in recorder.values.items()}, abs=5e-3)
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_in_a_line_and_it_can_go_on(rig: Rig, place: Place) -> None:
+def test_a_loss_that_is_not_finite_fails_the_run_with_one_line(rig: Rig, place: Place) -> None:
     training = Training(place, "nan", learning_rate=1e30, max_skipped_steps=3, workers=2).start()
     assert training.driver.wait(timeout=300) == 2
     (line,) = [line for line in training.log.read_text().splitlines() if line.startswith("igpt:")]

@@ -1,4 +1,4 @@
-"""A build by the installed wheel: command line, driver and Ray's workers have nothing of the checkout on their path."""
+"""A build with the installed wheel: the checkout is not on the path of the command line, the driver or Ray's workers."""
 
 import json
 import secrets
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.services
 
 @pytest.fixture
 def environment(stack: Stack, wheel_programs: Path, tmp_path: Path) -> Iterator[dict[str, str]]:
-    """What the command line is told: the session's Prefect and MLflow, and a Ray of the wheel's own."""
+    """The variables of the command line: the session's Prefect and MLflow, and a Ray cluster with the wheel."""
     port, folder = free_port(), Path(tempfile.mkdtemp(prefix="igpt-ray-", dir="/tmp"))  # short, for Ray's sockets
     ray = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
     told = {**stack.environment(), **variables(wheel_programs, tmp_path), **ray}

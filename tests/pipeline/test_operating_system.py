@@ -1,4 +1,4 @@
-"""What Linux and macOS do differently: the bound on memory, open files, paths of sockets, and that Windows is told."""
+"""Differences between Linux and macOS: memory limit, open files, socket paths; and the message on Windows."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""The step that a GPU replays draws what the plain steps draw, for every kind of model and any known pixels."""
+"""The step that a GPU replays samples the same pixels as ordinary steps, for every kind of model and known pixels."""
 
 from dataclasses import replace
 from functools import partial

@@ -1,4 +1,4 @@
-"""What a GPU computes in bfloat16 is what float32 gives, within a tolerance; here on a CPU in the same formats."""
+"""bfloat16, as on a GPU, gives the results of float32 within a tolerance; here on a CPU."""
 
 from unittest import mock
 

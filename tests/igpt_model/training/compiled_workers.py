@@ -1,4 +1,4 @@
-"""What torchrun's workers come to that compile their blocks: a line of JSON for each way of sharing the model."""
+"""Gradients of torchrun workers that compile their blocks: a line of JSON for each parallelism."""
 
 import json
 
@@ -16,7 +16,7 @@ from tests.igpt_model.model.test_network import SMALL, make, some_tokens
 
 
 def main() -> None:
-    """Compute a gradient with each way of sharing the model and of executing its blocks."""
+    """Compute a gradient with each parallelism and each way of executing the blocks."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     worker = Worker(rank=dist.get_rank(), world_size=dist.get_world_size())

@@ -1,4 +1,4 @@
-"""A full build: every image in one place, the same bytes again, and nothing published that is not whole."""
+"""A full build: every image in one place, reproducible bytes, and nothing incomplete is published."""
 
 import hashlib
 import json
@@ -42,7 +42,7 @@ pytestmark = pytest.mark.usefixtures("without_cluster")
 
 @pytest.fixture(scope="module")
 def raw(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The image folder with four files that are no usable images."""
+    """The image folder with four unusable files."""
     root = tmp_path_factory.mktemp("raw") / "images"
     shutil.copytree(image_folder, root)
     (root / "temple" / "zero.png").write_bytes(b"")
@@ -200,7 +200,7 @@ def test_too_many_rejects_publish_nothing(built: BuildResult, config: DatasetCon
     assert not (tmp_path / "strict" / "LATEST").exists()
     assert not (tmp_path / "strict" / "snapshots").exists()
     assert len(rows(strict.dataset, "quarantine")) == 4
-    # The shards are done: whoever accepts the rejects publishes them at once.
+    # The shards are finished: with a higher limit they are published at once.
     accepted = build(replace(strict, max_reject_fraction=0.1))
     assert accepted.shards_reused == len(accepted.snapshot.shards)
     assert accepted.snapshot.digest == built.snapshot.digest

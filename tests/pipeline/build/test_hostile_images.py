@@ -1,4 +1,4 @@
-"""Images that crash the decoder or hang it cost themselves, not the build: on a real Ray, with real deaths."""
+"""An image that crashes or hangs the decoder is rejected, and the build continues; on a real Ray cluster."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +13,8 @@ from pipeline.build.retry import retry_failed
 from pipeline.config import DatasetConfig
 from pipeline.inspect.verify import verify
 
-# Run by every interpreter that starts with this folder on its path: Pillow then dies of, or never ends with, an image
-# that says so behind its last byte.
+# Run by every interpreter that starts with this folder on its path: Pillow then crashes or hangs on images that end
+# with these words.
 SITE = """
 import os, re
 from PIL import Image
@@ -24,7 +24,7 @@ def hostile_open(file, *arguments, **options):
     if end == b"CRASH..." and not os.path.exists({recovered!r}):
         os.abort()
     if end == b"HANG....":
-        re.match("(a+)+$", "a" * 60 + "b")  # holds Python's lock for longer than anybody lives
+        re.match("(a+)+$", "a" * 60 + "b")  # holds Python's lock practically for ever
     return _open(file, *arguments, **options)
 Image.open = hostile_open
 """

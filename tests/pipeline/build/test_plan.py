@@ -62,14 +62,14 @@ def entry_of(plan: ShardPlan) -> ShardEntry:
 
 
 def carried_out(plan: Plan, rows: Rows, before: dict[str, list[str]]) -> dict[str, list[str]]:
-    """The keys of each shard after a plan was carried out on shards with the keys `before`."""
+    """The keys of each shard after a plan was run on shards with the keys `before`."""
     after = {shard.name: before[shard.name] for shard in plan.keep}
     after |= {shard.name: rows.keys.take(shard.rows).text() for shard in plan.work}
     return after
 
 
 def parent_of(rows: Rows, plans: tuple[ShardPlan, ...]) -> tuple[list[ShardEntry], ParentRows]:
-    """What the index of a snapshot with these shards says."""
+    """The parent rows of a snapshot with these shards."""
     order = np.concatenate([shard.rows for shard in plans])
     shards = np.concatenate([np.full(len(shard.rows), number, np.int32) for number, shard in enumerate(plans)])
     parent = ParentRows(keys=rows.keys.take(order), versions=rows.versions[order], shards=shards)

@@ -1,4 +1,4 @@
-"""A rerun does only what changed, ends with what a first build of the same images holds, and says what it will do."""
+"""A rerun processes only what changed, gives the samples of a first build, and announces its plan."""
 
 import os
 import shutil
@@ -207,7 +207,7 @@ def test_a_given_palette_replaces_that_of_the_dataset(config: DatasetConfig, tmp
 
 
 def damage(config: DatasetConfig, *names: str) -> dict[str, bytes]:
-    """Cut some images in the middle; returns what they were."""
+    """Truncate some images; returns their former contents."""
     whole = {name: (Path(config.raw) / name).read_bytes() for name in names}
     for name, data in whole.items():
         (Path(config.raw) / name).write_bytes(data[: len(data) // 2])

@@ -1,4 +1,4 @@
-"""Logs for machines: a line is an object, whatever is in the message, and says whose run it was."""
+"""JSON logs: each line is one object, whatever the message, with the ids of its run."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""Tasks on a real Ray: bounded in flight, each with its result, run again when they are lost."""
+"""Tasks on a real Ray cluster: a bounded number in flight, every result once, lost tasks are retried."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""A shard is a plain tar for any reader and an array for ours, and its bytes depend on its samples alone."""
+"""A shard is a plain tar for any reader and an array for ours, and its bytes depend only on its samples."""
 
 import hashlib
 import io

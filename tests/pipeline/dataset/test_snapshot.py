@@ -1,4 +1,4 @@
-"""The manifest: what is written is read, a commit is whole or refused, and a loser damages nothing."""
+"""The manifest: a round trip, complete commits, and a losing build that damages nothing."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Decoding: every format and mode gives the upright picture on white, and whatever is no image gives a reason."""
+"""Decoding: every format and mode gives the upright picture on white, and anything else a reason for rejection."""
 
 import io
 import zlib

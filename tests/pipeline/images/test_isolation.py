@@ -1,4 +1,4 @@
-"""Decoding in a process of its own: the same pictures, and a crash, a hang or a hunger for memory costs one image."""
+"""Decoding in a child process: the same pictures; a crash, a hang or too much memory costs one image."""
 
 import io
 import os

@@ -1,4 +1,4 @@
-"""Colours: an exact table, a fit as good as k-means on the raw pixels, and palettes that load from where they come."""
+"""Palettes: an exact table, a fit as good as k-means on the raw pixels, and the file formats of others."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""The listing: every image of a folder or a tar once, with where its bytes are; one line for what cannot be used."""
+"""The listing: every image of a folder or a tar once, with the location of its bytes; one-line errors."""
 
 import os
 import shutil

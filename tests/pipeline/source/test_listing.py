@@ -1,4 +1,4 @@
-"""A listing: what is added is read back in any order, from parts and buckets, and memory holds numbers alone."""
+"""A listing: rows are read back in any order, from parts and buckets, and memory holds only numbers."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Reading many objects at once: ranges as slices, whole objects with their tags, an exception for what is not there."""
+"""Reading many objects at once: ranges, whole objects with their etags, exceptions for missing ones."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Which faults of a store pass by themselves: those are tried again for a while, the others never."""
+"""Transient errors of a store are retried for a while, others are not."""
 
 import errno
 from collections.abc import Callable

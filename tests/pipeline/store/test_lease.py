@@ -1,4 +1,4 @@
-"""The lease: who may take it, that one of many does, that a dead holder is replaced and his token is worth nothing."""
+"""The lease: who may take it, one winner of many, and a dead holder is replaced and fenced off."""
 
 import os
 import threading
@@ -23,7 +23,7 @@ def seen(term: int = 3, renewal: str = "a", age: float = 0.0, ended: bool = Fals
     [
         (seen(term=0), seen(term=0), 0, Step.TAKE),
         (seen(ended=True), seen(ended=True), 0, Step.TAKE),
-        (seen(age=3600), seen(age=3600), 0, Step.WAIT),  # dead, or the store was away, or all stood still
+        (seen(age=3600), seen(age=3600), 0, Step.WAIT),  # dead, or the store was down, or everything was suspended
         (seen(age=3600), seen(age=3614), 14, Step.WAIT),
         (seen(age=3600), seen(age=3616), 16, Step.TAKE),
         (seen(age=3600), seen(age=1, renewal="b"), 4, Step.REFUSE),
@@ -57,12 +57,12 @@ def test_an_observation_has_the_newest_term_and_its_age_by_the_clock_of_the_stor
 
 
 def die_with(folder: str, **about: str) -> Fence:
-    """Have the lease and stop renewing it, as a killed process does."""
+    """Take the lease and do not renew it, like a killed process."""
     return lease._acquire(folder, {"who": "the dead", **about}, DEAD, print).fence
 
 
 def test_the_second_process_is_refused_while_the_first_is_alive_and_admitted_afterwards(tmp_path: Path) -> None:
-    folder, dead = str(tmp_path), 5 * DEAD  # a busy machine may stand still for a while
+    folder, dead = str(tmp_path), 5 * DEAD  # a busy machine may pause for a while
     with lease.hold(folder, {"flow_run": "1234"}, dead_seconds=dead) as first:
         with (
             pytest.raises(LeaseHeldError, match=r"process \d+ on .* \(flow run 1234\) is working"),
@@ -135,7 +135,7 @@ def test_one_of_many_concurrent_processes_gets_the_lease(tmp_path: Path, after_a
 
     def want(number: int) -> None:
         try:
-            with lease.hold(folder, dead_seconds=10):  # more than a busy machine stands still
+            with lease.hold(folder, dead_seconds=10):  # longer than a busy machine pauses
                 inside.append(number)
                 most.append(len(inside))
                 leave.wait(20)
@@ -169,7 +169,7 @@ def test_a_process_with_a_stale_observation_gets_no_old_term(tmp_path: Path, mon
     for _ in range(4):
         with lease.hold(folder):
             pass
-    looks = [stale]  # a process that slept between its look and its step
+    looks = [stale]  # a process that was suspended between its observation and its step
     monkeypatch.setattr(lease, "_observe", lambda folder: looks.pop() if looks else look(folder))
     with lease.hold(folder) as held:
         assert held.fence.term == 5
@@ -193,7 +193,7 @@ def test_the_later_of_two_creators_of_a_term_holds_it(tmp_path: Path) -> None:
 def test_a_holder_is_not_declared_dead_after_a_standstill_of_the_observer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Or because the store was away: then all leases look old, and their holders renew in a moment."""
+    """After an outage of the store all leases look old, and their holders renew in a moment."""
     folder, dead = str(tmp_path), 4.0
     fence = die_with(folder)
     look, looked = lease._observe, 0

@@ -1,4 +1,4 @@
-"""Files that are no config, and configs without PyYAML."""
+"""Invalid config files, and configs without PyYAML."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Ranges: what Python enforces, and what Prefect's form is told, are the same."""
+"""Python enforces the same ranges as the schema of Prefect's form."""
 
 import math
 from dataclasses import dataclass
