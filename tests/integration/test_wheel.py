@@ -1,4 +1,4 @@
-"""A build with the installed wheel: the checkout is not on the path of the command line, the driver or Ray's workers."""
+"""A build with the installed wheel: neither the command line nor Ray's workers have the checkout on their path."""
 
 import json
 import secrets
