@@ -239,7 +239,9 @@ def main() -> None:
     settings.activate(home)
     stack = local_stack.up(home)
     settings.use(stack)
-    from pipeline.cluster import tasks  # noqa: PLC0415 (Ray reads its settings when it is imported)
+    import ray  # noqa: PLC0415 (Ray reads its settings when it is imported)
+
+    from pipeline.cluster import tasks  # noqa: PLC0415
 
     try:
         tasks.connect(stack.ray_address)
@@ -273,7 +275,7 @@ def main() -> None:
             results["cifar10"] = cifar_steps(arguments.cifar.resolve(), "s3://raw/palette.npy")
         save("build_dataset", results)
     finally:
-        tasks.disconnect()
+        ray.shutdown()
         local_stack.down(home)
         shutil.rmtree(home, ignore_errors=True)
 

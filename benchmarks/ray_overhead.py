@@ -356,7 +356,9 @@ def main() -> None:
     settings.activate(home)
     stack = local_stack.up(home)
     settings.use(stack)
-    from pipeline.cluster import tasks  # noqa: PLC0415 (Ray reads its settings when it is imported)
+    import ray  # noqa: PLC0415 (Ray reads its settings when it is imported)
+
+    from pipeline.cluster import tasks  # noqa: PLC0415
 
     config = PretrainConfig.from_fields(
         runs="s3://runs/overhead",
@@ -374,10 +376,10 @@ def main() -> None:
         tasks.connect(stack.ray_address)
         data = build_digits()
         results = compare(config, data, options, home)
-        tasks.disconnect()
+        ray.shutdown()
         results["images_per_second_by_nodes_on_these_cores"] = nodes(config, data, _few(options.rounds))
     finally:
-        tasks.disconnect()
+        ray.shutdown()
         local_stack.down(home)
     save("ray_overhead", {"machine": about, **results})
 

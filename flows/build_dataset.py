@@ -64,7 +64,7 @@ def describe(result: BuildResult) -> str:
     reasons = ", ".join(f"{count} {reason}" for reason, count in snapshot.rejected.items())
     state = "is unchanged" if result.unchanged else "is published"
     return (
-        f"snapshot {snapshot.number} {state}: {snapshot.images():,} of {result.images_in:,} images in "
+        f"snapshot {snapshot.number} {state}: {snapshot.images():,} of {result.planned.images_in:,} images in "
         f"{len(snapshot.shards)} shards, {sum(snapshot.rejected.values())} rejected"
         + (f" ({reasons})" if reasons else "")
     )

@@ -75,7 +75,7 @@ def summarize(outcome: RefreshOutcome, meter: StageMeter, pictures: dict[str, st
             "url": built.snapshot.dataset,
             "snapshot": built.snapshot.number,
             "manifest_digest": built.snapshot.digest,
-            "images_in": built.images_in,
+            "images_in": built.planned.images_in,
             "images_in_shards": built.snapshot.images(),
             "images_rejected": built.snapshot.rejected,
             "ignored_files": built.planned.ignored_files,

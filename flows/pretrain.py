@@ -80,7 +80,8 @@ def pretrain(config: PretrainConfig) -> PretrainOutcome:
     done = finished(config, data, run) is not None
     with nullcontext() if done else exclusively(run, reporter.say) as fence:
         if not done and initial_model.is_needed(run, config) and not initial_model.of_run(run):
-            _keep_parent(config, data, run, services.mlflow_tracking_uri)
+            parent = Registry(services.mlflow_tracking_uri).open(config.model.parent)
+            initial_model.keep(run, parent, config, data)
         if started_from := initial_model.of_run(run):
             tags["igpt.parent_model"] = started_from
         logger = open_tracked(config, data, run, tags, services.mlflow_tracking_uri, reporter)
@@ -91,11 +92,6 @@ def pretrain(config: PretrainConfig) -> PretrainOutcome:
     get_run_logger().info(describe(outcome))
     reporter.say(describe(outcome))
     return outcome
-
-
-def _keep_parent(config: PretrainConfig, data: Snapshot, run: str, tracking_uri: str) -> None:
-    """Copy the model that the training starts from into the run's folder, where the workers read it."""
-    initial_model.keep(run, Registry(tracking_uri).open(config.model.parent), config, data)
 
 
 def open_tracked(

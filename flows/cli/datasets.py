@@ -33,7 +33,6 @@ app = typer.Typer(
 )
 
 Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="URL or path of the dataset.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be removed, and remove nothing.")]
 Number = Annotated[
     int | None, typer.Argument(metavar="[SNAPSHOT]", help="Number of a snapshot; the newest by default.")
 ]
@@ -70,7 +69,7 @@ def build(
                 "snapshot": result.snapshot.number,
                 "unchanged": result.unchanged,
                 "manifest_digest": result.snapshot.digest,
-                "images_in": result.images_in,
+                "images_in": result.planned.images_in,
                 "images": result.snapshot.images(),
                 "rejected": result.snapshot.rejected,
                 "shards": len(result.snapshot.shards),

@@ -212,10 +212,7 @@ def convert(
         raise IgptError(f"{folder}: it exists already; give a folder that does not exist yet")
     if not folder.absolute().parent.is_dir():
         raise IgptError(f"{folder}: the folder {folder.absolute().parent} does not exist; create it first")
-    from igpt_model.convert import (
-        hugging_face,
-        openai,
-    )
+    from igpt_model.convert import hugging_face, openai
 
     palette_K3 = None if palette is None else _palette(palette)
     write: Callable[[Path], object]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import psutil
 
+from flows.services.process import process_tree
 from pipeline.background import Ended, in_background
 
 _INTERVAL_SECONDS = 2.0  # a sample makes the kernel walk all page tables; every half second took a sixth of a core
@@ -49,21 +50,15 @@ class StageMeter:
             self.costs[stage] = StageCost(seconds=time.monotonic() - began, peak_memory_bytes=max(peak, self._memory()))
 
     def _memory(self) -> int:
-        total = 0
-        for process in self._processes():
-            with suppress(psutil.Error):
-                total += _size(process)
-        return total
-
-    def _processes(self) -> Iterator[psutil.Process]:
-        seen: set[int] = set()
+        members: set[psutil.Process] = set()
         for root in (psutil.Process().pid, *self._roots):
+            with suppress(psutil.NoSuchProcess):
+                members.update(process_tree(psutil.Process(root)))
+        total = 0
+        for member in members:
             with suppress(psutil.Error):
-                process = psutil.Process(root)
-                for member in [process, *process.children(recursive=True)]:
-                    if member.pid not in seen:
-                        seen.add(member.pid)
-                        yield member
+                total += _size(member)
+        return total
 
 
 def _size(process: psutil.Process) -> int:

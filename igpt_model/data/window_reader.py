@@ -49,9 +49,8 @@ class WindowReader:
         for number in current:
             self._view(number)
         for number in set(following) - set(current):
-            self._pool.submit(
-                self._cache.fetch, self._shards[number]
-            )  # an error is raised again when the shard is opened
+            # An error is raised again when the shard is opened.
+            self._pool.submit(self._cache.fetch, self._shards[number])
 
     def close(self) -> None:
         """Stop prefetching."""

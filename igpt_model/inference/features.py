@@ -1,7 +1,5 @@
 """Features of images: activations of each layer, averaged over the positions."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -64,14 +62,6 @@ def check_has_features(config: ModelConfig) -> None:
             "a class-conditional model is told the class of an image, so its features cannot be probed; use a model "
             "that was trained without class_conditional"
         )
-
-
-def concatenated(features_LBC: Tensor, layers: Sequence[int]) -> Tensor:
-    """Concatenate the features of some layers, [B, len(layers) * width].
-
-    As in the paper's ImageNet probe of iGPT-XL (section 4.4): 15,360 features from five layers of width 3072.
-    """
-    return torch.cat([features_LBC[layer] for layer in layers], 1)
 
 
 def untrained(model: ImageGPT, seed: int) -> ImageGPT:

@@ -178,17 +178,12 @@ def draw_sheet(
         low_NP = bundle.shrink(originals)
         return upscaling_sheet(bundle, originals, low_NP, drawing, draws=5, labels_N=labels)
     if name == "completions":
-        known_T = np.arange(config.positions) < upper_rows(config.resolution)
+        known_T = np.arange(config.positions) < config.resolution // 2 * config.resolution  # the upper half
         return completion_sheet(bundle, tokens_NT, known_T, drawing, draws=5, labels_N=labels)
     columns = 10
     classes = None if config.classes is None else np.arange(min(config.classes, 10)).repeat(columns)
     count = 6 * columns if classes is None else len(classes)
     return sample_sheet(bundle, drawing, count=count, columns=columns, labels_N=classes)
-
-
-def upper_rows(resolution: int) -> int:
-    """The number of pixels in the upper half of an image."""
-    return resolution * (resolution // 2)
 
 
 def _beside(given: list[np.ndarray], drawn: np.ndarray, draws: int) -> np.ndarray:

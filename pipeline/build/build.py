@@ -65,11 +65,6 @@ class BuildResult:
         """Whether the snapshot existed already: same source, same config."""
         return self.planned.plan is None
 
-    @property
-    def images_in(self) -> int:
-        """Number of images in the source."""
-        return self.planned.images_in
-
 
 Announce = Callable[[PlannedBuild], None]
 # Holds the dataset of a URL exclusively within the block.

@@ -15,7 +15,7 @@ from pipeline.config import DatasetConfig
 from pipeline.dataset import index
 from pipeline.dataset.keys import Keys, ParentRows, match, source_digest
 from pipeline.dataset.publish import commit
-from pipeline.dataset.snapshot import SPLITS, ShardEntry, Snapshot
+from pipeline.dataset.snapshot import ShardEntry, Snapshot
 from pipeline.errors import IgptError
 from pipeline.hashing import sha256
 from pipeline.images.decode import Pictures, Reason
@@ -139,7 +139,7 @@ def _recover(
 
 def _digest(state: SourceState, before: ParentRows, parent: Snapshot, rows: np.ndarray) -> str:
     """source_digest of the new snapshot: the parent's images, the recovered ones with current versions and splits."""
-    splits = np.array([SPLITS.index(shard.split) for shard in parent.shards], np.int8)[before.shards]
+    splits = index.splits_of(parent, before)
     versions = before.versions.copy()
     positions = match(state.rows.keys.take(rows), before.keys)
     versions[positions], splits[positions] = state.rows.versions[rows], state.splits[rows]

@@ -89,11 +89,6 @@ def _check_listening(address: str) -> None:
         ) from None
 
 
-def disconnect() -> None:
-    """Disconnect from the cluster; the tasks of this process end."""
-    ray.shutdown()
-
-
 def job_id() -> str:
     """Ray's id of this process's job, which is part of the names of its tasks' log files."""
     return str(ray.get_runtime_context().get_job_id())

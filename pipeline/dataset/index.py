@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.dataset.keys import Keys, ParentRows
-from pipeline.dataset.snapshot import ShardEntry, Snapshot
+from pipeline.dataset.snapshot import SPLITS, ShardEntry, Snapshot
 from pipeline.store import objects
 
 INDEX = pa.schema(
@@ -91,6 +91,11 @@ def parent_rows(snapshot: Snapshot) -> ParentRows:
         versions.append(table["version"].to_numpy())
         shards.append(np.full(table.num_rows, number, np.int32))
     return ParentRows(keys=Keys.join(keys), versions=np.concatenate(versions), shards=np.concatenate(shards))
+
+
+def splits_of(snapshot: Snapshot, rows: ParentRows) -> np.ndarray:
+    """The splits of a snapshot's images, as positions in SPLITS; int8 [N]."""
+    return np.array([SPLITS.index(shard.split) for shard in snapshot.shards], np.int8)[rows.shards]
 
 
 def accounted(entry: ShardEntry) -> int:

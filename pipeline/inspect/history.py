@@ -126,7 +126,7 @@ def difference(before: Snapshot, after: Snapshot) -> Difference:
     in_old = match(new.keys, old.keys)
     both = np.flatnonzero(in_old >= 0)
     changed = both[old.versions[in_old[both]] != new.versions[both]]
-    moved = both[_splits(before, old)[in_old[both]] != _splits(after, new)[both]]
+    moved = both[index.splits_of(before, old)[in_old[both]] != index.splits_of(after, new)[both]]
     added = np.flatnonzero(in_old < 0)
     removed = np.flatnonzero(match(old.keys, new.keys) < 0)
     old_names = {shard.name for shard in before.shards}
@@ -158,10 +158,6 @@ def difference(before: Snapshot, after: Snapshot) -> Difference:
             "changed": _uris(after, new, changed[:_EXAMPLES]),
         },
     )
-
-
-def _splits(of: Snapshot, rows: ParentRows) -> np.ndarray:
-    return np.array([SPLITS.index(shard.split) for shard in of.shards], np.int8)[rows.shards]
 
 
 def _uris(of: Snapshot, rows: ParentRows, chosen: np.ndarray) -> list[str]:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from pipeline.dataset import index, snapshot
 from pipeline.dataset.keys import source_digest
 from pipeline.dataset.shards import ShardView
-from pipeline.dataset.snapshot import SPLITS, ShardEntry, Snapshot
+from pipeline.dataset.snapshot import ShardEntry, Snapshot
 from pipeline.errors import IgptError
 from pipeline.hashing import sha256
 from pipeline.progress import Progress, silent
@@ -112,8 +112,7 @@ def _check_whole(chosen: Snapshot) -> Iterator[Problem]:
     path = snapshot.snapshot_path(chosen.number)
     if len(np.unique(rows.keys.high)) != len(rows):
         yield Problem(path=path, what="an image is in two shards, or in a shard and in quarantine")
-    splits = np.array([SPLITS.index(shard.split) for shard in chosen.shards], np.int8)[rows.shards]
-    if source_digest(rows.keys, rows.versions, splits) != chosen.source_digest:
+    if source_digest(rows.keys, rows.versions, index.splits_of(chosen, rows)) != chosen.source_digest:
         yield Problem(path=path, what="the images of its shards are not those of its source_digest")
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from igpt_model.inference.features import concatenated, pooled_features
+from igpt_model.inference.features import pooled_features
 from igpt_model.model.network import Condition, ImageGPT
 from pipeline.errors import IgptError
 from tests.igpt_model.model.test_network import BY_CLASS, MASKED, SMALL, UPSCALING, make, some_tokens
@@ -24,8 +24,6 @@ def test_features_are_the_normalized_inputs_of_each_block_averaged(model: ImageG
         torch.testing.assert_close(features[layer], block.attention_norm(x).mean(1))
         x = block(x)
     torch.testing.assert_close(model.head(features[-1][:, None])[:, 0], model(tokens).mean(1), atol=1e-5, rtol=1e-5)
-    pair = concatenated(features, [1, 3])
-    assert torch.equal(pair, torch.cat([features[1], features[3]], 1))
 
 
 @torch.inference_mode()

@@ -99,7 +99,7 @@ def tokens_by_key(result: BuildResult) -> dict[str, np.ndarray]:
 
 def test_the_counts_add_up(built: BuildResult, config: DatasetConfig) -> None:
     shards = built.snapshot.shards
-    assert built.images_in == 104
+    assert built.planned.images_in == 104
     assert built.snapshot.samples() == 100
     assert sum(built.snapshot.samples(split) for split in snapshot.SPLITS) == 100
     assert built.snapshot.rejected == Counter(BAD_IMAGES.values())
