@@ -49,8 +49,9 @@ class WindowReader:
         for number in current:
             self._view(number)
         for number in set(following) - set(current):
-            # An error is raised again when the shard is opened.
-            self._pool.submit(self._cache.fetch, self._shards[number])
+            self._pool.submit(
+                self._cache.fetch, self._shards[number]
+            )  # an error is raised again when the shard is opened
 
     def close(self) -> None:
         """Stop prefetching."""

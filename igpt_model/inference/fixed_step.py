@@ -6,7 +6,6 @@ the cache at every position would take up to twice as long.
 """
 
 from collections.abc import Callable
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -36,21 +35,10 @@ def fill(
     choose: Choose,
     tell: Callable[[int], None],
 ) -> None:
-    """Draw the unknown pixels into `tokens_BT`, in raster order; `tell` is called with the number done so far."""
-    device = tokens_BT.device
-    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():  # need not be the first GPU
-        _fill(model, tokens_BT, known_BT, condition, drawn_BT, choose, tell)
+    """Draw the unknown pixels into `tokens_BT`, in raster order; `tell` is called with the number done so far.
 
-
-def _fill(
-    model: ImageGPT,
-    tokens_BT: Tensor,
-    known_BT: Tensor,
-    condition: Condition,
-    drawn_BT: Tensor,
-    choose: Choose,
-    tell: Callable[[int], None],
-) -> None:
+    On a GPU, that must be the current device.
+    """
     unknown = (~known_BT).any(0).nonzero().flatten().tolist()
     if not unknown:
         return

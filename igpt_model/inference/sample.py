@@ -1,6 +1,7 @@
 """Samples images from an autoregressive model, optionally as completions of known pixels."""
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -93,8 +94,10 @@ def complete(
         def tell(done: int, begin: int = begin, images: int = len(part_BT)) -> None:
             progress("draw", begin * positions + images * done, len(tokens_BT) * positions, "pixels")
 
-        fill = fixed_step.fill if tokens_BT.device.type == "cuda" else _fill
-        fill(model, part_BT, part_known_BT, condition.rows(rows), drawn_BT, choose, tell)
+        on_gpu = tokens_BT.device.type == "cuda"
+        fill = fixed_step.fill if on_gpu else _fill
+        with torch.cuda.device(tokens_BT.device) if on_gpu else nullcontext():  # need not be the first GPU
+            fill(model, part_BT, part_known_BT, condition.rows(rows), drawn_BT, choose, tell)
         tell(positions)
         parts.append(part_BT)
     return torch.cat(parts) if parts else tokens_BT.clone()
