@@ -26,6 +26,7 @@ from pipeline.dataset import snapshot
 from pipeline.dataset.snapshot import Snapshot
 from pipeline.errors import IgptError
 from pipeline.progress import together
+from pipeline.store import objects
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,7 @@ def probe(config: ProbeConfig, mlflow_run: str | None = None) -> ProbeOutcome:
     run = mlflow_run if version is None else version.run_id
     if run:
         trained_on_it = version is None or version.tags.get("igpt.manifest_digest") == data.digest
-        prefix = "" if trained_on_it else f"{_name(data)}."
+        prefix = "" if trained_on_it else f"{objects.name_of(data.dataset)}."
         logger = RunLogger(services.mlflow_tracking_uri, run)
         _log(logger, bundle, result, curve, data, prefix)
         if version is None:
@@ -81,11 +82,6 @@ def _load(model: str, tracking_uri: str) -> tuple[ModelBundle, Version | None]:
     runs.check_reachable(tracking_uri)
     version = registry.find(model)
     return open_model(version.uri, registry.open), version
-
-
-def _name(data: Snapshot) -> str:
-    """The last part of a dataset's URL: its name in metrics and tags."""
-    return data.dataset.rstrip("/").rsplit("/", 1)[-1]
 
 
 def _log(
@@ -116,7 +112,7 @@ def _log_new(logger: RunLogger, values: Mapping[str, Sequence[float]]) -> None:
 def _log_version(registry: Registry, version: Version, result: ProbeResult, data: Snapshot) -> None:
     """Record the results with a version: as metrics of its model, and as tags named after the dataset."""
     registry.measure(version, metrics(result), dataset=data.dataset, digest=data.digest)
-    name = _name(data)
+    name = objects.name_of(data.dataset)
     tags = {f"igpt.probe.{name}.{key.removeprefix('probe_')}": f"{value:.5f}" for key, value in metrics(result).items()}
     tags[f"igpt.probe.{name}.snapshot"] = f"{data.number} {data.digest}"
     # The promotion gate compares accuracies on the dataset that the model was trained on, and no other.

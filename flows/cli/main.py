@@ -18,6 +18,7 @@ from flows.terminal.console import console
 from flows.terminal.tables import print_table
 from igpt_model.config import PretrainConfig, ProbeConfig
 from pipeline.errors import IgptError
+from pipeline.store import objects
 
 app = typer.Typer(
     add_completion=False,
@@ -69,7 +70,7 @@ def demo(
         console.print(
             f"Running the pipeline; watch it at {stack.prefect_url} (Prefect) and {stack.mlflow_url} (MLflow)"
         )
-        name = config.dataset.dataset.rstrip("/").rsplit("/", 1)[-1]
+        name = objects.name_of(config.dataset.dataset)
         flow(config, local_stack.process_ids(folder), folder / "demo" / name)
     finally:
         if stop:

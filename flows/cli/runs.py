@@ -47,14 +47,14 @@ def _row(run: str) -> dict[str, Any]:
     steps = checkpoint.marked_steps(run)
     finished = result is not None and result.steps >= config.optimizer.steps
     return {
-        "name": run.rsplit("/", 1)[-1],
+        "name": objects.name_of(run),
         "state": "finished" if finished else "unfinished",
         "step": steps[-1] if steps else 0,
         "of": config.optimizer.steps,
         "validation loss": None if result is None else round(result.validation_loss, 4),
         "restarts": None if result is None else result.restarts,
         "preset": config.model.preset,
-        "dataset": f"{config.data.dataset.rstrip('/').rsplit('/', 1)[-1]} {config.data.snapshot}",
+        "dataset": f"{objects.name_of(config.data.dataset)} {config.data.snapshot}",
         "url": run,
     }
 

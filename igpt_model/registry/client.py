@@ -23,6 +23,7 @@ from igpt_model.registry import checksums
 from igpt_model.registry.gate import PROMOTED, ROLLED_BACK, Decision, GateConfig, decide
 from pipeline.errors import IgptError, first_line
 from pipeline.images import palette
+from pipeline.store import objects
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 IDENTITY = "igpt.files_sha256"
@@ -132,7 +133,7 @@ class Registry:
 
     def measure(self, version: Version, values: Mapping[str, float], *, dataset: str, digest: str) -> None:
         """Attach metrics measured on a snapshot to a version's model and to its run."""
-        now, name = int(time.time() * 1000), dataset.rstrip("/").rsplit("/", 1)[-1]
+        now, name = int(time.time() * 1000), objects.name_of(dataset)
         points = [
             Metric(key, value, now, 0, model_id=version.model_id, dataset_name=name, dataset_digest=digest[:12])
             for key, value in values.items()

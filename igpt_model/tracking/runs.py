@@ -18,6 +18,7 @@ from mlflow.exceptions import MlflowException
 from igpt_model.config import PretrainConfig
 from pipeline.dataset.snapshot import Snapshot
 from pipeline.errors import IgptError, first_line
+from pipeline.store import objects
 
 _RUN_TAG = "igpt.run"
 BEAT_TAG = "igpt.last_sign_of_life"
@@ -148,8 +149,7 @@ def open_run(
         logger.tags({**tags, BEAT_TAG: f"{time.time():.0f}"})
         client.update_run(logger.run_id, status="RUNNING")
         return logger
-    name = run.rstrip("/").rsplit("/", 1)[-1]
-    created = client.create_run(experiment_id, run_name=name, tags={_RUN_TAG: run, **tags})
+    created = client.create_run(experiment_id, run_name=objects.name_of(run), tags={_RUN_TAG: run, **tags})
     logger = RunLogger(tracking_uri, created.info.run_id)
     model = config.model_for(snapshot)
     # Fields are logged with the preset's numbers and without their sections, so that runs can be compared with older
@@ -166,7 +166,7 @@ def open_run(
     logger.tags(lineage_tags(snapshot))
     source = json.dumps({"uri": f"{snapshot.dataset}/snapshots/{snapshot.number:06d}.json"})
     dataset = Dataset(
-        name=snapshot.dataset.rstrip("/").rsplit("/", 1)[-1],
+        name=objects.name_of(snapshot.dataset),
         digest=snapshot.digest[:12],
         source_type="uri",
         source=source,

@@ -13,7 +13,6 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -41,7 +40,7 @@ class IsolatedDecoder:
     def __enter__(self) -> "IsolatedDecoder":
         return self
 
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._end()
 
     def decode(self, data: bytes, key: str) -> Pictures | Rejection:

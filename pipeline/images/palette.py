@@ -1,12 +1,12 @@
 """The palette of a dataset: k-means on a colour histogram, an exact lookup table, the file format. Pure."""
 
-import hashlib
 import io
 import json
 from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline import hashing
 from pipeline.errors import IgptError
 
 # The histogram has 2^18 cells: the upper six bits of each channel. A cell keeps the mean of its colours, so the fit
@@ -221,4 +221,4 @@ def from_bytes(data: bytes, origin: str) -> np.ndarray:
 
 def sha256(palette_K3: np.ndarray) -> str:
     """The identity of a palette: SHA-256, in hex, of its .npy file."""
-    return hashlib.sha256(to_bytes(palette_K3)).hexdigest()
+    return hashing.sha256(to_bytes(palette_K3))

@@ -66,7 +66,7 @@ def _pairs(chosen: Snapshot, shard: ShardEntry, rows: np.ndarray) -> list[_Pair]
         if original is None:
             continue
         label = images["label"][raw.row].as_py()
-        caption = images["uri"][raw.row].as_py().rsplit("/", 1)[-1]
+        caption = objects.name_of(images["uri"][raw.row].as_py())
         pairs.append(
             _Pair(
                 original=original,

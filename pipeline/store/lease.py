@@ -62,7 +62,7 @@ class Step(enum.Enum):
 
 def observation(files: Iterable[StoredFile], clock: str) -> Observation:
     """What a listing of a lease's folder says; `clock` is the URL of an object that was written just now."""
-    by_name = {file.url.rsplit("/", 1)[-1]: file for file in files}
+    by_name = {objects.name_of(file.url): file for file in files}
     now = max((file.modified for file in by_name.values() if file.url == clock), default=0.0)
     term = newest_term(by_name)
     created, renewed = by_name.get(f"{term:08d}.json"), by_name.get(f"{term:08d}.renewed")
@@ -109,7 +109,7 @@ class Fence:
         Time may pass between this check and the publication, so a late publication must be harmless: a snapshot is
         created conditionally, and a checkpoint is identified by the checksums of its files.
         """
-        names = (file.url.rsplit("/", 1)[-1] for file in objects.list_files(_lease_folder(self.folder)))
+        names = (objects.name_of(file.url) for file in objects.list_files(_lease_folder(self.folder)))
         if newest_term(names) != self.term or _details(self.folder, self.term).get("id") != self.holder:
             raise LeaseLostError(
                 f"{self.folder}: another process took over while this one did not respond; this one publishes nothing "
@@ -198,7 +198,7 @@ def _create(folder: str, term: int, details: Mapping[str, str]) -> Fence | None:
         create_bytes(url, json.dumps({**details, "id": fence.holder}, sort_keys=True).encode())
     except AlreadyExistsError:
         return None
-    files = {file.url: file.url.rsplit("/", 1)[-1] for file in objects.list_files(_lease_folder(folder))}
+    files = {file.url: objects.name_of(file.url) for file in objects.list_files(_lease_folder(folder))}
     if newest_term(files.values()) > term:  # since the observation newer terms were created, and perhaps deleted
         objects.delete(url)
         return None

@@ -38,6 +38,11 @@ def join(base: str, *parts: str) -> str:
     return "/".join([base.rstrip("/"), *(part.strip("/") for part in parts)])
 
 
+def name_of(url: str) -> str:
+    """The last part of a URL or path, such as the name of a dataset."""
+    return url.rstrip("/").rsplit("/", 1)[-1]
+
+
 def protocol(url: str) -> str:
     """The scheme of a URL; `file` for a path."""
     return url.split("://", 1)[0] if "://" in url else "file"
