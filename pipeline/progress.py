@@ -10,7 +10,7 @@ class Progress(Protocol):
 
 
 def together(*listeners: Progress) -> Progress:
-    """A progress that calls several."""
+    """A progress that calls several others."""
 
     def call_all(step: str, done: int, total: int, detail: str = "") -> None:
         for listener in listeners:
@@ -20,4 +20,4 @@ def together(*listeners: Progress) -> Progress:
 
 
 def silent(step: str, done: int, total: int, detail: str = "") -> None:
-    """A progress that ignores what it is told."""
+    """A progress that does nothing."""

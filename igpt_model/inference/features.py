@@ -59,8 +59,8 @@ def check_has_features(config: ModelConfig) -> None:
     """Raise IgptError for a class-conditional model."""
     if config.classes is not None:
         raise IgptError(
-            "a class-conditional model is told the class of an image, so its features cannot be probed; use a model "
-            "that was trained without class_conditional"
+            "a class-conditional model gets the class of an image as input, so its features cannot be probed; use a "
+            "model that was trained without class_conditional"
         )
 
 
