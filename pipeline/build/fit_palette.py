@@ -26,7 +26,7 @@ def fit_palette(config: DatasetConfig, state: SourceState, progress: Progress) -
     done = 0
     progress("palette", 0, len(rows), "images")
     calls = ((table, False) for table in state.listing.gather(parts))
-    counted = tasks.map_tasks(_count_colours, calls, shared=(config,), after_crash=lambda call: (call[0], True))
+    counted = tasks.map_tasks(count_colours, calls, shared=(config,), after_crash=lambda call: (call[0], True))
     for number, counts in counted:
         histogram.merge(counts)
         done += len(parts[number])
@@ -36,7 +36,7 @@ def fit_palette(config: DatasetConfig, state: SourceState, progress: Progress) -
     return palette.fit(histogram, config.colours, config.seed)
 
 
-def _count_colours(listing: pa.Table, isolated: bool, config: DatasetConfig) -> palette.ColourHistogram:
+def count_colours(listing: pa.Table, isolated: bool, config: DatasetConfig) -> palette.ColourHistogram:
     """Count the colours of training images. Rejected images are skipped: they are recorded with their shard."""
     histogram = palette.ColourHistogram()
     waiting: list[np.ndarray] = []  # counting costs the same for one picture as for many

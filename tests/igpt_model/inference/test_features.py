@@ -38,5 +38,5 @@ def test_features_of_the_other_kinds() -> None:
     features = pooled_features(upscaling, tokens, condition=low)
     logits = upscaling(tokens, low).mean(1)  # over the pixels alone
     torch.testing.assert_close(upscaling.head(features[-1][:, None])[:, 0], logits, atol=1e-5, rtol=1e-5)
-    with pytest.raises(IgptError, match="told the class"):
+    with pytest.raises(IgptError, match="gets the class of an image as input"):
         pooled_features(make(BY_CLASS), tokens)

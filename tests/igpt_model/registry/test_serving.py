@@ -149,7 +149,7 @@ def test_a_class_conditional_model(images: np.ndarray) -> None:
         assert model.predict(images, {"task": task, "samples": 2, "label": 1}).shape[-3:] == (8, 8, 3)
         with pytest.raises(MlflowException, match="label is None: this model is class-conditional, it must be 0 to 2"):
             model.predict(images, {"task": task})
-    with pytest.raises(MlflowException, match="told the class"):
+    with pytest.raises(MlflowException, match="gets the class of an image as input"):
         model.predict(images)
 
 

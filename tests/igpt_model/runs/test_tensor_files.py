@@ -8,7 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from igpt_model.runs.tensor_files import Index, Piece, StoredTensor, box_of, mark_of, piece_name, read_whole
+from igpt_model.runs.tensor_files import Index, Piece, StoredTensor, box_of, checksum_of, piece_name, read_whole
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def index(tensors: dict[str, torch.Tensor], tmp_path: Path) -> Index:
         stored[name] = StoredTensor(dtype="float32", shape=tuple(tensor.shape), pieces=tuple(pieces))
     for file, content in files.items():
         safetensors.torch.save_file(content, tmp_path / file)
-    return Index(files={file: mark_of(tmp_path / file) for file in files}, tensors=stored)
+    return Index(files={file: checksum_of(tmp_path / file) for file in files}, tensors=stored)
 
 
 def test_whole_tensors_are_read_by_the_beginning_of_their_name(
@@ -58,5 +58,5 @@ def test_a_mark_changes_with_the_file(index: Index, tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    assert mark_of(path).bytes == index.files[path.name].bytes
-    assert mark_of(path).sha256 != index.files[path.name].sha256
+    assert checksum_of(path).bytes == index.files[path.name].bytes
+    assert checksum_of(path).sha256 != index.files[path.name].sha256

@@ -10,7 +10,6 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline.build import shard_tasks
 from pipeline.build.build import BuildResult, build, plan_build
 from pipeline.config import DatasetConfig
 from pipeline.dataset import snapshot

@@ -10,11 +10,10 @@ import pytest
 
 from pipeline.build import shard_tasks
 from pipeline.build.build import BuildResult, build
-from pipeline.build.shard_tasks import ShardTask, count_colours, decode_rows, make_shard
+from pipeline.build.shard_tasks import ShardTask, make_shard
 from pipeline.config import DatasetConfig
 from pipeline.dataset import snapshot
 from pipeline.images import palette
-from pipeline.images.decode import Pictures
 from pipeline.source.list_source import list_source
 from pipeline.source.listing import Listing
 from tests.pipeline.build.test_build import times
@@ -112,13 +111,3 @@ def test_a_duplicate_is_in_quarantine_with_the_image_that_is_kept(config: Datase
     assert entry.quarantine_path is not None
     (row,) = pq.read_table(Path(config.dataset) / entry.quarantine_path).to_pylist()
     assert row["detail"] == "the same bytes as image another"
-
-
-def test_the_colours_of_images_that_can_be_decoded_are_counted(config: DatasetConfig) -> None:
-    (Path(config.raw) / "temple" / "00.png").write_bytes(b"no image")
-    histogram = count_colours(task_of(config).listing, False, config)
-    other = palette.ColourHistogram()
-    for decoded in decode_rows(task_of(config).listing, config, "train", tolerant=True, isolated=False):
-        if isinstance(decoded.outcome, Pictures):
-            other.add(decoded.outcome.pixels)
-    assert np.array_equal(palette.fit(histogram, 8, seed=0), palette.fit(other, 8, seed=0))
