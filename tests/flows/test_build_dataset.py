@@ -24,7 +24,7 @@ SHARDS = "keep 2 shards, make 1, rewrite 0, drop 0"
     ("fields", "line"),
     [
         ({}, f"{SHARDS}; 1,200 images new, 0 changed, 3 deleted; palette kept"),
-        ({"plan": None}, "nothing to do: the source is that of snapshot 4"),
+        ({"plan": None}, "nothing to do: the source is unchanged since snapshot 4"),
         ({"parent": None, "palette": "fitted"}, f"{SHARDS}; palette fitted"),
         ({"palette": "refitted"}, f"{SHARDS}; palette refitted"),
         (

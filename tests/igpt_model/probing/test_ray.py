@@ -39,7 +39,7 @@ def test_a_model_fits_the_dataset_that_it_was_trained_on(bundle: ModelBundle, da
                 replace(bundle, model=ImageGPT(replace(bundle.model.config, classes=3))),
                 data,
             ),
-            "told the class",
+            "gets the class of an image as input",
         ),
     ],
 )
