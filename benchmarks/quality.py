@@ -19,10 +19,11 @@ import torch
 
 from benchmarks.measure import RESULTS
 from benchmarks.measure_device import machine, save
-from igpt_model.config import PretrainConfig, ProbeConfig
+from igpt_model.config import PretrainConfig
 from igpt_model.data.shard_cache import ShardCache, batches
 from igpt_model.inference.features import image_features, untrained
 from igpt_model.model.bundle import ModelBundle
+from igpt_model.probing.config import ProbeConfig
 from igpt_model.probing.linear import LabelledFeatures, ProbeScore, SplitFeatures, fit_probe
 from igpt_model.runs.open_model import load_model, on_device
 from igpt_model.tracking import sheets

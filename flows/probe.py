@@ -12,8 +12,8 @@ from flows.prefect_ops.termination import terminable
 from flows.probe_report import describe, metrics, table
 from flows.services import settings
 from flows.terminal.console import Reporter
-from igpt_model.config import ProbeConfig
 from igpt_model.model.bundle import ModelBundle
+from igpt_model.probing.config import ProbeConfig
 from igpt_model.probing.ray import probe_on_cluster
 from igpt_model.probing.result import ProbeResult
 from igpt_model.registry import gate

@@ -21,7 +21,7 @@ from flows.config.refresh import RefreshConfig
 from flows.prefect_ops import flow_runs
 from flows.prefect_ops.lease import exclusively
 from flows.terminal.console import console
-from igpt_model.config import ProbeConfig
+from igpt_model.probing.config import ProbeConfig
 from pipeline.config import DatasetConfig
 from pipeline.store import bulk, objects
 from pipeline.store.lease import LeaseHeldError

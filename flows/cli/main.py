@@ -16,7 +16,8 @@ from flows.config.refresh import RefreshConfig
 from flows.services import local_stack, settings
 from flows.terminal.console import console
 from flows.terminal.tables import print_table
-from igpt_model.config import PretrainConfig, ProbeConfig
+from igpt_model.config import PretrainConfig
+from igpt_model.probing.config import ProbeConfig
 from pipeline.errors import IgptError
 from pipeline.store import objects
 

@@ -10,7 +10,8 @@ import yaml
 from pydantic import TypeAdapter
 
 from flows.config.refresh import RefreshConfig
-from igpt_model.config import PretrainConfig, ProbeConfig
+from igpt_model.config import PretrainConfig
+from igpt_model.probing.config import ProbeConfig
 from igpt_model.registry.gate import GateConfig
 from pipeline.config import DatasetConfig
 from pipeline.typed_config import values

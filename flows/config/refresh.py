@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from igpt_model.config import PretrainConfig, ProbeConfig
+from igpt_model.config import PretrainConfig
+from igpt_model.probing.config import ProbeConfig
 from igpt_model.registry.gate import GateConfig
 from pipeline.config import DatasetConfig
 from pipeline.errors import IgptError

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from igpt_model.config import FineTuneConfig
 from igpt_model.inference.precision import half_on_gpu
 from igpt_model.model.bundle import ModelBundle
 from igpt_model.model.losses import image_losses
 from igpt_model.model.network import Condition, ImageGPT
+from igpt_model.probing.config import FineTuneConfig
 from igpt_model.probing.result import FineTuneScore
 
 _EVALUATIONS = 8

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from igpt_model.config import ProbeConfig
 from igpt_model.data.shard_cache import ShardCache
 from igpt_model.inference.features import check_has_features, image_features, untrained
 from igpt_model.model.bundle import ModelBundle
+from igpt_model.probing.config import ProbeConfig
 from igpt_model.probing.feature_cache import FeatureCache, network_digest
 from igpt_model.probing.fine_tune import LabelledTokens, fine_tune
 from igpt_model.probing.linear import (

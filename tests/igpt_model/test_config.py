@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from igpt_model import config as configs
-from igpt_model.config import FineTuneConfig, PretrainConfig, ProbeConfig
+from igpt_model.config import PretrainConfig
 from igpt_model.model import config as shapes
+from igpt_model.probing.config import FineTuneConfig, ProbeConfig
 from igpt_model.registry.gate import GateConfig
 from pipeline.errors import IgptError
 from pipeline.typed_config import values

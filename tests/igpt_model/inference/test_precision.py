@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from igpt_model.config import FineTuneConfig
 from igpt_model.inference.features import pooled_features
 from igpt_model.inference.precision import half_on_gpu
 from igpt_model.inference.score import score
 from igpt_model.model.bundle import ModelBundle
+from igpt_model.probing.config import FineTuneConfig
 from igpt_model.probing.fine_tune import LabelledTokens, fine_tune
 from tests.igpt_model.model.test_network import MASKED, SMALL, make, some_tokens
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from igpt_model.config import FineTuneConfig
 from igpt_model.model.bundle import ModelBundle
 from igpt_model.model.config import ModelConfig
 from igpt_model.model.network import ImageGPT
+from igpt_model.probing.config import FineTuneConfig
 from igpt_model.probing.feature_cache import network_digest
 from igpt_model.probing.fine_tune import LabelledTokens, fine_tune
 from pipeline.errors import IgptError

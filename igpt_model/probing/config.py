@@ -1,0 +1,63 @@
+"""Settings of the probes; Prefect's form shows the docstring of each field."""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from igpt_model.config import Positive
+from igpt_model.model.config import Count
+from pipeline.errors import IgptError
+from pipeline.typed_config.config import Config
+from pipeline.typed_config.ranges import Range
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuneConfig(Config):
+    """Settings of full fine-tuning for classification."""
+
+    steps: Count = 200
+    """Number of optimizer steps."""
+    batch: Count = 64
+    """Images per step."""
+    learning_rate: Positive = 0.0003
+    """Peak learning rate of Adam, after a warm-up over a tenth of the steps; it then decays to 0 along a cosine."""
+    generative_weight: Annotated[float, Range(at_least=0)] = 1.0
+    """Weight of the generative loss added to the classification loss; the paper found 1 better than 0."""
+    seed: int = 0
+    """Seed of the order of images and of the classifier's initial weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeConfig(Config):
+    """Settings of the linear probe, which evaluates the features of a model."""
+
+    shown_by: ClassVar[str] = "`igpt config probe`"
+
+    model: str = ""
+    """A run, checkpoint, model folder or registry URI (models:/igpt@candidate); in a refresh, empty: the new model."""
+    dataset: str = ""
+    """URL or path of a labelled dataset of the model's resolution and palette; in a refresh, empty: the new dataset."""
+    snapshot: int | None = None
+    """Number of the dataset snapshot; none: the newest."""
+    features: str = ""
+    """URL or path of the folder that caches extracted features; empty: {dataset}-features."""
+    strengths: tuple[Positive, ...] = (0.001, 0.01, 0.1, 1.0)
+    """Inverse L2 regularization strengths to try; the best on the validation split is used."""
+    max_train_images: Annotated[int, Range(at_least=2)] = 10_000
+    """Maximum number of training images to fit a classifier on."""
+    max_iterations: Count = 300
+    """Maximum number of L-BFGS iterations per fit."""
+    labels_per_class: tuple[Count, ...] = ()
+    """Low-data probes: numbers of labelled images per class to fit a classifier on; empty: none."""
+    draws: Count = 5
+    """Number of random draws of these images."""
+    neighbours: tuple[Count, ...] = ()
+    """Nearest-neighbour classifier: numbers of neighbours to try; empty: none."""
+    fine_tune: FineTuneConfig | None = None
+    """Full fine-tuning, which takes about as long as training; none: not done."""
+    seed: int = 0
+    """Seed of the untrained network to compare with, and of the images drawn for low-data probes."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.strengths:
+            raise IgptError("strengths is empty: give at least one positive number")
