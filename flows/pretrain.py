@@ -68,6 +68,7 @@ def pretrain(config: PretrainConfig) -> PretrainOutcome:
     data.of_split("validation")
     objects.check_reachable(objects.absolute(config.keeping.runs))
     run = record.folder_of(config, data)
+    config = record.as_begun(config, run)
     ray_job.begin(services.ray_address)
     reporter = Reporter("pretrain")
     tags = {

@@ -26,6 +26,7 @@ Positive = Annotated[float, Range(above=0)]
 Seconds = Annotated[float, Range(at_least=0)]
 Part = Annotated[float, Range(above=0, below=1)]
 Named = Annotated[str, NotEmpty()]
+Precision = Literal["float32", "tf32", "bfloat16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +51,10 @@ class ModelSettings(Config):
     """Super-resolution: side of the small image that the model is given; none: no super-resolution."""
     parent: str = ""
     """Registered version whose weights training starts from, as in models:/igpt/3; empty: random weights."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Number format of the forward and backward pass; weights and optimizer stay float32."""
+    precision: Precision | None = None
+    """Number format of the forward and backward pass: float32; tf32, in which a GPU rounds the factors of products to
+    10 bits; or bfloat16, and tf32 for what stays float32. None: bfloat16 with use_gpu, float32 without. Weights and
+    optimizer stay float32."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -155,8 +158,8 @@ class ExecutionSettings(Config):
     """Whether each worker gets a GPU."""
     micro_batch: Count | None = None
     """Images per forward and backward pass of a worker, with gradient accumulation; none: its whole batch at once."""
-    compile: bool = False
-    """Whether to compile the blocks with torch.compile: slower to start, faster on GPUs."""
+    compile: bool | None = None
+    """Whether to compile the blocks with torch.compile: slower to start, faster on GPUs; none: with use_gpu."""
     activation_checkpointing: bool = False
     """Whether to recompute activations of the blocks in the backward pass, which saves memory."""
     parallelism: Literal["ddp", "fsdp"] = "ddp"
@@ -218,8 +221,9 @@ class TrackingSettings(Config):
 class PretrainConfig(SectionedConfig):
     """Settings of a training run.
 
-    `model`, `data` and `optimizer` determine the weights; the other sections may change when a run is continued. Field
-    names are unique over all sections, so that the flat form can be read: configs, run records and deployments were
+    `model`, `data` and `optimizer` determine the weights; the other sections may change when a run is continued. (Where
+    precision is none, a run keeps the one that it began with; see `runs.record`.) Field names are unique over all
+    sections, so that the flat form can be read: configs, run records and deployments were
     stored in that form before there were sections.
     """
 
@@ -257,6 +261,16 @@ class PretrainConfig(SectionedConfig):
         rate = self.optimizer.learning_rate
         return preset_shape(self.model.preset).learning_rate if rate is None else rate
 
+    @property
+    def training_precision(self) -> Precision:
+        """The number format of the forward and backward pass."""
+        return self.model.precision or ("bfloat16" if self.execution.use_gpu else "float32")
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether the blocks are compiled."""
+        return self.execution.use_gpu if self.execution.compile is None else self.execution.compile
+
     def model_for(self, snapshot: Snapshot) -> ModelConfig:
         """The model for a dataset snapshot. Raises IgptError when the config does not match the dataset."""
         return self.model.for_images(
@@ -264,8 +278,9 @@ class PretrainConfig(SectionedConfig):
         )
 
     def resolved(self) -> "PretrainConfig":
-        """A copy with the preset's shape and learning rate filled in."""
-        return self.with_fields(model=self.model.resolved(), learning_rate=self.peak_learning_rate)
+        """A copy with what the preset and the device stand for: shape, learning rate, precision, compilation."""
+        filled = self.with_fields(model=self.model.resolved(), learning_rate=self.peak_learning_rate)
+        return filled.with_fields(precision=self.training_precision, compile=self.is_compiled)
 
     def flat(self) -> dict[str, Any]:
         """All fields by name, without their sections."""
@@ -275,8 +290,9 @@ class PretrainConfig(SectionedConfig):
     def run_name(self, manifest_digest: str) -> str:
         """The name of this config's run on a snapshot: the same config and snapshot give the same name.
 
-        It is a hash of `model`, `data` and `optimizer`, with the preset's numbers filled in, except the location of the
-        dataset. A new field must be left out of the hash at its default, or existing runs are no longer found.
+        It is a hash of `model`, `data` and `optimizer`, with the numbers of the preset and the precision filled in,
+        except the location of the dataset. A new field must be left out of the hash at its default, or existing runs
+        are no longer found.
         """
         if self.keeping.name is not None:
             return self.keeping.name
@@ -293,6 +309,7 @@ class PretrainConfig(SectionedConfig):
         )
         later = "objective mask_fraction class_conditional low_resolution flip crop_padding ema_decay parent"
         given, defaults = self.flat(), PretrainConfig.from_fields(runs=self.keeping.runs).flat()
+        given["precision"] = self.model.precision or "float32"  # the default then, on every device
         names = [*always.split(), *(name for name in later.split() if given[name] != defaults[name])]
         recipe = {name: given[name] for name in names}
         return f"{self.model.preset}-{digest([recipe, manifest_digest])[:12]}"

@@ -26,7 +26,7 @@ def main() -> None:
         with standalone.worker(config) as worker:
             data = snapshot.read(config.given_dataset, config.data.snapshot)
             run = record.folder_of(config, data)
-            config = config.with_fields(workers=worker.world_size)
+            config = record.as_begun(config, run).with_fields(workers=worker.world_size)
             result = finished(config, data, run) or train(config, data, run, worker, standalone.Printer())
             if worker.rank == 0:
                 print(

@@ -199,7 +199,7 @@ def _probe(settings: Settings, record: Record, data: Snapshot, bundle: ModelBund
 def _scores(
     settings: Settings, data: Snapshot, bundle: ModelBundle, config: PretrainConfig, layers: Sequence[int]
 ) -> dict[int, linear_probe.Score]:
-    if config.execution.compile:
+    if config.is_compiled:
         prepare_blocks(bundle.model, config.with_fields(activation_checkpointing=False))
     cache = ShardCache(data, config.execution.cache)
     train, validation, test = (

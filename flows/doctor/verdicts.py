@@ -158,7 +158,7 @@ def _compiling(torch: Torch) -> Iterator[Verdict]:
         yield Verdict(check="compiler", state="ok", detail="compile=true works")
         return
     problem, _, remedy = torch.compile_problem.rpartition(": ")
-    advice = f"only for training with compile=true: {remedy}"
+    advice = f"only for training with compile=true or use_gpu=true: {remedy}"
     yield Verdict(check="compiler", state="warning", detail=problem, advice=advice)
 
 

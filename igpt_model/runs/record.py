@@ -14,7 +14,7 @@ class RunRecord:
     """The config and MLflow run of a run, as of its last start."""
 
     config: PretrainConfig
-    """With the dataset's URL and snapshot number filled in."""
+    """With the dataset's URL, the snapshot's number and the precision filled in."""
     mlflow_run: str | None
     """Id of its MLflow run; None: it has none."""
 
@@ -22,15 +22,25 @@ class RunRecord:
 def folder_of(config: PretrainConfig, snapshot: Snapshot) -> str:
     """The folder of the run of a config on a snapshot.
 
-    Runs started when configs were flat have another name; if such a run exists, it is continued.
+    A run of another name is continued if it exists: one that was begun with the default precision of another device, or
+    of before there was one for GPUs, or when configs were flat.
     """
     runs = objects.absolute(config.keeping.runs)
     run = objects.join(runs, config.run_name(snapshot.digest))
-    if config.keeping.name is None and not _is_run(run):
-        flat = objects.join(runs, config.flat_run_name(snapshot.digest))
-        if _is_run(flat):
-            return flat
-    return run
+    if config.keeping.name is not None or _is_run(run):
+        return run
+    others = [config.flat_run_name(snapshot.digest)]
+    if config.model.precision is None:
+        other = "float32" if config.training_precision == "bfloat16" else "bfloat16"
+        others = [config.with_fields(precision=other).run_name(snapshot.digest), *others]
+    return next((folder for name in others if _is_run(folder := objects.join(runs, name))), run)
+
+
+def as_begun(config: PretrainConfig, run: str) -> PretrainConfig:
+    """The config of a run with the precision that it was begun with, where the config leaves it to the device."""
+    if config.model.precision is not None or not objects.exists(objects.join(run, "run.json")):
+        return config
+    return config.with_fields(precision=read(run).config.model.precision)
 
 
 def _is_run(run: str) -> bool:

@@ -33,10 +33,13 @@ def why_not(device: torch.device) -> str | None:
     )
 
 
-def require_compiler(worker: Worker) -> None:
-    """Raise IgptError on every worker when torch.compile cannot work on one of them; all must call this."""
+def require_compiler(worker: Worker, *, why: str) -> None:
+    """Raise IgptError on every worker when torch.compile cannot work on one of them; all must call this.
+
+    `why` tells what asks for it, as in "compile is set".
+    """
     reason = why_not(worker.device)
-    error = worker.first_error(IgptError(f"compile is set and {reason}, or set compile to false") if reason else None)
+    error = worker.first_error(IgptError(f"{why} and {reason}, or set compile to false") if reason else None)
     if error is not None:
         raise error
 

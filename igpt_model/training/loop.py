@@ -29,6 +29,7 @@ from igpt_model.runs.result import TrainResult, check_same_data
 from igpt_model.runs.saver import Saver
 from igpt_model.training.compiler import require_compiler
 from igpt_model.training.optim import learning_rate
+from igpt_model.training.parallel import allow_tf32
 from igpt_model.training.step import StepOutcome, mean_loss, train_step
 from igpt_model.training.throughput import Throughput
 from igpt_model.training.train_state import Learner
@@ -65,8 +66,9 @@ def train(
     consecutive steps have no finite loss and gradient, when checkpoints cannot be written, when another process
     took over the lease of the `fence`, or when compile is set and there is no compiler.
     """
-    if config.execution.compile:
-        require_compiler(worker)
+    if config.is_compiled:
+        require_compiler(worker, why="compile is set" if config.execution.compile else "use_gpu compiles by default")
+    allow_tf32(config, worker.device)
     training = _Training(config, snapshot, run, worker, listener, mlflow_run, fence)
     try:
         with Watchdog(config.execution.hang_seconds, training.report_stacks) as training.watchdog:
@@ -118,7 +120,9 @@ class _Training:
         self._continue()
         self.saver = Saver(run, config, worker, listener, fence)
         if worker.rank == 0:
-            pinned = config.with_fields(dataset=snapshot.dataset, snapshot=snapshot.number)
+            pinned = config.with_fields(
+                dataset=snapshot.dataset, snapshot=snapshot.number, precision=config.training_precision
+            )
             record.write(run, RunRecord(config=pinned, mlflow_run=mlflow_run))
         self.throughput = Throughput(model_config, config, worker)
         self.learner.settle(self._load(self._micro_ranges()[-1]))

@@ -18,9 +18,15 @@ from igpt_model.worker import Worker
 
 def autocast(config: PretrainConfig, device: torch.device) -> AbstractContextManager[object]:
     """Autocast for a forward pass in the config's precision."""
-    if config.model.precision == "bfloat16":
+    if config.training_precision == "bfloat16":
         return torch.autocast(device.type, torch.bfloat16)
     return nullcontext()
+
+
+def allow_tf32(config: PretrainConfig, device: torch.device) -> None:
+    """Let a GPU compute float32 products in TF32, unless precision is float32; for the whole process."""
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = config.training_precision != "float32"
 
 
 def prepare_blocks(model: ImageGPT, config: PretrainConfig) -> None:
@@ -32,7 +38,7 @@ def prepare_blocks(model: ImageGPT, config: PretrainConfig) -> None:
     for block in model.layers:
         if config.execution.activation_checkpointing:
             block.forward = _recomputed(block.forward)  # type: ignore[method-assign]
-        if config.execution.compile:
+        if config.is_compiled:
             block.compile()
 
 

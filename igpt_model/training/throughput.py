@@ -35,7 +35,7 @@ class Throughput:
     """Times the steps of a worker, and the time they wait for images."""
 
     def __init__(self, model: ModelConfig, config: PretrainConfig, worker: Worker) -> None:
-        dtype = torch.bfloat16 if config.model.precision == "bfloat16" else torch.float32
+        dtype = torch.bfloat16 if config.training_precision == "bfloat16" else torch.float32
         self._images, self._pixels, self._flops = config.optimizer.global_batch, model.positions, model.flops_per_image
         self._reference_flops = worker.world_size * product_rate(worker.device, dtype) if worker.rank == 0 else 1.0
         self._clear()

@@ -6,12 +6,14 @@ from dataclasses import asdict, fields, replace
 from typing import Any
 
 import pytest
+import torch
 
 from igpt_model import config as configs
 from igpt_model.config import PretrainConfig
 from igpt_model.model import config as shapes
 from igpt_model.probing.config import FineTuneConfig, ProbeConfig
 from igpt_model.registry.gate import GateConfig
+from igpt_model.training.parallel import allow_tf32
 from pipeline.errors import IgptError
 from pipeline.typed_config import values
 
@@ -24,7 +26,7 @@ def variants() -> Iterator[tuple[str, str, PretrainConfig]]:
         **{"preset": "small", "layers": 3, "width": 128, "heads": 8, "objective": "masked", "mask_fraction": 0.3},
         **{"class_conditional": True, "low_resolution": 4, "parent": "models:/igpt/3", "precision": "bfloat16"},
         **{"dataset": "d", "snapshot": 3, "learning_rate": 0.1, "ema_decay": 0.9, "placement": "SPREAD"},
-        **{"parallelism": "fsdp", "min_workers": 1, "cache": "c", "micro_batch": 1, "name": "mine"},
+        **{"parallelism": "fsdp", "min_workers": 1, "cache": "c", "micro_batch": 1, "name": "mine", "compile": True},
     }
     for name, value in BASE.flat().items():
         if isinstance(value, bool):
@@ -44,6 +46,7 @@ def test_the_name_of_a_run_is_decided_by_model_data_and_optimizer_alone() -> Non
             assert other.run_name("a") == "mine"
             continue
         decides = section in ("model", "data", "optimizer") and field not in ("dataset", "snapshot")
+        decides = decides or field == "use_gpu"  # by the precision that it stands for
         assert (other.run_name("a") != name) == decides, field
     assert len(seen) == 48
     assert BASE.run_name("b") != name, "the dataset counts by its contents"
@@ -75,6 +78,46 @@ def test_resolved_values_are_numbers() -> None:
     assert (flat["layers"], flat["width"], flat["heads"], flat["learning_rate"]) == (6, 64, 4, 0.005)
     assert BASE.with_fields(layers=2, learning_rate=0.1).resolved().flat()["layers"] == 2
     assert BASE.resolved().resolved() == BASE.resolved()
+
+
+@pytest.fixture
+def tf32_flag() -> Iterator[Any]:
+    """PyTorch's switches of float32 products, which are as before at the end."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    yield torch.backends.cuda.matmul
+    torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@pytest.mark.parametrize(
+    ("given", "precision", "compiled", "tf32"),
+    [
+        ({}, "float32", False, False),
+        ({"precision": "bfloat16"}, "bfloat16", False, True),
+        ({"precision": "tf32"}, "tf32", False, True),
+        ({"compile": True}, "float32", True, False),
+        ({"use_gpu": True}, "bfloat16", True, True),
+        ({"use_gpu": True, "precision": "float32"}, "float32", True, False),
+        ({"use_gpu": True, "precision": "tf32"}, "tf32", True, True),
+        ({"use_gpu": True, "compile": False}, "bfloat16", False, True),
+        ({"use_gpu": True, "precision": None, "compile": None}, "bfloat16", True, True),
+    ],
+)
+def test_a_gpu_computes_in_bfloat16_compiled_unless_told_otherwise(
+    given: dict, precision: str, compiled: bool, tf32: bool, tf32_flag: Any
+) -> None:
+    config = BASE.with_fields(**given)
+    assert (config.training_precision, config.is_compiled) == (precision, compiled)
+    flat = config.resolved().flat()  # what MLflow gets
+    assert (flat["precision"], flat["compile"]) == (precision, compiled)
+    assert config.resolved().resolved() == config.resolved()
+    assert config.run_name("a") == BASE.with_fields(precision=precision).run_name("a")
+    assert config.flat_run_name("a") == BASE.with_fields(precision=given.get("precision")).flat_run_name("a")
+    for before in (True, False):
+        tf32_flag.allow_tf32 = before
+        allow_tf32(config, torch.device("cpu"))
+        assert tf32_flag.allow_tf32 == before, "on a CPU nothing changes"
+        allow_tf32(config, torch.device("cuda"))
+        assert tf32_flag.allow_tf32 == tf32
 
 
 def test_names_of_fields_are_unique_over_the_sections() -> None:

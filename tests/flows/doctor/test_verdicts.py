@@ -104,7 +104,7 @@ MACHINES = {
                 CPU_TORCH, compile_problem="torch.compile needs a compiler, and: there is none: install g++"
             )
         },
-        ("compiler", "warning", "only for training with compile=true: install g++"),
+        ("compiler", "warning", "only for training with compile=true or use_gpu=true: install g++"),
     ),
     "no PyTorch": (
         {"torch": Torch(version=None, cuda=None, usable_gpus=0, problem="no module named torch", compile_problem="")},

@@ -6,10 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from igpt_model.config import ProbeConfig
 from igpt_model.model.bundle import ModelBundle
 from igpt_model.model.config import ModelConfig
 from igpt_model.model.network import ImageGPT
+from igpt_model.probing.config import ProbeConfig
 from igpt_model.probing.ray import _check_labels, _plan, check_fits
 from pipeline.dataset.snapshot import Snapshot
 from pipeline.errors import IgptError

@@ -19,14 +19,46 @@ def test_a_run_of_a_flat_config_is_gone_on_with(tmp_path: Path) -> None:
     new, flat = (tmp_path / "runs" / name for name in (config.run_name(data.digest), config.flat_run_name(data.digest)))
     assert record.folder_of(config, data) == str(new)
     flat.mkdir(parents=True)
-    (flat / "run.json").write_text(json.dumps({"config": config.flat(), "mlflow_run": "abc"}))
-    assert record.folder_of(config, data) == str(flat)
-    assert record.read(str(flat)) == record.RunRecord(config=config, mlflow_run="abc")
+    as_stored = config.with_fields(precision="float32", compile=False)  # the defaults then
+    (flat / "run.json").write_text(json.dumps({"config": as_stored.flat(), "mlflow_run": "abc"}))
+    assert record.folder_of(config, data) == record.folder_of(config.with_fields(use_gpu=True), data) == str(flat)
+    assert record.read(str(flat)) == record.RunRecord(config=as_stored, mlflow_run="abc")
+    assert record.as_begun(config.with_fields(use_gpu=True), str(flat)).training_precision == "float32"
     assert record.folder_of(config.with_fields(name="mine"), data) == str(tmp_path / "runs" / "mine")
     assert record.folder_of(config.with_fields(seed=1), data) not in (str(flat), str(new))
     record.write(str(new), record.RunRecord(config=config, mlflow_run=None))
     assert record.folder_of(config, data) == str(new)
     assert record.read(str(new)).config == config
+
+
+@pytest.mark.parametrize(
+    ("begun", "continued", "precision"),
+    [
+        ({}, {"use_gpu": True}, "float32"),  # on a CPU, or on a GPU when float32 was the default there
+        ({"use_gpu": True}, {}, "bfloat16"),
+        ({"use_gpu": True}, {"use_gpu": True}, "bfloat16"),
+        ({"precision": "bfloat16"}, {"use_gpu": True}, "bfloat16"),
+        ({"name": "mine"}, {"name": "mine", "use_gpu": True}, "float32"),
+        ({}, {"precision": "bfloat16"}, None),
+        ({"use_gpu": True}, {"precision": "float32"}, None),
+        ({"precision": "tf32"}, {"use_gpu": True}, None),
+    ],
+)
+def test_a_run_keeps_the_precision_that_it_began_with(
+    begun: dict, continued: dict, precision: str | None, tmp_path: Path
+) -> None:
+    """None: it is another run."""
+    data = digits_snapshot(tmp_path)
+    config = BASE.with_fields(runs=str(tmp_path / "runs"), dataset=data.dataset)
+    first = config.with_fields(**begun)
+    run = record.folder_of(first, data)
+    assert record.as_begun(first, run) == first, "there is no run yet"
+    kept = first.with_fields(precision=first.training_precision)
+    record.write(run, record.RunRecord(config=kept, mlflow_run=None))
+    second = config.with_fields(**continued)
+    assert (record.folder_of(second, data) == run) == (precision is not None)
+    if precision is not None:
+        assert record.as_begun(second, run) == second.with_fields(precision=precision)
 
 
 @pytest.mark.parametrize(
