@@ -208,7 +208,10 @@ class TrackingSettings(Config):
     """Evaluation, previews, and names in MLflow."""
 
     evaluate_every: Count = 250
-    """Steps between evaluations on the whole validation split."""
+    """Steps between evaluations."""
+    evaluate_images: NotNegative = 4096
+    """Maximum number of validation images in an evaluation while training; 0: all. They are always the same ones,
+    spread evenly over the split; keep_best compares checkpoints by them. The last evaluation is on the whole split."""
     sample_every: NotNegative = 1000
     """Steps between sample images drawn from a checkpoint during training; 0: only at the end."""
     experiment: Named = "igpt"

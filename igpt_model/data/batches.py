@@ -27,6 +27,16 @@ class Inputs:
     """Which pixels are masked, bool; None for an autoregressive model."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class HostImages:
+    """Images in host memory, which for a GPU is pinned: a copy from other memory would wait for all queued work."""
+
+    tokens_BT: Tensor
+    """uint16."""
+    labels_B: Tensor
+    """int64, -1 for no class."""
+
+
 class Preparation:
     """Prepares inputs for the model and objective of a config.
 
@@ -48,10 +58,25 @@ class Preparation:
                 palette_K3, resolution=model.resolution, low_resolution=model.low_resolution, device=device
             )
 
-    def for_training(self, images: Images, first_position: int) -> Inputs:
+    def on_host(self, images: Images) -> HostImages:
+        """Copy images to where the device can fetch them. Raises IgptError when a class is needed and missing.
+
+        Does not use the device, so that it can be called on another thread than the rest.
+        """
+        if self._model.classes is not None and (images.labels_N < 0).any():
+            raise IgptError(
+                "class_conditional is set and some images of the dataset have no class: put the images of each "
+                "class in a separate folder and rebuild the dataset, or leave class_conditional out"
+            )
+        tokens_BT, labels_B = torch.from_numpy(images.tokens_NT), torch.from_numpy(images.labels_N)
+        if self._device.type == "cuda":
+            tokens_BT, labels_B = tokens_BT.pin_memory(), labels_B.pin_memory()
+        return HostImages(tokens_BT=tokens_BT, labels_B=labels_B)
+
+    def for_training(self, images: HostImages, first_position: int) -> Inputs:
         """Inputs of images at consecutive positions of the sample order."""
         config = self._config
-        numbers_B = self._numbers(images, first_position)
+        numbers_B = torch.arange(first_position, first_position + len(images.labels_B), device=self._device)
         tokens_BT = augment(
             self._tokens(images),
             numbers_B,
@@ -61,32 +86,18 @@ class Preparation:
         )
         return self._inputs(tokens_BT, images, numbers_B, "training mask")
 
-    def for_evaluation(self, images: Images, first_place: int) -> Inputs:
-        """Inputs of images at consecutive positions of their split, without augmentation."""
-        return self._inputs(self._tokens(images), images, self._numbers(images, first_place), "evaluation mask")
+    def for_evaluation(self, images: HostImages, places_B: np.ndarray) -> Inputs:
+        """Inputs of images at places of their split, int64, without augmentation."""
+        numbers_B = torch.from_numpy(places_B).to(self._device)
+        return self._inputs(self._tokens(images), images, numbers_B, "evaluation mask")
 
-    def _numbers(self, images: Images, first: int) -> Tensor:
-        return torch.arange(first, first + len(images.labels_N), device=self._device)
+    def _tokens(self, images: HostImages) -> Tensor:
+        return images.tokens_BT.to(self._device, non_blocking=True).long()
 
-    def _tokens(self, images: Images) -> Tensor:
-        return self._to_device(images.tokens_NT.astype(np.uint16)).long()
-
-    def _to_device(self, values: np.ndarray) -> Tensor:
-        """Values on the device. A copy from unpinned memory would first wait for all queued work of a GPU."""
-        tensor = torch.from_numpy(values)
-        if self._device.type == "cuda":
-            tensor = tensor.pin_memory()
-        return tensor.to(self._device, non_blocking=True)
-
-    def _inputs(self, tokens_BT: Tensor, images: Images, numbers_B: Tensor, purpose: str) -> Inputs:
+    def _inputs(self, tokens_BT: Tensor, images: HostImages, numbers_B: Tensor, purpose: str) -> Inputs:
         config, labels_B, masked_BT = self._config, None, None
         if self._model.classes is not None:
-            if (images.labels_N < 0).any():
-                raise IgptError(
-                    "class_conditional is set and some images of the dataset have no class: put the images of each "
-                    "class in a separate folder and rebuild the dataset, or leave class_conditional out"
-                )
-            labels_B = self._to_device(images.labels_N)
+            labels_B = images.labels_B.to(self._device, non_blocking=True)
         if self._model.objective == "masked":
             positions = self._model.positions
             masked_BT = draw_masks(

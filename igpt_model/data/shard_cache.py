@@ -61,10 +61,21 @@ class ShardCache:
 
     def open(self, shard: ShardEntry) -> ShardImages:
         """The shard's images. Raises IgptError when its bytes differ from the snapshot's."""
+        view = self.open_ahead(shard, needed=True)
+        assert view is not None
+        return view
+
+    def open_ahead(self, shard: ShardEntry, *, needed: bool) -> ShardImages | None:
+        """The same; None when it is not `needed` yet and there is no space for it beside the shards in use.
+
+        Different shards may be opened by several threads at once.
+        """
         if shard.name not in self._opened:
             lock = (self._folder / f"{shard.name}.lock").open("ab")
-            path = self._fetch(shard, lock)
-            assert path is not None
+            path = self._fetch(shard, lock, needed=needed)
+            if path is None:
+                lock.close()
+                return None
             view = ShardView.open(path, samples=shard.samples, side=self._snapshot.resolution)
             # As plain arrays over the same memory: indexing a numpy.memmap takes five times as long.
             tokens_NHW, labels_N = np.asarray(view.tokens_NHW), np.asarray(view.labels_N)
@@ -77,15 +88,7 @@ class ShardCache:
             _, lock = self._opened.pop(shard.name)
             lock.close()
 
-    def fetch(self, shard: ShardEntry) -> None:
-        """Prefetch a shard into the cache, without keeping it from eviction.
-
-        Does nothing when there is no space beside the shards in use.
-        """
-        with (self._folder / f"{shard.name}.lock").open("ab") as lock:
-            self._fetch(shard, lock, needed=False)
-
-    def _fetch(self, shard: ShardEntry, lock: IO[bytes], *, needed: bool = True) -> Path | None:
+    def _fetch(self, shard: ShardEntry, lock: IO[bytes], *, needed: bool) -> Path | None:
         """The verified file of a shard; takes `lock` as a reader.
 
         None: there is no space for it and it is not `needed` immediately.
@@ -184,23 +187,6 @@ def gather(shards: Sequence[ShardImages], samples: Samples) -> Images:
         rows, shard = samples.rows[positions], shards[number]
         tokens_NHW[positions], labels_N[positions] = shard.tokens_NHW[rows], shard.labels_N[rows]
     return Images(tokens_NT=tokens_NHW.reshape(len(tokens_NHW), side * side), labels_N=labels_N)
-
-
-def no_images(shards: Sequence[ShardImages]) -> Images:
-    """An empty batch of images of some shards."""
-    side = shards[0].tokens_NHW.shape[1]
-    return Images(tokens_NT=np.empty((0, side * side), np.uint16), labels_N=np.empty(0, np.int64))
-
-
-def count_batches(shards: Sequence[ShardImages], batch: int, *, part: int, parts: int) -> int:
-    """The number of batches that `batches` yields."""
-    chosen = part_of(sum(len(shard.tokens_NHW) for shard in shards), part, parts)
-    count = first = 0
-    for shard in shards:
-        low, high = max(chosen.start - first, 0), min(chosen.stop - first, len(shard.tokens_NHW))
-        count += -(-max(high - low, 0) // batch)
-        first += len(shard.tokens_NHW)
-    return count
 
 
 def batches(shards: Sequence[ShardImages], batch: int, *, part: int = 0, parts: int = 1) -> Iterator[Images]:

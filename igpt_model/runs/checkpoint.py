@@ -59,7 +59,8 @@ class TrainingState:
     workers: int = 1
     """Number of workers at this step."""
     validation_loss: float | None = None
-    """Nats per pixel on the validation split at this step; None: not evaluated at this step."""
+    """Nats per pixel at this step on the validation images that are evaluated while training, also at the last step,
+    so that checkpoints can be compared; None: not evaluated at this step."""
     losses: Sequence[float] = ()
     """Training losses of the last steps, whose mean is logged; stored so that a resumed run logs the same curve."""
 

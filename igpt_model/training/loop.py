@@ -4,20 +4,19 @@ Runs the same under Ray Train, torchrun and plain Python: the launcher sets up t
 workers, and passes the Worker. `python -m igpt_model.train CONFIG.yaml` is the simplest launcher.
 """
 
-import itertools
 import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 
 from igpt_model.config import PretrainConfig
 from igpt_model.data.batches import Inputs, Preparation
-from igpt_model.data.order import SampleOrder, micro_ranges
-from igpt_model.data.shard_cache import ShardCache, batches, count_batches, no_images
-from igpt_model.data.window_reader import WindowReader, check_room
+from igpt_model.data.shard_cache import ShardCache
+from igpt_model.data.training_images import TrainingImages
+from igpt_model.data.window_reader import check_room
 from igpt_model.model.bundle import ModelBundle
 from igpt_model.model.network import ImageGPT
 from igpt_model.runs import checkpoint, initial_model, record
@@ -28,21 +27,20 @@ from igpt_model.runs.record import RunRecord
 from igpt_model.runs.result import TrainResult, check_same_data
 from igpt_model.runs.saver import Saver
 from igpt_model.training.compiler import require_compiler
+from igpt_model.training.evaluation import Evaluation
 from igpt_model.training.optim import learning_rate
 from igpt_model.training.parallel import allow_tf32
-from igpt_model.training.step import StepOutcome, mean_loss, train_step
+from igpt_model.training.step import StepOutcome, train_step
 from igpt_model.training.throughput import Throughput
 from igpt_model.training.train_state import Learner
 from igpt_model.training.watchdog import Watchdog
 from igpt_model.worker import Worker
 from pipeline.dataset.snapshot import Snapshot
 from pipeline.errors import IgptError
-from pipeline.partition import part_of
 from pipeline.store import objects
 from pipeline.store.lease import Fence
 
 _log = logging.getLogger(__name__)
-_EVALUATION_BATCH = 64
 _LOG_EVERY = 10  # steps; the logged loss is their mean
 
 
@@ -75,7 +73,7 @@ def train(
             return training.run_to_end(heartbeat, leaving)
     finally:
         training.saver.close()
-        training.reader.close()
+        training.images.close()
 
 
 class _Training:
@@ -98,13 +96,11 @@ class _Training:
         shards, held_out = snapshot.of_split("train"), snapshot.of_split("validation")
         check_room(shards, held_out, config.data.window_shards, config.execution.cache_bytes)
         cache = ShardCache(snapshot, config.execution.cache, config.execution.cache_bytes)
-        self.validation_views = [cache.open(shard) for shard in held_out]
-        samples = [shard.samples for shard in shards]
-        order = SampleOrder(samples, seed=config.optimizer.seed, window_shards=config.data.window_shards)
-        self.reader = WindowReader(shards, order, cache)
         model_config = config.model_for(snapshot)
         palette_K3 = snapshot.palette()
-        self.preparation = Preparation(config, model_config, palette_K3, worker.device)
+        preparation = Preparation(config, model_config, palette_K3, worker.device)
+        views = [cache.open(shard) for shard in held_out]
+        self.evaluation = Evaluation(views, preparation, config, worker, lambda: self.watchdog.beat())
         self.learner = Learner(model_config, config, worker, self._parent())
         self.bundle = ModelBundle(model=self.learner.evaluated, palette_K3=palette_K3, classes=tuple(snapshot.classes))
         self.state = TrainingState(
@@ -125,7 +121,9 @@ class _Training:
             )
             record.write(run, RunRecord(config=pinned, mlflow_run=mlflow_run))
         self.throughput = Throughput(model_config, config, worker)
-        self.learner.settle(self._load(self._micro_ranges()[-1]))
+        cursor, steps = self.state.cursor, config.optimizer.steps - self.state.step
+        self.images = TrainingImages(config, snapshot, cache, preparation, worker, cursor=cursor, steps=steps)
+        self.learner.settle(self.images.example(cursor))
         _log.info("rank %d of %d goes on with %s after step %d", worker.rank, worker.world_size, run, self.state.step)
         self._began = time.monotonic() - self.state.seconds
         self._last: dict[str, float] = {}
@@ -178,7 +176,7 @@ class _Training:
     def run_to_end(self, heartbeat: Callable[[int], None], leaving: Callable[[], bool]) -> TrainResult:
         config = self.config
         saved_to_leave = False
-        evaluated: dict[str, float] = {}
+        validation_loss: float | None = None
         while self.state.step < config.optimizer.steps:
             with self.throughput.step():
                 self._step()
@@ -188,9 +186,7 @@ class _Training:
             step = self.state.step
             last = step == config.optimizer.steps
             if last or step % config.tracking.evaluate_every == 0:
-                evaluated = self._evaluate()
-                self.state = replace(self.state, validation_loss=evaluated["validation_loss"])
-                self._log_metrics(evaluated)
+                validation_loss = self._evaluate(whole=last)
             elif step % _LOG_EVERY == 0:
                 self._log_metrics()
             leave = step % _LOG_EVERY == 0 and not saved_to_leave and leaving()
@@ -205,13 +201,13 @@ class _Training:
                 saved_to_leave = True
                 self.saver.wait()
         self.saver.wait(needed=True)
-        if not evaluated:
-            evaluated = self._evaluate()
+        if validation_loss is None:  # resumed after the last step
+            validation_loss = self.evaluation.loss(self.learner.evaluated, whole=True).evaluated
         result = TrainResult(
             steps=self.state.step,
             images=self.state.cursor,
-            validation_loss=evaluated["validation_loss"],
-            validation_images=sum(len(view.tokens_NHW) for view in self.validation_views),
+            validation_loss=validation_loss,
+            validation_images=self.evaluation.images,
             train_loss=_mean(self.state.losses) if self.state.losses else float("nan"),
             seconds=self.state.seconds,
             images_per_second=self.state.cursor / max(self.state.seconds, 1e-9),
@@ -231,7 +227,7 @@ class _Training:
         """One step on the next global batch."""
         config, worker, state = self.config, self.worker, self.state
         rate = learning_rate(state.step, config)
-        ranges = self._micro_ranges()
+        ranges = self.images.ranges(state.cursor)
         # For audits: which rank trained on which positions.
         _log.debug(
             "restart %d step %d: rank %d of %d has positions %d to %d",
@@ -242,7 +238,7 @@ class _Training:
             ranges[0].start,
             ranges[-1].stop,
         )
-        parts = [partial(self._load, part) for part in ranges]
+        parts = [partial(self._take, part) for part in ranges]
         outcome = train_step(self.learner.parallel, self.learner.optimizer, parts, rate, config, worker)
         self._note_outcome()  # of the step before; this one is queued by now, so that a GPU has work meanwhile
         self._unread = state.step + 1, outcome
@@ -287,39 +283,19 @@ class _Training:
         )
         self._last["gradient_norm"] = outcome.gradient_norm
 
-    def _micro_ranges(self) -> list[range]:
-        """The positions of this worker's micro batches in the next global batch."""
-        config, worker = self.config, self.worker
-        return micro_ranges(
-            self.state.cursor,
-            config.optimizer.global_batch,
-            worker.rank,
-            worker.world_size,
-            config.execution.micro_batch,
-        )
-
-    def _load(self, positions: range) -> Inputs:
-        """The model inputs at consecutive positions of the sample order."""
+    def _take(self, positions: range) -> Inputs:
+        """The model inputs of the next micro batch, which has these positions of the sample order."""
         with self.throughput.waiting():
-            images = self.reader.read(positions)
-        return self.preparation.for_training(images, positions.start)
+            images = self.images.take()
+        return self.images.inputs(images, positions)
 
-    def _evaluate(self) -> dict[str, float]:
-        """The loss on the whole validation split, of which each worker evaluates a part."""
-        loss = mean_loss(self.learner.evaluated, self._validation(), self.config, self.worker)
-        return {"validation_loss": loss, "validation_bits_per_pixel": loss / math.log(2)}
-
-    def _validation(self) -> Iterator[Inputs]:
-        """This worker's part of the validation split; all workers have as many batches, the last may be empty."""
-        rank, world_size, views = self.worker.rank, self.worker.world_size, self.validation_views
-        position = part_of(sum(len(view.tokens_NHW) for view in views), rank, world_size).start
-        size = min(_EVALUATION_BATCH, self.config.execution.micro_batch or _EVALUATION_BATCH)
-        counts = [count_batches(views, size, part=part, parts=world_size) for part in range(world_size)]
-        missing = [no_images(views)] * (max(counts) - counts[rank])
-        for images in itertools.chain(batches(views, size, part=rank, parts=world_size), missing):
-            self.watchdog.beat()
-            yield self.preparation.for_evaluation(images, position)
-            position += len(images.labels_N)
+    def _evaluate(self, *, whole: bool) -> float:
+        """Evaluate the model, log that, and return the loss."""
+        loss = self.evaluation.loss(self.learner.evaluated, whole=whole)
+        self.state = replace(self.state, validation_loss=loss.chosen)
+        bits = loss.evaluated / math.log(2)
+        self._log_metrics({"validation_loss": loss.evaluated, "validation_bits_per_pixel": bits})
+        return loss.evaluated
 
     def _log_metrics(self, evaluated: Mapping[str, float] | None = None) -> None:
         if self.worker.rank == 0:

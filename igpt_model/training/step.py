@@ -1,7 +1,7 @@
-"""One optimizer step on a global batch, and the loss on a whole split; loop.py runs them."""
+"""One optimizer step on a global batch; loop.py runs them."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import cached_property
 
@@ -117,17 +117,3 @@ def train_step(
     optimizer.found_inf = 1.0 - (loss.isfinite() & norm.isfinite()).float()  # type: ignore[attr-defined]
     optimizer.step()
     return outcome
-
-
-@torch.no_grad()
-def mean_loss(model: nn.Module, batches: Iterable[Inputs], config: PretrainConfig, worker: Worker) -> float:
-    """The mean loss over a split, given this worker's batches of it; equal on every worker."""
-    totals = torch.zeros(2, dtype=torch.float64, device=worker.device)
-    model.eval()
-    for inputs in batches:
-        with autocast(config, worker.device):
-            loss = losses(model, inputs).double().sum()
-        totals += torch.stack([loss, torch.full_like(loss, len(inputs.tokens_BT))])
-    model.train()
-    total, images = worker.mean(totals).tolist()
-    return total / images

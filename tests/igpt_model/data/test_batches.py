@@ -34,8 +34,8 @@ def test_the_inputs_of_an_image_do_not_depend_on_its_batch(
     model = config.model.for_images(resolution=SIDE, colours=64, classes=3)
     preparation = Preparation(config, model, colours, torch.device("cpu"))
     images = images_of(pictures, table)
-    whole = preparation.for_training(images, 500)
-    part = preparation.for_training(part_of(images, slice(40, 60)), 540)
+    whole = preparation.for_training(preparation.on_host(images), 500)
+    part = preparation.for_training(preparation.on_host(part_of(images, slice(40, 60))), 540)
     rows = slice(40, 60)
     assert torch.equal(part.tokens_BT, whole.tokens_BT[rows])
     for part_value, whole_value in (
@@ -45,8 +45,13 @@ def test_the_inputs_of_an_image_do_not_depend_on_its_batch(
     ):
         assert (part_value is None) == (whole_value is None)
         assert part_value is None or (whole_value is not None and torch.equal(part_value, whole_value[rows]))
-    held_out = preparation.for_evaluation(images, 0)
+    held_out = preparation.for_evaluation(preparation.on_host(images), np.arange(len(pictures)))
     assert np.array_equal(held_out.tokens_BT.numpy(), images.tokens_NT)
+    places = np.array([3, 17, 90])
+    some = Images(tokens_NT=images.tokens_NT[places], labels_N=images.labels_N[places])
+    few = preparation.for_evaluation(preparation.on_host(some), places)
+    if few.masked_BT is not None and held_out.masked_BT is not None:
+        assert torch.equal(few.masked_BT, held_out.masked_BT[torch.from_numpy(places)])
     if whole.masked_BT is not None and held_out.masked_BT is not None:
         assert not torch.equal(whole.masked_BT, held_out.masked_BT)
 
@@ -60,6 +65,6 @@ def test_images_without_a_class_are_refused_by_a_class_conditional_model(
     images = images_of(pictures, table)
     images.labels_N[5] = -1
     with pytest.raises(IgptError, match="have no class"):
-        preparation.for_training(images, 0)
+        preparation.on_host(images)
     with pytest.raises(IgptError, match="crop_padding is 16"):
         Preparation(config.with_fields(crop_padding=16), model, colours, torch.device("cpu"))

@@ -1,19 +1,24 @@
-"""Images in training order: the next window is fetched ahead, and the cache must hold two."""
+"""Images in training order: the next window is fetched and verified ahead, and the cache must hold two."""
 
+import threading
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from igpt_model.config import PretrainConfig
-from igpt_model.data.order import SampleOrder
-from igpt_model.data.shard_cache import ShardCache
+from igpt_model.data import shard_cache, window_reader
+from igpt_model.data.order import SampleOrder, Samples
+from igpt_model.data.shard_cache import Images, ShardCache, ShardImages
 from igpt_model.data.window_reader import WindowReader
 from igpt_model.training.loop import train
 from igpt_model.worker import Worker
-from pipeline.dataset.snapshot import Snapshot
+from pipeline.dataset.snapshot import ShardEntry, Snapshot
 from pipeline.errors import IgptError
+from pipeline.hashing import sha256_of_file
 from pipeline.store import objects
 from tests.igpt_model.data.test_shard_cache import bytes_in
 from tests.igpt_model.training.test_loop import Recorder
@@ -43,6 +48,60 @@ def test_the_next_window_is_prefetched(data: Snapshot, tmp_path: Path, monkeypat
     monkeypatch.setattr(objects, "download", lambda url, local: pytest.fail(f"{url} was not fetched ahead"))
     for number in following:
         ShardCache(data, str(tmp_path)).open(shards[number])
+
+
+def test_the_training_thread_computes_no_checksum(
+    data: Snapshot, config: PretrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each shard is verified before its images are used, windows after the first while steps go on."""
+    verified: list[tuple[str, int, bool]] = []  # shard, step, on the training thread
+    used: list[tuple[str, int]] = []  # shard, number of verifications before
+    step_now = 0
+    opened = {}
+
+    def check(path: Path) -> str:
+        digest = sha256_of_file(path)
+        verified.append((path.stem, step_now, threading.current_thread() is threading.main_thread()))
+        return digest
+
+    def open_ahead(cache: ShardCache, shard: ShardEntry, *, needed: bool) -> ShardImages | None:
+        view = plain_open(cache, shard, needed=needed)
+        if view is not None:
+            opened[id(view)] = view, shard.name
+        return view
+
+    def gather(views: Sequence[ShardImages], samples: Samples) -> Images:
+        used.extend((opened[id(view)][1], len(verified)) for view in views)
+        return plain_gather(views, samples)
+
+    def beat(step: int) -> None:
+        nonlocal step_now
+        step_now = step
+
+    plain_open, plain_gather = ShardCache.open_ahead, window_reader.gather
+    monkeypatch.setattr(shard_cache, "sha256_of_file", check)
+    monkeypatch.setattr(ShardCache, "open_ahead", open_ahead)
+    monkeypatch.setattr(window_reader, "gather", gather)
+    train(config, data, str(tmp_path / "run"), Worker(), Recorder(), heartbeat=beat)
+    names = {shard.name for shard in data.of_split("train")}
+    assert {name for name, _, _ in verified} >= names
+    assert not [row for row in verified if row[0] in names and row[2]]
+    assert len({name for name, step, _ in verified if step > 0}) >= 8
+    for name, before in used:
+        assert name in {shard for shard, _, _ in verified[:before]}
+
+
+def test_a_shard_that_is_damaged_in_the_store_ends_a_run_in_its_window(
+    data: Snapshot, config: PretrainConfig, tmp_path: Path
+) -> None:
+    steps: list[int] = []
+    order = SampleOrder([shard.samples for shard in data.of_split("train")], seed=0, window_shards=2)
+    number = order.window_shards(0, 3)[0]
+    shards = [replace(s, sha256="0" * 64) if s is data.of_split("train")[number] else s for s in data.shards]
+    damaged = replace(data, shards=tuple(shards))
+    with pytest.raises(IgptError, match="checksum differs from the snapshot's"):
+        train(config, damaged, str(tmp_path / "run"), Worker(), Recorder(), heartbeat=steps.append)
+    assert 3 < len(steps) < 3 * 40 / 16, "windows of 40 images, steps of 16: none with an image of the fourth window"
 
 
 def test_too_small_a_cache_is_refused_in_a_line(data: Snapshot, config: PretrainConfig, tmp_path: Path) -> None:

@@ -25,9 +25,10 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture(scope="module")
 def config(data: Snapshot, tmp_path_factory: pytest.TempPathFactory) -> PretrainConfig:
-    """Uneven splits: 16 images among 3 workers, micro batches of 5; with an average of the weights."""
+    """Uneven splits: 16 images among 3 workers, micro batches of 5, 23 of the validation images while training; with an
+    average of the weights."""
     config = short_training(data, tmp_path_factory.mktemp("runs"))
-    return config.with_fields(keep_last=3, micro_batch=5, ema_decay=0.9)
+    return config.with_fields(keep_last=3, micro_batch=5, ema_decay=0.9, evaluate_images=23)
 
 
 @pytest.fixture(scope="module")
