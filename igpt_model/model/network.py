@@ -8,7 +8,7 @@ Shapes: B batch, P tokens of the small image, T pixels in raster order, S positi
 per head, K colours.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -94,6 +94,18 @@ class KeyValueCache:
         return 2 * config.layers * config.sequence * config.width * dtype.itemsize
 
 
+class Norm(nn.RMSNorm):
+    """RMS normalization with a gain, in the number format of its input."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, eps=_NORM_EPS)
+
+    def forward(self, x_BSC: Tensor) -> Tensor:
+        """Normalize the last dimension."""
+        # FSDP2 may gather a gain in bfloat16; kernels want one format.
+        return F.rms_norm(x_BSC, self.normalized_shape, self.weight.to(x_BSC.dtype), self.eps)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention without biases: causal, or bidirectional in a masked model."""
 
@@ -120,9 +132,9 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(config.width, eps=_NORM_EPS)
+        self.attention_norm = Norm(config.width)
         self.attention = Attention(config)
-        self.mlp_norm = nn.RMSNorm(config.width, eps=_NORM_EPS)
+        self.mlp_norm = Norm(config.width)
         self.mlp_in = Linear(config.width, 4 * config.width)
         self.mlp_out = Linear(4 * config.width, config.width)
 
@@ -150,28 +162,33 @@ class ImageGPT(nn.Module):
             self.low_positions = nn.Parameter(torch.empty(config.low_positions, config.width))
         self.positions = nn.Parameter(torch.empty(config.positions, config.width))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.norm = nn.RMSNorm(config.width, eps=_NORM_EPS)
+        self.norm = Norm(config.width)
         self.head = Linear(config.width, config.colours)
         self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Initialize the weights with OpenAI's standard deviations."""
-        config = self.config
-        nn.init.normal_(self.tokens.weight, std=0.02)
-        if config.classes is not None:
-            nn.init.normal_(self.class_starts.weight, std=0.02)
-        elif config.objective == "autoregressive":
-            nn.init.normal_(self.start, std=0.02)
-        if config.low_resolution is not None:
-            nn.init.normal_(self.low_positions, std=0.01)
-        nn.init.normal_(self.positions, std=0.01)
-        for block in self.layers:
-            nn.init.normal_(block.attention.qkv.weight, std=config.width**-0.5)
-            nn.init.normal_(block.attention.out.weight, std=(config.width * config.layers) ** -0.5)
-            nn.init.normal_(block.mlp_in.weight, std=0.02)
-            nn.init.normal_(block.mlp_out.weight, std=0.02)
+        """Initialize the weights with OpenAI's standard deviations; gains stay 1."""
+        for weight, std in self.initial_deviations():
+            nn.init.normal_(weight, std=std)
         nn.init.zeros_(self.head.weight)
+
+    def initial_deviations(self) -> Iterator[tuple[nn.Parameter, float]]:
+        """The weights that begin random and their standard deviations, in the order in which they are drawn."""
+        config = self.config
+        yield self.tokens.weight, 0.02
+        if config.classes is not None:
+            yield self.class_starts.weight, 0.02
+        elif config.objective == "autoregressive":
+            yield self.start, 0.02
+        if config.low_resolution is not None:
+            yield self.low_positions, 0.01
+        yield self.positions, 0.01
+        for block in self.layers:
+            yield block.attention.qkv.weight, config.width**-0.5
+            yield block.attention.out.weight, (config.width * config.layers) ** -0.5
+            yield block.mlp_in.weight, 0.02
+            yield block.mlp_out.weight, 0.02
 
     @property
     def layers(self) -> list[Block]:

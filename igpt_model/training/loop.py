@@ -252,8 +252,7 @@ class _Training:
             workers=worker.world_size,
             validation_loss=None,
         )
-        if self.learner.average is not None and outcome.finite:
-            self.learner.follow(self.state.step)
+        self.learner.follow(self.state.step, outcome.applied)
         self._last["learning_rate"] = rate
 
     def _is_read_at_once(self, step: int) -> bool:

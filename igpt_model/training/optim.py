@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from igpt_model.config import PretrainConfig
 
@@ -32,9 +33,19 @@ def make_optimizer(model: nn.Module, config: PretrainConfig) -> torch.optim.Adam
 
 
 @torch.no_grad()
-def update_average(average: Sequence[Tensor], weights: Sequence[Tensor], *, decay: float, step: int) -> None:
+def update_average(
+    average: Sequence[Tensor], weights: Sequence[Tensor], *, decay: float, step: int, applied: Tensor
+) -> None:
     """Update an exponential moving average of the weights in place after a step (from 1).
 
-    The decay is at most (1 + step) / (10 + step), so that the initial weights lose their influence quickly.
+    The decay is at most (1 + step) / (10 + step), so that the initial weights lose their influence quickly. `applied`
+    is float32 [], on the weights' device: 0 leaves the average as it is.
     """
-    torch._foreach_lerp_(list(average), list(weights), 1 - min(decay, (1 + step) / (10 + step)))
+    # By its product with 0, so that the host need not wait to know; finite weights then leave every bit as it was.
+    share = (1 - min(decay, (1 + step) / (10 + step))) * applied
+    torch._foreach_lerp_(_local(average), _local(weights), [share] * len(average))
+
+
+def _local(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """This worker's parts of tensors, sharded or not."""
+    return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]

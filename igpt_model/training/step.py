@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate
 from torch.nn.parallel import DistributedDataParallel
 
 from igpt_model.config import PretrainConfig
@@ -19,9 +19,13 @@ from igpt_model.worker import Worker
 
 
 class StepOutcome:
-    """The loss and gradient norm of a step, equal on every worker. On a GPU, reading them waits for the step."""
+    """The loss and gradient norm of a step, equal on every worker. On a GPU, reading them waits for the step.
+
+    `applied` does not wait: on the device, float32 [], 1 if the weights were updated and 0 if the step was skipped.
+    """
 
     def __init__(self, loss: Tensor, gradient_norm: Tensor) -> None:
+        self.applied = (loss.isfinite() & gradient_norm.isfinite()).float()
         values_2 = torch.stack([loss.detach().float(), gradient_norm.detach().float()])
         self._done: torch.cuda.Event | None = None
         if values_2.is_cuda:
@@ -109,11 +113,11 @@ def train_step(
         norm = norm.full_tensor()
     loss = worker.mean(total)
     outcome = StepOutcome(loss, norm)
-    if isinstance(parallel, FSDPModule):  # whose optimizer does not take a plain tensor beside its sharded ones
-        if outcome.finite:
-            optimizer.step()
-        return outcome
     # The optimizer itself leaves out a step that is not finite, so that nobody waits for the loss before the next one.
-    optimizer.found_inf = 1.0 - (loss.isfinite() & norm.isfinite()).float()  # type: ignore[attr-defined]
+    skipped = 1.0 - outcome.applied
+    weight = next(parallel.parameters())
+    if isinstance(weight, DTensor):  # beside sharded weights, the optimizer takes no plain tensor
+        skipped = DTensor.from_local(skipped, weight.device_mesh, [Replicate()], run_check=False)
+    optimizer.found_inf = skipped  # type: ignore[attr-defined]
     optimizer.step()
     return outcome

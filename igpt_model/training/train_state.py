@@ -10,7 +10,7 @@ from igpt_model.model.network import ImageGPT
 from igpt_model.runs import checkpoint
 from igpt_model.runs.checkpoint import Checkpoint, Fetch
 from igpt_model.training.optim import make_optimizer, update_average
-from igpt_model.training.parallel import parallelize, prepare_blocks, shard
+from igpt_model.training.parallel import copy_whole, make_model, parallelize
 from igpt_model.training.step import settle
 from igpt_model.worker import Worker
 
@@ -23,17 +23,15 @@ class Learner:
     ) -> None:
         self._config, self._worker = config, worker
         torch.manual_seed(config.optimizer.seed)
-        self.model = ImageGPT(model_config).to(worker.device)
+        self.model = make_model(model_config, config, worker)
         if parent is not None:
-            self.model.load_state_dict(parent.state_dict())
+            given = parent.state_dict()
+            for name, weight in self.model.named_parameters():
+                copy_whole(weight, given[name])
         self.average: ImageGPT | None = None
         if config.optimizer.ema_decay is not None:
-            self.average = ImageGPT(model_config).to(worker.device).requires_grad_(False)
+            self.average = make_model(model_config, config, worker, trained=False)
             self.average.load_state_dict(self.model.state_dict())
-            prepare_blocks(self.average, config)
-            if worker.world_size > 1 and config.execution.parallelism == "fsdp":
-                shard(self.average, worker)
-        prepare_blocks(self.model, config)
         self.parallel = parallelize(self.model, worker, config)
         # After sharding, which replaces the parameters of the model.
         self.optimizer = make_optimizer(self.model, config)
@@ -55,8 +53,8 @@ class Learner:
         """Make gradient sums reproducible from the first step on; see step.settle."""
         settle(self.parallel, inputs, self._config, self._worker)
 
-    def follow(self, step: int) -> None:
-        """Update the average of the weights after a step (from 1)."""
+    def follow(self, step: int, applied: Tensor) -> None:
+        """Update the average of the weights after a step (from 1), unless that was skipped (`applied` is 0)."""
         if self.average is not None and self._config.optimizer.ema_decay is not None:
             average, weights = list(self.average.parameters()), list(self.model.parameters())
-            update_average(average, weights, decay=self._config.optimizer.ema_decay, step=step)
+            update_average(average, weights, decay=self._config.optimizer.ema_decay, step=step, applied=applied)

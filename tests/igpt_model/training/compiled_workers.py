@@ -9,7 +9,7 @@ from torch.distributed.tensor import DTensor
 from igpt_model.config import PretrainConfig
 from igpt_model.data.batches import Inputs
 from igpt_model.model.network import UNCONDITIONAL
-from igpt_model.training.parallel import parallelize, prepare_blocks
+from igpt_model.training.parallel import copy_whole, make_model, parallelize
 from igpt_model.training.step import losses
 from igpt_model.worker import Worker
 from tests.igpt_model.model.test_network import SMALL, make, some_tokens
@@ -26,9 +26,11 @@ def main() -> None:
         for compiled in (False, True):
             torch._dynamo.reset()
             torch._dynamo.utils.counters.clear()
-            model = make(SMALL)
             chosen = config.with_fields(parallelism=parallelism, compile=compiled, activation_checkpointing=True)
-            prepare_blocks(model, chosen)
+            model = make_model(SMALL, chosen, worker)
+            whole = make(SMALL).state_dict()
+            for name, weight in model.named_parameters():
+                copy_whole(weight, whole[name])
             loss = losses(parallelize(model, worker, chosen), inputs).mean()
             loss.backward()
             gradient = model.layers[0].mlp_in.weight.grad

@@ -23,7 +23,10 @@ def test_the_average_follows_the_weights() -> None:
     average, weights = [torch.zeros(3)], [torch.ones(3)]
     expected = 0.0
     for step in range(1, 200):
-        update_average(average, weights, decay=0.9, step=step)
+        update_average(average, weights, decay=0.9, step=step, applied=torch.tensor(1.0))
+        before = average[0].clone()
+        update_average(average, weights, decay=0.9, step=step, applied=torch.tensor(0.0))
+        assert torch.equal(average[0], before), "a skipped step leaves it as it is"
         expected += (1 - min(0.9, (1 + step) / (10 + step))) * (1 - expected)
         assert average[0].tolist() == pytest.approx([expected] * 3, abs=1e-5)
     assert expected == pytest.approx(1)

@@ -144,8 +144,9 @@ def test_the_optimizer_leaves_out_a_step_that_is_not_finite() -> None:
     assert not torch.equal(state()["weights.positions"], before["weights.positions"])
 
 
+@pytest.mark.parametrize("ema_decay", [None, 0.9])
 def test_a_step_is_under_way_before_the_outcome_of_the_last_is_read(
-    data: Snapshot, config: PretrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ema_decay: float | None, data: Snapshot, config: PretrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[str] = []
 
@@ -163,7 +164,7 @@ def test_a_step_is_under_way_before_the_outcome_of_the_last_is_read(
         return outcome
 
     monkeypatch.setattr(training, "train_step", step)
-    config = config.with_fields(steps=13, evaluate_every=7, checkpoint_every=12)
+    config = config.with_fields(steps=13, evaluate_every=7, checkpoint_every=12, ema_decay=ema_decay)
     train(config, data, str(tmp_path / "run"), Worker(), Recorder())
     read_at_once = {7, 10, 12, 13}  # evaluated, told, saved, the last
     for number in range(1, 14):

@@ -1,0 +1,61 @@
+"""Two workers with a part of the weights each (FSDP2) do what two with all of them do (DDP), and hold less."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict[str, Any]]:
+    """What sharing_workers.py prints."""
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [sys.executable, *launch, "-m", f"{__package__}.sharing_workers"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Mismatch dtype" not in done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+@pytest.mark.parametrize("parallelism", ["ddp", "fsdp"])
+def test_a_step_that_is_not_finite_on_one_worker_is_left_out_by_the_optimizers_of_all(
+    parallelism: str, rows: list[dict[str, Any]]
+) -> None:
+    """The outcome is read only when the step is queued: reading it earlier raises in the workers."""
+    (row,) = [row for row in rows if row["part"] == "skipping" and row["parallelism"] == parallelism]
+    assert row["good"] and row["good again"]
+    assert row["skipped"] == [{"poison": poison, "finite": False, "changed": []} for poison in ("loss", "gradient")]
+    kinds = {name.split(".")[0] for name in row["tensors"]}
+    assert kinds >= {"weights", "trained", "optimizer"}, "the average, the weights, and what the optimizer keeps"
+    moved = {name for name in row["changed again"] if not name.startswith("optimizer")}
+    assert moved == {name for name in row["tensors"] if name.split(".")[0] in ("weights", "trained")}
+
+
+def test_skipping_leaves_both_ways_at_the_same_weights(rows: list[dict[str, Any]]) -> None:
+    ddp, fsdp = (row for row in rows if row["part"] == "skipping")
+    assert fsdp["weights"] == pytest.approx(ddp["weights"], abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["plain", "masked", "by class", "upscaling"])
+def test_sharded_weights_start_with_the_bits_of_a_whole_model_that_nobody_had(
+    kind: str, rows: list[dict[str, Any]]
+) -> None:
+    (row,) = [row for row in rows if row["part"] == "starting" and row["kind"] == kind]
+    assert row["same"] and row["sharded"] and row["never_whole"]
+    assert row["weights"] > 40
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_blocks_are_gathered_in_the_format_of_the_products(precision: str, rows: list[dict[str, Any]]) -> None:
+    ddp, fsdp = (row for row in rows if row["part"] == "gathering" and row["precision"] == precision)
+    assert ddp["gathered"] == []
+    # Forward: what is outside of the blocks, then three blocks; the same again in the backward pass.
+    assert sorted(fsdp["gathered"]) == sorted(2 * ["torch.float32", *3 * [f"torch.{precision}"]])
+    assert fsdp["summed"] == fsdp["stream"] == fsdp["stored"] == ["torch.float32"]
+    assert fsdp["loss"] == pytest.approx(ddp["loss"], abs=1e-6 if precision == "float32" else 1e-3)
+    assert fsdp["norm"] == pytest.approx(ddp["norm"], rel=1e-5 if precision == "float32" else 1e-3)
