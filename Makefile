@@ -81,7 +81,7 @@ $(DEV): pyproject.toml constraints.txt requirements/dev.txt requirements/postgre
 # torch is held at the version whose CPU wheel the machines have. What is locked stays, unless UPGRADE=--upgrade.
 COMPILE := build/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --custom-compile-command 'make lock'
 HASHED = echo 'setuptools>=77' | $(COMPILE) --generate-hashes --no-annotate --constraints constraints.txt \
-	$$(sed -nE 's/^(torch|triton|nvidia-[a-z0-9-]+|cuda-[a-z]+)==.*/--no-emit-package \1/p' constraints.txt) - pyproject.toml
+	$$(sed -nE 's/^(torch|triton|nvidia-[cn][a-z0-9-]+|cuda-[a-z]+)==.*/--no-emit-package \1/p' constraints.txt) - pyproject.toml
 
 lock: ## lock what pyproject.toml asks for (UPGRADE=--upgrade: the newest of everything)
 	$(PYTHON) -m venv build/lock

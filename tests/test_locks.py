@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = {"run": [], "image": ["auth", "metrics", "postgres"], "dev": ["dev"]}
 # Their files differ by platform and index, so they are installed by version alone.
-WITHOUT_HASHES = re.compile(r"torch|triton|nvidia-.*|cuda-.*")
+WITHOUT_HASHES = re.compile(r"torch|triton|nvidia-[cn].*|cuda-.*")
 PIN = re.compile(r"^([a-z0-9._-]+)==([^ ;\\\n]+)[^\\\n]*((?: \\\n    --hash=sha256:[0-9a-f]{64})*)$", re.M)
 # Linux with the C library of 2018 or newer, macOS 14 or newer on Apple silicon.
 PLATFORMS = ("x86_64-manylinux_2_28", "aarch64-manylinux_2_28", "aarch64-apple-darwin")

@@ -3,9 +3,9 @@
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
+from typing import Any
 
 import psutil
-import torch
 
 from pipeline.background import Ended, in_background
 
@@ -18,11 +18,12 @@ class HostMeter:
 
     def __init__(self) -> None:
         psutil.cpu_percent()  # the first call returns 0
+        self._gpus = _Gpus()
         self._bytes = _traffic()
         self._measured_at = time.monotonic()
 
     def values(self) -> dict[str, float]:
-        """CPU and memory use, disk and network rates since the last call, and GPU use if there are GPUs."""
+        """CPU and memory use, disk and network rates since the last call, and the use of the machine's GPUs."""
         memory = psutil.virtual_memory()
         before, self._bytes = self._bytes, _traffic()
         began, self._measured_at = self._measured_at, time.monotonic()
@@ -35,7 +36,7 @@ class HostMeter:
                 f"{name}_megabytes_per_second": (self._bytes[name] - before.get(name, 0)) / _MEBIBYTE / seconds
                 for name in self._bytes
             },
-            **_gpus(),
+            **self._gpus.values(),
         }
 
 
@@ -50,16 +51,35 @@ def _traffic() -> dict[str, float]:
     return traffic | {"network_receive": network.bytes_recv, "network_transmit": network.bytes_sent}
 
 
-def _gpus() -> dict[str, float]:
-    """Memory and utilization of each visible GPU; utilization only with nvidia-ml-py."""
-    values: dict[str, float] = {}
-    for number in range(torch.cuda.device_count()):
-        free, total = torch.cuda.mem_get_info(number)
-        values[f"gpu_{number}_memory_usage_megabytes"] = (total - free) / _MEBIBYTE
-        values[f"gpu_{number}_memory_usage_percentage"] = 100 * (total - free) / total
-        with suppress(ModuleNotFoundError, RuntimeError):
-            values[f"gpu_{number}_utilization_percentage"] = torch.cuda.utilization(number)
-    return values
+class _Gpus:
+    """The GPUs of this machine as NVIDIA's driver counts them; none without the driver or nvidia-ml-py.
+
+    PyTorch would create a CUDA context on each GPU to tell its memory: half a gigabyte on those of other processes.
+    """
+
+    def __init__(self) -> None:
+        self._handles: list[Any] = []
+        try:
+            import pynvml  # noqa: PLC0415 (a machine that only trains need not have it)
+        except ModuleNotFoundError:
+            return
+        self._nvml: Any = pynvml
+        with suppress(pynvml.NVMLError):
+            pynvml.nvmlInit()
+            self._handles = [pynvml.nvmlDeviceGetHandleByIndex(number) for number in range(pynvml.nvmlDeviceGetCount())]
+
+    def values(self) -> dict[str, float]:
+        """Memory and utilization of each GPU; what one does not tell is left out."""
+        values: dict[str, float] = {}
+        for number, handle in enumerate(self._handles):
+            with suppress(self._nvml.NVMLError):
+                memory = self._nvml.nvmlDeviceGetMemoryInfo(handle)  # in bytes
+                values[f"gpu_{number}_memory_usage_megabytes"] = memory.used / _MEBIBYTE
+                values[f"gpu_{number}_memory_usage_percentage"] = 100 * memory.used / memory.total
+            with suppress(self._nvml.NVMLError):
+                utilization = self._nvml.nvmlDeviceGetUtilizationRates(handle)
+                values[f"gpu_{number}_utilization_percentage"] = utilization.gpu
+        return values
 
 
 def host_monitor(
