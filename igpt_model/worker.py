@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -9,6 +10,18 @@ import torch.distributed as dist
 from torch import Tensor
 
 Result = TypeVar("Result")
+
+
+_DEFAULT_TIMEOUT = timedelta(minutes=30)
+_AFTER_HANG = timedelta(minutes=2)  # for the watchdog's report of the stacks, which takes up to 40 s
+
+
+def collective_timeout(hang_seconds: float) -> timedelta:
+    """How long collectives wait for the other workers.
+
+    Longer than the watchdog, which reports the stacks: NCCL's own time-out of 10 minutes would end the process before.
+    """
+    return max(_DEFAULT_TIMEOUT, timedelta(seconds=hang_seconds) + _AFTER_HANG)
 
 
 @dataclass(frozen=True, kw_only=True)

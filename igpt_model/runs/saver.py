@@ -13,7 +13,7 @@ from igpt_model.runs.events import Listener
 from igpt_model.runs.metric_log import LoggedMetrics
 from igpt_model.runs.sharded import Staged
 from igpt_model.runs.tensor_files import Index
-from igpt_model.worker import Worker
+from igpt_model.worker import Worker, collective_timeout
 from pipeline.errors import IgptError
 from pipeline.store.lease import Fence, LeaseLostError
 
@@ -36,7 +36,8 @@ class Saver:
         self._run, self._config, self._worker, self._fence = run, config, worker, fence
         self._listener = listener
         # A separate process group: collectives of two threads on the same group could be mixed up.
-        self._group = dist.new_group(backend="gloo") if worker.world_size > 1 else None
+        timeout = collective_timeout(config.execution.hang_seconds)
+        self._group = dist.new_group(backend="gloo", timeout=timeout) if worker.world_size > 1 else None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: tuple[int, Future[None]] | None = None
         self._warned_step: int | None = None

@@ -1,6 +1,7 @@
 """Training on a Ray cluster: Ray Train V2 places and restarts the workers, which run the training loop of loop.py."""
 
 import logging
+import math
 import time
 import uuid
 from collections.abc import Mapping
@@ -15,13 +16,13 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from igpt_model.config import PretrainConfig
+from igpt_model.config import ExecutionSettings, PretrainConfig
 from igpt_model.runs.events import Listener
 from igpt_model.runs.result import TrainResult, read_result
 from igpt_model.training.host_metrics import host_monitor
 from igpt_model.training.loop import train
 from igpt_model.training.ray_mailbox import Mailbox, MailboxListener, News
-from igpt_model.worker import Worker
+from igpt_model.worker import Worker, collective_timeout
 from pipeline.background import Ended, in_background
 from pipeline.cluster import tasks
 from pipeline.dataset.snapshot import Snapshot
@@ -112,7 +113,7 @@ def train_on_cluster(job: TrainJob, listener: Listener, *, progress: Progress = 
     trainer = TorchTrainer(
         _worker_loop,
         train_loop_config={"job": job, "mailbox": mailbox},
-        torch_config=TorchConfig(backend="nccl" if execution.use_gpu else "gloo"),
+        torch_config=process_group(execution),
         scaling_config=ScalingConfig(
             num_workers=execution.workers
             if execution.min_workers is None
@@ -149,6 +150,12 @@ def train_on_cluster(job: TrainJob, listener: Listener, *, progress: Progress = 
     if result is None:
         raise IgptError(f"{job.run}: training ended without a result; run the same command again to continue")
     return result
+
+
+def process_group(execution: ExecutionSettings) -> TorchConfig:
+    """How the workers' process group is set up."""
+    timeout = collective_timeout(execution.hang_seconds)
+    return TorchConfig(backend="nccl" if execution.use_gpu else "gloo", timeout_s=math.ceil(timeout.total_seconds()))
 
 
 def _worker_resources(config: PretrainConfig) -> dict[str, float]:

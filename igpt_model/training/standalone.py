@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from igpt_model.config import PretrainConfig
-from igpt_model.worker import Worker
+from igpt_model.worker import Worker, collective_timeout
 from pipeline.errors import IgptError
 
 USAGE = "usage: python -m igpt_model.train CONFIG.yaml [FIELD=VALUE]...  (the fields of `igpt config pretrain`)"
@@ -46,7 +46,8 @@ def worker(config: PretrainConfig) -> Iterator[Worker]:
     if not dist.is_torchelastic_launched():
         yield Worker(device=device)
         return
-    dist.init_process_group("nccl" if config.execution.use_gpu else "gloo")
+    timeout = collective_timeout(config.execution.hang_seconds)
+    dist.init_process_group("nccl" if config.execution.use_gpu else "gloo", timeout=timeout)
     try:
         yield Worker(rank=dist.get_rank(), world_size=dist.get_world_size(), device=device)
     finally:

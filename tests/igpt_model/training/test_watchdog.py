@@ -1,5 +1,6 @@
 """A worker without progress reports its stacks and ends, and the run resumes from its last checkpoint."""
 
+import socket
 import subprocess
 import sys
 import threading
@@ -10,12 +11,15 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+import torch
+import torch.distributed as dist
 import yaml
 
 from igpt_model.config import PretrainConfig
 from igpt_model.runs import metric_log
-from igpt_model.training import watchdog
+from igpt_model.training import standalone, watchdog
 from igpt_model.training.loop import _Training, train
+from igpt_model.training.ray import process_group
 from igpt_model.training.watchdog import Watchdog
 from igpt_model.worker import Worker
 from tests.igpt_model.training.test_loop import Recorder, digits_snapshot, short_training
@@ -58,6 +62,25 @@ def test_the_end_is_reported_even_if_the_stacks_cannot_be_stored(tmp_path: Path)
     _Training.report_stacks(worker, "Thread 1")  # type: ignore[arg-type]
     (line,) = recorder.lines
     assert line.startswith("worker 0 made no step for 900 s after step 7: it is ended, its stacks could not be kept (")
+
+
+@pytest.mark.parametrize("hang_seconds", [0.0, 301.0, 900.0, 1790.0, 86_400.0])
+def test_the_watchdog_comes_before_the_time_out_of_a_collective(
+    hang_seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = PretrainConfig.from_fields(runs="r", hang_seconds=hang_seconds)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": "0", "WORLD_SIZE": "1"}
+    for name, value in {**address, "TORCHELASTIC_RUN_ID": "as under torchrun"}.items():
+        monkeypatch.setenv(name, value)
+    with standalone.worker(config):
+        group = dist.distributed_c10d._get_default_group()
+        under_torchrun = group._get_backend(torch.device("cpu")).options._timeout.total_seconds()
+    on_ray = process_group(config.execution).timeout_s
+    for seconds in (under_torchrun, on_ray):
+        assert seconds >= hang_seconds + 2 * watchdog._REPORT_SECONDS
+        assert seconds >= 1800, "PyTorch's default, for what comes before the first step"
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
