@@ -61,7 +61,7 @@ class Preparation:
     def on_host(self, images: Images) -> HostImages:
         """Copy images to where the device can fetch them. Raises IgptError when a class is needed and missing.
 
-        Does not use the device, so that it can be called on another thread than the rest.
+        Queues nothing on the device, so that another thread than the rest may call it.
         """
         if self._model.classes is not None and (images.labels_N < 0).any():
             raise IgptError(
@@ -70,7 +70,8 @@ class Preparation:
             )
         tokens_BT, labels_B = torch.from_numpy(images.tokens_NT), torch.from_numpy(images.labels_N)
         if self._device.type == "cuda":
-            tokens_BT, labels_B = tokens_BT.pin_memory(), labels_B.pin_memory()
+            with torch.cuda.device(self._device):  # another thread would take the first GPU
+                tokens_BT, labels_B = tokens_BT.pin_memory(), labels_B.pin_memory()
         return HostImages(tokens_BT=tokens_BT, labels_B=labels_B)
 
     def for_training(self, images: HostImages, first_position: int) -> Inputs:

@@ -173,7 +173,7 @@ class ImageGPT(nn.Module):
             nn.init.normal_(weight, std=std)
         nn.init.zeros_(self.head.weight)
 
-    def initial_deviations(self) -> Iterator[tuple[nn.Parameter, float]]:
+    def initial_deviations(self) -> Iterator[tuple[Tensor, float]]:
         """The weights that begin random and their standard deviations, in the order in which they are drawn."""
         config = self.config
         yield self.tokens.weight, 0.02

@@ -128,10 +128,14 @@ def test_workers_compile_blocks_that_recompute_their_activations() -> None:
     done = subprocess.run([sys.executable, *launch], capture_output=True, text=True, cwd=ROOT, check=False, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert [(row["parallelism"], row["compiled"]) for row in rows] == [
-        (parallelism, compiled) for parallelism in ("ddp", "fsdp") for compiled in (False, True)
+    assert [(row["precision"], row["parallelism"], row["compiled"]) for row in rows] == [
+        (precision, parallelism, compiled)
+        for precision in ("float32", "bfloat16")
+        for parallelism in ("ddp", "fsdp")
+        for compiled in (False, True)
     ]
     for row in rows:
         assert (row["graphs"], row["breaks"]) == ((1, 0) if row["compiled"] else (0, 0))
-        assert row["loss"] == pytest.approx(rows[0]["loss"], abs=1e-6)
-        assert row["norm"] == pytest.approx(rows[0]["norm"], rel=1e-4)
+        exact = row["precision"] == "float32"
+        assert row["loss"] == pytest.approx(rows[0]["loss"], abs=1e-6 if exact else 0.02)
+        assert row["norm"] == pytest.approx(rows[0]["norm"], rel=1e-4 if exact else 0.02)
