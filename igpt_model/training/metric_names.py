@@ -3,7 +3,7 @@
 TRAINING_METRICS = {
     "step": "Optimizer steps done",
     "train_loss": "Training loss, the mean over the last ten steps, in nats per pixel",
-    "validation_loss": "Loss on the validation split, in nats per pixel",
+    "validation_loss": "Loss on validation images, in nats per pixel",
     "learning_rate": "Learning rate",
     "gradient_norm": "Norm of the gradient before it is clipped",
     "images_per_second": "Images trained on per second, the time of the steps alone",

@@ -4,9 +4,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import ray
@@ -16,10 +18,12 @@ import yaml
 from igpt_model.config import PretrainConfig
 from igpt_model.runs.events import Listener
 from igpt_model.training import compiler
+from igpt_model.training.loop import train
 from igpt_model.training.ray import TrainJob, train_on_cluster
+from igpt_model.worker import Worker
 from pipeline.dataset.snapshot import Snapshot
 from pipeline.errors import IgptError
-from tests.igpt_model.training.test_loop import short_training
+from tests.igpt_model.training.test_loop import Recorder, short_training
 
 CPU = torch.device("cpu")
 PACKAGES = "g++ libc6-dev python3-dev"
@@ -64,6 +68,24 @@ def test_a_gpu_needs_the_c_compiler_that_triton_uses(monkeypatch: pytest.MonkeyP
     build.cc = None
     monkeypatch.setenv("PATH", "/no/such/folder")
     assert "torch.compile needs a C compiler, and there is none" in str(compiler.why_not(torch.device("cuda")))
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"compile": True}, "compile is set and there is no compiler, or set compile to false"),
+        ({"compile": None, "use_gpu": True}, "use_gpu compiles by default and there is no compiler, or set compile to"),
+        ({"compile": False, "use_gpu": True}, None),
+        ({"compile": None}, None),
+    ],
+)
+def test_what_asks_for_the_compiler_is_named(
+    fields: dict, expected: str | None, config: PretrainConfig, data: Snapshot, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(compiler, "why_not", lambda device: "there is no compiler")
+    chosen = config.with_fields(workers=1, steps=1, **fields)
+    with nullcontext() if expected is None else pytest.raises(IgptError, match=expected):
+        train(chosen, data, str(tmp_path / "run"), Worker(), Recorder())
 
 
 def test_a_training_by_itself_ends_in_one_line(config: PretrainConfig, tmp_path: Path) -> None:
