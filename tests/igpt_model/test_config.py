@@ -11,7 +11,6 @@ import torch
 from igpt_model import config as configs
 from igpt_model.config import PretrainConfig
 from igpt_model.model import config as shapes
-from igpt_model.probing.config import FineTuneConfig, ProbeConfig
 from igpt_model.registry.gate import GateConfig
 from igpt_model.training.parallel import allow_tf32
 from pipeline.errors import IgptError
@@ -161,12 +160,6 @@ def test_a_field_stands_in_one_place(given: dict, expected: str) -> None:
         (lambda: BASE.with_fields(global_batch=1), "global_batch 1 is smaller than workers 2"),
         (lambda: BASE.with_fields(min_workers=3), "min_workers is 3: it must not be above workers 2"),
         (lambda: BASE.with_fields(hang_seconds=300.0), "hang_seconds is 300: it must be above upload_seconds 300"),
-        (lambda: FineTuneConfig(generative_weight=-1), "generative_weight is -1: it must be at least 0"),
-        (lambda: FineTuneConfig(learning_rate=0), "learning_rate is 0: it must be above 0"),
-        (lambda: ProbeConfig(strengths=(1.0, 0.0)), "strengths is 0.0: it must be above 0"),
-        (lambda: ProbeConfig(strengths=()), "strengths is empty"),
-        (lambda: ProbeConfig(neighbours=(0,)), "neighbours is 0: it must be at least 1"),
-        (lambda: ProbeConfig(max_train_images=1), "max_train_images is 1: it must be at least 2"),
         (lambda: GateConfig(min_probe_accuracy=1.5), "min_probe_accuracy is 1.5: it must be from 0 to 1"),
         (lambda: GateConfig(max_bits_per_pixel=float("nan")), "max_bits_per_pixel is nan: it must be above 0"),
     ],
