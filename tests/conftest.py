@@ -40,11 +40,12 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before tests are selected by their markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the modules that look at the session's refresh: what they share is made once if they run together."""
-    modules = {item.path for item in items if "refreshed" in getattr(item, "fixturenames", ())}
-    for item in items:
-        if item.path in modules:
-            item.add_marker(pytest.mark.refreshed)
+    """Mark the modules with tests that share something dear: it is made once if the whole module runs together."""
+    for name in ("refreshed", "production"):
+        modules = {item.path for item in items if name in getattr(item, "fixturenames", ())}
+        for item in items:
+            if item.path in modules:
+                item.add_marker(name)
 
 
 @pytest.fixture(autouse=True)

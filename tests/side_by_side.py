@@ -1,8 +1,8 @@
-"""Runs three pytest processes side by side: two that each share a stack between many tests, and the rest.
+"""Runs four pytest processes side by side: three that each share a stack between many tests, and the rest.
 
     python -m tests.side_by_side [OPTION ...] -m MARKERS
 
-They spend much time waiting. The output of the second and third is printed when they have ended.
+They spend much time waiting. The output of all but the first is printed when they have ended.
 """
 
 import subprocess
@@ -10,7 +10,7 @@ import sys
 import tempfile
 from contextlib import ExitStack
 
-_PARTS = ("refreshed", "stack and not refreshed", "not stack")
+_PARTS = ("refreshed", "production", "stack and not (refreshed or production)", "not stack")
 _NO_TESTS = 5  # pytest's exit status
 
 
