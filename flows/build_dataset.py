@@ -3,22 +3,27 @@
 from prefect import flow
 from prefect.artifacts import create_table_artifact
 from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
 
 from flows.prefect_ops import ray_job
 from flows.prefect_ops.lease import exclusively
 from flows.prefect_ops.termination import terminable
 from flows.services import settings
 from flows.terminal.console import Reporter
+from flows.version import version
 from pipeline.build import build
 from pipeline.build.build import BuildResult, PlannedBuild
 from pipeline.cluster.metrics import Meter
 from pipeline.config import DatasetConfig
+from pipeline.dataset.record import Publisher
 from pipeline.dataset.snapshot import SPLITS
 from pipeline.progress import together
 
 
 @flow(name="build-dataset")
-def build_dataset(config: DatasetConfig, refit_palette: bool = False) -> BuildResult:
+def build_dataset(
+    config: DatasetConfig, refit_palette: bool = False, remake: bool = False, verify_bytes: bool = False
+) -> BuildResult:
     """Build a committed snapshot of palette-token shards from raw images; a rerun processes only what changed."""
     ray_job.begin(settings.load().ray_address)
     reporter = Reporter("dataset")
@@ -26,6 +31,9 @@ def build_dataset(config: DatasetConfig, refit_palette: bool = False) -> BuildRe
         result = build.build(
             config,
             refit_palette=refit_palette,
+            remake=remake,
+            verify_bytes=verify_bytes,
+            publisher=Publisher(program=f"igpt {version()}", flow_run=_flow_run()),
             progress=together(reporter, meter.progress),
             announce=lambda planned: reporter.say(describe_plan(planned)),
             exclusively=lambda dataset: exclusively(dataset, reporter.say),
@@ -40,22 +48,44 @@ def build_dataset(config: DatasetConfig, refit_palette: bool = False) -> BuildRe
     return result
 
 
+def _flow_run() -> str | None:
+    """The page of this flow run."""
+    return f"{settings.load().prefect_url}/runs/flow-run/{flow_run.id}" if flow_run.id else None
+
+
 def describe_plan(planned: PlannedBuild) -> str:
     """One line on what a build will do."""
     plan = planned.plan
     if plan is None:
-        return f"nothing to do: the source is unchanged since snapshot {planned.parent}"
+        done = f"nothing to do: the source is unchanged since snapshot {planned.parent}"
+        return "; ".join([done, *_besides(planned, kept=True)])
     parts = [f"keep {len(plan.keep)} shards, make {len(plan.make)}, rewrite {len(plan.rewrite)}, drop {len(plan.drop)}"]
     if planned.parent is not None and not planned.changed_config and planned.palette != "refitted":
         parts.append(
             f"{plan.new_images:,} images new, {plan.changed_images:,} changed, {plan.deleted_images:,} deleted"
         )
-    if planned.changed_config:
+    if planned.changed_config == ("keep_columns",):
+        parts.append("write every index anew, because keep_columns changed")
+    elif planned.changed_config:
         parts.append(f"rebuild everything, because {', '.join(planned.changed_config)} changed")
     parts.append(f"palette {planned.palette}")
     if planned.unlabelled:
         parts.append(f"{planned.unlabelled:,} images without a label")
-    return "; ".join(parts)
+    return "; ".join([*parts, *_besides(planned, kept=bool(plan.keep or plan.rewrite))])
+
+
+def _besides(planned: PlannedBuild, *, kept: bool) -> list[str]:
+    """What else a build does or leaves; `kept`: whether it keeps samples of the parent."""
+    parts = []
+    if planned.moved_from is not None:
+        parts.append(f"the raw images moved here from {planned.moved_from}, their addresses follow")
+    if planned.recovered:
+        parts.append(f"{planned.recovered:,} images refused by an older rule are accepted now")
+    if planned.older_images and kept:
+        rules = " and ".join(planned.older_rules)
+        what = "made anew" if planned.remake else "kept, --remake makes them anew"
+        parts.append(f"{planned.older_images:,} images were decoded by {rules}, today's is {planned.rule}: {what}")
+    return parts
 
 
 def describe(result: BuildResult) -> str:

@@ -74,7 +74,8 @@ def summarize(outcome: RefreshOutcome, meter: StageMeter, pictures: dict[str, st
         "dataset": {
             "url": built.snapshot.dataset,
             "snapshot": built.snapshot.number,
-            "manifest_digest": built.snapshot.digest,
+            "content_digest": built.snapshot.content_digest,
+            "manifest_digest": built.snapshot.manifest_digest,
             "images_in": built.planned.images_in,
             "images_in_shards": built.snapshot.images(),
             "images_rejected": built.snapshot.rejected,

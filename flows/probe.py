@@ -58,7 +58,7 @@ def probe(config: ProbeConfig, mlflow_run: str | None = None) -> ProbeOutcome:
     curve = figures.probe_curve(result)
     run = mlflow_run if version is None else version.run_id
     if run:
-        trained_on_it = version is None or version.tags.get("igpt.manifest_digest") == data.digest
+        trained_on_it = version is None or runs.trained_on(version.tags, data)
         prefix = "" if trained_on_it else f"{objects.name_of(data.dataset)}."
         logger = RunLogger(services.mlflow_tracking_uri, run)
         _log(logger, bundle, result, curve, data, prefix)
@@ -111,12 +111,12 @@ def _log_new(logger: RunLogger, values: Mapping[str, Sequence[float]]) -> None:
 
 def _log_version(registry: Registry, version: Version, result: ProbeResult, data: Snapshot) -> None:
     """Record the results with a version: as metrics of its model, and as tags named after the dataset."""
-    registry.measure(version, metrics(result), dataset=data.dataset, digest=data.digest)
+    registry.measure(version, metrics(result), dataset=data.dataset, digest=data.content_digest)
     name = objects.name_of(data.dataset)
     tags = {f"igpt.probe.{name}.{key.removeprefix('probe_')}": f"{value:.5f}" for key, value in metrics(result).items()}
-    tags[f"igpt.probe.{name}.snapshot"] = f"{data.number} {data.digest}"
+    tags[f"igpt.probe.{name}.snapshot"] = f"{data.number} {data.content_digest}"
     # The promotion gate compares accuracies on the dataset that the model was trained on, and no other.
-    if version.tags.get("igpt.manifest_digest") == data.digest:
+    if runs.trained_on(version.tags, data):
         tags[gate.ACCURACY] = f"{result.best.validation_accuracy:.5f}"
         tags["igpt.probe_test_accuracy"] = f"{result.best.test_accuracy:.5f}"
     registry.tag(version, tags)

@@ -1,6 +1,7 @@
 """What a user may set about a dataset. Every field has a sentence, which Prefect's form and `igpt config` show."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -14,6 +15,10 @@ from pipeline.typed_config.ranges import NotEmpty, Range
 # remains (where raw images and dataset lie, limits of patience and of rejects) changes nothing that was built.
 _RECIPE = ("resolution", "colours", "crops_per_image", "decode", "min_size", "max_pixels")
 _LAYOUT = ("samples_per_shard", "splits", "validation_fraction", "test_fraction", "drop_duplicates", "seed")
+# What decides the columns of the index; the shards stay the same.
+_INDEX = ("keep_columns",)
+# Fields that older snapshots do not name, with the value that they stand for.
+_EARLIER: dict[str, object] = {"keep_columns": []}
 Share = Annotated[float, Range(at_least=0, at_most=1)]
 Url = Annotated[str, NotEmpty(give="a URL such as s3://bucket/prefix or a path")]
 
@@ -30,6 +35,8 @@ class DatasetConfig(Config):
     """URL or path of the dataset: the folder that holds its shards, palettes and snapshots."""
     labels: str | None = None
     """URL of a CSV or Parquet file with the columns file_name and label; none: what containers and folders say."""
+    keep_columns: tuple[str, ...] = ()
+    """Columns of Parquet files, of the label file and of WebDataset JSON that the index keeps: licence,owner."""
     splits: Literal["hash", "folders"] = "hash"
     """How images come into splits: hash, by the fractions below; folders, by folders named train, val or test."""
     validation_fraction: Share = 0.04
@@ -60,6 +67,8 @@ class DatasetConfig(Config):
     """Number of images in a full shard; at 32x32 a shard of 8192 takes 32 MiB."""
     max_reject_fraction: Share = 0.05
     """Largest share of rejected images with which a snapshot is still published."""
+    max_deleted_fraction: Share = 0.2
+    """Largest share of the last snapshot's images that may be gone: an unmounted disk is no deletion of its images."""
     seed: int = 0
     """Seed of the split, the shard order, the random crops and the palette fit."""
 
@@ -96,12 +105,20 @@ class DatasetConfig(Config):
         The palette's colours are known by the snapshot's palette checksum, the labels by the images' versions.
         """
         fields = asdict(self)
-        return {name: fields[name] for name in (*_RECIPE, *_LAYOUT)}
+        fingerprint = {name: fields[name] for name in (*_RECIPE, *_LAYOUT, *_INDEX)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in fingerprint.items()}
+
+    def changed_fields(self, fingerprint: Mapping[str, object]) -> tuple[str, ...]:
+        """The fields of the fingerprint that differ from those of a snapshot."""
+        before = {**_EARLIER, **fingerprint}
+        return tuple(name for name, value in self.fingerprint().items() if before.get(name) != value)
 
     def recipe_digest(self, palette_sha256: str) -> str:
-        """Digest of what decides the bytes of a sample, its image and label apart."""
+        """Digest of what decides the bytes of a shard and its index, the images and labels apart."""
         fields = asdict(self)
         recipe = {name: fields[name] for name in _RECIPE}
         if self.crops_per_image:
             recipe["seed"] = self.seed
+        if self.keep_columns:
+            recipe["keep_columns"] = list(self.keep_columns)
         return digest({**recipe, "palette": palette_sha256})

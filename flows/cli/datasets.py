@@ -36,7 +36,7 @@ Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="URL or path of 
 Number = Annotated[
     int | None, typer.Argument(metavar="[SNAPSHOT]", help="Number of a snapshot; the newest by default.")
 ]
-_NAMED_SHARDS = 20
+_NAMED = 20  # shards or images of a kind that are named in text; --json names all
 
 
 @app.command("build")
@@ -45,7 +45,13 @@ def build(
     overrides: Overrides = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, and build nothing.")] = False,
     refit_palette: Annotated[
-        bool, typer.Option("--refit-palette", help="Fit the palette again, and rebuild every shard.")
+        bool, typer.Option("--refit-palette", help="Fit the palette again; another one rebuilds every shard.")
+    ] = False,
+    remake: Annotated[
+        bool, typer.Option("--remake", help="Make images anew that were decoded by an older rule, or another Pillow.")
+    ] = False,
+    verify_bytes: Annotated[
+        bool, typer.Option("--verify-bytes", help="Read every image, and find those that changed under the same times.")
     ] = False,
     palette: Annotated[
         str | None, typer.Option(help="A palette to use: path or URL of OpenAI's .npy or a JSON list of clusters.")
@@ -57,18 +63,19 @@ def build(
     prepare(home, as_json=as_json)
     checked = _config(config, overrides, palette)
     if dry_run:
-        _dry_run(checked, refit_palette, as_json)
+        _dry_run(checked, as_json, refit_palette=refit_palette, remake=remake, verify_bytes=verify_bytes)
         return
     preflight.check_prefect(settings.load().prefect_api_url)
     from flows.build_dataset import build_dataset
 
-    result = build_dataset(checked, refit_palette=refit_palette)
+    result = build_dataset(checked, refit_palette=refit_palette, remake=remake, verify_bytes=verify_bytes)
     if as_json:
         print_json(
             {
                 "snapshot": result.snapshot.number,
                 "unchanged": result.unchanged,
-                "manifest_digest": result.snapshot.digest,
+                "content_digest": result.snapshot.content_digest,
+                "manifest_digest": result.snapshot.manifest_digest,
                 "images_in": result.planned.images_in,
                 "images": result.snapshot.images(),
                 "rejected": result.snapshot.rejected,
@@ -86,14 +93,14 @@ def _config(path: Path | None, overrides: list[str] | None, palette: str | None)
     return checked if palette is None else replace(checked, palette=palette)
 
 
-def _dry_run(config: DatasetConfig, refit_palette: bool, as_json: bool) -> None:
+def _dry_run(config: DatasetConfig, as_json: bool, **options: bool) -> None:
     from flows.build_dataset import describe_plan
     from pipeline.build import build
     from pipeline.cluster import tasks
 
     tasks.connect(settings.load().ray_address)
     reporter = Reporter("dataset")
-    planned = build.plan_build(config, refit_palette=refit_palette, progress=reporter)
+    planned = build.plan_build(config, **options, progress=reporter)
     reporter.close()
     if as_json:
         print_json(_plan_fields(planned))
@@ -103,10 +110,10 @@ def _dry_run(config: DatasetConfig, refit_palette: bool, as_json: bool) -> None:
         shards = _shards_by_action(planned.plan)
         print_table([{"action": action, "shards": len(names), **_by_split(names)} for action, names in shards.items()])
         for action in ("rewrite", "drop"):
-            for name in shards[action][:_NAMED_SHARDS]:
+            for name in shards[action][:_NAMED]:
                 console.print(f"{action} {name}")
-            if len(shards[action]) > _NAMED_SHARDS:
-                console.print(f"{action} {len(shards[action]) - _NAMED_SHARDS:,} more; --json lists all")
+            if len(shards[action]) > _NAMED:
+                console.print(f"{action} {len(shards[action]) - _NAMED:,} more; --json lists all")
 
 
 def _shards_by_action(plan: Plan) -> dict[str, list[str]]:
@@ -131,6 +138,10 @@ def _plan_fields(planned: "PlannedBuild") -> dict[str, Any]:
         "palette": planned.palette,
         "changed_config": planned.changed_config,
         "nothing_to_do": planned.plan is None,
+        "recovered": planned.recovered,
+        "images_of_older_rules": planned.older_images,
+        "older_rules": planned.older_rules,
+        "raw_moved_from": planned.moved_from,
     }
     if planned.plan is not None:
         fields |= {
@@ -198,11 +209,13 @@ def show(dataset: Dataset, number: Number = None, as_json: Json = False, home: H
     chosen = contents.snapshot
     if as_json:
         fields = {name: value for name, value in asdict(contents).items() if name != "snapshot"}
-        manifest = {name: getattr(chosen, name) for name in ("number", "parent", "digest", "resolution", "colours")}
-        print_json({**manifest, "palette_sha256": chosen.palette_sha256, "config": chosen.config, **fields})
+        manifest = {name: getattr(chosen, name) for name in ("number", "parent", "resolution", "colours")}
+        digests = {"content_digest": chosen.content_digest, "manifest_digest": chosen.manifest_digest}
+        print_json({**manifest, **digests, "palette_sha256": chosen.palette_sha256, "config": chosen.config, **fields})
         return
     console.print(
-        f"snapshot {chosen.number} of {chosen.dataset}, parent {chosen.parent or 'none'}, digest {chosen.digest[:12]}"
+        f"snapshot {chosen.number} of {chosen.dataset}, parent {chosen.parent or 'none'}, "
+        f"content {chosen.content_digest[:12]}"
     )
     console.print(f"{chosen.resolution}x{chosen.resolution}, {chosen.colours} colours {chosen.palette_sha256[:12]}")
     console.print("config " + ", ".join(f"{name}={value}" for name, value in chosen.config.items()))
@@ -245,13 +258,17 @@ def diff(
     for name, (old, new) in changes.config.items():
         console.print(f"config: {name} {old} -> {new}")
     if changes.new_classes:
-        console.print(f"new classes: {', '.join(changes.new_classes)}")
+        console.print(f"new classes: {', '.join(changes.new_classes)}", markup=False)
     rejected_before, rejected_after = changes.rejected_before, changes.rejected_after
     if rejected_before != rejected_after:
         console.print(f"rejected: {rejected_before or 'none'} -> {rejected_after or 'none'}", markup=False)
-    for kind, uris in changes.examples.items():
-        for uri in uris:
+    if changes.gone_classes:
+        console.print(f"classes that are gone: {', '.join(changes.gone_classes)}", markup=False)
+    for kind, uris in changes.sources.items():
+        for uri in uris[:_NAMED]:
             console.print(f"{kind} {uri}", markup=False)
+        if len(uris) > _NAMED:
+            console.print(f"{kind}: and {len(uris) - _NAMED:,} more; --json names all")
 
 
 @app.command("verify")

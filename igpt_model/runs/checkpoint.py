@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -50,7 +50,8 @@ class TrainingState:
     """Time spent training so far, restarts included."""
     mlflow_run: str | None
     snapshot: int
-    manifest_digest: str
+    snapshot_digest: str
+    """Digest of the content of the dataset snapshot; in runs begun before schema 3, of its manifest."""
     palette_sha256: str
     skipped: int = 0
     """Steps skipped because their loss or gradient was not finite."""
@@ -172,7 +173,14 @@ def read(url: str) -> Checkpoint:
             f"{url}: the checkpoint has format {fields['format']}, this version reads {FORMAT}; continue with the "
             "version of igpt-pipeline that wrote it, or train in another runs folder"
         )
-    return Checkpoint(url=url, state=TrainingState(**fields["state"]), index=Index.from_fields(fields))
+    return Checkpoint(
+        url=url, state=TrainingState(**with_snapshot_digest(fields["state"])), index=Index.from_fields(fields)
+    )
+
+
+def with_snapshot_digest(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Stored fields with the name of the snapshot's digest that is used since schema 3 of datasets."""
+    return {"snapshot_digest" if name == "manifest_digest" else name: value for name, value in fields.items()}
 
 
 def marked_steps(run: str) -> list[int]:

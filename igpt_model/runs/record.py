@@ -22,18 +22,20 @@ class RunRecord:
 def folder_of(config: PretrainConfig, snapshot: Snapshot) -> str:
     """The folder of the run of a config on a snapshot.
 
-    A run of another name is continued if it exists: one that was begun with the default precision of another device, or
-    of before there was one for GPUs, or when configs were flat.
+    A run of another name is continued if it exists: one that was begun on the same content under another digest of it,
+    with the default precision of another device or of before there was one for GPUs, or when configs were flat.
     """
     runs = objects.absolute(config.keeping.runs)
-    run = objects.join(runs, config.run_name(snapshot.digest))
+    run = objects.join(runs, config.run_name(snapshot.content_digest))
     if config.keeping.name is not None or _is_run(run):
         return run
-    others = [config.flat_run_name(snapshot.digest)]
+    variants = [config]
     if config.model.precision is None:
         other = "float32" if config.training_precision == "bfloat16" else "bfloat16"
-        others = [config.with_fields(precision=other).run_name(snapshot.digest), *others]
-    return next((folder for name in others if _is_run(folder := objects.join(runs, name))), run)
+        variants.append(config.with_fields(precision=other))
+    names = [variant.run_name(digest) for variant in variants for digest in snapshot.digests]
+    names += [config.flat_run_name(digest) for digest in snapshot.digests[1:]]
+    return next((folder for name in names if _is_run(folder := objects.join(runs, name))), run)
 
 
 def as_begun(config: PretrainConfig, run: str) -> PretrainConfig:

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 
 from igpt_model.config import PretrainConfig
-from igpt_model.runs.checkpoint import TrainingState
+from igpt_model.runs.checkpoint import TrainingState, with_snapshot_digest
 from pipeline.dataset.snapshot import Snapshot
 from pipeline.errors import IgptError
 from pipeline.store import objects
@@ -26,8 +26,8 @@ class TrainResult:
     images_per_second: float
     restarts: int
     parameters: int
-    manifest_digest: str
-    """Digest of the dataset snapshot it was trained on."""
+    snapshot_digest: str
+    """Digest of the dataset snapshot it was trained on, as in its checkpoints."""
     palette_sha256: str
     skipped_steps: int = 0
     """Steps skipped because their loss or gradient was not finite."""
@@ -36,7 +36,7 @@ class TrainResult:
 def read_result(run: str) -> TrainResult | None:
     """The result of a run; None when it has not finished."""
     try:
-        return TrainResult(**json.loads(objects.read_bytes(objects.join(run, "result.json"))))
+        return TrainResult(**with_snapshot_digest(json.loads(objects.read_bytes(objects.join(run, "result.json")))))
     except FileNotFoundError:
         return None
 
@@ -60,8 +60,8 @@ def check_same_data(trained: TrainingState | TrainResult, snapshot: Snapshot, ru
             f"{run}: it was trained with palette {trained.palette_sha256[:12]}, the dataset has "
             f"{snapshot.palette_sha256[:12]}; use the dataset it was trained on, or another name or runs folder"
         )
-    if trained.manifest_digest != snapshot.digest:
+    if not snapshot.is_known_as(trained.snapshot_digest):
         raise IgptError(
-            f"{run}: it was trained on the snapshot with digest {trained.manifest_digest[:12]}, this one has "
-            f"{snapshot.digest[:12]}; give that snapshot's number, or another name or runs folder"
+            f"{run}: it was trained on the snapshot with digest {trained.snapshot_digest[:12]}, this one has "
+            f"{snapshot.content_digest[:12]}; give that snapshot's number, or another name or runs folder"
         )

@@ -24,6 +24,10 @@ _RUN_TAG = "igpt.run"
 BEAT_TAG = "igpt.last_sign_of_life"
 """Tag: time of the last heartbeat of the run, in seconds since 1970."""
 _ABANDONED_SECONDS = 300.0
+CONTENT_TAG = "igpt.content_digest"
+"""Tag: digest of the content of the dataset snapshot; what compares data goes by it."""
+MANIFEST_TAG = "igpt.manifest_digest"
+"""Tag: digest of the manifest of the dataset snapshot, which says when the content was published."""
 REASON_LENGTH = 160  # maximum characters of a quoted error; MLflow's client repeats the address three times
 
 
@@ -167,7 +171,7 @@ def open_run(
     source = json.dumps({"uri": f"{snapshot.dataset}/snapshots/{snapshot.number:06d}.json"})
     dataset = Dataset(
         name=objects.name_of(snapshot.dataset),
-        digest=snapshot.digest[:12],
+        digest=snapshot.content_digest[:12],
         source_type="uri",
         source=source,
         profile=json.dumps({split: snapshot.samples(split) for split in ("train", "validation", "test")}),
@@ -196,11 +200,17 @@ def close_abandoned(tracking_uri: str, experiment: str) -> list[str]:
     return closed
 
 
+def trained_on(tags: Mapping[str, str], snapshot: Snapshot) -> bool:
+    """Whether a run or a version with these tags was trained on a snapshot's content; older ones have one digest."""
+    return snapshot.is_known_as(tags.get(CONTENT_TAG, tags.get(MANIFEST_TAG)))
+
+
 def lineage_tags(snapshot: Snapshot) -> dict[str, str]:
     """Tags for the dataset of a run or a model."""
     return {
         "igpt.dataset": snapshot.dataset,
         "igpt.snapshot": str(snapshot.number),
-        "igpt.manifest_digest": snapshot.digest,
+        CONTENT_TAG: snapshot.content_digest,
+        MANIFEST_TAG: snapshot.manifest_digest,
         "igpt.palette_sha256": snapshot.palette_sha256,
     }

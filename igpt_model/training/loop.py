@@ -110,7 +110,7 @@ class _Training:
             seconds=0.0,
             mlflow_run=mlflow_run,
             snapshot=snapshot.number,
-            manifest_digest=snapshot.digest,
+            snapshot_digest=snapshot.content_digest,
             palette_sha256=snapshot.palette_sha256,
         )
         self._continue()
@@ -213,7 +213,7 @@ class _Training:
             images_per_second=self.state.cursor / max(self.state.seconds, 1e-9),
             restarts=self.state.restarts,
             parameters=self.learner.model.config.parameters,
-            manifest_digest=self.snapshot.digest,
+            snapshot_digest=self.state.snapshot_digest,
             palette_sha256=self.snapshot.palette_sha256,
             skipped_steps=self.state.skipped,
         )

@@ -8,14 +8,20 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from pipeline.build import quarantine
+from pipeline.build.count_pixels import PixelDifference
+from pipeline.build.decode_rows import current_rule
 from pipeline.build.fit_palette import fit_palette
 from pipeline.build.plan import Plan, Planner
+from pipeline.build.quarantine import SmallerQuarantine
 from pipeline.build.run_plan import check_counts, make_shards, sort_shards
 from pipeline.build.shard_tasks import ShardResult
 from pipeline.build.source_state import SourceState, read_source_state
 from pipeline.config import DatasetConfig
-from pipeline.dataset import index, snapshot
+from pipeline.dataset import record, snapshot
+from pipeline.dataset.keys import match
 from pipeline.dataset.publish import commit
+from pipeline.dataset.record import Publisher
 from pipeline.dataset.snapshot import Snapshot
 from pipeline.errors import IgptError
 from pipeline.images import palette
@@ -43,6 +49,18 @@ class PlannedBuild:
     images_in: int
     ignored_files: int
     unlabelled: int
+    recovered: int = 0
+    """Number of images that an older rule refused and that can be decoded now."""
+    older_images: int = 0
+    """Number of the parent's images that were decoded by another rule than today's."""
+    older_rules: tuple[str, ...] = ()
+    """Those rules."""
+    rule: str = ""
+    """Today's rule of decoding."""
+    remake: bool = False
+    """Whether those images are made anew."""
+    moved_from: str | None = None
+    """Where the raw images were for the parent, if that was elsewhere."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,16 +93,36 @@ def _not_exclusively(dataset: str) -> AbstractContextManager[None]:
     return nullcontext()
 
 
-def plan_build(config: DatasetConfig, *, refit_palette: bool = False, progress: Progress = silent) -> PlannedBuild:
+@dataclass(frozen=True, kw_only=True)
+class _Wishes:
+    """What a build is to do beyond what changed; see `build`."""
+
+    refit_palette: bool
+    remake: bool
+    verify_bytes: bool
+
+
+def plan_build(
+    config: DatasetConfig,
+    *,
+    refit_palette: bool = False,
+    remake: bool = False,
+    verify_bytes: bool = False,
+    progress: Progress = silent,
+) -> PlannedBuild:
     """What `build` would do, without writing anything. Raises IgptError for errors that show before a build."""
-    with read_source_state(config, keep_scans=False, progress=progress) as state:
-        return _Build(config, state, refit_palette, tolerant=False, progress=progress).dry_run()
+    wishes = _Wishes(refit_palette=refit_palette, remake=remake, verify_bytes=verify_bytes)
+    with read_source_state(config, keep_scans=False, verify_bytes=verify_bytes, progress=progress) as state:
+        return _Build(config, state, wishes, tolerant=False, progress=progress).dry_run()
 
 
 def build(
     config: DatasetConfig,
     *,
     refit_palette: bool = False,
+    remake: bool = False,
+    verify_bytes: bool = False,
+    publisher: Publisher | None = None,
     progress: Progress = silent,
     announce: Announce = lambda planned: None,
     exclusively: Exclusively = _not_exclusively,
@@ -92,17 +130,21 @@ def build(
     """Build or update the dataset of a config from its source, on the cluster this process is connected to.
 
     `announce` is called with the plan before it is run; the dataset is written within `exclusively`. A dataset keeps
-    its palette unless `refit_palette`. Raises IgptError, and publishes nothing, for an unusable source, store or
-    config, when too many images are rejected, when the counts do not add up, or when another process has taken over.
+    its palette unless `refit_palette`, and images that an older rule of decoding made unless `remake`. With
+    `verify_bytes` all images are read, and compared with the snapshot by their SHA-256.
+
+    Raises IgptError, and publishes nothing, for an unusable source, store or config, when too many images are rejected
+    or gone, when the counts do not add up, or when another process has taken over.
     """
+    wishes = _Wishes(refit_palette=refit_palette, remake=remake, verify_bytes=verify_bytes)
     tries = 1
     while True:
         began = time.perf_counter()
         try:
-            with read_source_state(config, keep_scans=True, progress=progress) as state:
-                attempt = _Build(config, state, refit_palette, tolerant=tries == _TRIES, progress=progress)
+            with read_source_state(config, keep_scans=True, verify_bytes=verify_bytes, progress=progress) as state:
+                attempt = _Build(config, state, wishes, tolerant=tries == _TRIES, progress=progress)
                 attempt.seconds["list"] = time.perf_counter() - began
-                return attempt.run(announce, exclusively)
+                return attempt.run(announce, exclusively, publisher or Publisher())
         except SourceChangedError:
             if tries == _TRIES:
                 raise
@@ -113,10 +155,14 @@ class _Build:
     """One try of a build."""
 
     def __init__(
-        self, config: DatasetConfig, state: SourceState, refit_palette: bool, *, tolerant: bool, progress: Progress
+        self, config: DatasetConfig, state: SourceState, wishes: _Wishes, *, tolerant: bool, progress: Progress
     ) -> None:
-        self._config, self._state, self._refit = config, state, refit_palette
+        self._config, self._state, self._wishes = config, state, wishes
         self._tolerant, self._progress = tolerant, progress
+        self._rule = current_rule()
+        self._smaller: list[SmallerQuarantine] = []  # quarantines without images that can be decoded now
+        self._recovered = 0
+        self._is_refitted_to_the_same = False
         self.seconds: dict[str, float] = {}
         self._since = time.perf_counter()
 
@@ -127,16 +173,19 @@ class _Build:
 
     def dry_run(self) -> PlannedBuild:
         ready = self._ready_palette()
-        if ready is None:
-            return self._planned(self._plan("to be fitted"))
-        sha256 = palette.sha256(ready)
-        return self._planned(None if self._is_unchanged(sha256) else self._plan(sha256))
+        return self._planned(self._plan("to be fitted" if ready is None else palette.sha256(ready)))
 
-    def run(self, announce: Announce, exclusively: Exclusively) -> BuildResult:
-        state = self._state
+    def run(self, announce: Announce, exclusively: Exclusively, publisher: Publisher) -> BuildResult:
         ready = self._ready_palette()
-        if ready is not None and state.parent is not None and self._is_unchanged(palette.sha256(ready)):
-            announce(planned := self._planned(None))
+        palette_K3 = fit_palette(self._config, self._state, self._progress) if ready is None else ready
+        sha256 = palette.sha256(palette_K3)
+        self._lap("palette")
+        plan = self._plan(sha256)
+        announce(planned := self._planned(plan))
+        state = self._state
+        if plan is None:
+            assert state.parent is not None
+            self._update_record(state.parent, exclusively)
             return BuildResult(
                 snapshot=state.parent,
                 planned=planned,
@@ -145,20 +194,30 @@ class _Build:
                 seconds=self.seconds,
                 task_seconds={},
             )
-        palette_K3 = fit_palette(self._config, self._state, self._progress) if ready is None else ready
-        sha256 = palette.sha256(palette_K3)
-        self._lap("palette")
-        announce(planned := self._planned(self._plan(sha256)))
-        assert planned.plan is not None
+        pixels = PixelDifference()
         with exclusively(state.dataset) as fence, presence.building(state.dataset):
             objects.write_bytes(
                 objects.join(state.dataset, snapshot.palette_path(sha256)), palette.to_bytes(palette_K3)
             )
-            results = make_shards(state, planned.plan.work, self._config, palette_K3, self._tolerant, self._progress)
+            quarantine.write(state.dataset, self._smaller)
+            results = make_shards(
+                state,
+                plan.work,
+                self._config,
+                palette_K3,
+                pixels,
+                self._progress,
+                tolerant=self._tolerant,
+                trust_tags=not self._wishes.verify_bytes,
+                remade=plan.remade,
+            )
             self._lap("shards")
-            new = self._snapshot(planned.plan, results, sha256, len(palette_K3))
+            new = self._snapshot(plan, results, sha256, len(palette_K3))
             check_counts(new, len(state.rows), self._config)
-            commit(new, fence)
+            base, dropped = (state.parent, plan.drop) if self._is_rerun(sha256) else (None, ())
+            new = replace(new, pixel_counts=pixels.write(new, base, dropped, self._progress))
+            state.write_seen()
+            commit(new, fence, state.next_record(publisher, refused_by=self._rule))
             self._lap("commit")
         return BuildResult(
             snapshot=new,
@@ -169,28 +228,43 @@ class _Build:
             task_seconds=dict(sum((Counter(result.seconds) for result in results), Counter())),
         )
 
-    def _is_unchanged(self, palette_sha256: str) -> bool:
-        parent = self._state.parent
-        same = parent is not None and parent.source_digest == self._state.source_digest
-        return same and self._is_rerun(palette_sha256)
+    def _update_record(self, parent: Snapshot, exclusively: Exclusively) -> None:
+        """Write the record of an unchanged snapshot anew, if the raw images moved or were read again."""
+        state, known = self._state, self._state.record
+        new = state.next_record(None, refused_by=self._rule)
+        if new == known:
+            return
+        with exclusively(state.dataset) as fence, presence.building(state.dataset):
+            state.write_seen()
+            if fence is not None:
+                fence.check()
+            record.write(parent, new)
 
     def _is_rerun(self, palette_sha256: str) -> bool:
         """Whether this build would make the parent's shards from the same images: same config, same palette."""
         parent = self._state.parent
-        return parent is not None and not self._changed_config() and parent.palette_sha256 == palette_sha256
+        same = not self._changed_config() or self._has_other_columns()
+        return parent is not None and same and parent.palette_sha256 == palette_sha256
+
+    def _has_other_columns(self) -> bool:
+        """Whether the indexes have to be written anew, for other kept columns, and nothing else."""
+        return self._changed_config() == ("keep_columns",)
 
     def _changed_config(self) -> tuple[str, ...]:
-        parent, now = self._state.parent, self._config.fingerprint()
-        return () if parent is None else tuple(name for name in now if parent.config.get(name) != now[name])
+        parent = self._state.parent
+        return () if parent is None else self._config.changed_fields(parent.config)
 
     def _planned(self, planned: Plan | None) -> PlannedBuild:
         parent = self._state.parent
         if self._config.palette is not None:
             origin = "given"
-        elif self._keeps_palette():
+        elif self._keeps_palette() or self._is_refitted_to_the_same:
             origin = "kept"
         else:
             origin = "fitted" if parent is None else "refitted"
+        older: Counter[str] = Counter()
+        for shard in () if parent is None else parent.shards:
+            older.update({str(part.by): part.images for part in shard.decoding if part.by != self._rule})
         return PlannedBuild(
             plan=planned,
             changed_config=self._changed_config(),
@@ -199,20 +273,59 @@ class _Build:
             images_in=len(self._state.rows),
             ignored_files=self._state.ignored_files,
             unlabelled=self._state.unlabelled,
+            recovered=self._recovered,
+            older_images=older.total(),
+            older_rules=tuple(sorted(older)),
+            rule=str(self._rule),
+            remake=self._wishes.remake,
+            moved_from=self._state.moved_from,
         )
 
-    def _plan(self, palette_sha256: str) -> Plan:
-        state = self._state
-        planner = Planner(state.rows, state.splits, self._config, self._config.recipe_digest(palette_sha256))
-        if state.parent is None:
-            return planner.full()
-        if self._is_rerun(palette_sha256):
-            return planner.rerun(state.parent.shards, index.parent_rows(state.parent))
-        return replace(planner.full(), drop=state.parent.shards)
+    def _plan(self, palette_sha256: str) -> Plan | None:
+        """What to do; None when the parent is what this build would make."""
+        state, parent, remake = self._state, self._state.parent, self._wishes.remake
+        recipe = self._config.recipe_digest(palette_sha256)
+        self._is_refitted_to_the_same = parent is not None and parent.palette_sha256 == palette_sha256
+        if parent is None:
+            return Planner(state.rows, state.splits, self._config, recipe).full()
+        if not self._is_rerun(palette_sha256):
+            self._check_deletions(parent)
+            self._state = state = state.anew()
+            salted = recipe + (str(self._rule) if remake else "")  # or shards of an older rule would be found
+            return replace(Planner(state.rows, state.splits, self._config, salted).full(), drop=parent.shards)
+        remade = [remake and any(part.by != self._rule for part in shard.decoding) for shard in parent.shards]
+        retried = None
+        if state.record is None or state.record.refused_by != self._rule:
+            retried = quarantine.retry(state, self._config, self._progress, unchanged_only=True)
+            self._recovered = len(retried.rows)
+        same = parent.source_digest == state.source_digest
+        if same and not self._recovered and not any(remade) and not self._has_other_columns():
+            return None
+        self._check_deletions(parent)
+        entries, before = parent.shards, state.parent_rows
+        if retried is not None and self._recovered:
+            self._smaller = quarantine.without(parent, retried)
+            entries, before = tuple(shard.entry for shard in self._smaller), before.without(retried.keys)
+        planner = Planner(state.rows, state.splits, self._config, recipe)
+        plan = planner.rerun(
+            entries, before, remake=remade, remake_by=str(self._rule), new_index=self._has_other_columns()
+        )
+        return replace(plan, new_images=plan.new_images - self._recovered)
+
+    def _check_deletions(self, parent: Snapshot) -> None:
+        """Raise IgptError when more of the parent's images are gone than may be."""
+        before, allowed = self._state.parent_rows, self._config.max_deleted_fraction
+        gone = int((match(before.keys, self._state.rows.keys) < 0).sum())
+        if gone > allowed * len(before):
+            raise IgptError(
+                f"{self._state.raw_root}: {gone:,} of the {len(before):,} images of snapshot {parent.number} are gone, "
+                f"more than max_deleted_fraction {allowed} allows; nothing was published. Is a disk not mounted? If "
+                "they are meant to be gone, set max_deleted_fraction=1 for this build"
+            )
 
     def _keeps_palette(self) -> bool:
         parent = self._state.parent
-        return not self._refit and parent is not None and parent.colours == self._config.colours
+        return not self._wishes.refit_palette and parent is not None and parent.colours == self._config.colours
 
     def _ready_palette(self) -> np.ndarray | None:
         """The given palette, or the parent's, float32 [K, 3]; None when one is to be fitted.
@@ -233,8 +346,8 @@ class _Build:
         state, config = self._state, self._config
         entries = [*planned.keep, *(result.entry for result in results)]
         return Snapshot(
-            number=1 if state.parent is None else state.parent.number + 1,
-            parent=None if state.parent is None else state.parent.number,
+            number=1,
+            parent=None,
             resolution=config.resolution,
             classes=state.classes,
             palette_sha256=sha256,
@@ -242,9 +355,8 @@ class _Build:
             config=config.fingerprint(),
             source_digest=state.source_digest,
             shards=sort_shards(entries),
-            scans=state.scans,
             dataset=state.dataset,
-        )
+        ).following(state.parent)
 
 
 def _given_palette(config: DatasetConfig) -> np.ndarray:

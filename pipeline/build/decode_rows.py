@@ -7,13 +7,20 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+import PIL
 import pyarrow as pa
 
 from pipeline.config import DatasetConfig
+from pipeline.dataset.decoding import Rule
 from pipeline.images import decode
 from pipeline.images.decode import Pictures, Rejection
 from pipeline.images.isolation import IsolatedDecoder
 from pipeline.source.raw_reads import read_images
+
+
+def current_rule() -> Rule:
+    """The rule by which this process decodes images."""
+    return Rule(rule=decode.DECODING_RULE, pillow=".".join(PIL.__version__.split(".")[:2]))
 
 
 class Stopwatch:

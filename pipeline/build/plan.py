@@ -15,8 +15,6 @@ from pipeline.source.listing import NO_SPLIT, Rows
 # Neighbouring members of a tar are read together. A run of this many stays in one shard, which keeps reads long; the
 # runs are distributed over the shards, so that a tar sorted by class gives mixed shards.
 _RUN = 32
-# XORed into the version of an image that is rejected as a duplicate, so that it counts as changed once it is none.
-DUPLICATE = np.uint64(0x9E3779B97F4A7C15)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +40,8 @@ class Plan:
     new_images: int
     changed_images: int
     deleted_images: int
+    remade: frozenset[str] = frozenset()
+    """Names of shards in `rewrite` whose samples are made anew where another rule decoded them."""
 
     @property
     def work(self) -> tuple[ShardPlan, ...]:
@@ -103,11 +103,21 @@ class Planner:
             deleted_images=0,
         )
 
-    def rerun(self, shards: Sequence[ShardEntry], parent: ParentRows) -> Plan:
+    def rerun(
+        self,
+        shards: Sequence[ShardEntry],
+        parent: ParentRows,
+        *,
+        remake: Sequence[bool] | None = None,
+        remake_by: str = "",
+        new_index: bool = False,
+    ) -> Plan:
         """Plan what changed since the parent: new shards for new images, rewrite shards with changed or deleted ones.
 
-        `shards` are those of the parent snapshot.
+        `shards` are those of the parent snapshot. Of them, those with `remake` are rewritten, under a name that
+        contains the rule `remake_by`; with `new_index` all are, because their indexes get other columns.
         """
+        remade = np.zeros(len(shards), bool) if remake is None else np.array(remake, bool)
         in_parent = match(self._rows.keys, parent.keys)
         old = in_parent >= 0
         old_shard = np.where(old, parent.shards[in_parent], -1) if len(parent) else np.full(len(in_parent), -1)
@@ -120,7 +130,7 @@ class Planner:
         members = np.bincount(parent.shards, minlength=len(shards))
         staying = np.bincount(old_shard[stays], minlength=len(shards))
         changed_in = np.bincount(old_shard[changed], minlength=len(shards))
-        touched = (members != staying) | (changed_in > 0)
+        touched = (members != staying) | (changed_in > 0) | remade | new_index
         rewrite = []
         stay_rows = np.flatnonzero(stays & touched[old_shard])
         by_shard = stay_rows[np.argsort(old_shard[stay_rows], kind="stable")]
@@ -128,7 +138,8 @@ class Planner:
         for number in np.flatnonzero(touched & (staying > 0)).tolist():
             shard = shards[number]
             rows = by_shard[bounds[number] : bounds[number + 1]]
-            rewrite.append(self._shard(shard.split, shard.number, rows, replaces=shard))
+            salt = remake_by if remade[number] else ""
+            rewrite.append(self._shard(shard.split, shard.number, rows, replaces=shard, salt=salt))
         return Plan(
             keep=tuple(shards[number] for number in np.flatnonzero(~touched).tolist()),
             make=self.append(np.flatnonzero(~stays), shards),
@@ -137,6 +148,7 @@ class Planner:
             new_images=int((~old).sum()),
             changed_images=int(changed.sum() + (old & ~stays).sum()),
             deleted_images=len(parent) - int(old.sum()),
+            remade=frozenset(shards[number].name for number in np.flatnonzero(remade).tolist()),
         )
 
     def append(self, rows: np.ndarray, shards: Sequence[ShardEntry]) -> tuple[ShardPlan, ...]:
@@ -168,7 +180,9 @@ class Planner:
         before = np.cumsum(lengths) - lengths
         return rows[np.repeat(starts - before, lengths) + np.arange(len(rows))]
 
-    def _shard(self, split: str, number: int, rows: np.ndarray, replaces: ShardEntry | None = None) -> ShardPlan:
+    def _shard(
+        self, split: str, number: int, rows: np.ndarray, replaces: ShardEntry | None = None, salt: str = ""
+    ) -> ShardPlan:
         rows = rows[np.argsort(self._rank[rows], kind="stable")]
         columns = (
             (self._rows.keys.high, "<u8"),
@@ -177,7 +191,7 @@ class Planner:
             (self._rows.labels, "<i4"),
         )
         content = b"".join(column[rows].astype(kind).tobytes() for column, kind in columns)
-        name = f"{split}-{number:06d}-{sha256(self._recipe.encode() + content)[:16]}"
+        name = f"{split}-{number:06d}-{sha256(self._recipe.encode() + content + salt.encode())[:16]}"
         return ShardPlan(split=split, name=name, rows=rows, replaces=replaces)
 
 

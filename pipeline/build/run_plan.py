@@ -1,12 +1,13 @@
 """Run a plan: one task per shard on the Ray cluster, and check before the commit that the counts add up."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 
+from pipeline.build.count_pixels import PixelDifference
 from pipeline.build.plan import ShardPlan
 from pipeline.build.shard_tasks import ShardResult, ShardTask, make_shard
 from pipeline.build.source_state import SourceState
@@ -24,10 +25,16 @@ def make_shards(
     plans: Sequence[ShardPlan],
     config: DatasetConfig,
     palette_K3: np.ndarray,
-    tolerant: bool,
+    pixels: PixelDifference,
     progress: Progress,
+    *,
+    tolerant: bool,
+    trust_tags: bool = True,
+    remade: Collection[str] = (),
 ) -> list[ShardResult]:
-    """Run one task per shard; returns the results in the order of the plans.
+    """Run one task per shard; returns the results in the order of the plans. Their pixel counts go into `pixels`.
+
+    `tolerant`, `trust_tags` are those of the tasks; `remade` has the names of the shards to be made anew.
 
     Raises IgptError when a shard and its quarantine do not contain all images of the plan.
     """
@@ -37,7 +44,10 @@ def make_shards(
     progress("shards", 0, len(planned), "images")
     finished = tasks.map_tasks(
         make_shard,
-        ((task,) for task in shard_tasks(state, plans, tolerant)),
+        (
+            (replace(task, trust_tags=trust_tags, remake=task.replaces is not None and task.replaces.name in remade),)
+            for task in shard_tasks(state, plans, tolerant)
+        ),
         shared=(config, lookup_table(palette_K3)),
         after_crash=lambda call: (replace(call[0], isolated=True),),
     )
@@ -50,7 +60,7 @@ def make_shards(
                 f"{state.dataset}: shard {result.entry.name} accounts for {index.accounted(result.entry)} of {wanted} "
                 f"images; delete {result.entry.index_path} and run the build again"
             )
-        results[number] = result
+        results[number] = pixels.collect(result, plans[number].replaces)
         images_done += wanted
         progress("shards", images_done, len(planned), f"images, {len(results)} of {len(plans)} shards")
     return [results[number] for number in range(len(plans))]
@@ -74,6 +84,8 @@ def shard_tasks(state: SourceState, plans: Sequence[ShardPlan], tolerant: bool) 
             duplicate_of=[key if row >= 0 else None for row, key in zip(kept_rows, kept_keys, strict=True)],
             replaces=shard.replaces,
             tolerant=tolerant,
+            raw_root=state.raw_root,
+            kept_types=state.kept_types,
         )
 
 

@@ -6,16 +6,18 @@ task that finds one only reads the entry for the manifest.
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline.build.decode_rows import Stopwatch, decode_rows
+from pipeline.build.decode_rows import Stopwatch, current_rule, decode_rows
 from pipeline.config import DatasetConfig
-from pipeline.dataset import index, shards
+from pipeline.dataset import index, kept_columns, pixel_counts, shards
+from pipeline.dataset.decoding import FIRST_RULE
+from pipeline.dataset.record import relative_address
 from pipeline.dataset.snapshot import ShardEntry
 from pipeline.hashing import sha256
 from pipeline.images import palette
@@ -42,6 +44,14 @@ class ShardTask:
     """Whether an image that changed since it was listed is rejected, rather than failing the task."""
     isolated: bool = False
     """Whether images are decoded in a child process: after the task has died once."""
+    raw_root: str
+    """Root of the raw images, below which the addresses of the index are."""
+    kept_types: Mapping[str, str] = field(default_factory=dict)
+    """The type of each kept column."""
+    trust_tags: bool = True
+    """Whether an image with the etag and size of before has the bytes of before: another label needs no decoding."""
+    remake: bool = False
+    """Whether samples that were decoded by another rule than today's are made anew rather than copied."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +65,8 @@ class ShardResult:
     """Number of images whose samples were copied from the replaced shard."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Time by step: read (waiting for data), decode, quantize, write."""
+    added_pixels: np.ndarray | None = None
+    """Pixel counts of the shard less those of the one that it replaces, int64 [T, K]; None: not counted."""
 
 
 def make_shard(task: ShardTask, config: DatasetConfig, table: np.ndarray) -> ShardResult:
@@ -75,7 +87,7 @@ def _finished(task: ShardTask) -> ShardResult | None:
         data = objects.read_bytes(objects.join(task.dataset, "index", f"{task.name}.parquet"))
     except FileNotFoundError:
         return None
-    entry = ShardEntry(**index.metadata_of(data)["entry"], index_sha256=sha256(data))
+    entry = ShardEntry.from_fields(index.metadata_of(data)["entry"], index_sha256=sha256(data))
     if objects.size(objects.join(task.dataset, entry.path)) != entry.bytes:
         return None
     return ShardResult(entry=entry, reused=True)
@@ -87,11 +99,18 @@ class _Shard:
     def __init__(self, task: ShardTask, config: DatasetConfig) -> None:
         self._task, self._config = task, config
         self._listing: list[dict[str, Any]] = task.listing.to_pylist()
+        self._rows = {listed["key"]: row for row, listed in enumerate(self._listing)}
         count, side = len(self._listing), config.resolution
         self._crops = max(1, config.recipe(task.split).crops)
         self._tokens = np.zeros((count, self._crops, side, side), np.uint16)
         self._accepted: dict[int, dict[str, Any]] = {}
         self._rejected: dict[int, dict[str, Any]] = {}
+        self._rule = asdict(current_rule())
+        self._index_schema = index.with_columns(index.INDEX, task.kept_types)
+        self._quarantine_schema = index.with_columns(index.QUARANTINE, task.kept_types)
+        self._kept_names = self._index_schema.names[len(index.INDEX) :]
+        # Of the replaced shard, int64 [T, K]; 0 without one; None when it could not be read.
+        self._replaced_pixels: np.ndarray | int | None = 0 if task.replaces is None else None
 
     def make(self, table: np.ndarray) -> ShardResult:
         task, stopwatch = self._task, Stopwatch()
@@ -113,12 +132,16 @@ class _Shard:
         for decoded in outcomes:
             row, outcome = pending[decoded.row], decoded.outcome
             if isinstance(outcome, Rejection):
-                self._reject(row, outcome)
+                self._reject(row, outcome, decoded.sha256)
                 continue
             self._tokens[row] = palette.quantize(outcome.pixels, table)
-            self._accept(row, {"sha256": decoded.sha256, "width": outcome.width, "height": outcome.height})
+            size = {"width": outcome.width, "height": outcome.height}
+            self._accept(row, {"sha256": decoded.sha256, **size, **self._rule})
             stopwatch.lap("quantize")
-        entry = self._write()
+        rows = sorted(self._accepted)
+        tokens_NHW = self._tokens[rows].reshape(-1, self._config.resolution, self._config.resolution)
+        entry = self._write(rows, tokens_NHW)
+        added_pixels = self._added_pixels(tokens_NHW)
         stopwatch.lap("write")
         _log.info(
             "shard %s of %s: %d images (%d taken over), %d rejected",
@@ -128,34 +151,48 @@ class _Shard:
             taken_over,
             len(self._rejected),
         )
-        return ShardResult(entry=entry, taken_over=taken_over, seconds=dict(stopwatch.seconds))
+        return ShardResult(
+            entry=entry, taken_over=taken_over, seconds=dict(stopwatch.seconds), added_pixels=added_pixels
+        )
+
+    def _added_pixels(self, tokens_NHW: np.ndarray) -> np.ndarray | None:
+        config, replaced = self._config, self._replaced_pixels
+        if replaced is None or not pixel_counts.are_kept(config.resolution, config.colours):
+            return None
+        return pixel_counts.count(tokens_NHW, config.colours) - replaced
 
     def _accept(self, row: int, properties: dict[str, Any]) -> None:
         listed = self._listing[row]
         self._accepted[row] = {
             **self._identity(listed),
-            "url": listed["url"],
+            "url": relative_address(self._task.raw_root, listed["url"]),
             "offset": listed["offset"],
             "label": int(self._task.labels[row]),
             **{name: properties[name] for name in ("sha256", "width", "height")},
+            # Indexes of schema 2 do not name the rule.
+            **{name: properties.get(name, value) for name, value in asdict(FIRST_RULE).items()},
         }
+        if "etag" in properties:
+            self._accepted[row]["etag"] = properties["etag"]  # the one that the version was computed of
 
-    def _reject(self, row: int, rejection: Rejection) -> None:
+    def _reject(self, row: int, rejection: Rejection, checksum: str | None = None) -> None:
         self._rejected[row] = {
             **self._identity(self._listing[row]),
+            "sha256": checksum or None,
             "reason": rejection.reason.value,
             "detail": rejection.detail,
         }
 
-    @staticmethod
-    def _identity(listed: dict[str, Any]) -> dict[str, Any]:
+    def _identity(self, listed: dict[str, Any]) -> dict[str, Any]:
         """The columns that index and quarantine have in common."""
+        uri = index.uri_of(listed["url"], listed["offset"], listed["name"])
         return {
             "key": listed["key"],
             "version": listed["version"],
-            "uri": index.uri_of(listed["url"], listed["offset"], listed["name"]),
+            "uri": relative_address(self._task.raw_root, uri),
             "etag": listed["etag"],
             "bytes": listed["length"],
+            **dict(zip(self._kept_names, kept_columns.values(listed["kept"], self._task.kept_types), strict=True)),
         }
 
     def _take_over(self, old: ShardEntry) -> int:
@@ -175,18 +212,31 @@ class _Shard:
         view = shards.ShardView(
             np.frombuffer(data, np.uint8), samples=old.samples, side=self._config.resolution, name=old.name
         )
+        if pixel_counts.are_kept(self._config.resolution, self._config.colours):
+            self._replaced_pixels = pixel_counts.count(view.tokens_NHW, self._config.colours)
         old_tokens = view.tokens_NHW.reshape(old.images, self._crops, *view.tokens_NHW.shape[1:])
-        rows = {(listed["key"], listed["version"]): row for row, listed in enumerate(self._listing)}
         for old_row, image in enumerate(accepted):
-            row = rows.get((image["key"], image["version"]))
-            if row is not None and row not in self._rejected:
+            row = self._row_with_the_bytes_of(image)
+            is_made_anew = self._task.remake and any(image.get(name) != of for name, of in self._rule.items())
+            if row is not None and row not in self._rejected and not is_made_anew:
                 self._tokens[row] = old_tokens[old_row]
                 self._accept(row, image)
-        for image in quarantined:
-            row = rows.get((image["key"], image["version"]))
-            if row is not None and image["reason"] not in TRANSIENT:
-                self._reject(row, Rejection(reason=Reason(image["reason"]), detail=image["detail"]))
+        for image in quarantined if not self._task.remake else ():
+            row = self._row_with_the_bytes_of(image)
+            # Those that are duplicates still are rejected already.
+            if row is not None and row not in self._rejected and image["reason"] not in (*TRANSIENT, Reason.DUPLICATE):
+                rejection = Rejection(reason=Reason(image["reason"]), detail=image["detail"])
+                self._reject(row, rejection, image.get("sha256"))
         return len(self._accepted)
+
+    def _row_with_the_bytes_of(self, image: dict[str, Any]) -> int | None:
+        """The row of an image in the replaced shard or its quarantine, if it is there and its bytes did not change."""
+        row = self._rows.get(image["key"])
+        if row is None:
+            return None
+        listed = self._listing[row]
+        same_tag = self._task.trust_tags and (listed["etag"], listed["length"]) == (image["etag"], image["bytes"])
+        return row if same_tag or listed["version"] == image["version"] else None
 
     def _name(self) -> str:
         """The planned name, or another one if images were rejected for a transient reason.
@@ -199,18 +249,18 @@ class _Shard:
         head, _, planned = self._task.name.rpartition("-")
         return f"{head}-{sha256(repr((planned, transient)).encode())[:16]}"
 
-    def _write(self) -> ShardEntry:
-        rows = sorted(self._accepted)
+    def _write(self, rows: list[int], tokens_NHW: np.ndarray) -> ShardEntry:
         name = self._name()
-        side = self._config.resolution
         keys = [
             key if self._crops == 1 else f"{key}-{crop:03d}"
             for key in (self._listing[row]["key"] for row in rows)
             for crop in range(self._crops)
         ]
         labels = np.repeat(self._task.labels[rows], self._crops)
-        tar = shards.encode(keys, self._tokens[rows].reshape(-1, side, side), labels)
-        quarantine = index.to_bytes(list(_in_order(self._rejected)), index.QUARANTINE) if self._rejected else None
+        tar = shards.encode(keys, tokens_NHW, labels)
+        rejected = list(_in_order(self._rejected))
+        quarantine = index.to_bytes(rejected, self._quarantine_schema) if rejected else None
+        rules = Counter((image["rule"], image["pillow"]) for image in self._accepted.values())
         entry: dict[str, Any] = {
             "name": name,
             "split": self._task.split,
@@ -221,10 +271,15 @@ class _Shard:
             "rejected": dict(sorted(Counter(image["reason"] for image in self._rejected.values()).items())),
             "quarantine": None if quarantine is None else name,
             "quarantine_sha256": None if quarantine is None else sha256(quarantine),
+            "decoding": [
+                {"rule": rule, "pillow": pillow, "images": count}
+                for (rule, pillow), count in sorted(rules.items(), key=lambda item: (item[0][0], item[0][1] or ""))
+            ],
         }
         # From the index a later build reads the whole entry, except the checksum of the index.
-        rows_of_index = index.to_bytes(list(_in_order(self._accepted)), index.INDEX, {"entry": entry})
-        shard = ShardEntry(**entry, index_sha256=sha256(rows_of_index))
+        accepted = list(_in_order(self._accepted))
+        rows_of_index = index.to_bytes(accepted, self._index_schema, {"entry": entry})
+        shard = ShardEntry.from_fields(entry, index_sha256=sha256(rows_of_index))
         # The commit compares the sizes with those in the store, for all shards in one listing.
         self._put(shard.path, tar)
         if quarantine is not None and shard.quarantine_path is not None:

@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -10,7 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.dataset import kept_columns
 from pipeline.dataset.keys import Keys, ParentRows
+from pipeline.dataset.record import Record
 from pipeline.dataset.snapshot import SPLITS, ShardEntry, Snapshot
 from pipeline.store import objects
 
@@ -18,6 +20,7 @@ INDEX = pa.schema(
     [
         ("key", pa.string()),
         ("version", pa.uint64()),
+        # Below the root of the raw images, which is in the record beside the manifest; see `with_addresses`.
         ("uri", pa.string()),  # source of the image, for people: the object, or container#member
         ("url", pa.string()),  # the object to read
         ("offset", pa.int64()),  # position in a container; -1: the image is the whole object
@@ -27,6 +30,8 @@ INDEX = pa.schema(
         ("label", pa.int64()),
         ("width", pa.int32()),
         ("height", pa.int32()),
+        ("rule", pa.int16()),  # the rule by which it was decoded: see dataset/decoding.py
+        ("pillow", pa.string()),  # version of Pillow that decoded it; null: not recorded
     ]
 )
 QUARANTINE = pa.schema(
@@ -36,12 +41,15 @@ QUARANTINE = pa.schema(
         ("uri", pa.string()),
         ("etag", pa.string()),
         ("bytes", pa.int64()),
+        ("sha256", pa.string()),  # null where the bytes were not read
         ("reason", pa.string()),
         ("detail", pa.string()),
     ]
 )
 _METADATA_KEY = b"igpt"
 _READS_AT_ONCE = 8
+_FORMAT = "format"
+_RELATIVE_FORMAT = 3  # from this format on, addresses are relative to the root of the raw images
 
 
 def uri_of(url: str, offset: int, name: str) -> str:
@@ -49,11 +57,22 @@ def uri_of(url: str, offset: int, name: str) -> str:
     return url if offset < 0 else f"{url}#{name}"
 
 
+def with_columns(schema: pa.Schema, kept_types: Mapping[str, str]) -> pa.Schema:
+    """The schema of an index or a quarantine with kept columns."""
+    taken = [*INDEX.names, *QUARANTINE.names]
+    return pa.schema([*schema, *kept_columns.fields(kept_types, taken)])
+
+
 def to_bytes(rows: Sequence[dict[str, Any]], schema: pa.Schema, metadata: dict[str, Any] | None = None) -> bytes:
     """Write a table as a Parquet file, with JSON metadata."""
     table = pa.Table.from_pylist(list(rows), schema=schema)
-    if metadata is not None:
-        table = table.replace_schema_metadata({_METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()})
+    fields = {_FORMAT: _RELATIVE_FORMAT, **(metadata or {})}
+    table = table.replace_schema_metadata({_METADATA_KEY: json.dumps(fields, sort_keys=True).encode()})
+    return table_to_bytes(table)
+
+
+def table_to_bytes(table: pa.Table) -> bytes:
+    """Write a table as a Parquet file, with the metadata that it has."""
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     return buffer.getvalue()
@@ -65,9 +84,35 @@ def metadata_of(data: bytes) -> dict[str, Any]:
 
 
 def read(dataset: str, path: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read an index or a quarantine of a dataset. Raises FileNotFoundError when it does not exist."""
-    data = objects.read_bytes(objects.join(dataset, path))
-    return pq.read_table(io.BytesIO(data), columns=None if columns is None else list(columns))
+    """Read an index or a quarantine of a dataset. Raises FileNotFoundError when it does not exist.
+
+    Of the given columns, those that a file of an earlier format lacks are null.
+    """
+    file = pq.ParquetFile(io.BytesIO(objects.read_bytes(objects.join(dataset, path))))
+    if columns is None:
+        return file.read()
+    table = file.read(columns=[name for name in columns if name in file.schema_arrow.names])
+    for name in columns:
+        if name not in table.column_names:
+            field = (INDEX if name in INDEX.names else QUARANTINE).field(name)
+            table = table.append_column(field, pa.nulls(file.metadata.num_rows, field.type))
+    return table
+
+
+def with_addresses(table: pa.Table, record: Record | None) -> pa.Table:
+    """A table that `read` returned, with the addresses of the raw images as they are today.
+
+    Without a record, those in an index of schema 2 are as they were when it was written, others are relative.
+    """
+    if record is None:
+        return table
+    fields = json.loads((table.schema.metadata or {}).get(_METADATA_KEY, b"{}"))
+    relative = fields.get(_FORMAT, 0) >= _RELATIVE_FORMAT
+    for name in ("uri", "url"):
+        if name in table.column_names:
+            addresses = [record.address(address, relative=relative) for address in table[name].to_pylist()]
+            table = table.set_column(table.column_names.index(name), name, pa.array(addresses, pa.string()))
+    return table
 
 
 def read_all(dataset: str, paths: Iterable[str], columns: Sequence[str] | None = None) -> Iterable[pa.Table]:

@@ -9,15 +9,23 @@ import numpy as np
 from pipeline.dataset.shards import KEY_LENGTH
 from pipeline.hashing import sha256
 
+# XORed into the version of an image that is rejected as a duplicate, so that it counts as changed once it is none.
+DUPLICATE = np.uint64(0x9E3779B97F4A7C15)
+
 
 def key_of(name: str) -> str:
     """The key of an image: the first 80 bits of its name's SHA-256, in hex."""
     return sha256(name.encode())[:KEY_LENGTH]
 
 
-def version_of(etag: str, length: int, label: str | None) -> int:
-    """A 64-bit number that changes with the content or the label of an image."""
+def version_of(etag: str, length: int, label: str | None, kept: str | None = None) -> int:
+    """A 64-bit number that changes with the content, the label or the kept columns of an image.
+
+    `kept` is the JSON of the kept columns, None when none are kept.
+    """
     text = f"{etag}\0{length}\0{'' if label is None else '=' + label}"
+    if kept is not None:
+        text += f"\0{kept}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
 
 
@@ -67,6 +75,14 @@ class ParentRows:
 
     def __len__(self) -> int:
         return len(self.versions)
+
+    def without(self, keys: Keys) -> "ParentRows":
+        """The images other than some."""
+        positions = match(keys, self.keys)
+        kept = np.ones(len(self), bool)
+        kept[positions[positions >= 0]] = False
+        rows = np.flatnonzero(kept)
+        return ParentRows(keys=self.keys.take(rows), versions=self.versions[rows], shards=self.shards[rows])
 
 
 def match(keys: Keys, among: Keys) -> np.ndarray:

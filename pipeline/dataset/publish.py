@@ -1,5 +1,7 @@
 """Publish a snapshot: verify that its files exist, create the manifest, then point LATEST at it."""
 
+from pipeline.dataset import record as records
+from pipeline.dataset.record import Record
 from pipeline.dataset.snapshot import Snapshot, latest_number, read, snapshot_path
 from pipeline.errors import IgptError
 from pipeline.store import bulk, objects
@@ -7,8 +9,11 @@ from pipeline.store.conditional_create import AlreadyExistsError, create_bytes
 from pipeline.store.lease import Fence
 
 
-def commit(snapshot: Snapshot, fence: Fence | None = None) -> None:
+def commit(snapshot: Snapshot, fence: Fence | None = None, record: Record | None = None) -> None:
     """Publish a snapshot: verify that all files it names exist, create the manifest, then point LATEST at it.
+
+    The record is written before the manifest. It names the manifest by its digest, so that one that a losing build has
+    left is not taken for this snapshot's.
 
     Raises IgptError when another build published the same number first or took over this one's lease; the other's
     files are left untouched.
@@ -16,11 +21,13 @@ def commit(snapshot: Snapshot, fence: Fence | None = None) -> None:
     _check_files_exist(snapshot)
     if fence is not None:
         fence.check()
+    if record is not None:
+        records.write(snapshot, record)
     try:
         create_bytes(objects.join(snapshot.dataset, snapshot_path(snapshot.number)), snapshot.to_bytes())
     except AlreadyExistsError:
         existing = read(snapshot.dataset, snapshot.number)
-        if existing.digest != snapshot.digest:
+        if existing.manifest_digest != snapshot.manifest_digest:
             _point_latest(snapshot.dataset, snapshot.number)  # the other build may have died before this step
             raise IgptError(
                 f"{snapshot.dataset}: another build published snapshot {snapshot.number} meanwhile; run this one again"
@@ -30,7 +37,7 @@ def commit(snapshot: Snapshot, fence: Fence | None = None) -> None:
 
 def _check_files_exist(snapshot: Snapshot) -> None:
     sizes: dict[str, int] = {}
-    for folder in ("shards", "index", "quarantine", "palettes", "scans"):
+    for folder in ("shards", "index", "quarantine", "palettes", "counts", "scans"):
         sizes.update(bulk.sizes_below(objects.join(snapshot.dataset, folder)))
     for path in snapshot.paths:
         if objects.join(snapshot.dataset, path) not in sizes:

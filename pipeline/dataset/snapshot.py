@@ -1,23 +1,32 @@
 """A dataset snapshot: the immutable manifest that names every file of a dataset, and how to read it.
 
-Writing the manifest is the commit (see publish.py): all files that it names exist before. It contains no time and no
-host, so the same inputs give the same bytes wherever and whenever they are built.
+Writing the manifest is the commit (see publish.py): all files that it names exist before. It contains no time, no host
+and no address of a raw image: record.py keeps those beside it. `content_digest` tells whether two snapshots hold the
+same data.
 """
 
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
+from pipeline.dataset import pixel_counts
+from pipeline.dataset.decoding import FIRST_RULE, Decoding
 from pipeline.errors import IgptError
-from pipeline.hashing import sha256
+from pipeline.hashing import digest, sha256
 from pipeline.images import palette
 from pipeline.store import objects
 
-SCHEMA = 2
+SCHEMA = 3
 SPLITS = ("train", "validation", "test")
+_READABLE = (2, 3)
+_SPLIT_RULE = ("splits", "validation_fraction", "test_fraction", "seed")
+# What schema 3 added to the manifest and to the entry of a shard.
+_ADDED = ("decoding", "pixel_counts", "earlier_digests")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +48,17 @@ class ShardEntry:
     """Name of the quarantine file without extension; None when no image was rejected."""
     index_sha256: str
     quarantine_sha256: str | None
+    decoding: tuple[Decoding, ...] = ()
+    """By which rules its images were decoded; several after an upgrade, because unchanged samples are copied."""
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any], **more: str) -> "ShardEntry":
+        """An entry from JSON. Entries of schema 2 do not name a rule: their images were decoded by the first."""
+        given = {**fields, **more}
+        rules = given.pop("decoding", None)
+        if rules is None:
+            rules = [{**asdict(FIRST_RULE), "images": given["images"]}] if given["images"] else []
+        return cls(**given, decoding=tuple(Decoding(**rule) for rule in rules))
 
     @property
     def number(self) -> int:
@@ -80,8 +100,13 @@ class Snapshot:
     source_digest: str
     """Digest of the keys, versions and splits of its images, those in quarantine included (keys.source_digest)."""
     shards: tuple[ShardEntry, ...]
-    scans: tuple[str, ...]
-    """Names of the scans of the source's containers; a rerun reads them instead of the containers."""
+    pixel_counts: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of the file of pixel counts by split; empty where nobody has counted."""
+    earlier_digests: tuple[str, ...] = ()
+    """Manifest digests of snapshots of schema 2 with the same content, which runs on them hold."""
+    schema: int = SCHEMA
+    scans: tuple[str, ...] = ()
+    """Schema 2: names of the scans of the source's containers, which are in the record since."""
     dataset: str = field(compare=False)
     """URL of the dataset that the manifest was read from; not part of the manifest."""
 
@@ -102,7 +127,8 @@ class Snapshot:
     def paths(self) -> tuple[str, ...]:
         """Paths of all files that the snapshot names, relative to the dataset."""
         of_shards = (path for shard in self.shards for path in shard.paths)
-        return (palette_path(self.palette_sha256), *of_shards, *(scan_path(name) for name in self.scans))
+        counts = (pixel_counts.path_of(name) for name in self.pixel_counts.values())
+        return (palette_path(self.palette_sha256), *of_shards, *counts, *(scan_path(name) for name in self.scans))
 
     def of_split(self, split: str) -> tuple[ShardEntry, ...]:
         """The shards of a split, by number. Raises IgptError when it has none."""
@@ -115,14 +141,46 @@ class Snapshot:
         return shards
 
     @cached_property
-    def digest(self) -> str:
-        """SHA-256, in hex, of the manifest's bytes."""
+    def content_digest(self) -> str:
+        """SHA-256, in hex, of what decides a training: two snapshots with one content digest hold the same data.
+
+        It is of canonical JSON: the checksums and sample counts of the shards in order, the palette, the class names
+        and the rule of the splits. The number, the parent, names of files and addresses of raw images are not in it.
+        """
+        return digest(
+            {
+                "shards": [[shard.split, shard.sha256, shard.samples] for shard in self.shards],
+                "palette": self.palette_sha256,
+                "classes": self.classes,
+                "splits": {name: self.config.get(name) for name in _SPLIT_RULE},
+            }
+        )
+
+    @cached_property
+    def manifest_digest(self) -> str:
+        """SHA-256, in hex, of the manifest's bytes: which publication this is. Runs and versions of before hold it."""
         return sha256(self.to_bytes())
 
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """All digests by which runs and versions may know this snapshot's content, that of today first."""
+        return (self.content_digest, self.manifest_digest, *self.earlier_digests)
+
+    def is_known_as(self, other: str | None) -> bool:
+        """Whether a digest that a run or a version holds is of this snapshot's content."""
+        return other in self.digests
+
     def to_bytes(self) -> bytes:
-        """The manifest as JSON."""
-        fields = {"schema": SCHEMA, **asdict(self)}
+        """The manifest as JSON, in its own schema."""
+        fields = asdict(self)
         del fields["dataset"]
+        if self.schema == 2:
+            for entry in fields["shards"]:
+                del entry["decoding"]
+            fields = {name: value for name, value in fields.items() if name not in _ADDED}
+        else:
+            del fields["scans"]
+            fields["parts"] = []
         return (json.dumps(fields, indent=1, sort_keys=True) + "\n").encode()
 
     @classmethod
@@ -130,15 +188,36 @@ class Snapshot:
         """Parse a manifest. Raises IgptError when it is damaged or has another schema."""
         try:
             fields = json.loads(data)
-            schema = fields.pop("schema")
-            if schema != SCHEMA:
+            schema = fields["schema"]
+            if schema not in _READABLE:
                 remedy = "upgrade igpt-pipeline" if schema > SCHEMA else "build the dataset again in another folder"
                 raise IgptError(f"{dataset}: the manifest has schema {schema}, this version reads {SCHEMA}; {remedy}")
-            shards = tuple(ShardEntry(**entry) for entry in fields.pop("shards"))
-            classes, scans = tuple(fields.pop("classes")), tuple(fields.pop("scans"))
-            return cls(**fields, shards=shards, classes=classes, scans=scans, dataset=dataset)
+            # Reserved for large manifests: references to files that hold the entries of shards.
+            if fields.pop("parts", []):
+                raise IgptError(
+                    f"{dataset}: the manifest is in parts, which this version does not read; upgrade igpt-pipeline"
+                )
+            shards = tuple(ShardEntry.from_fields(entry) for entry in fields.pop("shards"))
+            fields |= {name: tuple(fields[name]) for name in ("classes", "scans", "earlier_digests") if name in fields}
+            return cls(**fields, shards=shards, dataset=dataset)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise IgptError(f"{dataset}: damaged snapshot manifest ({error}); restore it or rebuild") from None
+
+    def following(self, parent: "Snapshot | None") -> "Snapshot":
+        """This snapshot as the next one after `parent`; the first for None.
+
+        A run on a snapshot of schema 2 holds the digest of its manifest, so a snapshot that has the parent's content
+        keeps the digests of the parent.
+        """
+        if parent is None:
+            return replace(self, number=1, parent=None)
+        kept = parent.digests[1:] if parent.content_digest == self.content_digest else ()
+        return replace(
+            self,
+            number=parent.number + 1,
+            parent=parent.number,
+            earlier_digests=tuple(sorted({*self.earlier_digests, *kept})),
+        )
 
     def palette(self) -> np.ndarray:
         """Load the palette, float32 [K, 3]. Raises IgptError when its checksum is not the manifest's."""
@@ -147,6 +226,14 @@ class Snapshot:
         if palette.sha256(palette_K3) != self.palette_sha256:
             raise IgptError(f"{url}: the palette is damaged (its checksum differs from the manifest's); restore it")
         return palette_K3
+
+    def counted_pixels(self, split: str) -> np.ndarray | None:
+        """How often each colour is at each position of a split's samples, [T, K]; None where nobody has counted.
+
+        Raises IgptError when the file is missing or damaged.
+        """
+        name = self.pixel_counts.get(split)
+        return None if name is None else pixel_counts.read(self.dataset, name)
 
 
 def palette_path(sha256: str) -> str:

@@ -12,6 +12,8 @@ from enum import StrEnum
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+# Raise it when an image is decoded to other pixels than before, or accepted where it was refused.
+DECODING_RULE = 1
 # Named one by one, so that a malicious file cannot reach the decoders of exotic formats (PostScript, FPX, ...).
 _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"})

@@ -8,7 +8,7 @@ import pyarrow as pa
 from PIL import Image, ImageDraw
 
 from pipeline.config import DatasetConfig
-from pipeline.dataset import index
+from pipeline.dataset import index, record
 from pipeline.dataset.shards import ShardView
 from pipeline.dataset.snapshot import ShardEntry, Snapshot
 from pipeline.errors import IgptError
@@ -53,10 +53,10 @@ def _pairs(chosen: Snapshot, shard: ShardEntry, rows: np.ndarray) -> list[_Pair]
     data = objects.read_bytes(objects.join(chosen.dataset, shard.path))
     view = ShardView(np.frombuffer(data, np.uint8), samples=shard.samples, side=chosen.resolution, name=shard.path)
     crops = shard.samples // shard.images
-    images = index.read(chosen.dataset, shard.index_path).take(pa.array(rows))
-    listing = pa.table(
-        {"url": images["url"], "offset": images["offset"], "length": images["bytes"], "etag": images["etag"]}
-    )
+    table = index.read(chosen.dataset, shard.index_path).take(pa.array(rows))
+    images = index.with_addresses(table, record.of_addresses(chosen))
+    columns = {"url": "url", "offset": "offset", "length": "bytes", "etag": "etag", "sha256": "sha256"}
+    listing = pa.table({name: images[column] for name, column in columns.items()})
     pairs = []
     for raw in read_images(listing, tolerant=True):
         if raw.rejection is not None:

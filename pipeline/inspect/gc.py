@@ -3,13 +3,13 @@
 import time
 from dataclasses import dataclass
 
-from pipeline.dataset import snapshot
+from pipeline.dataset import record, snapshot
 from pipeline.errors import IgptError
 from pipeline.store import objects, presence
 from pipeline.store.objects import StoredFile
 
 # Folders of a dataset; other files in its folder belong to somebody else.
-_FOLDERS = ("shards", "index", "quarantine", "palettes", "scans", "active")
+_FOLDERS = ("shards", "index", "quarantine", "palettes", "counts", "scans", "seen", "active")
 _CLAIM_SUFFIX = ".claims/"
 
 
@@ -43,7 +43,11 @@ def collect(dataset: str, *, min_age_seconds: float, dry_run: bool = False) -> C
 
 def _collect(dataset: str, min_age_seconds: float, *, remove: bool, own_record: str = "") -> Collected:
     numbers = snapshot.numbers(dataset)
-    named = {path for number in numbers for path in snapshot.read(dataset, number).paths}
+    named: set[str] = set()
+    for number in numbers:
+        manifest = snapshot.read(dataset, number)
+        beside = record.read(manifest)
+        named.update((*manifest.paths, *(() if beside is None else beside.paths)))
     now = time.time()
     unnamed: list[tuple[str, StoredFile]] = []
     young = 0

@@ -5,14 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.dataset import index, snapshot
+from pipeline.dataset import index, record, snapshot
 from pipeline.dataset.keys import ParentRows, match
+from pipeline.dataset.record import Record
 from pipeline.dataset.snapshot import SPLITS, Snapshot
 from pipeline.errors import IgptError
 from pipeline.store import objects
-
-# Number of examples of each kind of change in a difference.
-_EXAMPLES = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +20,12 @@ class SnapshotSummary:
     number: int
     parent: int | None
     published: float
-    """Seconds since 1970, by the store's clock."""
+    """Seconds since 1970: from its record, without one by the store's clock."""
+    published_by: str | None
+    """Program and version."""
+    flow_run: str | None
+    """URL of the Prefect flow run."""
+    tags: tuple[str, ...]
     latest: bool
     images: int
     rejected: int
@@ -43,11 +46,16 @@ def summaries(dataset: str) -> list[SnapshotSummary]:
     history = []
     for number in snapshot.numbers(dataset):
         manifest = snapshot.read(dataset, number)
+        beside = record.read(manifest)
+        by_store = published[objects.join(dataset, snapshot.snapshot_path(number))]
         history.append(
             SnapshotSummary(
                 number=number,
                 parent=manifest.parent,
-                published=published[objects.join(dataset, snapshot.snapshot_path(number))],
+                published=by_store if beside is None else beside.published_seconds or by_store,
+                published_by=None if beside is None else beside.published_by,
+                flow_run=None if beside is None else beside.flow_run,
+                tags=() if beside is None else beside.tags,
                 latest=number == latest,
                 images=manifest.images(),
                 rejected=sum(manifest.rejected.values()),
@@ -116,8 +124,9 @@ class Difference:
     """Fields of the config that differ: their values before and after."""
     same_palette: bool
     new_classes: tuple[str, ...]
-    examples: dict[str, list[str]]
-    """Sources of some of the added, removed and changed images."""
+    gone_classes: tuple[str, ...]
+    sources: dict[str, list[str]]
+    """Sources of the added, removed, changed and moved images, sorted."""
 
 
 def difference(before: Snapshot, after: Snapshot) -> Difference:
@@ -132,6 +141,7 @@ def difference(before: Snapshot, after: Snapshot) -> Difference:
     old_names = {shard.name for shard in before.shards}
     new_names = {shard.name for shard in after.shards}
     names = sorted({*before.config, *after.config})
+    addresses = record.of_addresses(after)
     return Difference(
         before=before.number,
         after=after.number,
@@ -152,15 +162,17 @@ def difference(before: Snapshot, after: Snapshot) -> Difference:
         },
         same_palette=before.palette_sha256 == after.palette_sha256,
         new_classes=tuple(name for name in after.classes if name not in before.classes),
-        examples={
-            "added": _uris(after, new, added[:_EXAMPLES]),
-            "removed": _uris(before, old, removed[:_EXAMPLES]),
-            "changed": _uris(after, new, changed[:_EXAMPLES]),
+        gone_classes=tuple(name for name in before.classes if name not in after.classes),
+        sources={
+            "added": _uris(after, new, added, addresses),
+            "removed": _uris(before, old, removed, addresses),
+            "changed": _uris(after, new, changed, addresses),
+            "moved": _uris(after, new, moved, addresses),
         },
     )
 
 
-def _uris(of: Snapshot, rows: ParentRows, chosen: np.ndarray) -> list[str]:
+def _uris(of: Snapshot, rows: ParentRows, chosen: np.ndarray, addresses: Record | None) -> list[str]:
     """The sources of some images, sorted."""
     wanted = set(rows.keys.take(chosen).text())
     uris: list[str] = []
@@ -168,7 +180,7 @@ def _uris(of: Snapshot, rows: ParentRows, chosen: np.ndarray) -> list[str]:
         shard = of.shards[number]
         for path in (shard.index_path, shard.quarantine_path):
             if path is not None:
-                table = index.read(of.dataset, path, ("key", "uri"))
+                table = index.with_addresses(index.read(of.dataset, path, ("key", "uri")), addresses)
                 pairs = zip(table["key"].to_pylist(), table["uri"].to_pylist(), strict=True)
                 uris += [uri for key, uri in pairs if key in wanted]
     return sorted(uris)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow.parquet as pq
 
-from pipeline.dataset import index, snapshot
+from pipeline.dataset import index, pixel_counts, record, snapshot
 from pipeline.dataset.keys import source_digest
 from pipeline.dataset.shards import ShardView
 from pipeline.dataset.snapshot import ShardEntry, Snapshot
@@ -46,11 +46,14 @@ def verify(chosen: Snapshot, *, progress: Progress = silent) -> list[Problem]:
         for done, in_shard in enumerate(checks, 1):
             problems.extend(in_shard)
             progress("verify", done, len(chosen.shards), "shards")
-    for name in chosen.scans:
-        if objects.size(objects.join(chosen.dataset, snapshot.scan_path(name))) is None:
-            problems.append(Problem(path=snapshot.scan_path(name), what="it is missing"))
+    beside = record.read(chosen)
+    for path in (*map(snapshot.scan_path, chosen.scans), *(() if beside is None else beside.paths)):
+        if objects.size(objects.join(chosen.dataset, path)) is None:
+            problems.append(Problem(path=path, what="it is missing"))
     if not problems:
         problems.extend(_check_whole(chosen))
+    for split in chosen.pixel_counts if not problems else ():
+        problems.extend(_check_pixels(chosen, split))
     return problems
 
 
@@ -104,6 +107,19 @@ def _check_samples(chosen: Snapshot, shard: ShardEntry, contents: dict[str, byte
     keys = [key.decode().split("-")[0] for key in view.keys_N[::crops]]
     if keys != rows["key"].to_pylist() or view.labels_N[::crops].tolist() != rows["label"].to_pylist():
         yield Problem(path=shard.index_path, what=f"its keys or labels differ from {shard.path}")
+
+
+def _check_pixels(chosen: Snapshot, split: str) -> Iterator[Problem]:
+    path = pixel_counts.path_of(chosen.pixel_counts[split])
+    try:
+        counts_TK = chosen.counted_pixels(split)
+    except IgptError as error:
+        yield Problem(path=path, what=str(error))
+        return
+    assert counts_TK is not None
+    wanted = (chosen.resolution**2, chosen.colours)
+    if counts_TK.shape != wanted or (counts_TK.sum(1) != chosen.samples(split)).any():
+        yield Problem(path=path, what=f"it does not count the {chosen.samples(split)} samples of {split}")
 
 
 def _check_whole(chosen: Snapshot) -> Iterator[Problem]:

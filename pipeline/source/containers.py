@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.dataset import kept_columns
 from pipeline.errors import IgptError
 from pipeline.hashing import sha256
 from pipeline.images import decode
@@ -39,6 +40,15 @@ MEMBERS = pa.schema(
 )
 
 
+_KEPT = pa.field("kept", pa.string())  # JSON of the kept columns
+_MAX_JSON_BYTES = 1 << 20
+
+
+def members_schema(keep_columns: Sequence[str]) -> pa.Schema:
+    """The schema of a scan."""
+    return MEMBERS.append(_KEPT) if keep_columns else MEMBERS
+
+
 def is_container(name: str) -> bool:
     """Whether a file holds many images, by its extension."""
     return name.lower().endswith(EXTENSIONS)
@@ -49,19 +59,20 @@ def member_etag(checksum: str) -> str:
     return checksum[:32]
 
 
-def scan(file: StoredFile) -> pa.Table:
-    """List the images of a container, in the order of the file; schema MEMBERS.
+def scan(file: StoredFile, keep_columns: Sequence[str] = ()) -> pa.Table:
+    """List the images of a container, in the order of the file; schema MEMBERS, and `kept` if columns are kept.
 
     Reads the whole file. Raises IgptError when it is damaged.
     """
     if file.url.lower().endswith(".parquet"):
-        return _scan_parquet(file)
-    return _scan_tar(file)
+        return _scan_parquet(file, keep_columns)
+    return _scan_tar(file, keep_columns)
 
 
-def _scan_tar(file: StoredFile) -> pa.Table:
+def _scan_tar(file: StoredFile, keep_columns: Sequence[str]) -> pa.Table:
     rows: list[tuple[str, int, int, str]] = []
     labels: dict[str, str] = {}  # WebDataset: the text of {sample}.cls, by sample
+    kept: dict[str, str] = {}  # WebDataset: the kept columns of {sample}.json, by sample
     stream = BlockReader(file.url, file.size)
     try:
         with tarfile.open(fileobj=stream, mode="r:") as archive:
@@ -75,6 +86,8 @@ def _scan_tar(file: StoredFile) -> pa.Table:
                     rows.append((name, member.offset_data, member.size, member_etag(sha256(stream.read(member.size)))))
                 elif name.lower().endswith(".cls") and member.size <= 1000:
                     labels[name[:-4]] = stream.read(member.size).decode(errors="replace").strip()
+                elif keep_columns and name.lower().endswith(".json") and member.size <= _MAX_JSON_BYTES:
+                    kept[name[:-5]] = _kept_of_json(stream.read(member.size), keep_columns)
             # tarfile treats a damaged or missing header as the end of the archive; a complete tar ends with zeros.
             stream.seek(archive.offset)
             if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
@@ -88,7 +101,21 @@ def _scan_tar(file: StoredFile) -> pa.Table:
         etags=[etag for *_, etag in rows],
         labels=[labels.get(sample_of(name), folder_of(name)) for name, *_ in rows],
         parts=[0] * len(rows),
+        kept=[kept.get(sample_of(name), nothing_kept(keep_columns)) for name, *_ in rows] if keep_columns else None,
     )
+
+
+def _kept_of_json(data: bytes, keep_columns: Sequence[str]) -> str:
+    try:
+        fields = json.loads(data)
+    except ValueError:
+        fields = None
+    return kept_columns.to_json(fields if isinstance(fields, dict) else {}, keep_columns)
+
+
+def nothing_kept(keep_columns: Sequence[str]) -> str | None:
+    """The kept columns of an image that has none of them."""
+    return kept_columns.to_json({}, keep_columns) if keep_columns else None
 
 
 def _unique(names: Sequence[str]) -> list[str]:
@@ -117,7 +144,7 @@ def is_hidden(name: str) -> bool:
     return any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
 
 
-def _scan_parquet(file: StoredFile) -> pa.Table:
+def _scan_parquet(file: StoredFile, keep_columns: Sequence[str]) -> pa.Table:
     parquet = _open_parquet(file.url, file.size)
     class_names = _class_names(parquet.schema_arrow)
     tables = []
@@ -133,10 +160,19 @@ def _scan_parquet(file: StoredFile) -> pa.Table:
                 etags=[member_etag(sha256(image)) for image in images],
                 labels=labels,
                 parts=[group] * len(images),
+                kept=_kept_of_group(parquet, group, keep_columns) if keep_columns else None,
             )
         )
         first += len(images)
-    return pa.concat_tables(tables) if tables else MEMBERS.empty_table()
+    return pa.concat_tables(tables) if tables else members_schema(keep_columns).empty_table()
+
+
+def _kept_of_group(parquet: pq.ParquetFile, group: int, keep_columns: Sequence[str]) -> list[str]:
+    there = [name for name in keep_columns if name in parquet.schema_arrow.names]
+    if not there:
+        return [kept_columns.to_json({}, keep_columns)] * parquet.metadata.row_group(group).num_rows
+    rows = parquet.read_row_group(group, columns=there).to_pylist()
+    return [kept_columns.to_json(row, keep_columns) for row in rows]
 
 
 def _open_parquet(url: str, size: int) -> pq.ParquetFile:
@@ -204,8 +240,10 @@ def _members(
     etags: Sequence[str],
     labels: Sequence[str | None],
     parts: Sequence[int],
+    kept: Sequence[str | None] | None,
 ) -> pa.Table:
-    return pa.table([names, offsets, lengths, etags, labels, parts], schema=MEMBERS)
+    table = pa.table([names, offsets, lengths, etags, labels, parts], schema=MEMBERS)
+    return table if kept is None else table.append_column(_KEPT, pa.array(kept, pa.string()))
 
 
 def read_members(url: str, offsets: Sequence[int], lengths: Sequence[int]) -> Iterator[list[bytes]]:
@@ -238,6 +276,6 @@ def to_bytes(members: pa.Table) -> bytes:
 def from_bytes(data: bytes) -> pa.Table:
     """Read a scan that to_bytes wrote. Raises ValueError when the file is something else."""
     table = pq.read_table(io.BytesIO(data))
-    if table.schema != MEMBERS:
+    if table.schema not in (MEMBERS, members_schema(["any"])):
         raise ValueError("not a scan of a container")
     return table

@@ -1,22 +1,18 @@
 """Images with the same bytes: one of each set is kept, the others are rejected as duplicates of it."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline.cluster import tasks
 from pipeline.dataset import index
 from pipeline.dataset.keys import Keys, match
 from pipeline.dataset.snapshot import SPLITS, Snapshot
-from pipeline.partition import divide
 from pipeline.progress import Progress
+from pipeline.source.checksums import checksums_of
 from pipeline.source.listing import Listing, Rows
-from pipeline.source.raw_reads import read_images
 
 _ROWS_AT_ONCE = 50_000
-_ROWS_PER_TASK = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,25 +76,7 @@ def _set_members(checksums: _Checksums, listing: Listing, rows: Rows) -> None:
 
 def _hash_others(checksums: _Checksums, listing: Listing, progress: Progress) -> None:
     unknown = np.flatnonzero(~checksums.known)
-    if not len(unknown):
-        return
-    parts = divide(unknown, _ROWS_PER_TASK)
-    done = 0
-    progress("hash", 0, len(unknown), "images")
-
-    def calls() -> Iterator[tuple[pa.Table]]:
-        return ((table,) for table in listing.gather(parts))
-
-    for number, digests in tasks.map_tasks(_digests, calls()):
-        readable = [row for row, digest in enumerate(digests) if digest]
-        checksums.set(parts[number][readable], [digests[row] for row in readable])
-        done += len(digests)
-        progress("hash", done, len(unknown), "images")
-
-
-def _digests(listing: pa.Table) -> list[str]:
-    """SHA-256, in hex, of the images of a listing; empty for those that cannot be read."""
-    digests = [""] * listing.num_rows
-    for image in read_images(listing, tolerant=True):
-        digests[image.row] = image.sha256
-    return digests
+    read = [(place, checksum) for place, checksum in checksums_of(listing, unknown, progress) if checksum]
+    if read:
+        places, digests = zip(*read, strict=True)
+        checksums.set(unknown[list(places)], list(digests))

@@ -14,6 +14,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from pipeline.config import DatasetConfig
+from pipeline.dataset import kept_columns
 from pipeline.dataset.keys import key_of
 from pipeline.dataset.snapshot import SPLITS
 from pipeline.errors import IgptError
@@ -50,6 +51,8 @@ class Source:
     """Number of files that are neither images nor containers, by their extension."""
     unlabelled: int
     """Number of images that the label file does not name; 0 if there is none."""
+    kept_types: dict[str, str]
+    """The type of each kept column."""
 
 
 def list_source(
@@ -66,12 +69,15 @@ def list_source(
     """
     url = objects.absolute(config.raw)
     objects.check_reachable(url)
-    labels = None if config.labels is None else Labels.read(config.labels)
+    dataset = objects.absolute(config.dataset)
+    if dataset.rstrip("/") == url.rstrip("/"):
+        raise IgptError(f"raw and dataset are both {url}: give the dataset a folder of its own")
+    labels = None if config.labels is None else Labels.read(config.labels, config.keep_columns)
     rows = _Rows(listing, labels, config, progress)
     container_files: list[tuple[str, StoredFile]] = []
     files = ignored = 0
     label_file = None if config.labels is None else objects.absolute(config.labels)
-    for file in bulk.list_files(url):
+    for file in bulk.list_files(url, without=dataset):
         name = file.url[len(url) :].lstrip("/") or file.url.rsplit("/", 1)[-1]
         if (file.size == 0 and file.url.endswith("/")) or containers.is_hidden(name) or file.url == label_file:
             continue
@@ -95,11 +101,17 @@ def list_source(
             f"{url}: none of its {files} files is an image, a tar or a Parquet file of images "
             f"(by extension: {', '.join(sorted(decode.EXTENSIONS))}, {', '.join(containers.EXTENSIONS)})"
         )
+    if rows.kept_types.empty:
+        raise IgptError(
+            f"{url}: no image has a value of {', '.join(rows.kept_types.empty)}, which keep_columns names; correct the "
+            "name, or leave it out"
+        )
     return Source(
         listing=listing,
         containers=tuple(file for _, file in container_files),
         ignored_files=ignored,
         unlabelled=rows.unlabelled,
+        kept_types=rows.kept_types.types(),
     )
 
 
@@ -111,22 +123,35 @@ class _Rows:
         self._batch = Batch()
         self._groups = 0
         self.unlabelled = 0
+        self.kept_types = kept_columns.ColumnTypes(config.keep_columns)
+        self._nothing_kept = containers.nothing_kept(config.keep_columns)
 
     def add(self, name: str, url: str, offset: int, length: int, etag: str, label: str | None) -> None:
-        self._append(name, url, offset, length, etag, label, group=-1, whole=False)
+        self._append(name, url, offset, length, etag, label, self._nothing_kept, group=-1, whole=False)
 
     def add_container(self, prefix: str, file: StoredFile, members: pa.Table) -> None:
         whole = file.url.lower().endswith(".parquet")
         previous_part = None
         columns = [members[field].to_pylist() for field in ("name", "offset", "length", "etag", "label", "part")]
-        for name, offset, length, etag, label, part in zip(*columns, strict=True):
+        kept = members["kept"].to_pylist() if self._config.keep_columns else [None] * len(members)
+        for name, offset, length, etag, label, part, values in zip(*columns, kept, strict=True):
             if part != previous_part:
                 self._groups += 1
                 previous_part = part
-            self._append(prefix + name, file.url, offset, length, etag, label, group=self._groups, whole=whole)
+            self._append(prefix + name, file.url, offset, length, etag, label, values, group=self._groups, whole=whole)
 
     def _append(
-        self, name: str, url: str, offset: int, length: int, etag: str, label: str | None, *, group: int, whole: bool
+        self,
+        name: str,
+        url: str,
+        offset: int,
+        length: int,
+        etag: str,
+        label: str | None,
+        kept: str | None,
+        *,
+        group: int,
+        whole: bool,
     ) -> None:
         batch = self._batch
         split = NO_SPLIT
@@ -138,6 +163,7 @@ class _Rows:
         batch.lengths.append(length)
         batch.etags.append(etag)
         batch.labels.append(label)
+        batch.kept.append(kept)
         batch.splits.append(split)
         batch.groups.append(group)
         batch.whole_groups.append(whole)
@@ -149,6 +175,11 @@ class _Rows:
         if self._labels is not None:
             batch.labels = self._labels.of(batch.names)
             self.unlabelled += batch.labels.count(None)
+            if self._labels.kept is not None:
+                batch.kept = self._labels.kept_of(batch.names, batch.kept)
+        for kept in batch.kept:
+            if kept is not None:
+                self.kept_types.add(kept)
         self._listing.add(batch)
         self._progress("list", len(self._listing), 0, "images")
 
@@ -175,9 +206,11 @@ class Labels:
     hashes: np.ndarray  # uint64 [n], hashes of the names, ascending
     numbers: np.ndarray  # int32 [n], positions in `classes`
     classes: tuple[str, ...]
+    kept: list[str] | None
+    """JSON of the kept columns by row; None if the file has none of them."""
 
     @classmethod
-    def read(cls, url: str) -> "Labels":
+    def read(cls, url: str, keep_columns: Sequence[str] = ()) -> "Labels":
         """Read a CSV or Parquet file with the columns file_name and label. Raises IgptError when it is unusable."""
         url = objects.absolute(url)
         try:
@@ -185,7 +218,10 @@ class Labels:
         except (FileNotFoundError, IsADirectoryError):
             raise IgptError(f"{url}: no label file there; correct labels or leave it empty") from None
         try:
-            table = pq.read_table(data) if url.lower().endswith(".parquet") else pyarrow.csv.read_csv(data)
+            is_parquet = url.lower().endswith(".parquet")
+            # Kept columns are read as text, and numbers made of it only where that loses nothing.
+            as_text = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(keep_columns, pa.string()))
+            table = pq.read_table(data) if is_parquet else pyarrow.csv.read_csv(data, convert_options=as_text)
         except pa.ArrowInvalid as error:
             raise IgptError(f"{url}: not a readable CSV or Parquet file ({error})") from None
         missing = {"file_name", "label"} - set(table.column_names)
@@ -202,16 +238,42 @@ class Labels:
         twice = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
         if len(twice):
             raise IgptError(f"{url}: {names[order[twice[0]]]!r} is named twice; keep one of its rows")
-        return cls(hashes=hashes[order], numbers=numbers[order], classes=tuple(encoded.dictionary.to_pylist()))
+        return cls(
+            hashes=hashes[order],
+            numbers=numbers[order],
+            classes=tuple(encoded.dictionary.to_pylist()),
+            kept=_kept(table.take(order), keep_columns, as_text=not is_parquet),
+        )
 
     def of(self, names: Sequence[str]) -> list[str | None]:
         """The label of each name, None if the file has none."""
+        numbers = [-1 if row < 0 else self.numbers[row] for row in self._rows(names)]
+        return [None if number < 0 else self.classes[number] for number in numbers]
+
+    def kept_of(self, names: Sequence[str], others: Sequence[str | None]) -> list[str | None]:
+        """The kept columns of each name; those of `others` if the file has no row for it."""
+        assert self.kept is not None
+        return [other if row < 0 else self.kept[row] for row, other in zip(self._rows(names), others, strict=True)]
+
+    def _rows(self, names: Sequence[str]) -> list[int]:
+        """The row of each name, -1 if the file has none."""
         if not len(self.hashes) or not names:
-            return [None] * len(names)
+            return [-1] * len(names)
         wanted = np.array([_name_hash(name) for name in names], np.uint64)
         positions = np.minimum(np.searchsorted(self.hashes, wanted), len(self.hashes) - 1)
-        numbers = np.where(self.hashes[positions] == wanted, self.numbers[positions], -1)
-        return [None if number < 0 else self.classes[number] for number in numbers.tolist()]
+        return np.where(self.hashes[positions] == wanted, positions, -1).tolist()
+
+
+def _kept(table: pa.Table, keep_columns: Sequence[str], *, as_text: bool) -> list[str] | None:
+    """JSON of the kept columns of each row of a label file; None if it has none of them."""
+    there = [name for name in keep_columns if name in table.column_names]
+    if not there:
+        return None
+    columns = [table[name].to_pylist() for name in there]
+    if as_text:
+        columns = [kept_columns.typed_texts(column) for column in columns]
+    rows = (dict(zip(there, row, strict=True)) for row in zip(*columns, strict=True))
+    return [kept_columns.to_json(row, keep_columns) for row in rows]
 
 
 def _name_hash(name: str) -> int:

@@ -26,6 +26,7 @@ LISTING = pa.schema(
         ("length", pa.int64()),  # bytes
         ("etag", pa.string()),  # of the object, or of the member of a container
         ("label", pa.string()),  # name of the class, or null
+        ("kept", pa.string()),  # JSON of the kept columns: a list of values; null when none are kept
     ]
 )
 _PART_ROWS = 100_000
@@ -70,6 +71,8 @@ class Batch:
     lengths: list[int] = field(default_factory=list)
     etags: list[str] = field(default_factory=list)
     labels: list[str | None] = field(default_factory=list)
+    kept: list[str | None] = field(default_factory=list)
+    """JSON of the kept columns; empty when none are kept."""
     splits: list[int] = field(default_factory=list)
     groups: list[int] = field(default_factory=list)
     whole_groups: list[bool] = field(default_factory=list)
@@ -107,13 +110,14 @@ class Listing:
             return
         keys = [key_of(name) for name in batch.names]
         numbers, numeric = self._label_numbers, Keys.of(keys)
-        versions = list(map(version_of, batch.etags, batch.lengths, batch.labels))
+        kept = batch.kept or [None] * len(keys)
+        versions = list(map(version_of, batch.etags, batch.lengths, batch.labels, kept))
         labels = [-1 if name is None else numbers.setdefault(name, len(numbers)) for name in batch.labels]
         columns = (numeric.high, numeric.low, versions, labels, batch.splits, batch.groups, batch.whole_groups)
         for (name, kind), values in zip(_COLUMNS.items(), columns, strict=True):
             self._columns[name].append(np.asarray(values, kind))
-        row_columns = [keys, versions, batch.names, batch.urls, batch.offsets, batch.lengths, batch.etags, batch.labels]
-        self._pending.append(pa.table(row_columns, schema=LISTING))
+        addresses = [batch.names, batch.urls, batch.offsets, batch.lengths, batch.etags]
+        self._pending.append(pa.table([keys, versions, *addresses, batch.labels, kept], schema=LISTING))
         self._pending_rows += len(keys)
         if self._pending_rows >= _PART_ROWS:
             self._flush()

@@ -37,7 +37,8 @@ def read_images(listing: pa.Table, *, tolerant: bool) -> Iterator[RawImage]:
     """Read the rows of a listing, sorted by their position in storage.
 
     An image that was replaced or removed since it was listed raises SourceChangedError, or, if `tolerant`, is yielded
-    with a rejection. Raises IgptError when the store does not respond.
+    with a rejection. A listing with a column sha256 is compared by that rather than by the etag. Raises IgptError when
+    the store does not respond.
     """
     reader = _Reader(listing, tolerant)
     with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as ahead:
@@ -55,6 +56,7 @@ class _Reader:
         self._offsets = listing["offset"].to_pylist()
         self._lengths = listing["length"].to_pylist()
         self._etags = listing["etag"].to_pylist()
+        self._checksums = listing["sha256"].to_pylist() if "sha256" in listing.column_names else None
 
     def batches(self) -> Iterator[list[RawImage]]:
         order = sorted(range(len(self._urls)), key=lambda row: (self._urls[row], self._offsets[row]))
@@ -86,8 +88,9 @@ class _Reader:
         images = []
         for row, result in zip(rows, results, strict=True):
             if isinstance(result, ReadObject):
-                if result.etag == self._etags[row] and len(result.data) == self._lengths[row]:
-                    images.append(RawImage(row=row, data=result.data, sha256=sha256(result.data)))
+                checksum = sha256(result.data)
+                if self._is_listed(row, result, checksum):
+                    images.append(RawImage(row=row, data=result.data, sha256=checksum))
                 else:
                     images.append(self._changed(row, Reason.REPLACED, "replaced since it was listed"))
             elif isinstance(result, FileNotFoundError):
@@ -98,6 +101,12 @@ class _Reader:
             else:
                 raise result
         return images
+
+    def _is_listed(self, row: int, read: ReadObject, checksum: str) -> bool:
+        """Whether an object is the one that was listed."""
+        if self._checksums is not None:
+            return checksum == self._checksums[row]
+        return read.etag == self._etags[row] and len(read.data) == self._lengths[row]
 
     def _members(self, rows: list[int]) -> Iterator[list[RawImage]]:
         url = self._urls[rows[0]]

@@ -8,38 +8,58 @@ import pyarrow as pa
 
 from pipeline.cluster import tasks
 from pipeline.dataset import snapshot
+from pipeline.dataset.record import relative_address
 from pipeline.hashing import sha256
 from pipeline.progress import Progress
 from pipeline.source import containers
-from pipeline.store import bulk, objects
+from pipeline.store import bulk, local_files, objects
 from pipeline.store.objects import StoredFile
 
 
-def scan_name(file: StoredFile) -> str:
-    """The name of the scan of a container; it changes with the container."""
-    identity = f"{containers.SCAN_VERSION}\0{file.url}\0{file.size}\0{file.etag}"
-    return sha256(identity.encode())[:32]
+def _names(file: StoredFile, root: str, keep_columns: Sequence[str]) -> tuple[str, ...]:
+    """The names that the scan of a container may have: that of today, then that of earlier versions.
+
+    Both change with the container. The name of today does not change when the raw images move.
+    """
+    content = f"{containers.SCAN_VERSION}\0{relative_address(root, file.url)}\0{file.size}\0{file.etag}"
+    if keep_columns:
+        return (sha256("\0".join((content, *keep_columns)).encode())[:32],)
+    earlier = f"{containers.SCAN_VERSION}\0{file.url}\0{file.size}\0{local_files.earlier_tag(file.etag)}"
+    return tuple(sha256(identity.encode())[:32] for identity in (content, earlier))
 
 
-def _scan(file: StoredFile) -> bytes:
-    return containers.to_bytes(containers.scan(file))
+def _scan(file: StoredFile, keep_columns: Sequence[str]) -> bytes:
+    return containers.to_bytes(containers.scan(file, keep_columns))
 
 
 class ScanCache:
     """A Scanner that reads kept scans from the dataset, and scans other containers in tasks."""
 
-    def __init__(self, dataset: str, *, keep: bool, progress: Progress) -> None:
-        """`keep`: whether new scans are written to the dataset."""
-        self._dataset, self._keep, self._progress = dataset, keep, progress
+    def __init__(
+        self, dataset: str, root: str, keep_columns: Sequence[str], *, keep: bool, fresh: bool, progress: Progress
+    ) -> None:
+        """`root`: that of the raw images; `keep`: whether new scans are written to the dataset; `fresh`: scan all."""
+        self._dataset, self._root, self._keep_columns = dataset, root, tuple(keep_columns)
+        self._keep, self._fresh, self._progress = keep, fresh, progress
+        self.names: tuple[str, ...] = ()
+        """The names of the scans in the dataset, sorted."""
 
     def __call__(self, files: Sequence[StoredFile]) -> Iterable[pa.Table]:
         """The members of each container, in the order of the containers."""
         if not files:
             return
         folder = objects.join(self._dataset, "scans")
-        kept = bulk.sizes_below(folder)
-        names = [scan_name(file) for file in files]
-        urls = [objects.join(self._dataset, snapshot.scan_path(name)) for name in names]
+        kept = {} if self._fresh else bulk.sizes_below(folder)
+
+        def url_of(name: str) -> str:
+            return objects.join(self._dataset, snapshot.scan_path(name))
+
+        names = []
+        for file in files:
+            possible = _names(file, self._root, self._keep_columns)
+            names.append(next((name for name in possible if url_of(name) in kept), possible[0]))
+        self.names = tuple(sorted(names))
+        urls = [url_of(name) for name in names]
         with tempfile.TemporaryDirectory(prefix="igpt-scans-") as local:
             paths = [Path(local) / name for name in names]
             missing = [number for number, url in enumerate(urls) if url not in kept]
@@ -55,7 +75,7 @@ class ScanCache:
         if not files:
             return
         self._progress("scan", 0, len(files), "containers")
-        results = tasks.map_tasks(_scan, ((file,) for file in files))
+        results = tasks.map_tasks(_scan, ((file, self._keep_columns) for file in files))
         for done, (number, data) in enumerate(results, 1):
             yield number, data
             self._progress("scan", done, len(files), "containers")
@@ -66,4 +86,4 @@ class ScanCache:
         try:
             return containers.from_bytes(objects.read_bytes(url))
         except (ValueError, OSError):  # the scan is damaged, or was removed meanwhile
-            return containers.scan(file)
+            return containers.scan(file, self._keep_columns)

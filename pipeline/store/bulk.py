@@ -18,19 +18,19 @@ _MAX_GAP_BYTES = 64 * 1024
 _MAX_RANGE_BYTES = 16 * 1024 * 1024
 
 
-def list_files(url: str) -> Iterator[StoredFile]:
+def list_files(url: str, *, without: str | None = None) -> Iterator[StoredFile]:
     """List every object below a URL, or the one object it names, as a stream in no particular order.
 
-    Follows links to folders, unlike objects.list_files: images may be spread over several disks.
+    Follows links to folders, unlike objects.list_files: images may be spread over several disks. What lies below the
+    URL `without` is left out.
     """
     with one_line_errors(url):
-        match objects.protocol(url):
-            case "s3":
-                yield from s3_reads.list_files(url)
-            case "file":
-                yield from objects.list_local(objects.absolute(url), follow_links=True)
-            case _:
-                yield from objects.list_files(url)
+        if objects.protocol(url) == "file":
+            yield from objects.list_local(objects.absolute(url), follow_links=True, without=without)
+            return
+        below = None if without is None else f"{without.rstrip('/')}/"
+        files = s3_reads.list_files(url) if objects.protocol(url) == "s3" else objects.list_files(url)
+        yield from (file for file in files if below is None or not file.url.startswith(below))
 
 
 @lru_cache(maxsize=1)

@@ -5,12 +5,14 @@ fsspec silently skips folders that it may not read.
 
 import errno
 import os
+import re
 import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+_TAG = re.compile(r"^(\d+-\d+)-\d+$")
 # Removed files, dangling links and links to themselves are left out of listings.
 _NO_FILE = (errno.ENOENT, errno.ELOOP, errno.ENOTDIR)
 
@@ -27,8 +29,8 @@ class LocalFile(NamedTuple):
     """When it was last written or linked, in seconds since 1970."""
 
 
-def walk(root: str, *, follow_links: bool) -> Iterator[LocalFile]:
-    """List every file below a folder, or the file itself, in no particular order.
+def walk(root: str, *, follow_links: bool, without: str | None = None) -> Iterator[LocalFile]:
+    """List every file below a folder, or the file itself, in no particular order; `without` names a folder to skip.
 
     Files that are created or removed meanwhile may be missing. Links to files count as files; links to folders are
     entered once with `follow_links`, else skipped. Raises OSError when a folder cannot be read.
@@ -43,6 +45,9 @@ def walk(root: str, *, follow_links: bool) -> Iterator[LocalFile]:
         yield LocalFile(root, status.st_size, tag(status), status.st_mtime)
     waiting = [root] if stat.S_ISDIR(status.st_mode) else []
     entered: set[tuple[int, int]] = set()  # a link may point to a folder above it
+    if without is not None and Path(without).is_dir():
+        skipped = Path(without).stat()
+        entered.add((skipped.st_dev, skipped.st_ino))
     while waiting:
         folder = waiting.pop()
         try:
@@ -66,8 +71,17 @@ def walk(root: str, *, follow_links: bool) -> Iterator[LocalFile]:
 
 
 def tag(status: os.stat_result) -> str:
-    """A tag of a file's content, from its size and its time: changes when the file is rewritten."""
-    return f"{status.st_size}-{status.st_mtime_ns}"
+    """A tag of a file, from its size and times: changes when the file is rewritten.
+
+    It also changes when the file is replaced by another with the same size and time of writing, which keeps the time of
+    its inode, and when only its mode or a link to it changes.
+    """
+    return f"{status.st_size}-{status.st_mtime_ns}-{status.st_ctime_ns}"
+
+
+def earlier_tag(text: str) -> str:
+    """The tag that earlier versions gave the same file: without the time of its inode. Other etags are unchanged."""
+    return _TAG.sub(r"\1", text)
 
 
 def write(path: str, data: bytes, *, exclusive: bool = False) -> None:

@@ -147,6 +147,8 @@ def _value(kind: Any, value: Any, place: str) -> Any:
     if isinstance(kind, type) and is_dataclass(kind):
         return typed(kind, {} if value is None else value, place)  # a heading with nothing below it
     if origin in (tuple, list):
+        if isinstance(value, Plain):
+            value = [Plain(item.strip()) for item in value.split(",")]
         if not isinstance(value, list | tuple):
             raise _refused(place, value, "a list, as in [1, 2]")
         return [_value(options[0], item, f"{place}.{number}") for number, item in enumerate(value)]

@@ -48,7 +48,7 @@ def test_a_refresh_finds_the_run_that_it_began() -> None:
         for row in read_json("run_names.json")
         if row["config"].get("experiment") == pretrain.tracking.experiment
     ]
-    assert pretrain.flat_run_name(snapshot.read(str(FLAT / "dataset")).digest) == expected
+    assert pretrain.flat_run_name(snapshot.read(str(FLAT / "dataset")).manifest_digest) == expected
 
 
 def test_there_is_one_of_each_flow() -> None:

@@ -36,7 +36,7 @@ def outcome(tmp_path: Path) -> RefreshOutcome:
         images_per_second=1066.66,
         restarts=1,
         parameters=311_040,
-        manifest_digest=made.digest,
+        snapshot_digest=made.content_digest,
         palette_sha256=made.palette_sha256,
     )
     return RefreshOutcome(

@@ -175,10 +175,12 @@ def test_a_scheduled_refresh_builds_and_trains_nothing_anew(states: dict[str, st
     assert numbers["champion.igpt.validation_bits_per_pixel"] == numbers["igpt.validation_bits_per_pixel"]
 
 
-def test_a_newly_registered_version_is_probed(states: dict[str, str], version: Version, stack: Stack) -> None:
+def test_a_newly_registered_version_is_probed(
+    states: dict[str, str], version: Version, folder: Path, stack: Stack
+) -> None:
     assert states["candidate"] == "COMPLETED"
     tags, before = Registry(stack.mlflow_url).find(version.uri).tags, KEPT["version"]["tags"]
     for split in ("validation", "test"):
         name = f"igpt.probe_{split}_accuracy"
         assert tags[f"igpt.probe.dataset.best_{split}_accuracy"] == tags[name] == before[name]
-    assert tags["igpt.probe.dataset.snapshot"] == f"1 {before['igpt.manifest_digest']}"
+    assert tags["igpt.probe.dataset.snapshot"] == f"1 {snapshot.read(str(folder / 'dataset')).content_digest}"

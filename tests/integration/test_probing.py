@@ -56,7 +56,7 @@ def test_the_results_are_with_the_version_and_its_run(probed: Command, stack: St
     version = Registry(stack.mlflow_url).find(URI)
     client = MlflowClient(stack.mlflow_url)
     data = snapshot.read("s3://datasets/refreshed")
-    assert version.tags["igpt.probe.refreshed.snapshot"] == f"{data.number} {data.digest}"
+    assert version.tags["igpt.probe.refreshed.snapshot"] == f"{data.number} {data.content_digest}"
     of_model = {metric.key: metric.value for metric in client.get_logged_model(version.model_id).metrics or []}
     for name in (
         "probe_best_test_accuracy",

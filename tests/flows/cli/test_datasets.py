@@ -45,10 +45,10 @@ def test_ls_lists_the_snapshots(igpt: Igpt, data: Snapshot) -> None:
 
 def test_show_counts_by_split_and_class(igpt: Igpt, data: Snapshot) -> None:
     shown = json.loads(igpt("dataset", "show", data.dataset, "--json").out)
-    assert (shown["digest"], shown["resolution"]) == (data.digest, 16)
+    assert (shown["content_digest"], shown["resolution"]) == (data.content_digest, 16)
     assert shown["images_by_split"] == {split: data.images(split) for split in SPLITS}
     text = igpt("dataset", "show", data.dataset, 1).out
-    assert f"digest {data.digest[:12]}" in text and "resolution=16" in text
+    assert f"content {data.content_digest[:12]}" in text and "resolution=16" in text
     heading = next(number for number, line in enumerate(text.splitlines()) if line.split() == ["class", *SPLITS])
     counted = [line.split() for line in text.splitlines()[heading + 1 :]]
     assert [name for name, *_ in counted] == list(data.classes)

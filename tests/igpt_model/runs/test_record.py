@@ -16,7 +16,8 @@ BASE = PretrainConfig.from_fields(runs="r", preset="tiny")
 def test_a_run_of_a_flat_config_is_gone_on_with(tmp_path: Path) -> None:
     data = digits_snapshot(tmp_path)
     config = BASE.with_fields(runs=str(tmp_path / "runs"), dataset=data.dataset)
-    new, flat = (tmp_path / "runs" / name for name in (config.run_name(data.digest), config.flat_run_name(data.digest)))
+    names = (config.run_name(data.content_digest), config.flat_run_name(data.manifest_digest))
+    new, flat = (tmp_path / "runs" / name for name in names)
     assert record.folder_of(config, data) == str(new)
     flat.mkdir(parents=True)
     as_stored = config.with_fields(precision="float32", compile=False)  # the defaults then

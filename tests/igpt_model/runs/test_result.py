@@ -26,7 +26,9 @@ def test_a_finished_run_is_found_prolonged_or_refused(data: Snapshot, config: Pr
     assert min(recorder.values) > 30
     with pytest.raises(IgptError, match="it was trained with palette"):
         finished(config, replace(data, palette_sha256="0" * 64), run)
-    changed = replace(data, source_digest="0")
+    anew = replace(data, source_digest="0", number=7)
+    assert finished(config, anew, run) is not None, "the same content, published anew"
+    changed = replace(data, classes=(*data.classes, "another"))
     for call in (finished, lambda c, d, r: train(c, d, r, Worker(), Recorder())):
         with pytest.raises(IgptError, match="it was trained on the snapshot"):
             call(config.with_fields(steps=60), changed, run)

@@ -1,6 +1,5 @@
 """A rerun processes only what changed, gives the samples of a first build, and announces its plan."""
 
-import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -113,15 +112,6 @@ def test_a_changed_and_a_deleted_image_rewrite_their_own_shards(
     # The old snapshot stays as it was.
     assert verify(first.snapshot) == []
     assert snapshot.read(config.dataset, 1) == first.snapshot
-
-
-def test_a_touched_file_with_the_same_content_gives_the_same_tokens(config: DatasetConfig) -> None:
-    first = build(config)
-    os.utime(Path(config.raw) / "temple" / "01.png", (1, 1))
-    result = build(config)
-    assert result.planned.plan is not None and result.planned.plan.changed_images == 1
-    before, after = tokens_by_key(first), tokens_by_key(result)
-    assert all(np.array_equal(before[key], after[key]) for key in before)
 
 
 def test_an_image_that_moves_to_another_class_is_one_gone_and_one_new(config: DatasetConfig, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from pipeline.build import run_plan
+from pipeline.build.count_pixels import PixelDifference
 from pipeline.build.plan import ShardPlan
 from pipeline.build.run_plan import check_counts, make_shards, sort_shards
 from pipeline.build.shard_tasks import ShardResult
@@ -63,6 +64,6 @@ def test_a_task_that_loses_an_image_is_noticed(config: DatasetConfig, monkeypatc
     plans = [ShardPlan(split="train", name="train-000000-0123456789abcdef", rows=np.arange(100))]
     with read_source_state(config, keep_scans=False, progress=silent) as state:
         with pytest.raises(IgptError, match=r"accounts for 99 of 100 images; delete index/train-000000-.*\.parquet"):
-            make_shards(state, plans, config, PALETTE, False, silent)
+            make_shards(state, plans, config, PALETTE, PixelDifference(), silent, tolerant=False)
         with pytest.raises(AssertionError, match="twice"):
-            make_shards(state, [*plans, *plans], config, PALETTE, False, silent)
+            make_shards(state, [*plans, *plans], config, PALETTE, PixelDifference(), silent, tolerant=False)

@@ -46,7 +46,7 @@ def test_an_image_replaced_while_the_build_reads_it(
     assert (result.snapshot.number, result.snapshot.images()) == (1, 100)
     assert_holds_what_a_first_build_holds(result, config, tmp_path)
     undisturbed = build(replace(config, dataset=str(tmp_path / "undisturbed"), palette=palette_of(result)))
-    assert undisturbed.snapshot.digest == result.snapshot.digest
+    assert undisturbed.snapshot.manifest_digest == result.snapshot.manifest_digest
 
 
 def palette_of(result: BuildResult) -> str:
@@ -80,7 +80,8 @@ def task_of(config: DatasetConfig, **fields: object) -> ShardTask:
         table = listing.take(np.arange(len(listing.rows)))
     count = len(table)
     given = {"duplicate_of": [None] * count, "listing": table, "labels": np.full(count, -1), **fields}
-    return ShardTask(dataset=config.dataset, name="train-000000-0123456789abcdef", split="train", **given)  # type: ignore[arg-type]
+    name = "train-000000-0123456789abcdef"
+    return ShardTask(dataset=config.dataset, name=name, split="train", raw_root=config.raw, **given)  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ def test_tasks_build_what_one_process_builds(config: DatasetConfig, tmp_path: Pa
     on_cluster = build.build(config)
     with mock.patch("pipeline.cluster.tasks.map_tasks", run_here):
         here = build.build(replace(config, dataset=str(tmp_path / "here")))
-    assert here.snapshot.digest == on_cluster.snapshot.digest
+    assert here.snapshot.manifest_digest == on_cluster.snapshot.manifest_digest
 
 
 def test_a_preprocessing_worker_stays_small(config: DatasetConfig) -> None:

@@ -2,22 +2,26 @@
 
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from pipeline.dataset import index
+from pipeline.dataset.decoding import FIRST_RULE
 from pipeline.dataset.keys import key_of
+from pipeline.dataset.record import Record
 from pipeline.store import objects
 from tests.pipeline.dataset.test_snapshot import entry, make
 
 
 def indexed(name: str, version: int) -> dict:
     row = {"key": key_of(name), "version": version, "uri": name, "url": name, "offset": -1, "etag": "e", "bytes": 7}
-    return {**row, "sha256": "ab", "label": 2, "width": 30, "height": 20}
+    return {**row, "sha256": "ab", "label": 2, "width": 30, "height": 20, "rule": 1, "pillow": None}
 
 
 def rejected(name: str, version: int) -> dict:
     return {
         **{field: indexed(name, version)[field] for field in ("key", "version", "uri", "etag", "bytes")},
+        "sha256": "ab",
         "reason": "truncated",
         "detail": "d",
     }
@@ -28,13 +32,24 @@ def rejected(name: str, version: int) -> dict:
 )
 def test_what_is_written_is_read(schema: object, row: dict, tmp_path: Path) -> None:
     data = index.to_bytes([row, row], schema, {"entry": {"name": "größer"}})  # type: ignore[arg-type]
-    assert index.metadata_of(data) == {"entry": {"name": "größer"}}
+    assert index.metadata_of(data) == {"entry": {"name": "größer"}, "format": 3}
     objects.write_bytes(str(tmp_path / "index" / "a.parquet"), data)
     table = index.read(str(tmp_path), "index/a.parquet")
     assert (table.schema.remove_metadata(), table.to_pylist()) == (schema, [row, row])
     assert index.read(str(tmp_path), "index/a.parquet", ("version",)).to_pylist() == [{"version": row["version"]}] * 2
     with pytest.raises(FileNotFoundError):
         index.read(str(tmp_path), "index/b.parquet")
+
+
+def test_columns_that_an_earlier_format_lacks_are_null(tmp_path: Path) -> None:
+    earlier = pa.schema([field for field in index.INDEX if field.name not in ("rule", "pillow")])
+    table = pa.Table.from_pylist([indexed("/old/a.png", 1)], earlier)
+    objects.write_bytes(str(tmp_path / "index" / "a.parquet"), index.table_to_bytes(table))
+    read = index.read(str(tmp_path), "index/a.parquet", ("key", "rule", "url"))
+    assert read["rule"].to_pylist() == [None]
+    moved = Record(raw_root="/new", former_roots=("/old",), refused_by=FIRST_RULE)
+    assert index.with_addresses(read, moved)["url"].to_pylist() == ["/new/a.png"]
+    assert index.with_addresses(read, None)["url"].to_pylist() == ["/old/a.png"]
 
 
 def test_the_images_of_a_snapshot_are_those_of_its_indexes_and_quarantines(tmp_path: Path) -> None:

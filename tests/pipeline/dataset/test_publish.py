@@ -26,7 +26,7 @@ def test_a_commit_without_a_whole_shard_is_refused(tmp_path: Path, damage: str) 
     assert snapshot.latest_number(str(tmp_path)) is None
 
 
-@pytest.mark.parametrize("folder", ["index", "quarantine", "palettes", "scans"])
+@pytest.mark.parametrize("folder", ["index", "quarantine", "palettes", "counts"])
 def test_a_commit_without_all_that_it_names_is_refused(tmp_path: Path, folder: str) -> None:
     made = make(tmp_path)
     next((tmp_path / folder).iterdir()).unlink()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.dataset import snapshot
+from pipeline.dataset.decoding import Decoding
 from pipeline.dataset.publish import commit
 from pipeline.dataset.snapshot import ShardEntry, Snapshot
 from pipeline.errors import IgptError
@@ -28,6 +29,7 @@ def entry(split: str, index: int, samples: int = 4) -> ShardEntry:
         rejected={"truncated": 1},
         quarantine=f"{split}-{index:06d}-fedcba9876543210",
         index_sha256="0" * 64,
+        decoding=(Decoding(rule=1, pillow="13.0", images=samples),) if samples else (),
         quarantine_sha256="1" * 64,
     )
 
@@ -45,7 +47,7 @@ def make(dataset: Path, number: int = 1, **fields: object) -> Snapshot:
             "config": {"resolution": 32, "palette": None, "validation_fraction": 0.04},
             "source_digest": "ab" * 32,
             "shards": (entry("train", 0), entry("train", 1), entry("validation", 0, samples=0)),
-            "scans": ("0" * 32,),
+            "pixel_counts": {"train": "2" * 64},
             "dataset": str(dataset),
             **fields,
         }
@@ -72,7 +74,7 @@ def test_a_committed_snapshot_is_read_as_it_was(tmp_path: Path) -> None:
     for number in (None, 1):
         read = snapshot.read(str(tmp_path), number)
         assert read == made
-        assert read.digest == made.digest
+        assert read.digests == made.digests
         assert read.to_bytes() == made.to_bytes()
         assert np.array_equal(read.palette(), PALETTE)
     assert snapshot.latest_number(str(tmp_path)) == 1
@@ -127,9 +129,9 @@ def changed(data: bytes, **fields: object) -> bytes:
     return json.dumps({**json.loads(data), **fields}).encode()
 
 
-@pytest.mark.parametrize(("schema", "remedy"), [(3, "upgrade"), (1, "build the dataset again")])
+@pytest.mark.parametrize(("schema", "remedy"), [(4, "upgrade"), (1, "build the dataset again")])
 def test_a_manifest_of_another_schema_says_what_to_do(tmp_path: Path, schema: int, remedy: str) -> None:
-    with pytest.raises(IgptError, match=f"schema {schema}, this version reads 2; {remedy}"):
+    with pytest.raises(IgptError, match=f"schema {schema}, this version reads 3; {remedy}"):
         Snapshot.from_bytes(changed(make(tmp_path).to_bytes(), schema=schema), "a dataset")
 
 
@@ -158,3 +160,39 @@ def test_a_palette_that_is_not_the_manifests_is_refused(tmp_path: Path) -> None:
     path.write_bytes(palette.to_bytes(PALETTE[::-1]))
     with pytest.raises(IgptError, match="the palette is damaged"):
         made.palette()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"classes": ("cat",)},
+        {"palette_sha256": "0" * 64},
+        {"config": {"seed": 1}},
+        {"shards": (entry("train", 1), entry("train", 0), entry("validation", 0, samples=0))},
+    ],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_the_content_digest_changes_with_what_a_training_sees(tmp_path: Path, fields: dict[str, object]) -> None:
+    made = make(tmp_path)
+    assert make(tmp_path, **fields).content_digest != made.content_digest
+    renamed = tuple(replace(shard, name="train-000000-0000000000000000", index_sha256="") for shard in made.shards)
+    same = replace(made, number=9, parent=8, shards=renamed, source_digest="", pixel_counts={}, dataset="elsewhere")
+    assert same.content_digest == made.content_digest
+
+
+def test_content_that_is_published_anew_is_known_by_the_digest_of_a_manifest_of_before(tmp_path: Path) -> None:
+    before = replace(make(tmp_path), schema=2)
+    assert before.is_known_as(before.manifest_digest) and before.is_known_as(before.content_digest)
+    after = replace(before, schema=3).following(before)
+    again = replace(after, earlier_digests=()).following(after)
+    for made in (after, again):
+        assert made.content_digest == before.content_digest and made.is_known_as(before.manifest_digest)
+        assert Snapshot.from_bytes(made.to_bytes(), str(tmp_path)) == made
+    other = replace(before, schema=3, classes=("cat",)).following(before)
+    assert not other.is_known_as(before.manifest_digest) and not other.is_known_as(None)
+
+
+def test_a_manifest_in_parts_says_to_upgrade(tmp_path: Path) -> None:
+    assert json.loads(make(tmp_path).to_bytes())["parts"] == []
+    with pytest.raises(IgptError, match="in parts, which this version does not read; upgrade igpt-pipeline"):
+        Snapshot.from_bytes(changed(make(tmp_path).to_bytes(), parts=["parts/0.json"]), "a dataset")

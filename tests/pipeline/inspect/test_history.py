@@ -33,9 +33,9 @@ def test_the_difference_names_what_changed(twice_built: DatasetConfig) -> None:
     diff = history.difference(first, second)
     assert (diff.added, diff.removed, diff.changed, diff.moved, diff.unchanged) == (10, 2, 2, 0, 96)
     raw = twice_built.raw
-    assert diff.examples["added"] == [f"{raw}/bud/{number}.png" for number in range(10)]
-    assert diff.examples["removed"] == [f"{raw}/flower/02.jpg", f"{raw}/temple/01.png"]
-    assert diff.examples["changed"] == [f"{raw}/flower/03.jpg", f"{raw}/temple/00.png"]
+    assert diff.sources["added"] == [f"{raw}/bud/{number}.png" for number in range(10)]
+    assert diff.sources["removed"] == [f"{raw}/flower/02.jpg", f"{raw}/temple/01.png"]
+    assert diff.sources["changed"] == [f"{raw}/flower/03.jpg", f"{raw}/temple/00.png"]
     assert (diff.rejected_before, diff.rejected_after) == ({}, {"truncated": 1})
     assert (diff.same_palette, diff.new_classes, diff.config) == (True, ("bud",), {})
     assert diff.shards_kept + diff.shards_gone == len(first.shards)

@@ -221,14 +221,18 @@ def test_files_that_are_no_images_are_counted(tmp_path: Path) -> None:
 
 
 def test_the_digest_says_what_is_in_the_source_and_not_where(image_folder: Path, tmp_path: Path) -> None:
-    digest = listed(image_folder).digest
-    copy = tmp_path / "copy"
-    shutil.copytree(image_folder, copy)
-    assert listed(copy).digest == digest
-    os.utime(copy / "temple" / "07.png", (1, 1))  # another version of the object
-    changed = listed(copy).digest
-    (copy / "temple" / "07.png").rename(copy / "flower" / "07.png")
-    assert len({digest, changed, listed(copy).digest}) == 3
+    folder = tmp_path / "folder"
+    shutil.copytree(image_folder, folder)
+    digest = listed(folder).digest
+    assert listed(folder.rename(tmp_path / "moved")).digest == digest
+    members = {str(path.relative_to(image_folder)): path.read_bytes() for path in sorted(image_folder.rglob("*.*"))}
+    tars = [write_tar(tmp_path / place / "all.tar", members) for place in ("here", "there")]
+    assert len({listed(tar).digest for tar in tars}) == 1
+    image = tmp_path / "moved" / "temple" / "07.png"
+    os.utime(image, (1, 1))  # another version of the object
+    changed = listed(tmp_path / "moved").digest
+    image.rename(tmp_path / "moved" / "flower" / "07.png")
+    assert len({digest, changed, listed(tmp_path / "moved").digest}) == 3
 
 
 def test_progress_counts_every_image(tmp_path: Path) -> None:
