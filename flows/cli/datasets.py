@@ -7,13 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.cli.options import ConfigFile, Home, Json, Overrides, prepare
+from flows.cli import dataset_tables
+from flows.cli.options import ConfigFile, Dataset, Home, Json, Number, Overrides, prepare
 from flows.services import preflight, settings
 from flows.terminal.console import Reporter, console
 from flows.terminal.tables import print_json, print_table, size_text
+from flows.version import version
 from pipeline.build.plan import Plan
 from pipeline.config import DatasetConfig
 from pipeline.dataset import snapshot
+from pipeline.dataset.lifecycle.rollback import rollback
+from pipeline.dataset.record import Publisher
 from pipeline.dataset.snapshot import SPLITS
 from pipeline.errors import IgptError
 from pipeline.inspect import contact_sheet, history, verify
@@ -29,13 +33,10 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Datasets: build and retry-failed; ls, show, diff, verify, gc and sample.",
+    help="Datasets: build and retry-failed; ls, show, diff, urls, images, rejected and more to look; rollback and gc.",
 )
+app.add_typer(dataset_tables.app)
 
-Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="URL or path of the dataset.")]
-Number = Annotated[
-    int | None, typer.Argument(metavar="[SNAPSHOT]", help="Number of a snapshot; the newest by default.")
-]
 _NAMED = 20  # shards or images of a kind that are named in text; --json names all
 
 
@@ -165,7 +166,7 @@ def retry_failed(
 
     tasks.connect(settings.load().ray_address)
     reporter = Reporter("dataset")
-    result = retry.retry_failed(checked, progress=reporter)
+    result = retry.retry_failed(checked, publisher=_publisher(), progress=reporter)
     reporter.say(
         f"{result.recovered} of {result.tried} images in quarantine recovered, {result.gone} are gone from the source; "
         f"snapshot {result.snapshot.number} {'is published' if result.recovered else 'is unchanged'}"
@@ -269,6 +270,26 @@ def diff(
             console.print(f"{kind} {uri}", markup=False)
         if len(uris) > _NAMED:
             console.print(f"{kind}: and {len(uris) - _NAMED:,} more; --json names all")
+
+
+@app.command("rollback")
+def rollback_snapshot(
+    dataset: Dataset,
+    number: Annotated[int, typer.Argument(metavar="SNAPSHOT", help="Number of the snapshot to publish anew.")],
+    as_json: Json = False,
+    home: Home = None,
+) -> None:
+    """Publish an older snapshot anew as the newest; nothing is copied. The next build follows the raw images again."""
+    prepare(home, as_json=as_json)
+    new = rollback(dataset, number, _publisher())
+    if as_json:
+        print_json({"snapshot": new.number, "content_digest": new.content_digest, "content_of": number})
+        return
+    console.print(f"snapshot {new.number} is published: it has the content of snapshot {number}")
+
+
+def _publisher() -> Publisher:
+    return Publisher(program=f"igpt {version()}")
 
 
 @app.command("verify")

@@ -21,6 +21,10 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[FIELD=VALUE]...", help="Fields to set: steps=500; in a refresh, pretrain.steps=500."),
 ]
+Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="URL or path of the dataset.")]
+Number = Annotated[
+    int | None, typer.Argument(metavar="[SNAPSHOT]", help="Number of a snapshot; the newest by default.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs; progress goes to standard error.")]
 
 

@@ -53,6 +53,10 @@ def fit(histogram: ColourHistogram, colours: int, seed: int) -> np.ndarray:
     from threadpoolctl import threadpool_limits  # noqa: PLC0415
 
     filled = np.flatnonzero(histogram.counts)
+    if len(filled) == 1:
+        raise IgptError(
+            "the images have a single colour, and a palette has at least two: give images that show something"
+        )
     if len(filled) < colours:
         raise IgptError(
             f"the images have about {len(filled)} distinct colours, fewer than the palette's {colours}: "
