@@ -170,7 +170,8 @@ class _Shard:
             "label": int(self._task.labels[row]),
             **{name: properties[name] for name in ("sha256", "width", "height")},
             # Indexes of schema 2 do not name the rule.
-            **{name: properties.get(name, value) for name, value in asdict(FIRST_RULE).items()},
+            "rule": properties.get("rule", FIRST_RULE.rule),
+            "pillow": properties.get("pillow", FIRST_RULE.pillow),
         }
         if "etag" in properties:
             self._accepted[row]["etag"] = properties["etag"]  # the one that the version was computed of

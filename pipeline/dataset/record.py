@@ -110,7 +110,7 @@ def absolute_address(root: str, address: str) -> str:
 
 def path_of(number: int) -> str:
     """Path of a record, relative to the dataset."""
-    return f"snapshots/{number:06d}.record.json"
+    return f"records/{number:06d}.json"
 
 
 def write(snapshot: Snapshot, record: Record) -> None:

@@ -9,7 +9,7 @@ from pipeline.store import objects, presence
 from pipeline.store.objects import StoredFile
 
 # Folders of a dataset; other files in its folder belong to somebody else.
-_FOLDERS = ("shards", "index", "quarantine", "palettes", "counts", "scans", "seen", "active")
+_FOLDERS = ("shards", "index", "quarantine", "palettes", "counts", "records", "scans", "seen", "active")
 _CLAIM_SUFFIX = ".claims/"
 
 
@@ -47,7 +47,7 @@ def _collect(dataset: str, min_age_seconds: float, *, remove: bool, own_record: 
     for number in numbers:
         manifest = snapshot.read(dataset, number)
         beside = record.read(manifest)
-        named.update((*manifest.paths, *(() if beside is None else beside.paths)))
+        named.update((*manifest.paths, record.path_of(number), *(() if beside is None else beside.paths)))
     now = time.time()
     unnamed: list[tuple[str, StoredFile]] = []
     young = 0

@@ -48,7 +48,7 @@ def test_a_rerun_writes_the_record_that_was_not_there_and_leaves_the_rest(kept: 
     first = rebuild(kept)
     after = files(kept / "dataset")
     assert {path for path in after if path not in before} == {
-        path for path in after if path == "snapshots/000001.record.json" or path.startswith("seen/")
+        path for path in after if path == "records/000001.json" or path.startswith("seen/")
     }
     assert {path: after[path] for path in before} == before
     # Its decoder was another one, and today's refuses the same file: that is found out once.

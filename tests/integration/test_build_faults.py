@@ -86,7 +86,7 @@ def contents(rig: Rig, dataset: str) -> dict[str, bytes]:
     """The files of a dataset by path, without what says who works or worked on it, and when."""
     folder = rig.s3.bucket("datasets") / dataset
     files = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
-    passing = ("active/", "snapshots/000001.json.claims/", "snapshots/000001.record.json")
+    passing = ("active/", "snapshots/000001.json.claims/", "records/000001.json")
     return {name: path.read_bytes() for name, path in files.items() if not name.startswith(passing)}
 
 

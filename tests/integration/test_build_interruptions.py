@@ -54,7 +54,7 @@ def files_of(name: str) -> dict[str, bytes]:
     """The files of a dataset by path, without what says who works or worked on it, and when."""
     root = f"s3://datasets/{name}/"
     files = {file.url.removeprefix(root): file.url for file in objects.list_files(root.rstrip("/"))}
-    passing = ("active/", "snapshots/000001.json.claims/", "snapshots/000001.record.json")
+    passing = ("active/", "snapshots/000001.json.claims/", "records/000001.json")
     return {path: objects.read_bytes(url) for path, url in files.items() if not path.startswith(passing)}
 
 

@@ -74,7 +74,7 @@ def built(config: DatasetConfig) -> BuildResult:
 
 def contents(dataset: str | Path) -> dict[str, bytes]:
     """The files of a dataset by path, without the records, which contain times."""
-    paths = [path for path in Path(dataset).rglob("*") if path.is_file() and not path.name.endswith(".record.json")]
+    paths = [path for path in Path(dataset).rglob("*") if path.is_file() and path.parent.name != "records"]
     return {str(path.relative_to(dataset)): path.read_bytes() for path in paths}
 
 

@@ -62,7 +62,7 @@ def test_a_record_is_read_with_the_manifest_that_it_was_written_for(tmp_path: Pa
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"raw_root": "/raw", "refused_by": 1}', b"\xff"])
 def test_a_damaged_record_counts_as_none(tmp_path: Path, content: bytes) -> None:
     made = make(tmp_path)
-    commit(made)
+    commit(made, record=RECORD)
     (tmp_path / record.path_of(1)).write_bytes(content)
     assert record.read(made) is None
 

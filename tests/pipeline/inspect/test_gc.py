@@ -20,6 +20,9 @@ def make_litter(dataset: Path) -> set[str]:
         "quarantine/train-000077-0123456789abcdef.parquet",
         "palettes/00.npy",
         "scans/00.parquet",
+        "seen/00.parquet",
+        "counts/00.npy",
+        "records/000009.json",
         "snapshots/000003.json.claims/1234",
         "active/build-0.json",
     }
