@@ -199,10 +199,11 @@ def _log_missing_metrics(run: str, curve: CurveLogger) -> None:
 def _count(data: Snapshot, cache: ShardCache, split: str) -> TokenCounts:
     """The token counts of a split: those that the snapshot has, else those of its shards."""
     counts = TokenCounts(data.resolution**2, data.colours)
-    counted_TK = data.counted_pixels(split)
-    if counted_TK is not None:
-        counts.counts_TK = counted_TK
-        return counts
+    with suppress(IgptError):  # the file is gone or damaged, which `igpt dataset verify` tells
+        counted_TK = data.counted_pixels(split)
+        if counted_TK is not None:
+            counts.counts_TK = counted_TK
+            return counts
     for shard in data.of_split(split):
         counts.add(cache.open(shard).tokens_NHW.reshape(shard.samples, -1))
     return counts

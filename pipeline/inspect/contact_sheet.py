@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw
 
 from pipeline.config import DatasetConfig
 from pipeline.dataset import index, record
+from pipeline.dataset.record import Record
 from pipeline.dataset.shards import ShardView
 from pipeline.dataset.snapshot import ShardEntry, Snapshot
 from pipeline.errors import IgptError
@@ -39,22 +40,22 @@ def contact_sheet(chosen: Snapshot, *, count: int, seed: int, split: str = "trai
     total = sum(shard.images for shard in shards)
     picks = np.sort(generator.choice(total, size=min(count, total), replace=False))
     ends = np.cumsum([shard.images for shard in shards])
-    pairs = []
+    pairs, addresses = [], record.of_addresses(chosen)
     for number in np.unique(np.searchsorted(ends, picks, side="right")).tolist():
         first = int(ends[number]) - shards[number].images
         rows = picks[(picks >= first) & (picks < ends[number])] - first
-        pairs += _pairs(chosen, shards[number], rows)
+        pairs += _pairs(chosen, shards[number], rows, addresses)
     if not pairs:
         raise IgptError(f"{chosen.dataset}: none of {len(picks)} raw images is where the index says; was raw moved?")
     return _draw(pairs)
 
 
-def _pairs(chosen: Snapshot, shard: ShardEntry, rows: np.ndarray) -> list[_Pair]:
+def _pairs(chosen: Snapshot, shard: ShardEntry, rows: np.ndarray, addresses: Record | None) -> list[_Pair]:
     data = objects.read_bytes(objects.join(chosen.dataset, shard.path))
     view = ShardView(np.frombuffer(data, np.uint8), samples=shard.samples, side=chosen.resolution, name=shard.path)
     crops = shard.samples // shard.images
     table = index.read(chosen.dataset, shard.index_path).take(pa.array(rows))
-    images = index.with_addresses(table, record.of_addresses(chosen))
+    images = index.with_addresses(table, addresses)
     columns = {"url": "url", "offset": "offset", "length": "bytes", "etag": "etag", "sha256": "sha256"}
     listing = pa.table({name: images[column] for name, column in columns.items()})
     pairs = []
