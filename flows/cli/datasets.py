@@ -17,6 +17,7 @@ from pipeline.build.plan import Plan
 from pipeline.config import DatasetConfig
 from pipeline.dataset import snapshot
 from pipeline.dataset.lifecycle.rollback import rollback
+from pipeline.dataset.lifecycle.tag import tag
 from pipeline.dataset.record import Publisher
 from pipeline.dataset.snapshot import SPLITS
 from pipeline.errors import IgptError
@@ -196,6 +197,7 @@ def ls(dataset: Dataset, as_json: Json = False, home: Home = None) -> None:
                 "size": size_text(summary.bytes),
                 "resolution": f"{summary.resolution}x{summary.resolution}",
                 "palette": f"{summary.colours} colours {summary.palette_sha256[:12]}",
+                "tags": ", ".join(summary.tags),
             }
             for summary in summaries
         ]
@@ -286,6 +288,24 @@ def rollback_snapshot(
         print_json({"snapshot": new.number, "content_digest": new.content_digest, "content_of": number})
         return
     console.print(f"snapshot {new.number} is published: it has the content of snapshot {number}")
+
+
+@app.command("tag")
+def tag_snapshot(
+    dataset: Dataset,
+    number: Annotated[int, typer.Argument(metavar="SNAPSHOT", help="Number of the snapshot.")],
+    names: Annotated[list[str], typer.Argument(metavar="TAG...", help="The tags.")],
+    remove: Annotated[bool, typer.Option("--remove", help="Take the tags away.")] = False,
+    as_json: Json = False,
+    home: Home = None,
+) -> None:
+    """Give a snapshot tags, which `igpt dataset ls` shows."""
+    prepare(home, as_json=as_json)
+    tags = tag(dataset, number, remove=names) if remove else tag(dataset, number, add=names)
+    if as_json:
+        print_json({"snapshot": number, "tags": tags})
+        return
+    console.print(f"snapshot {number} has {'the tags ' + ', '.join(tags) if tags else 'no tags'}", markup=False)
 
 
 def _publisher() -> Publisher:

@@ -96,6 +96,14 @@ def test_a_rollback_is_told(igpt: Igpt, data: Snapshot, tmp_path: Path) -> None:
     assert newest["number"] == 3 and newest["published_by"].startswith("igpt ")
 
 
+def test_tags_are_shown(igpt: Igpt, data: Snapshot, tmp_path: Path) -> None:
+    shutil.copytree(data.dataset, tmp_path / "copy")
+    said = igpt("dataset", "tag", tmp_path / "copy", 1, "paper", "[red]")
+    assert said.out == "snapshot 1 has the tags [red], paper\n"
+    assert igpt("dataset", "ls", tmp_path / "copy").out.splitlines()[1].endswith("[red], paper")
+    assert igpt("dataset", "tag", tmp_path / "copy", 1, "paper", "[red]", "--remove").out == "snapshot 1 has no tags\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
