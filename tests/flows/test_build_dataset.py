@@ -32,6 +32,25 @@ SHARDS = "keep 2 shards, make 1, rewrite 0, drop 0"
             f"{SHARDS}; rebuild everything, because resolution, seed changed; palette kept",
         ),
         (
+            {"changed_config": ("keep_columns",)},
+            f"{SHARDS}; write every index anew, because keep_columns changed; palette kept",
+        ),
+        (
+            {"plan": None, "moved_from": "s3://raw/photos"},
+            "nothing to do: the source is unchanged since snapshot 4; the raw images moved here from s3://raw/photos, "
+            "their addresses follow",
+        ),
+        (
+            {"plan": None, "older_images": 1900, "older_rules": ("rule 1",), "rule": "rule 2, Pillow 13.0"},
+            "nothing to do: the source is unchanged since snapshot 4; 1,900 images were decoded by rule 1, today's is "
+            "rule 2, Pillow 13.0: kept, --remake makes them anew",
+        ),
+        (
+            {"recovered": 2, "older_images": 8, "older_rules": ("rule 1",), "rule": "rule 2", "remake": True},
+            f"{SHARDS}; 1,200 images new, 0 changed, 3 deleted; palette kept; 2 images refused by an older rule are "
+            "accepted now; 8 images were decoded by rule 1, today's is rule 2: made anew",
+        ),
+        (
             {"unlabelled": 1000},
             f"{SHARDS}; 1,200 images new, 0 changed, 3 deleted; palette kept; 1,000 images without a label",
         ),
