@@ -18,7 +18,8 @@ from pipeline.dataset.publish import commit
 from pipeline.dataset.snapshot import ShardEntry, Snapshot
 from pipeline.errors import IgptError
 from pipeline.hashing import sha256
-from pipeline.images.decode import Pictures, Reason
+from pipeline.images.decode import Pictures
+from pipeline.images.rejection import Reason
 from pipeline.partition import divide
 from pipeline.progress import Progress, silent
 from pipeline.store import lease, objects, presence

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import IgptError
 from pipeline.hashing import sha256
-from pipeline.images import decode
+from pipeline.images import formats
 from pipeline.store import bulk, objects
 from pipeline.store.block_reader import BlockReader
 from pipeline.store.objects import StoredFile
@@ -71,7 +71,7 @@ def _scan_tar(file: StoredFile) -> pa.Table:
                 if not member.isreg() or member.issparse() or is_hidden(name):
                     continue
                 stream.seek(member.offset_data)
-                if decode.has_image_extension(name):
+                if formats.has_image_extension(name):
                     rows.append((name, member.offset_data, member.size, member_etag(sha256(stream.read(member.size)))))
                 elif name.lower().endswith(".cls") and member.size <= 1000:
                     labels[name[:-4]] = stream.read(member.size).decode(errors="replace").strip()

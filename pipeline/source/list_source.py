@@ -17,7 +17,7 @@ from pipeline.config import DatasetConfig
 from pipeline.dataset.keys import key_of
 from pipeline.dataset.snapshot import SPLITS
 from pipeline.errors import IgptError
-from pipeline.images import decode
+from pipeline.images import formats
 from pipeline.progress import Progress, silent
 from pipeline.source import containers
 from pipeline.source.listing import NO_SPLIT, Batch, Listing
@@ -76,7 +76,7 @@ def list_source(
         if (file.size == 0 and file.url.endswith("/")) or containers.is_hidden(name) or file.url == label_file:
             continue
         files += 1
-        if decode.has_image_extension(name):
+        if formats.has_image_extension(name):
             rows.add(name, file.url, -1, file.size, file.etag, containers.folder_of(name))
         elif containers.is_container(name):
             container_files.append((name, file))
@@ -93,7 +93,7 @@ def list_source(
     if not len(listing):
         raise IgptError(
             f"{url}: none of its {files} files is an image, a tar or a Parquet file of images "
-            f"(by extension: {', '.join(sorted(decode.EXTENSIONS))}, {', '.join(containers.EXTENSIONS)})"
+            f"(by extension: {', '.join(sorted(formats.EXTENSIONS))}, {', '.join(containers.EXTENSIONS)})"
         )
     return Source(
         listing=listing,

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from pipeline.images.decode import Pictures, Reason, Recipe, Rejection, decode, random_boxes
+from pipeline.images.decode import Pictures, Recipe, decode, random_boxes
+from pipeline.images.rejection import Reason, Rejection
 
 # What an EXIF orientation asks a viewer to do with the stored rows and columns, from the EXIF specification.
 ORIENTATIONS = {
@@ -206,7 +207,7 @@ JPEG = encoded(PHOTO[:64, :64], "JPEG")
     [
         (b"", Reason.ZERO_BYTES),
         (b"<html>not found</html>", Reason.NOT_AN_IMAGE),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n", Reason.NOT_AN_IMAGE),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n", Reason.UNSUPPORTED),
         (JPEG[:8], Reason.TRUNCATED),
         (JPEG[: len(JPEG) // 2], Reason.TRUNCATED),
         (PNG[: len(PNG) // 2], Reason.TRUNCATED),
