@@ -79,7 +79,7 @@ def decode(data: bytes, recipe: Recipe, key: str = "") -> Pictures | Rejection:
     try:
         return _pictures(_open(data, recipe.max_pixels), recipe, key)
     except Exception as error:  # noqa: BLE001 (of any kind: see rejection_of)
-        rejection = rejection_of(error)
+        rejection = rejection_of(error, data)
         if rejection.reason in {Reason.DECOMPRESSION_BOMB, Reason.TOO_SMALL, Reason.OUT_OF_MEMORY}:
             return rejection
     stripped = metadata.without_metadata(data)
@@ -88,7 +88,7 @@ def decode(data: bytes, recipe: Recipe, key: str = "") -> Pictures | Rejection:
     try:
         return _pictures(_open(stripped, recipe.max_pixels), recipe, key)
     except Exception as error:  # noqa: BLE001 (of any kind)
-        return rejection_of(error)
+        return rejection_of(error, stripped)
 
 
 def decode_opened(image: Image.Image, recipe: Recipe, key: str = "") -> Pictures | Rejection:

@@ -9,6 +9,8 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from pipeline.images.metadata import jpeg_segments
+
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
@@ -133,6 +135,9 @@ FORMATS = (
 )
 EXTENSIONS = frozenset(" ".join(known.extensions for known in FORMATS).split())
 
+# Markers of what the pixels of a JPEG are coded by; 0xF7 is JPEG-LS.
+_JPEG_FRAMES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
+
 _HEIF = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 # Whole images that are not read, so that they are told from damaged ones: these can be converted.
 _UNREAD: tuple[tuple[str, Callable[[bytes], bool]], ...] = (
@@ -153,6 +158,15 @@ _UNREAD: tuple[tuple[str, Callable[[bytes], bool]], ...] = (
     ("DICOM", lambda data: data[128:132] == b"DICM"),
     ("XCF", _starts(b"gimp xcf")),
     ("DjVu", _starts(b"AT&TFORM")),
+    ("PAM", _starts(b"P7\nWIDTH")),
+    ("IM", _starts(b"Image type: ")),
+    ("Windows Paint (MSP)", _starts(b"DanM", b"LinS")),
+    ("PhotoCD", lambda data: data[2048:2052] == b"PCD_"),
+    ("GIMP brush", lambda data: data[20:24] == b"GIMP"),
+    ("FLI", lambda data: data[4:6] in {b"\x11\xaf", b"\x12\xaf"} and data[20:22] == b"\0\0"),
+    ("FTEX", _starts(b"FTEX")),
+    ("PIXAR", _starts(b"\x80\xe8\0\0")),
+    ("XV thumbnail", _starts(b"P7 332")),
 )
 
 
@@ -164,6 +178,20 @@ def has_image_extension(name: str) -> bool:
 def format_of(data: bytes) -> str | None:
     """Pillow's name for the format of a file's bytes; None when it is none of FORMATS."""
     return next((known.name for known in FORMATS if known.is_format(data)), None)
+
+
+def is_cut(name: str | None, data: bytes) -> bool:
+    """Whether a file is shorter than its header says, for the formats of which Pillow does not find that out."""
+    if name == "WEBP":
+        return 8 + int.from_bytes(data[4:8], "little") > len(data)
+    # The directory of a TIFF often stands at its end.
+    return name == "TIFF" and int.from_bytes(data[4:8], "little" if data[:2] == b"II" else "big") >= len(data)
+
+
+def is_rare_jpeg(name: str | None, data: bytes) -> bool:
+    """Whether a JPEG is coded in a way that hardly any decoder reads: lossless, hierarchical, or arithmetic."""
+    frames = (marker for marker, _, _ in jpeg_segments(data) if marker in _JPEG_FRAMES) if name == "JPEG" else ()
+    return next(iter(frames), 0xC0) not in {0xC0, 0xC1, 0xC2}
 
 
 def unread_format_of(data: bytes) -> str | None:

@@ -30,7 +30,8 @@ def picture_within(name: str, data: bytes, max_pixels: int) -> bytes | None:
     block = data[entries[0].offset :]
     if block.startswith(b"\x89PNG"):
         return block
-    width, height = struct.unpack_from("<HH" if block[:4] == b"\x0c\0\0\0" else "<ii", block, 4)
-    if abs(width * height) // 2 > max_pixels:  # the height counts the mask too
+    header = int.from_bytes(block[:4], "little")
+    width, height = struct.unpack_from("<HH" if header == 12 else "<ii", block, 4)
+    if header <= 124 and abs(width * height) // 2 > max_pixels:  # the height counts the mask too
         raise RefusedError(Reason.DECOMPRESSION_BOMB, f"{width}x{height // 2} is over {max_pixels} pixels")
     return None

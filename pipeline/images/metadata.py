@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from collections.abc import Iterator
 
 # What decides pixels and orientation.
 _PNG_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND"}
@@ -42,21 +43,32 @@ def _png(data: bytes) -> bytes | None:
     return b"".join(parts)
 
 
-def _jpeg(data: bytes) -> bytes | None:
-    """A JPEG without application segments and comments before its first scan, except Exif and what gives colours."""
-    parts, position = [data[:2]], 2
+def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """The segments of a JPEG before its first scan: marker, where it starts, and where it ends."""
+    position = 2
     while position + 4 <= len(data) and data[position] == 0xFF:
         marker = data[position + 1]
         if marker == 0xFF:  # padding
             position += 1
             continue
-        length = int.from_bytes(data[position + 2 : position + 4], "big")
-        if marker == _START_OF_SCAN or length < 2:
-            break
-        end = position + 2 + length
-        segment = data[position + 4 : end]
-        needed = {_JFIF: length >= 16, _EXIF: segment.startswith(b"Exif\0\0"), _ADOBE: segment.startswith(b"Adobe")}
-        if needed.get(marker, not (_JFIF <= marker <= _JFIF + 15 or marker == _COMMENT)):
-            parts.append(data[position:end])
+        end = position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+        if marker == _START_OF_SCAN or not position + 4 <= end <= len(data):
+            return
+        yield marker, position, end
         position = end
+
+
+def _jpeg(data: bytes) -> bytes | None:
+    """A JPEG without application segments and comments before its first scan, except Exif and what gives colours."""
+    parts, position = [data[:2]], 2
+    for marker, start, position in jpeg_segments(data):
+        contents = data[start + 4 : position]
+        is_metadata = _JFIF <= marker <= _JFIF + 15 or marker == _COMMENT
+        is_needed = {
+            _JFIF: len(contents) >= 14,
+            _EXIF: contents.startswith(b"Exif\0\0"),
+            _ADOBE: contents.startswith(b"Adobe"),
+        }
+        if is_needed.get(marker, not is_metadata):
+            parts.append(data[start:position])
     return b"".join([*parts, data[position:]])

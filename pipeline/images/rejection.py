@@ -7,6 +7,8 @@ from enum import StrEnum
 
 from PIL import Image
 
+from pipeline.images import formats
+
 
 class Reason(StrEnum):
     """Why an image is not in the dataset."""
@@ -32,15 +34,23 @@ OUT_OF_MEMORY_DETAIL = "decoding needs more memory than there is"
 _DETAIL_LENGTH = 300
 # Pillow has no exception of its own for a file that is whole and of a kind that it does not read.
 _UNSUPPORTED = re.compile(
-    r"unsupported|not (yet )?supported|unimplemented|cannot handle|unknown (pixel |PCX |TGA )?mode|unknown data organi"
-    r"|unknown TGA (map depth|orientation)|unknown filter category|unable to determine J2K image mode"
-    r"|unknown compression method|more samples per pixel|invalid value for samples per pixel|windows media photo"
-    r"|invalid texture compression|unknown colou?r|no codec available",
+    r"unsupported|not (yet )?(supported|implemented)|unimplemented|cannot handle|no codec available|windows media photo"
+    r"|unknown (pixel |PCX |TGA )?mode|unknown data organi|unknown TGA (map depth|orientation)|unknown BLP"
+    r"|unable to determine J2K image mode|invalid value for samples per pixel|cannot read this XPM file",
     re.IGNORECASE,
 )
 _CUT = re.compile(
-    r"truncated|incomplete|not enough|unexpected end|reached eof|only got|not large enough", re.IGNORECASE
+    r"truncated|incomplete|not enough|unexpected end|reached eof|only got|not large enough|chunk b''", re.IGNORECASE
 )
+# What Pillow says when it has found no pixels: of a JPEG at its end, of the others for a compression it does not know.
+_NO_PIXELS = "cannot load this image"
+_NO_HEADER = "not identified by this driver"
+_WITHOUT_PIXELS = {
+    "JPEG": Reason.TRUNCATED,
+    "PSD": Reason.UNSUPPORTED,
+    "TGA": Reason.UNSUPPORTED,
+    "SGI": Reason.UNSUPPORTED,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +69,8 @@ class RefusedError(Exception):
         self.rejection = Rejection(reason=reason, detail=detail)
 
 
-def rejection_of(error: Exception) -> Rejection:
-    """The reason behind an exception that was raised while an image was decoded.
+def rejection_of(error: Exception, data: bytes = b"") -> Rejection:
+    """The reason behind an exception that was raised while an image, of these bytes, was decoded.
 
     Pillow raises nearly any exception for a damaged file, depending on the format and on where the damage is.
     """
@@ -68,18 +78,25 @@ def rejection_of(error: Exception) -> Rejection:
         return error.rejection
     if isinstance(error, MemoryError):
         return Rejection(reason=Reason.OUT_OF_MEMORY, detail=OUT_OF_MEMORY_DETAIL)
-    # Pillow turns what is raised while a header is read into a SyntaxError. A KeyError: a mode that is not in a table.
-    cause = error.__cause__ if isinstance(error, SyntaxError) and error.__cause__ else error
+    # Pillow wraps what is raised while a header is read into a SyntaxError.
+    wrapped = error.args[0] if isinstance(error, SyntaxError) and error.args else None
+    cause = wrapped if isinstance(wrapped, Exception) else error
     detail = _one_line(str(error)) or type(cause).__name__
+    if isinstance(cause, KeyError):
+        detail = f"Pillow does not know the mode or compression {detail}"
+    return Rejection(reason=_reason(cause, detail, formats.format_of(data), data), detail=detail)
+
+
+def _reason(error: BaseException, detail: str, name: str | None, data: bytes) -> Reason:
     if isinstance(error, Image.DecompressionBombError):
-        reason = Reason.DECOMPRESSION_BOMB
-    elif isinstance(cause, NotImplementedError | KeyError) or _UNSUPPORTED.search(detail):
-        reason = Reason.UNSUPPORTED
-    elif isinstance(cause, EOFError | struct.error | IndexError) or _CUT.search(detail):
-        reason = Reason.TRUNCATED
-    else:
-        reason = Reason.CORRUPT
-    return Rejection(reason=reason, detail=detail)
+        return Reason.DECOMPRESSION_BOMB
+    if isinstance(error, NotImplementedError | KeyError) or _UNSUPPORTED.search(detail):
+        return Reason.UNSUPPORTED
+    if detail == _NO_PIXELS or (detail == _NO_HEADER and name == "JPEG"):
+        return _WITHOUT_PIXELS.get(name or "", Reason.CORRUPT)
+    if isinstance(error, EOFError | struct.error | IndexError) or _CUT.search(detail) or formats.is_cut(name, data):
+        return Reason.TRUNCATED
+    return Reason.UNSUPPORTED if formats.is_rare_jpeg(name, data) else Reason.CORRUPT
 
 
 def _one_line(text: str) -> str:

@@ -3,12 +3,10 @@
 docs/data.md has the rule for each kind of number.
 """
 
-import functools
 import io
-from typing import Any
 
 import numpy as np
-from PIL import Image, ImageCms, PngImagePlugin, TiffImagePlugin
+from PIL import Image, PngImagePlugin, TiffImagePlugin
 
 _WHITE = (255, 255, 255)
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
@@ -19,7 +17,7 @@ _FLOAT_RANGES = (1, *_INTEGER_RANGES)
 # A resampled picture overshoots its range at edges, by a fourth of it at most.
 _OVERSHOOT = 1 / 4
 # A picture whose brightest tone is a smaller share of a range was not written in that range, the first one apart.
-_SMALLEST_SHARE = 1 / 16
+_SMALLEST_SHARE = 1 / 4
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -39,8 +37,6 @@ def _without_colour_key(image: Image.Image) -> Image.Image:
     if mode.startswith("I") or mode == "F":
         return Image.fromarray(_grey(image)).convert("RGB")
     image.load()
-    if mode == "LAB":
-        return ImageCms.applyTransform(image, _lab_to_srgb()) or image
     if mode == "La":
         image = image.convert("LA")  # Pillow has no direct way to RGBA
     if image.has_transparency_data:
@@ -48,11 +44,6 @@ def _without_colour_key(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", rgba.size, (*_WHITE, 255))
         return Image.alpha_composite(white, rgba).convert("RGB")
     return image.convert("RGB")
-
-
-@functools.cache
-def _lab_to_srgb() -> Any:
-    return ImageCms.buildTransform(ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB")
 
 
 def _grey(image: Image.Image) -> np.ndarray:
@@ -65,7 +56,8 @@ def _grey(image: Image.Image) -> np.ndarray:
     stored = np.asarray(image)
     if image.mode == "I" and bits == 32 and tags.get(_SAMPLE_FORMAT, (_UNSIGNED,))[0] == _UNSIGNED:
         stored = stored.view(np.uint32) if tags else stored
-    values = stored.astype(np.float64)
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        values = stored.astype(np.float64)
     if image.mode.startswith("I;16") or (image.mode == "I" and not tags):
         low, high = 0.0, float(4095 if bits == 12 else 65535)
     else:
