@@ -15,6 +15,7 @@ from pipeline.cluster.metrics import Meter
 from pipeline.config import DatasetConfig
 from pipeline.dataset.snapshot import SPLITS
 from pipeline.progress import together
+from pipeline.source import left_out
 
 
 @flow(name="build-dataset")
@@ -27,7 +28,7 @@ def build_dataset(config: DatasetConfig, refit_palette: bool = False) -> BuildRe
             config,
             refit_palette=refit_palette,
             progress=together(reporter, meter.progress),
-            announce=lambda planned: reporter.say(describe_plan(planned)),
+            announce=lambda planned: _announce(planned, reporter),
             exclusively=lambda dataset: exclusively(dataset, reporter.say),
         )
     reporter.say(describe(result))
@@ -38,6 +39,12 @@ def build_dataset(config: DatasetConfig, refit_palette: bool = False) -> BuildRe
         description=f"Snapshot {result.snapshot.number} of {result.snapshot.dataset}",
     )
     return result
+
+
+def _announce(planned: PlannedBuild, reporter: Reporter) -> None:
+    reporter.say(describe_plan(planned))
+    if planned.left_out:
+        reporter.say(left_out.describe(planned.left_out))
 
 
 def describe_plan(planned: PlannedBuild) -> str:

@@ -33,7 +33,7 @@ class SourceState:
     duplicate_of: np.ndarray  # int64 [N], the row that is kept instead; -1: the image is kept itself
     classes: tuple[str, ...]
     scans: tuple[str, ...]
-    ignored_files: int
+    left_out: dict[str, int]
     unlabelled: int
 
     @property
@@ -77,7 +77,7 @@ def read_source_state(config: DatasetConfig, *, keep_scans: bool, progress: Prog
             duplicate_of=duplicate_of,
             classes=classes,
             scans=tuple(sorted(scan_name(file) for file in source.containers)),
-            ignored_files=source.ignored_files,
+            left_out=source.left_out,
             unlabelled=source.unlabelled,
         )
 

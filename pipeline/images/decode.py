@@ -128,7 +128,7 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     name = formats.format_of(data)
     if name is None:
         if unread := formats.unread_format_of(data):
-            raise RefusedError(Reason.UNSUPPORTED, f"{unread} is not read: convert it to PNG or JPEG")
+            raise RefusedError(Reason.UNSUPPORTED, f"{unread} is not read")
         raise RefusedError(Reason.NOT_AN_IMAGE, f"starts with {data[:8].hex()}")
     if name in {"ICO", "ICNS"} and (within := icons.picture_within(name, data, max_pixels)) is not None:
         return _open(within, max_pixels)

@@ -92,11 +92,13 @@ def _reason(error: BaseException, detail: str, name: str | None, data: bytes) ->
         return Reason.DECOMPRESSION_BOMB
     if isinstance(error, NotImplementedError | KeyError) or _UNSUPPORTED.search(detail):
         return Reason.UNSUPPORTED
-    if detail == _NO_PIXELS or (detail == _NO_HEADER and name == "JPEG"):
-        return _WITHOUT_PIXELS.get(name or "", Reason.CORRUPT)
     if isinstance(error, EOFError | struct.error | IndexError) or _CUT.search(detail) or formats.is_cut(name, data):
         return Reason.TRUNCATED
-    return Reason.UNSUPPORTED if formats.is_rare_jpeg(name, data) else Reason.CORRUPT
+    if formats.is_rare_jpeg(name, data):
+        return Reason.UNSUPPORTED
+    if detail == _NO_PIXELS or (detail == _NO_HEADER and name == "JPEG"):
+        return _WITHOUT_PIXELS.get(name or "", Reason.CORRUPT)
+    return Reason.CORRUPT
 
 
 def _one_line(text: str) -> str:

@@ -22,16 +22,17 @@ _SMALLEST_SHARE = 1 / 4
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert an image of any mode to RGB. Raises what Pillow raises for a damaged one."""
-    opaque_HW = _opaque_pixels(image)
-    rgb = _without_colour_key(image)
-    if opaque_HW is not None:
-        rgb.paste(_WHITE, mask=Image.fromarray(~opaque_HW))
+    if "transparency" not in image.info or (transparent_HW := _transparent_pixels(image)) is None:
+        return _convert(image, without_key=False)
+    rgb = _convert(image, without_key=True).copy()
+    rgb.paste(_WHITE, mask=Image.fromarray(transparent_HW))
     return rgb
 
 
-def _without_colour_key(image: Image.Image) -> Image.Image:
+def _convert(image: Image.Image, *, without_key: bool) -> Image.Image:
+    """`without_key`: as if no colour were transparent."""
     mode = image.mode
-    if mode == "RGB" and "transparency" not in image.info:
+    if mode == "RGB" and (without_key or "transparency" not in image.info):
         image.load()
         return image  # Pillow's convert would copy it
     if mode.startswith("I") or mode == "F":
@@ -39,7 +40,7 @@ def _without_colour_key(image: Image.Image) -> Image.Image:
     image.load()
     if mode == "La":
         image = image.convert("LA")  # Pillow has no direct way to RGBA
-    if image.has_transparency_data:
+    if image.has_transparency_data and not without_key:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (*_WHITE, 255))
         return Image.alpha_composite(white, rgba).convert("RGB")
@@ -55,10 +56,10 @@ def _grey(image: Image.Image) -> np.ndarray:
     bits = tags.get(_BITS, (16,))[0]
     stored = np.asarray(image)
     if image.mode == "I" and bits == 32 and tags.get(_SAMPLE_FORMAT, (_UNSIGNED,))[0] == _UNSIGNED:
-        stored = stored.view(np.uint32) if tags else stored
+        stored = stored.view(np.uint32)  # Pillow has signed ones only
     with np.errstate(invalid="ignore"):  # a signalling NaN
         values = stored.astype(np.float64)
-    if image.mode.startswith("I;16") or (image.mode == "I" and not tags):
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in {"PNG", "PPM"}):
         low, high = 0.0, float(4095 if bits == 12 else 65535)
     else:
         low, high = _range_of(values, _FLOAT_RANGES if image.mode == "F" else _INTEGER_RANGES)
@@ -81,27 +82,24 @@ def _range_of(values: np.ndarray, ranges: tuple[int, ...]) -> tuple[float, float
     return (low, high) if low < high else (low - 0.5, low + 0.5)
 
 
-def _opaque_pixels(image: Image.Image) -> np.ndarray | None:
-    """Whether each pixel of a PNG is not of its transparent colour, bool [H, W]; None where Pillow finds out itself.
+def _transparent_pixels(image: Image.Image) -> np.ndarray | None:
+    """Whether each pixel of a PNG is of its transparent colour, bool [H, W]; None where Pillow itself finds out.
 
     The transparent colour of a PNG is given in the bits of the file. Pillow compares it with pixels of 8 bits.
     """
-    key = image.info.get("transparency")
-    if key is None or not isinstance(image, PngImagePlugin.PngImageFile) or not image.tile or image.fp is None:
+    if not isinstance(image, PngImagePlugin.PngImageFile) or not image.tile or image.fp is None:
         return None
-    stored = image.tile[0].args
+    key, stored = image.info["transparency"], image.tile[0].args
     if stored in {"L;2", "L;4"}:
-        image.info["transparency"] = {"L;2": (key & 3) * 85, "L;4": (key & 15) * 17}[str(stored)]
-        return None
-    if stored not in {"I;16B", "RGB;16B"}:
-        return None
-    del image.info["transparency"]
+        return np.asarray(image) == ((key & 3) * 85 if stored == "L;2" else (key & 15) * 17)
     if stored == "I;16B":
-        return np.asarray(image) != key
+        return np.asarray(image) == key
+    if stored != "RGB;16B":
+        return None
     place = image.fp.tell()
     image.fp.seek(0)
     low_bytes = PngImagePlugin.PngImageFile(io.BytesIO(image.fp.read()))
     image.fp.seek(place)
     low_bytes.tile = [low_bytes.tile[0]._replace(args="RGB;16L")]  # takes the second byte where RGB;16B takes the first
     values_HW3 = np.asarray(image).astype(np.uint16) << 8 | np.asarray(low_bytes)
-    return (values_HW3 != np.array(key, np.uint16)).any(-1)
+    return (values_HW3 == np.array(key, np.uint16)).all(-1)

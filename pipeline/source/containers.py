@@ -19,13 +19,16 @@ import pyarrow.parquet as pq
 from pipeline.errors import IgptError
 from pipeline.hashing import sha256
 from pipeline.images import formats
+from pipeline.source import left_out
 from pipeline.store import bulk, objects
 from pipeline.store.block_reader import BlockReader
 from pipeline.store.objects import StoredFile
 
 EXTENSIONS = (".tar", ".parquet")
+# Folders of thumbnails and of deleted files, by Synology, QNAP and Windows.
+_LEFTOVERS = {"@eaDir", "#recycle", "@Recycle", "$RECYCLE.BIN", "System Volume Information"}
 # Bump when the scan of an unchanged file would differ: kept scans of other versions are not used.
-SCAN_VERSION = 1
+SCAN_VERSION = 2
 
 MEMBERS = pa.schema(
     [
@@ -61,6 +64,7 @@ def scan(file: StoredFile) -> pa.Table:
 
 def _scan_tar(file: StoredFile) -> pa.Table:
     rows: list[tuple[str, int, int, str]] = []
+    others: Counter[str] = Counter()
     labels: dict[str, str] = {}  # WebDataset: the text of {sample}.cls, by sample
     stream = BlockReader(file.url, file.size)
     try:
@@ -75,13 +79,15 @@ def _scan_tar(file: StoredFile) -> pa.Table:
                     rows.append((name, member.offset_data, member.size, member_etag(sha256(stream.read(member.size)))))
                 elif name.lower().endswith(".cls") and member.size <= 1000:
                     labels[name[:-4]] = stream.read(member.size).decode(errors="replace").strip()
+                else:
+                    others[left_out.kind_of(name)] += 1
             # tarfile treats a damaged or missing header as the end of the archive; a complete tar ends with zeros.
             stream.seek(archive.offset)
             if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError(f"cut off or damaged at byte {archive.offset}")
     except tarfile.TarError as error:
         raise IgptError(f"{file.url}: not a readable tar ({error}); give an uncompressed, complete tar file") from None
-    return _members(
+    members = _members(
         names=_unique([name for name, *_ in rows]),
         offsets=[offset for _, offset, _, _ in rows],
         lengths=[length for _, _, length, _ in rows],
@@ -89,6 +95,7 @@ def _scan_tar(file: StoredFile) -> pa.Table:
         labels=[labels.get(sample_of(name), folder_of(name)) for name, *_ in rows],
         parts=[0] * len(rows),
     )
+    return left_out.attach(members, others)
 
 
 def _unique(names: Sequence[str]) -> list[str]:
@@ -113,8 +120,8 @@ def folder_of(name: str) -> str | None:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a path is hidden or a leftover of a file manager."""
-    return any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
+    """Whether a path is hidden or a leftover of a file manager or of network storage."""
+    return any(part.startswith((".", "__MACOSX")) or part in _LEFTOVERS for part in name.split("/"))
 
 
 def _scan_parquet(file: StoredFile) -> pa.Table:

@@ -7,7 +7,7 @@ import errno
 import os
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,11 +27,16 @@ class LocalFile(NamedTuple):
     """When it was last written or linked, in seconds since 1970."""
 
 
-def walk(root: str, *, follow_links: bool) -> Iterator[LocalFile]:
+def _ignore(path: str) -> None:
+    pass
+
+
+def walk(root: str, *, follow_links: bool, on_dangling: Callable[[str], object] = _ignore) -> Iterator[LocalFile]:
     """List every file below a folder, or the file itself, in no particular order.
 
     Files that are created or removed meanwhile may be missing. Links to files count as files; links to folders are
-    entered once with `follow_links`, else skipped. Raises OSError when a folder cannot be read.
+    entered once with `follow_links`, else skipped. `on_dangling` is called with the path of a link that leads nowhere.
+    Raises OSError when a folder cannot be read.
     """
     try:
         status = Path(root).stat()
@@ -60,9 +65,13 @@ def walk(root: str, *, follow_links: bool) -> Iterator[LocalFile]:
                     elif entry.is_file():
                         target, link = entry.stat(), entry.stat(follow_symlinks=False)
                         yield LocalFile(entry.path, target.st_size, tag(target), max(target.st_mtime, link.st_mtime))
+                    elif entry.is_symlink() and not Path(entry.path).exists():
+                        on_dangling(entry.path)
                 except OSError as error:
                     if error.errno not in _NO_FILE:
                         raise
+                    if entry.is_symlink():
+                        on_dangling(entry.path)
 
 
 def tag(status: os.stat_result) -> str:
