@@ -63,7 +63,7 @@ def test_every_file_is_as_plain_pillow_shows_it_or_explained(name: str) -> None:
         warnings.simplefilter("ignore")
         try:
             expected = reference(data)
-        except (OSError, ValueError):  # plain Pillow cannot show it
+        except (OSError, ValueError, AssertionError):  # plain Pillow cannot show it
             expected = np.empty(0)
     same = isinstance(outcome, Pictures) and np.array_equal(outcome.pixels[0], expected)
     assert same == (explanation is None), outcome
