@@ -15,8 +15,8 @@ from pipeline.images.rejection import Reason, Rejection
 COLUMN = "image"
 _MAX_PIXELS = 80_000_000
 _KINDS = (
-    "give uint8 [N, H, W, 3], a list of such images or of PNG or JPEG files as bytes (in JSON: as base64), or a table "
-    f"with one of these in its column {COLUMN!r}"
+    "give uint8 [N, H, W, 3], a list of such images, of Pillow's, or of PNG or JPEG files as bytes (in JSON: as "
+    f"base64), or a table with one of these in its column {COLUMN!r}"
 )
 _ADVICE = {
     Reason.UNSUPPORTED: "convert it to JPEG or PNG",

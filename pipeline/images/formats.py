@@ -81,7 +81,8 @@ def _is_blp(data: bytes) -> bool:
 
 
 _PPM = re.compile(rb"P([1-6f]|0CMYK)[ \t\r\n]+[\d#-]")
-_XBM = re.compile(rb"\s*(/\*.{,500}?\*/\s*)*#define[ \t]+\S*_?width[ \t]+\d", re.DOTALL)
+# Possessive, since a text of comments must not be matched in every division.
+_XBM = re.compile(rb"(?:\s|/\*(?:[^*]|\*(?!/))*+\*/)*+#define[ \t]+\S*width[ \t]+\d")
 
 
 def _is_tga(data: bytes) -> bool:
@@ -129,7 +130,7 @@ FORMATS = (
     Format(name="DCX", extensions=".dcx", is_format=_starts(b"\xb1\x68\xde\x3a")),
     Format(name="PCX", extensions=".pcx", is_format=_is_pcx),
     Format(name="XPM", extensions=".xpm", is_format=_starts(b"/* XPM */")),
-    Format(name="XBM", extensions=".xbm", is_format=lambda data: bool(_XBM.match(data))),
+    Format(name="XBM", extensions=".xbm", is_format=lambda data: bool(_XBM.match(data[:4096]))),
     Format(name="DIB", extensions=".dib", is_format=_is_dib),
     Format(name="TGA", extensions=".tga .icb .vda", is_format=_is_tga),  # last, since it has no signature
 )

@@ -282,6 +282,8 @@ NO_IMAGES = {
     "a text that begins as a BMP": b"BMW sells cars, and this is a text about them.\n",
     "a text that begins as a PGM": b"P5 was the fifth of its kind.\n",
     "a program": b"#define WIDTH 3\nint main() {}\n",
+    "comments": b"/* */ " * 10_000,
+    "a long comment": b"/*" + b"*" * 100_000,
     "a film": iso(b"isom", b"isom", b"mp41"),
     "a sound": b"RIFF\x24\0\0\0WAVEfmt " + bytes(64),
     "zeros": bytes(4096),
