@@ -1,5 +1,6 @@
 """Files without their metadata, for those whose metadata Pillow stumbles over though their pixels are whole. Pure."""
 
+import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -8,10 +9,32 @@ from collections.abc import Iterator
 _PNG_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND"}
 _JFIF, _EXIF, _ADOBE, _COMMENT = 0xE0, 0xE1, 0xEE, 0xFE
 _START_OF_SCAN = 0xDA
+# Texts, resolution, profiles, XMP, and directories of EXIF and GPS.
+_TIFF_METADATA = {
+    *range(269, 273),
+    282,
+    283,
+    285,
+    296,
+    305,
+    306,
+    315,
+    316,
+    700,
+    33432,
+    33723,
+    34377,
+    34665,
+    34675,
+    34853,
+}
+_NO_TYPE = b"\xff\xff"
+# The header of EXIF and the number of its fields.
+_EXIF_FIELDS = re.compile(rb"(II\*\0\x08\0\0\0|MM\0\*\0\0\0\x08)..", re.DOTALL)
 
 
 def without_metadata(data: bytes) -> bytes | None:
-    """A PNG or JPEG without the metadata that decides nothing about its pixels.
+    """A PNG, JPEG, TIFF or AVIF without the metadata that decides nothing about its pixels.
 
     None when there is none, or when the file is of another format or too damaged to be taken apart.
     """
@@ -19,9 +42,14 @@ def without_metadata(data: bytes) -> bytes | None:
         stripped = _png(data)
     elif data.startswith(b"\xff\xd8"):
         stripped = _jpeg(data)
+    elif data.startswith((b"II", b"MM")):
+        stripped = _tiff(data)
+    elif data[4:8] == b"ftyp":
+        # The orientation of an AVIF stands outside of its EXIF, which Pillow writes anew with it.
+        stripped = _EXIF_FIELDS.sub(rb"\1\0\0", data)
     else:
         return None
-    return stripped if stripped is not None and len(stripped) < len(data) else None
+    return None if stripped == data else stripped
 
 
 def _png(data: bytes) -> bytes | None:
@@ -72,3 +100,21 @@ def _jpeg(data: bytes) -> bytes | None:
         if is_needed.get(marker, not is_metadata):
             parts.append(data[start:position])
     return b"".join([*parts, data[position:]])
+
+
+def _tiff(data: bytes) -> bytes | None:
+    """A TIFF whose first page's metadata have no type, by which readers pass over them."""
+    order, is_big = "<" if data[:2] == b"II" else ">", 43 in data[2:4]
+    size = 20 if is_big else 12  # of a field
+    changed = bytearray(data)
+    try:
+        (directory,) = struct.unpack_from(order + ("Q" if is_big else "L"), data, 8 if is_big else 4)
+        (count,) = struct.unpack_from(order + ("Q" if is_big else "H"), data, directory)
+        first = directory + (8 if is_big else 2)
+        for start in range(first, min(first + size * count, len(data) - size + 1), size):
+            (tag,) = struct.unpack_from(order + "H", data, start)
+            if tag in _TIFF_METADATA:
+                changed[start + 2 : start + 4] = _NO_TYPE
+    except (struct.error, OverflowError):
+        return None
+    return bytes(changed)

@@ -7,9 +7,11 @@ import io
 import struct
 import warnings
 import zlib
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -85,10 +87,20 @@ def _packed(row: np.ndarray, bits: int) -> bytes:
     return np.packbits(np.unpackbits(row.astype(np.uint8)[:, None], axis=1)[:, 8 - bits :].reshape(-1)).tobytes()
 
 
-def tiff(pixels: np.ndarray | bytes, *, order: str = "<", size: tuple[int, int] | None = None, **tags: Any) -> bytes:
-    """An uncompressed TIFF of one strip. Tags by name: bits, photometric, samples, form, extra, planar, orientation."""
+def tiff(
+    pixels: np.ndarray | bytes,
+    *,
+    order: str = "<",
+    size: tuple[int, int] | None = None,
+    texts: Mapping[int, bytes] = MappingProxyType({}),
+    **tags: Any,
+) -> bytes:
+    """An uncompressed TIFF of one strip, with texts by their tags.
+
+    Other tags by name: bits, photometric, samples, form, extra, planar, orientation, compression, unit.
+    """
     numbers = {"bits": 258, "photometric": 262, "samples": 277, "extra": 338, "form": 339}
-    numbers |= {"orientation": 274, "planar": 284, "compression": 259}
+    numbers |= {"orientation": 274, "planar": 284, "compression": 259, "unit": 296}
     array = pixels if isinstance(pixels, bytes) else pixels.astype(pixels.dtype.newbyteorder(order)).tobytes()
     width, height = size or (pixels.shape[1], pixels.shape[0])  # type: ignore[union-attr]
     bands = tags.get("samples", 1)
@@ -97,14 +109,14 @@ def tiff(pixels: np.ndarray | bytes, *, order: str = "<", size: tuple[int, int] 
     for name, value in {**defaults, **tags}.items():
         fields[numbers[name]] = value if isinstance(value, tuple) else (value,)
     body, entries = array + b"\0" * (len(array) % 2), b""
-    for tag, values in sorted(fields.items()):
-        kind, letter = (4, "L") if tag in {273, 279} else (3, "H")
+    for tag, values in sorted({**fields, **texts}.items()):
+        kind, letter = (2, "B") if tag in texts else (4, "L") if tag in {273, 279} else (3, "H")
         packed = struct.pack(f"{order}{len(values)}{letter}", *values)
         if len(packed) > 4:
             body, packed = body + packed, struct.pack(order + "L", 8 + len(body))
         entries += struct.pack(order + "HHL", tag, kind, len(values)) + packed.ljust(4, b"\0")
     header = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(order + "L", 8 + len(body))
-    return header + body + struct.pack(order + "H", len(fields)) + entries + bytes(4)
+    return header + body + struct.pack(order + "H", len(fields) + len(texts)) + entries + bytes(4)
 
 
 def psd(pixels: np.ndarray, mode: int, bits: int = 8, colours: bytes = b"", *, packed: bool = False) -> bytes:

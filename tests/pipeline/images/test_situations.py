@@ -12,7 +12,7 @@ from PIL import Image
 from pipeline.images import decode as decode_module
 from pipeline.images.decode import Pictures, Recipe, decode, decode_opened
 from pipeline.images.rejection import Reason, Rejection
-from tests.pipeline.images.corpus import bmp, chunk, encoded, exif, icns, jpeg_with, png, png_with, psd, tiff
+from tests.pipeline.images.corpus import PHOTO, bmp, chunk, encoded, exif, icns, jpeg_with, png, png_with, psd, tiff
 
 RAMP = np.tile(np.linspace(0, 255, 16).round().astype(np.uint8), (16, 1))  # uint8 [16, 16], brighter to the right
 HALVES = np.zeros((24, 24, 3), np.uint8)
@@ -59,6 +59,10 @@ BROKEN_INDEX = b"MPF\0II*\0\x08\0\0\0" + struct.pack("<H2HLLL", 1, 0xB001, 4, 1,
         "a damaged index of pictures": jpeg_with((0xE2, BROKEN_INDEX)),
         "a JFIF header that is cut": jpeg_with((0xE0, b"JFIF\0")),
         "a profile in wrong pieces": jpeg_with((0xE2, b"ICC_PROFILE\0")),
+        "XMP as a text in TIFF": tiff(PHOTO, samples=3, photometric=2, texts={700: b"<x/>\0"}),
+        "a resolution in words in TIFF": tiff(
+            PHOTO, order=">", samples=3, photometric=2, unit=3, texts={282: b"72 dpi\0", 283: b"72 dpi\0"}
+        ),
         "no EXIF in EXIF": jpeg_with((0xE1, b"Exif\0\0")),
         "EXIF of another order": jpeg_with((0xE1, b"Exif\0\0XX*\0\x08\0\0\0")),
         "EXIF that is cut": jpeg_with((0xE1, exif(6)[:15])),
@@ -72,8 +76,18 @@ BROKEN_INDEX = b"MPF\0II*\0\x08\0\0\0" + struct.pack("<H2HLLL", 1, 0xB001, 4, 1,
     ids=lambda row: row[0],
 )
 def test_metadata_that_pillow_stumbles_over_costs_no_pixel(data: tuple[str, bytes]) -> None:
-    whole = jpeg_with() if data[1][:1] == b"\xff" else png_with()
+    whole = jpeg_with() if data[1][:1] == b"\xff" else png_with()  # TIFF and PNG lose nothing
     assert np.array_equal(picture(data[1]), picture(whole))
+
+
+def avif_with_words_for_numbers() -> bytes:
+    """An AVIF to be turned, whose EXIF has a text where the resolution is a number."""
+    fields = Image.Exif()
+    fields[0x112], fields[0x11A] = 6, 72.0
+    data = encoded(HALVES, "AVIF", exif=fields, quality=100)
+    number, text = struct.pack(">HH", 0x11A, 5), struct.pack(">HH", 0x11A, 2)
+    assert data.count(number) == 1
+    return data.replace(number, text)
 
 
 @pytest.mark.parametrize(
@@ -85,6 +99,7 @@ def test_metadata_that_pillow_stumbles_over_costs_no_pixel(data: tuple[str, byte
         + encoded(HALVES, "JPEG", quality=95)[2:],
         "PNG": encoded(HALVES, "PNG", exif=exif(6)),
         "WebP": encoded(HALVES, "WEBP", lossless=True, exif=exif(6)),
+        "AVIF": avif_with_words_for_numbers(),
         "TIFF": tiff(HALVES, samples=3, photometric=2, orientation=6),
         "XMP": encoded(HALVES, "PNG", pnginfo=None)[:33]
         + chunk(b"iTXt", b'XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation="6"/>')
