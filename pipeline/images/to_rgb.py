@@ -64,16 +64,20 @@ def _grey(image: Image.Image) -> np.ndarray:
     else:
         low, high = _range_of(values, _FLOAT_RANGES if image.mode == "F" else _INTEGER_RANGES)
     if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # which Pillow minds for 8 bits and fewer
-        values = low + high - values
-    tones = (values - low) * (255 / (high - low)) + 0.5
-    tones[np.isnan(tones)] = 255
-    return np.clip(tones, 0, 255).astype(np.uint8)
+        low, high = high, low
+    # In place: a large picture takes eight bytes a pixel here.
+    values -= low
+    values *= 255 / (high - low)
+    values += 0.5
+    values[np.isnan(values)] = 255
+    return np.clip(values, 0, 255, out=values).astype(np.uint8)
 
 
 def _range_of(values: np.ndarray, ranges: tuple[int, ...]) -> tuple[float, float]:
     """The values of black and white in a picture whose format does not give them."""
-    finite = values[np.isfinite(values)]
-    low, high = float(finite.min(initial=np.inf)), float(finite.max(initial=-np.inf))
+    finite = np.isfinite(values)
+    low = float(values.min(where=finite, initial=np.inf))
+    high = float(values.max(where=finite, initial=-np.inf))
     slack = _OVERSHOOT if ranges is _FLOAT_RANGES else 0
     for white in ranges:
         is_used = white == ranges[0] or high > white * _SMALLEST_SHARE
