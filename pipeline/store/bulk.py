@@ -1,7 +1,7 @@
 """List and read many objects at once, from any store. s3_reads.py has the requests to S3."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -18,18 +18,18 @@ _MAX_GAP_BYTES = 64 * 1024
 _MAX_RANGE_BYTES = 16 * 1024 * 1024
 
 
-def list_files(url: str, **options: Callable[[str], object]) -> Iterator[StoredFile]:
+def list_files(url: str, *, on_dangling: local_files.OnDangling = local_files.ignore) -> Iterator[StoredFile]:
     """List every object below a URL, or the one object it names, as a stream in no particular order.
 
-    Follows links to folders, unlike objects.list_files: images may be spread over several disks. `options` are those of
-    local_files.walk, for local files.
+    Follows links to folders, unlike objects.list_files: images may be spread over several disks. `on_dangling`
+    is called with the path of a local link that leads nowhere.
     """
     with one_line_errors(url):
         match objects.protocol(url):
             case "s3":
                 yield from s3_reads.list_files(url)
             case "file":
-                yield from objects.list_local(objects.absolute(url), follow_links=True, **options)
+                yield from objects.list_local(objects.absolute(url), follow_links=True, on_dangling=on_dangling)
             case _:
                 yield from objects.list_files(url)
 

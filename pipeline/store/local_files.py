@@ -27,11 +27,14 @@ class LocalFile(NamedTuple):
     """When it was last written or linked, in seconds since 1970."""
 
 
-def _ignore(path: str) -> None:
-    pass
+OnDangling = Callable[[str], object]
 
 
-def walk(root: str, *, follow_links: bool, on_dangling: Callable[[str], object] = _ignore) -> Iterator[LocalFile]:
+def ignore(path: str) -> None:
+    """Do nothing about a link that leads nowhere."""
+
+
+def walk(root: str, *, follow_links: bool, on_dangling: OnDangling = ignore) -> Iterator[LocalFile]:
     """List every file below a folder, or the file itself, in no particular order.
 
     Files that are created or removed meanwhile may be missing. Links to files count as files; links to folders are

@@ -112,9 +112,11 @@ def list_files(url: str) -> Iterator[StoredFile]:
         yield stored_file(url, path, entries[path])
 
 
-def list_local(folder: str, *, follow_links: bool, **options: Callable[[str], object]) -> Iterator[StoredFile]:
-    """List the files below a path as local_files.walk does, as a stream, with its options. Raises OSError."""
-    for file in local_files.walk(folder, follow_links=follow_links, **options):
+def list_local(
+    folder: str, *, follow_links: bool, on_dangling: local_files.OnDangling = local_files.ignore
+) -> Iterator[StoredFile]:
+    """List the files below a path as local_files.walk does, as a stream. Raises OSError."""
+    for file in local_files.walk(folder, follow_links=follow_links, on_dangling=on_dangling):
         yield StoredFile(url=file.path, size=file.size, etag=file.tag, modified=file.modified)
 
 
