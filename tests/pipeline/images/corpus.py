@@ -18,6 +18,9 @@ import numpy as np
 import sklearn.datasets
 from PIL import Image, ImageCms
 
+from pipeline.images.decode import Pictures, Recipe, decode
+from pipeline.images.rejection import Rejection
+
 PHOTO = np.ascontiguousarray(sklearn.datasets.load_sample_images().images[0][60:92, 200:240])  # uint8 [32, 40, 3]
 HEIGHT, WIDTH = PHOTO.shape[:2]
 GREY = np.asarray(Image.fromarray(PHOTO).convert("L"))  # uint8 [32, 40]
@@ -56,6 +59,17 @@ def encoded(image: Image.Image | np.ndarray, file_format: str, **options: Any) -
     buffer = io.BytesIO()
     (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(buffer, file_format, **options)
     return buffer.getvalue()
+
+
+def outcome_of(data: bytes, resolution: int = 16, max_pixels: int = 10**6) -> Pictures | Rejection:
+    return decode(data, Recipe(resolution=resolution, smallest_side=1, max_pixels=max_pixels))
+
+
+def picture_of(data: bytes) -> np.ndarray:
+    """uint8 [16, 16, 3]."""
+    outcome = outcome_of(data)
+    assert isinstance(outcome, Pictures), outcome
+    return outcome.pixels[0]
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
