@@ -11,6 +11,7 @@ from pipeline.images.decode import Pictures, Recipe, decode
 from pipeline.images.rejection import Reason, Rejection
 from tests.pipeline.images.corpus import corpus
 
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow warns of much damage
 RECIPE = Recipe(resolution=8, smallest_side=1, max_pixels=50_000)
 DAMAGE = {
     Reason.ZERO_BYTES,

@@ -9,6 +9,7 @@ from PIL import Image
 
 from tests.pipeline.images.corpus import PHOTO, chunk, encoded, exif, jpeg_with, picture_of, png_with, tiff
 
+pytestmark = pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 HALVES = np.zeros((24, 24, 3), np.uint8)
 HALVES[:, :12] = 255  # white on the left; on top once it is turned by orientation 6
 
