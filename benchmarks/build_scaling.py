@@ -69,7 +69,7 @@ def main() -> None:
             duplicate_of=np.full(len(listing), -1),
             classes=listing.label_names,
             scans=(),
-            ignored_files=0,
+            left_out={},
             unlabelled=0,
         )
         results = {workers: run(state, plans, workers, arguments.seconds) for workers in (1, 2, 4, 8, 16)}

@@ -18,6 +18,7 @@ from pipeline.config import DatasetConfig
 from pipeline.dataset.record import Publisher
 from pipeline.dataset.snapshot import SPLITS
 from pipeline.progress import together
+from pipeline.source import left_out
 
 
 @flow(name="build-dataset")
@@ -35,7 +36,7 @@ def build_dataset(
             verify_bytes=verify_bytes,
             publisher=Publisher(program=f"igpt {version()}", flow_run=_flow_run()),
             progress=together(reporter, meter.progress),
-            announce=lambda planned: reporter.say(describe_plan(planned)),
+            announce=lambda planned: _announce(planned, reporter),
             exclusively=lambda dataset: exclusively(dataset, reporter.say),
         )
     reporter.say(describe(result))
@@ -51,6 +52,12 @@ def build_dataset(
 def _flow_run() -> str | None:
     """The page of this flow run."""
     return f"{settings.load().prefect_url}/runs/flow-run/{flow_run.id}" if flow_run.id else None
+
+
+def _announce(planned: PlannedBuild, reporter: Reporter) -> None:
+    reporter.say(describe_plan(planned))
+    if planned.left_out:
+        reporter.say(left_out.describe(planned.left_out))
 
 
 def describe_plan(planned: PlannedBuild) -> str:

@@ -79,7 +79,7 @@ def summarize(outcome: RefreshOutcome, meter: StageMeter, pictures: dict[str, st
             "images_in": built.planned.images_in,
             "images_in_shards": built.snapshot.images(),
             "images_rejected": built.snapshot.rejected,
-            "ignored_files": built.planned.ignored_files,
+            "ignored_files": sum(built.planned.left_out.values()),
             "split": {name: built.snapshot.samples(name) for name in ("train", "validation", "test")},
             "shards": len(built.snapshot.shards),
             "resolution": built.snapshot.resolution,

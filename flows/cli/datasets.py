@@ -23,6 +23,7 @@ from pipeline.dataset.snapshot import SPLITS
 from pipeline.errors import IgptError
 from pipeline.inspect import contact_sheet, history, verify
 from pipeline.inspect.gc import collect
+from pipeline.source import left_out
 from pipeline.store import objects
 from pipeline.typed_config import config_file
 
@@ -108,6 +109,8 @@ def _dry_run(config: DatasetConfig, as_json: bool, **options: bool) -> None:
         print_json(_plan_fields(planned))
         return
     console.print(f"dry run, nothing is written: {describe_plan(planned)}")
+    if planned.left_out:
+        console.print(left_out.describe(planned.left_out))
     if planned.plan is not None:
         shards = _shards_by_action(planned.plan)
         print_table([{"action": action, "shards": len(names), **_by_split(names)} for action, names in shards.items()])
@@ -135,7 +138,8 @@ def _plan_fields(planned: "PlannedBuild") -> dict[str, Any]:
     fields: dict[str, Any] = {
         "parent": planned.parent,
         "images_in": planned.images_in,
-        "ignored_files": planned.ignored_files,
+        "ignored_files": sum(planned.left_out.values()),
+        "left_out": planned.left_out,
         "unlabelled": planned.unlabelled,
         "palette": planned.palette,
         "changed_config": planned.changed_config,

@@ -9,14 +9,20 @@ import numpy as np
 from PIL import Image
 
 from pipeline.errors import IgptError
-from pipeline.images.decode import Recipe, Rejection, centre_square, decode
+from pipeline.images.decode import Pictures, Recipe, centre_square, decode, decode_opened
+from pipeline.images.rejection import Reason, Rejection
 
 COLUMN = "image"
 _MAX_PIXELS = 80_000_000
 _KINDS = (
-    "give uint8 [N, H, W, 3], a list of such images or of PNG or JPEG files as bytes (in JSON: as base64), or a table "
-    f"with one of these in its column {COLUMN!r}"
+    "give uint8 [N, H, W, 3], a list of such images, of Pillow's, or of PNG or JPEG files as bytes (in JSON: as "
+    f"base64), or a table with one of these in its column {COLUMN!r}"
 )
+_ADVICE = {
+    Reason.UNSUPPORTED: "convert it to JPEG or PNG",
+    Reason.DECOMPRESSION_BOMB: "give a smaller image",
+    Reason.OUT_OF_MEMORY: "give a smaller image",
+}
 
 
 def to_pictures(images: Any, side: int) -> np.ndarray:
@@ -32,10 +38,19 @@ def to_pictures(images: Any, side: int) -> np.ndarray:
 
 def decode_picture(data: bytes, name: str, side: int) -> np.ndarray:
     """Decode an image file to uint8 [side, side, 3]. Raises IgptError with its name when it is not an image."""
-    decoded = decode(data, Recipe(resolution=side, smallest_side=1, max_pixels=_MAX_PIXELS), name)
+    return _pixels(decode(data, _recipe(side), name), name)
+
+
+def _recipe(side: int) -> Recipe:
+    return Recipe(resolution=side, smallest_side=1, max_pixels=_MAX_PIXELS)
+
+
+def _pixels(decoded: Pictures | Rejection, name: str) -> np.ndarray:
+    """The centre crop, uint8 [side, side, 3]. Raises IgptError for an image that was rejected."""
     if isinstance(decoded, Rejection):
-        raise IgptError(f"{name}: {decoded.reason.value} ({decoded.detail}); give a JPEG, PNG, GIF or WebP file")
-    return decoded.pixels[0]  # the centre crop
+        advice = _ADVICE.get(decoded.reason, "give a whole image file, such as a JPEG or PNG")
+        raise IgptError(f"{name}: {decoded.reason.value} ({decoded.detail}); {advice}")
+    return decoded.pixels[0]
 
 
 def _listed(images: Any) -> Sequence[Any]:
@@ -51,6 +66,8 @@ def _listed(images: Any) -> Sequence[Any]:
         if images.ndim != 4 and images.dtype.kind not in "OSU":
             raise IgptError(f"images have shape {images.shape}, {images.dtype}: {_KINDS}")
         return images.tolist() if images.dtype.kind in "OSU" and images.ndim == 1 else list(images)
+    if isinstance(images, Image.Image):
+        return [images]
     if isinstance(images, list | tuple):
         return images
     raise IgptError(f"images are {type(images).__name__}: {_KINDS}")
@@ -64,6 +81,8 @@ def _picture(image: Any, name: str, side: int) -> np.ndarray:
             raise IgptError(f"{name} is a text that is not base64: {_KINDS}") from None
     if isinstance(image, bytes | bytearray | memoryview):
         return decode_picture(bytes(image), name, side)
+    if isinstance(image, Image.Image):
+        return _pixels(decode_opened(image, _recipe(side)), name)
     try:
         array = np.asarray(image)
     except ValueError:  # rows of different lengths

@@ -47,7 +47,8 @@ class PlannedBuild:
     """The origin of the palette: kept, given, fitted or refitted."""
     parent: int | None
     images_in: int
-    ignored_files: int
+    left_out: dict[str, int]
+    """Number of files that are no images by their names, by extension."""
     unlabelled: int
     recovered: int = 0
     """Number of images that an older rule refused and that can be decoded now."""
@@ -271,7 +272,7 @@ class _Build:
             palette=origin,
             parent=None if parent is None else parent.number,
             images_in=len(self._state.rows),
-            ignored_files=self._state.ignored_files,
+            left_out=self._state.left_out,
             unlabelled=self._state.unlabelled,
             recovered=self._recovered,
             older_images=older.total(),

@@ -13,8 +13,9 @@ import pyarrow as pa
 from pipeline.config import DatasetConfig
 from pipeline.dataset.decoding import Rule
 from pipeline.images import decode
-from pipeline.images.decode import Pictures, Rejection
+from pipeline.images.decode import Pictures
 from pipeline.images.isolation import IsolatedDecoder
+from pipeline.images.rejection import Rejection
 from pipeline.source.raw_reads import read_images
 
 

@@ -15,7 +15,8 @@ from pipeline.dataset import index
 from pipeline.dataset.keys import Keys, match
 from pipeline.dataset.snapshot import ShardEntry, Snapshot
 from pipeline.hashing import sha256
-from pipeline.images.decode import Pictures, Reason
+from pipeline.images.decode import Pictures
+from pipeline.images.rejection import Reason
 from pipeline.partition import divide
 from pipeline.progress import Progress
 from pipeline.store import objects

@@ -21,7 +21,7 @@ from pipeline.dataset.record import relative_address
 from pipeline.dataset.snapshot import ShardEntry
 from pipeline.hashing import sha256
 from pipeline.images import palette
-from pipeline.images.decode import TRANSIENT, Reason, Rejection
+from pipeline.images.rejection import TRANSIENT, Reason, Rejection
 from pipeline.store import objects
 
 _log = logging.getLogger(__name__)

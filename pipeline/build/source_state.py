@@ -43,7 +43,7 @@ class SourceState:
     duplicate_of: np.ndarray  # int64 [N], the row that is kept instead; -1: the image is kept itself
     classes: tuple[str, ...]
     scans: tuple[str, ...]
-    ignored_files: int
+    left_out: dict[str, int]
     unlabelled: int
     kept_types: dict[str, str]
     rows_read: ParentRows | None
@@ -167,7 +167,7 @@ def read_source_state(
             duplicate_of=duplicate_of,
             classes=classes,
             scans=scans.names,
-            ignored_files=source.ignored_files,
+            left_out=source.left_out,
             unlabelled=source.unlabelled,
             kept_types=source.kept_types,
             rows_read=before,

@@ -5,46 +5,40 @@ Section 3.1 of Chen et al. 2020: the centre square, or random crops of it, avera
 
 import hashlib
 import io
-import struct
+from collections.abc import Callable
 from dataclasses import dataclass
-from enum import StrEnum
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, JpegImagePlugin
 
-# Raise it when an image is decoded to other pixels than before, or accepted where it was refused.
-DECODING_RULE = 1
-# Named one by one, so that a malicious file cannot reach the decoders of exotic formats (PostScript, FPX, ...).
-_FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"})
+from pipeline.images import formats, icons, metadata
+from pipeline.images.rejection import Reason, RefusedError, Rejection, rejection_of
+from pipeline.images.to_rgb import to_rgb
+
+DECODING_RULE = 2
+"""The number of the rule by which an image's bytes become pixels: raised whenever some image would become others.
+
+1: until November 2026. 2: more formats, tones of 16-bit, 32-bit and float pictures, and transparent colours in other
+bits than 8, as docs/data.md tables them.
+"""
 
 # The paper resizes the short side to a random size in this range and takes a random square of 224 pixels.
 _SHORT_SIDES = (256, 384)
 _CROP = 224
 # A fast JPEG decoder keeps at least this many decoded pixels per output pixel, along each side.
 _FAST_OVERSAMPLING = 2
-
-
-class Reason(StrEnum):
-    """Why an image is not in the dataset."""
-
-    ZERO_BYTES = "zero_bytes"
-    NOT_AN_IMAGE = "not_an_image"
-    TRUNCATED = "truncated"
-    CORRUPT = "corrupt"
-    DECOMPRESSION_BOMB = "decompression_bomb"
-    TOO_SMALL = "too_small"
-    OUT_OF_MEMORY = "out_of_memory"
-    UNREADABLE = "unreadable_object"
-    REPLACED = "replaced_while_read"
-    TIME_OUT = "time_out"
-    DECODER_CRASH = "decoder_crash"
-    DUPLICATE = "duplicate"
-
-
-# These depend on circumstances rather than the image, which may be accepted the next time.
-TRANSIENT = frozenset({Reason.OUT_OF_MEMORY, Reason.UNREADABLE, Reason.REPLACED, Reason.TIME_OUT, Reason.DECODER_CRASH})
-OUT_OF_MEMORY_DETAIL = "decoding needs more memory than there is"
+# What Pillow warns of by itself, in pixels; it refuses twice as many.
+_PILLOWS_LIMIT = 1024**3 // 4 // 3
+# How a picture is turned upright, by its EXIF orientation.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,14 +59,6 @@ class Recipe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rejection:
-    """Why an image was rejected, and the observation behind it."""
-
-    reason: Reason
-    detail: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class Pictures:
     """The crops of one image at the dataset's resolution, and the size of the image."""
 
@@ -81,52 +67,107 @@ class Pictures:
     height: int
 
 
-def has_image_extension(name: str) -> bool:
-    """Whether a file is an image, by its extension."""
-    return f".{name.rpartition('.')[2].lower()}" in EXTENSIONS
-
-
 def decode(data: bytes, recipe: Recipe, key: str = "") -> Pictures | Rejection:
     """Decode, rotate by the EXIF orientation, blend with white, crop, and average down to resolution x resolution.
 
     Each output pixel is the mean of the source pixels whose centres lie in its area (Pillow's box filter), computed on
-    gamma-encoded values, as for OpenAI's data. Random crops depend only on the seed and `key`.
+    gamma-encoded values, as for OpenAI's data. Random crops depend only on the seed and `key`. Raises nothing: whatever
+    Pillow raises becomes a Rejection.
     """
     if not data:
         return Rejection(reason=Reason.ZERO_BYTES, detail="the object is empty")
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            width, height = image.size
-            if width * height > recipe.max_pixels:
-                return Rejection(
-                    reason=Reason.DECOMPRESSION_BOMB, detail=f"{width}x{height} is over {recipe.max_pixels} pixels"
-                )
-            if min(width, height) < recipe.smallest_side:
-                return Rejection(
-                    reason=Reason.TOO_SMALL, detail=f"{width}x{height}, short side under {recipe.smallest_side} pixels"
-                )
-            if recipe.fast:
-                # The smallest random crop decides how much detail is needed.
-                side = min(width, height) * (_CROP / _SHORT_SIDES[1] if recipe.crops else 1)
-                scale = _FAST_OVERSAMPLING * recipe.resolution / side
-                image.draft("RGB", (max(1, round(width * scale)), max(1, round(height * scale))))
-            ImageOps.exif_transpose(image, in_place=True)
-            rgb = _to_rgb(image)
-            boxes = [_centre_box(rgb.size)] if not recipe.crops else random_boxes(rgb.size, recipe, key)
-            pictures = [_shrink(rgb, box, recipe.resolution) for box in boxes]
-    except UnidentifiedImageError:
-        return Rejection(reason=Reason.NOT_AN_IMAGE, detail=f"starts with {data[:8].hex()}")
-    except Image.DecompressionBombError as error:
-        return Rejection(reason=Reason.DECOMPRESSION_BOMB, detail=str(error))
-    except MemoryError:
-        return Rejection(reason=Reason.OUT_OF_MEMORY, detail=OUT_OF_MEMORY_DETAIL)
-    except (OSError, SyntaxError, ValueError, struct.error, EOFError, IndexError, OverflowError) as error:
-        # Pillow reports a damaged file with any of these, depending on the format and on where the damage is.
-        detail = str(error) or type(error).__name__
-        cut = "truncated" in detail.lower() or isinstance(error, EOFError)
-        return Rejection(reason=Reason.TRUNCATED if cut else Reason.CORRUPT, detail=detail)
+        return _pictures(_open(data, recipe.max_pixels), recipe, key)
+    except Exception as error:  # noqa: BLE001 (of any kind: see rejection_of)
+        rejection = rejection_of(error, data)
+        if rejection.reason in {Reason.DECOMPRESSION_BOMB, Reason.TOO_SMALL, Reason.OUT_OF_MEMORY}:
+            return rejection
+    stripped = metadata.without_metadata(data)
+    if stripped is None:
+        return rejection
+    try:
+        return _pictures(_open(stripped, recipe.max_pixels), recipe, key)
+    except Exception as error:  # noqa: BLE001 (of any kind)
+        return rejection_of(error, stripped)
+
+
+def decode_opened(image: Image.Image, recipe: Recipe, key: str = "") -> Pictures | Rejection:
+    """As `decode`, of an image that Pillow holds, whose pixels may not be read yet."""
+    try:
+        _check_size(image.size, recipe.max_pixels)
+        return _pictures(image, recipe, key)
+    except Exception as error:  # noqa: BLE001 (of any kind: see rejection_of)
+        return rejection_of(error)
+
+
+def _pictures(image: Image.Image, recipe: Recipe, key: str) -> Pictures:
+    """The crops of an image. Raises RefusedError for one that is too small, and what Pillow raises for damage."""
+    width, height = image.size
+    if min(width, height) < recipe.smallest_side:
+        raise RefusedError(Reason.TOO_SMALL, f"{width}x{height}, short side under {recipe.smallest_side} pixels")
+    if recipe.fast:
+        # The smallest random crop decides how much detail is needed.
+        side = min(width, height) * (_CROP / _SHORT_SIDES[1] if recipe.crops else 1)
+        scale = _FAST_OVERSAMPLING * recipe.resolution / side
+        image.draft("RGB", (max(1, round(width * scale)), max(1, round(height * scale))))
+    rgb = _upright(to_rgb(image), image)
+    boxes = [_centre_box(rgb.size)] if not recipe.crops else random_boxes(rgb.size, recipe, key)
+    pictures = [_shrink(rgb, box, recipe.resolution) for box in boxes]
     pixels = pictures[0][None] if len(pictures) == 1 else np.stack(pictures)
     return Pictures(pixels=pixels, width=width, height=height)
+
+
+def _open(data: bytes, max_pixels: int) -> Image.Image:
+    """Read the header of an image of one of formats.FORMATS.
+
+    Raises RefusedError for other data and for more pixels than `max_pixels`, and what Pillow raises for a damaged one.
+    """
+    if max_pixels > _PILLOWS_LIMIT and Image.MAX_IMAGE_PIXELS is not None:
+        # Some decoders check the limit of the process once more.
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
+    name = formats.format_of(data)
+    if name is None:
+        if unread := formats.unread_format_of(data):
+            raise RefusedError(Reason.UNSUPPORTED, f"{unread} is not read")
+        raise RefusedError(Reason.NOT_AN_IMAGE, f"starts with {data[:8].hex()}")
+    if name in {"ICO", "ICNS"} and (within := icons.picture_within(name, data, max_pixels)) is not None:
+        return _open(within, max_pixels)
+    image = _Jpeg(io.BytesIO(data)) if name == "JPEG" else _plugin(name)(io.BytesIO(data), "")
+    _check_size(image.size, max_pixels)
+    return image
+
+
+class _Jpeg(JpegImagePlugin.JpegImageFile):
+    """A JPEG as its pixels and orientation go, also the first picture of an MPO, whose index may be damaged."""
+
+    def _read_dpi_from_exif(self) -> None:
+        """The resolution in print is not needed, and reading it raises for some EXIF."""
+
+
+def _plugin(name: str) -> Callable[..., Image.Image]:
+    """Pillow's class for a format. Image.open hides why a file of a known signature cannot be opened."""
+    if name not in Image.OPEN:
+        Image.preinit()
+    if name not in Image.OPEN:
+        Image.init()
+    if name not in Image.OPEN:
+        raise RefusedError(Reason.UNSUPPORTED, f"this build of Pillow does not read {name}")
+    return Image.OPEN[name][0]
+
+
+def _check_size(size: tuple[int, int], max_pixels: int) -> None:
+    width, height = size
+    if width * height > max_pixels:
+        raise RefusedError(Reason.DECOMPRESSION_BOMB, f"{width}x{height} is over {max_pixels} pixels")
+
+
+def _upright(rgb: Image.Image, image: Image.Image) -> Image.Image:
+    """Turn the pixels of an image by its EXIF orientation."""
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # noqa: BLE001 (EXIF of any kind of damage: the picture as it is stored)
+        return rgb
+    return rgb if turn is None else rgb.transpose(turn)
 
 
 Box = tuple[float, float, float, float]
@@ -164,19 +205,3 @@ def centre_square(rgb: Image.Image, resolution: int) -> np.ndarray:
 
 def _shrink(rgb: Image.Image, box: Box, resolution: int) -> np.ndarray:
     return np.asarray(rgb.resize((resolution, resolution), Image.Resampling.BOX, box=box))
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any Pillow mode to RGB: alpha over white, 16 bits to 8."""
-    if image.mode == "RGB" and "transparency" not in image.info:
-        image.load()
-        return image  # Pillow's convert would copy it
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, dtype=np.float64)
-        scale = 255 / 65535 if values.max(initial=0) > 255 or image.mode != "F" else 1.0
-        return Image.fromarray(np.clip(values * scale + 0.5, 0, 255).astype(np.uint8), "L").convert("RGB")
-    if image.mode in {"LA", "PA", "RGBA", "RGBa", "La"} or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")

@@ -18,7 +18,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from pipeline.images import decode
-from pipeline.images.decode import Pictures, Reason, Recipe, Rejection
+from pipeline.images.decode import Pictures, Recipe
+from pipeline.images.rejection import OUT_OF_MEMORY_DETAIL, Reason, Rejection
 from pipeline.operating_system import OUT_OF_MEMORY_STATUS, bound_memory
 
 _HEAD = struct.Struct("<IQ")
@@ -59,7 +60,7 @@ class IsolatedDecoder:
             code = child.wait()
             self._end()
             if code == OUT_OF_MEMORY_STATUS:
-                return Rejection(reason=Reason.OUT_OF_MEMORY, detail=decode.OUT_OF_MEMORY_DETAIL)
+                return Rejection(reason=Reason.OUT_OF_MEMORY, detail=OUT_OF_MEMORY_DETAIL)
             return Rejection(reason=Reason.DECODER_CRASH, detail=f"the decoder ended with status {code}")
         if "reason" in answer:
             return Rejection(reason=Reason(answer["reason"]), detail=answer["detail"])

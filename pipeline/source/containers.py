@@ -19,14 +19,17 @@ import pyarrow.parquet as pq
 from pipeline.dataset import kept_columns
 from pipeline.errors import IgptError
 from pipeline.hashing import sha256
-from pipeline.images import decode
+from pipeline.images import formats
+from pipeline.source import left_out
 from pipeline.store import bulk, objects
 from pipeline.store.block_reader import BlockReader
 from pipeline.store.objects import StoredFile
 
 EXTENSIONS = (".tar", ".parquet")
+# Folders of thumbnails and of deleted files, by Synology, QNAP and Windows.
+_LEFTOVERS = {"@eaDir", "#recycle", "@Recycle", "$RECYCLE.BIN", "System Volume Information"}
 # Bump when the scan of an unchanged file would differ: kept scans of other versions are not used.
-SCAN_VERSION = 1
+SCAN_VERSION = 2
 
 MEMBERS = pa.schema(
     [
@@ -71,6 +74,7 @@ def scan(file: StoredFile, keep_columns: Sequence[str] = ()) -> pa.Table:
 
 def _scan_tar(file: StoredFile, keep_columns: Sequence[str]) -> pa.Table:
     rows: list[tuple[str, int, int, str]] = []
+    others: Counter[str] = Counter()
     labels: dict[str, str] = {}  # WebDataset: the text of {sample}.cls, by sample
     kept: dict[str, str] = {}  # WebDataset: the kept columns of {sample}.json, by sample
     stream = BlockReader(file.url, file.size)
@@ -82,19 +86,21 @@ def _scan_tar(file: StoredFile, keep_columns: Sequence[str]) -> pa.Table:
                 if not member.isreg() or member.issparse() or is_hidden(name):
                     continue
                 stream.seek(member.offset_data)
-                if decode.has_image_extension(name):
+                if formats.has_image_extension(name):
                     rows.append((name, member.offset_data, member.size, member_etag(sha256(stream.read(member.size)))))
                 elif name.lower().endswith(".cls") and member.size <= 1000:
                     labels[name[:-4]] = stream.read(member.size).decode(errors="replace").strip()
                 elif keep_columns and name.lower().endswith(".json") and member.size <= _MAX_JSON_BYTES:
                     kept[name[:-5]] = _kept_of_json(stream.read(member.size), keep_columns)
+                else:
+                    others[left_out.kind_of(name)] += 1
             # tarfile treats a damaged or missing header as the end of the archive; a complete tar ends with zeros.
             stream.seek(archive.offset)
             if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError(f"cut off or damaged at byte {archive.offset}")
     except tarfile.TarError as error:
         raise IgptError(f"{file.url}: not a readable tar ({error}); give an uncompressed, complete tar file") from None
-    return _members(
+    members = _members(
         names=_unique([name for name, *_ in rows]),
         offsets=[offset for _, offset, _, _ in rows],
         lengths=[length for _, _, length, _ in rows],
@@ -103,6 +109,7 @@ def _scan_tar(file: StoredFile, keep_columns: Sequence[str]) -> pa.Table:
         parts=[0] * len(rows),
         kept=[kept.get(sample_of(name), nothing_kept(keep_columns)) for name, *_ in rows] if keep_columns else None,
     )
+    return left_out.attach(members, others)
 
 
 def _kept_of_json(data: bytes, keep_columns: Sequence[str]) -> str:
@@ -140,8 +147,8 @@ def folder_of(name: str) -> str | None:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a path is hidden or a leftover of a file manager."""
-    return any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
+    """Whether a path is hidden or a leftover of a file manager or of network storage."""
+    return any(part.startswith((".", "__MACOSX")) or part in _LEFTOVERS for part in name.split("/"))
 
 
 def _scan_parquet(file: StoredFile, keep_columns: Sequence[str]) -> pa.Table:

@@ -3,6 +3,7 @@
 import io
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,9 +19,9 @@ from pipeline.dataset import kept_columns
 from pipeline.dataset.keys import key_of
 from pipeline.dataset.snapshot import SPLITS
 from pipeline.errors import IgptError
-from pipeline.images import decode
+from pipeline.images import formats
 from pipeline.progress import Progress, silent
-from pipeline.source import containers
+from pipeline.source import containers, left_out
 from pipeline.source.listing import NO_SPLIT, Batch, Listing
 from pipeline.store import bulk, objects
 from pipeline.store.objects import StoredFile
@@ -47,8 +48,8 @@ class Source:
 
     listing: Listing
     containers: tuple[StoredFile, ...]
-    ignored_files: int
-    """Number of files that are neither images nor containers, by their extension."""
+    left_out: dict[str, int]
+    """Number of files that are neither images nor containers by their names, by extension."""
     unlabelled: int
     """Number of images that the label file does not name; 0 if there is none."""
     kept_types: dict[str, str]
@@ -75,31 +76,38 @@ def list_source(
     labels = None if config.labels is None else Labels.read(config.labels, config.keep_columns)
     rows = _Rows(listing, labels, config, progress)
     container_files: list[tuple[str, StoredFile]] = []
-    files = ignored = 0
+    files, others = 0, Counter[str]()
     label_file = None if config.labels is None else objects.absolute(config.labels)
-    for file in bulk.list_files(url, without=dataset):
+
+    def count_link(path: str) -> None:
+        others[left_out.DANGLING_LINKS] += not containers.is_hidden(path[len(url) :].lstrip("/"))
+
+    for file in bulk.list_files(url, without=dataset, on_dangling=count_link):
         name = file.url[len(url) :].lstrip("/") or file.url.rsplit("/", 1)[-1]
         if (file.size == 0 and file.url.endswith("/")) or containers.is_hidden(name) or file.url == label_file:
             continue
         files += 1
-        if decode.has_image_extension(name):
+        if formats.has_image_extension(name):
             rows.add(name, file.url, -1, file.size, file.etag, containers.folder_of(name))
         elif containers.is_container(name):
             container_files.append((name, file))
         else:
-            ignored += 1
+            others[left_out.kind_of(name)] += 1
     container_files.sort()
     is_source = files == 1 and len(container_files) == 1 and container_files[0][1].url == url
     scanned = scan([file for _, file in container_files])
     for (name, file), members in zip(container_files, scanned, strict=True):
         rows.add_container("" if is_source else f"{name}/", file, members)
+        others.update(left_out.attached(members))
     rows.flush()
+    if not files and others:
+        raise IgptError(f"{url}: {left_out.describe(others)}; fetch what they point to, or give another folder")
     if not files:
         raise IgptError(f"{url}: nothing is there; give the folder, prefix or file that holds the raw images")
     if not len(listing):
         raise IgptError(
             f"{url}: none of its {files} files is an image, a tar or a Parquet file of images "
-            f"(by extension: {', '.join(sorted(decode.EXTENSIONS))}, {', '.join(containers.EXTENSIONS)})"
+            f"(by extension: {', '.join(sorted(formats.EXTENSIONS))}, {', '.join(containers.EXTENSIONS)})"
         )
     if rows.kept_types.empty:
         raise IgptError(
@@ -109,7 +117,7 @@ def list_source(
     return Source(
         listing=listing,
         containers=tuple(file for _, file in container_files),
-        ignored_files=ignored,
+        left_out=dict(others),
         unlabelled=rows.unlabelled,
         kept_types=rows.kept_types.types(),
     )

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from pipeline.errors import IgptError
 from pipeline.hashing import sha256
-from pipeline.images.decode import Reason, Rejection
+from pipeline.images.rejection import Reason, Rejection
 from pipeline.source import containers
 from pipeline.store import bulk
 from pipeline.store.s3_reads import ReadObject

@@ -8,7 +8,7 @@ import os
 import re
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,11 +29,21 @@ class LocalFile(NamedTuple):
     """When it was last written or linked, in seconds since 1970."""
 
 
-def walk(root: str, *, follow_links: bool, without: str | None = None) -> Iterator[LocalFile]:
+OnDangling = Callable[[str], object]
+
+
+def ignore(path: str) -> None:
+    """Do nothing about a link that leads nowhere."""
+
+
+def walk(
+    root: str, *, follow_links: bool, without: str | None = None, on_dangling: OnDangling = ignore
+) -> Iterator[LocalFile]:
     """List every file below a folder, or the file itself, in no particular order; `without` names a folder to skip.
 
     Files that are created or removed meanwhile may be missing. Links to files count as files; links to folders are
-    entered once with `follow_links`, else skipped. Raises OSError when a folder cannot be read.
+    entered once with `follow_links`, else skipped. `on_dangling` is called with the path of a link that leads nowhere.
+    Raises OSError when a folder cannot be read.
     """
     try:
         status = Path(root).stat()
@@ -65,9 +75,13 @@ def walk(root: str, *, follow_links: bool, without: str | None = None) -> Iterat
                     elif entry.is_file():
                         target, link = entry.stat(), entry.stat(follow_symlinks=False)
                         yield LocalFile(entry.path, target.st_size, tag(target), max(target.st_mtime, link.st_mtime))
+                    elif entry.is_symlink() and not Path(entry.path).exists():
+                        on_dangling(entry.path)
                 except OSError as error:
                     if error.errno not in _NO_FILE:
                         raise
+                    if entry.is_symlink():
+                        on_dangling(entry.path)
 
 
 def tag(status: os.stat_result) -> str:

@@ -112,9 +112,15 @@ def list_files(url: str) -> Iterator[StoredFile]:
         yield stored_file(url, path, entries[path])
 
 
-def list_local(folder: str, *, follow_links: bool, without: str | None = None) -> Iterator[StoredFile]:
+def list_local(
+    folder: str,
+    *,
+    follow_links: bool,
+    without: str | None = None,
+    on_dangling: local_files.OnDangling = local_files.ignore,
+) -> Iterator[StoredFile]:
     """List the files below a path as local_files.walk does, as a stream. Raises OSError."""
-    for file in local_files.walk(folder, follow_links=follow_links, without=without):
+    for file in local_files.walk(folder, follow_links=follow_links, without=without, on_dangling=on_dangling):
         yield StoredFile(url=file.path, size=file.size, etag=file.tag, modified=file.modified)
 
 

@@ -15,7 +15,7 @@ KEEP = (entry("train", 0), entry("train", 1))
 MAKE = (ShardPlan(split="train", name="train-000002-ab", rows=np.arange(3)),)
 PLAN = Plan(keep=KEEP, make=MAKE, rewrite=(), drop=(), new_images=1200, changed_images=0, deleted_images=3)
 RERUN = PlannedBuild(
-    plan=PLAN, changed_config=(), palette="kept", parent=4, images_in=2000, ignored_files=0, unlabelled=0
+    plan=PLAN, changed_config=(), palette="kept", parent=4, images_in=2000, left_out={}, unlabelled=0
 )
 SHARDS = "keep 2 shards, make 1, rewrite 0, drop 0"
 

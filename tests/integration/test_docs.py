@@ -35,7 +35,7 @@ def worked_rerun() -> list[tuple[str, list[str]]]:
 
 def test_the_worked_rerun_prints_what_the_page_shows(stack: Stack, tmp_path: Path) -> None:
     steps = worked_rerun()
-    assert len(steps) == 13
+    assert len(steps) == 14
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     for command, expected in steps:
         done = subprocess.run(

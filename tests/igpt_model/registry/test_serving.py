@@ -116,6 +116,8 @@ def test_images_of_every_kind_give_the_same_features(images: np.ndarray) -> None
         files,
         np.array(files, object),
         texts,
+        [Image.fromarray(image) for image in images],
+        [Image.open(io.BytesIO(data)) for data in files],  # whose pixels are not read yet
         nested,
         np.array(nested),
         pd.DataFrame({"image": files}),

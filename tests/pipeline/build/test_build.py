@@ -105,7 +105,7 @@ def test_the_counts_add_up(built: BuildResult, config: DatasetConfig) -> None:
     assert built.snapshot.samples() == 100
     assert sum(built.snapshot.samples(split) for split in snapshot.SPLITS) == 100
     assert built.snapshot.rejected == Counter(BAD_IMAGES.values())
-    assert (built.unchanged, built.shards_reused, built.planned.ignored_files) == (False, 0, 0)
+    assert (built.unchanged, built.shards_reused, built.planned.left_out) == (False, 0, {})
     for shard in shards:
         account = pq.read_table(Path(config.dataset) / shard.index_path)
         assert account.num_rows == shard.samples == shard.images

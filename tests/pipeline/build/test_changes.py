@@ -241,7 +241,7 @@ def test_a_dataset_inside_its_source_is_not_listed(config: DatasetConfig, place:
         (tmp_path / "real").mkdir()
         dataset.symlink_to(tmp_path / "real")
     inside = replace(config, dataset=str(dataset))
-    assert build(inside).planned.ignored_files == 0
+    assert build(inside).planned.left_out == {}
     assert build(inside).unchanged
     with pytest.raises(IgptError, match=r"raw and dataset are both .*: give the dataset a folder of its own"):
         build(replace(config, dataset=config.raw))

@@ -17,16 +17,16 @@ from pipeline.inspect.verify import verify
 # with these words.
 SITE = """
 import os, re
-from PIL import Image
-_open = Image.open
-def hostile_open(file, *arguments, **options):
+from PIL import ImageFile
+_init = ImageFile.ImageFile.__init__
+def hostile_init(image, file, filename=None):
     end = file.getvalue()[-8:]
     if end == b"CRASH..." and not os.path.exists({recovered!r}):
         os.abort()
     if end == b"HANG....":
         re.match("(a+)+$", "a" * 60 + "b")  # holds Python's lock practically for ever
-    return _open(file, *arguments, **options)
-Image.open = hostile_open
+    _init(image, file, filename)
+ImageFile.ImageFile.__init__ = hostile_init
 """
 
 

@@ -1,6 +1,7 @@
 """Decoding: every format and mode gives the upright picture on white, and anything else a reason for rejection."""
 
 import io
+import warnings
 import zlib
 from typing import Any
 
@@ -11,7 +12,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from pipeline.images.decode import Pictures, Reason, Recipe, Rejection, decode, random_boxes
+from pipeline.images import decode as decode_module
+from pipeline.images.decode import Pictures, Recipe, decode, decode_opened, random_boxes
+from pipeline.images.rejection import Reason, Rejection
+from tests.pipeline.images import corpus
 
 # What an EXIF orientation asks a viewer to do with the stored rows and columns, from the EXIF specification.
 ORIENTATIONS = {
@@ -206,7 +210,7 @@ JPEG = encoded(PHOTO[:64, :64], "JPEG")
     [
         (b"", Reason.ZERO_BYTES),
         (b"<html>not found</html>", Reason.NOT_AN_IMAGE),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n", Reason.NOT_AN_IMAGE),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n", Reason.UNSUPPORTED),
         (JPEG[:8], Reason.TRUNCATED),
         (JPEG[: len(JPEG) // 2], Reason.TRUNCATED),
         (PNG[: len(PNG) // 2], Reason.TRUNCATED),
@@ -302,3 +306,34 @@ def test_fast_decoding_changes_nothing_where_the_image_is_small_or_no_jpeg() -> 
         exact, fast = outcome_of(data, resolution), outcome_of(data, resolution, fast=True)
         assert isinstance(exact, Pictures) and isinstance(fast, Pictures)
         assert np.array_equal(exact.pixels, fast.pixels)
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "TIFF", "GIF", "BMP"])
+def test_more_pixels_than_pillow_allows_are_decoded_when_the_config_says_so(
+    file_format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    monkeypatch.setattr(decode_module, "_PILLOWS_LIMIT", 100)
+    data = encoded(PHOTO[:16, :16], file_format)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert isinstance(outcome_of(data, max_pixels=256), Pictures)
+        assert isinstance(outcome_of(data, max_pixels=255), Rejection)
+
+
+def test_an_image_that_pillow_holds_gives_what_its_file_gives() -> None:
+    recipe = Recipe(resolution=16, smallest_side=1, max_pixels=10**6)
+    files = corpus.corpus()
+    for name in ("JPEG turned 6", "PNG RGB of 16 bits with a transparent colour", "GIF transparent", "TIFF LAB"):
+        opened, read = decode_opened(Image.open(io.BytesIO(files[name])), recipe), decode(files[name], recipe)
+        assert isinstance(opened, Pictures) and isinstance(read, Pictures)
+        assert np.array_equal(opened.pixels, read.pixels)
+    plain = Image.new("RGB", (16, 16), (90, 120, 60))
+    for mode in ("YCbCr", "HSV", "LAB", "CMYK", "La", "RGBa", "PA"):
+        image = plain.quantize(4) if mode == "PA" else plain.convert({"La": "LA", "RGBa": "RGBA"}.get(mode, "RGB"))
+        opened = decode_opened(image.convert(mode), recipe)
+        assert isinstance(opened, Pictures)
+        expected = plain.convert("L").convert("RGB") if mode == "La" else plain
+        assert mean_difference(opened.pixels[0], np.asarray(expected)) <= 2, mode
+    cut = decode_opened(Image.open(io.BytesIO(PNG[: len(PNG) // 2])), recipe)
+    assert isinstance(cut, Rejection) and cut.reason == Reason.TRUNCATED

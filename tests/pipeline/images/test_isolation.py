@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from pipeline.images import decode
-from pipeline.images.decode import Pictures, Reason, Recipe, Rejection
+from pipeline.images.decode import Pictures, Recipe
 from pipeline.images.isolation import IsolatedDecoder
+from pipeline.images.rejection import Reason, Rejection
 from tests.pipeline.test_operating_system import ENFORCED
 
 RECIPE = Recipe(resolution=16, smallest_side=1, max_pixels=200_000_000, crops=0)

@@ -17,6 +17,7 @@ from pipeline.config import DatasetConfig
 from pipeline.dataset.keys import key_of, source_digest
 from pipeline.dataset.snapshot import SPLITS
 from pipeline.errors import IgptError
+from pipeline.source import left_out
 from pipeline.source.list_source import Source, list_source
 from pipeline.source.listing import LISTING, Listing
 from pipeline.source.raw_reads import read_images
@@ -68,7 +69,7 @@ def test_a_folder_of_classes(image_folder: Path) -> None:
     files = sorted(str(file.relative_to(image_folder)) for file in image_folder.rglob("*.*"))
     assert column(source, "name") == files
     assert column(source, "label") == [name.split("/")[0] for name in files]
-    assert source.source.ignored_files == 0
+    assert source.source.left_out == {}
     assert contents(source) == {key_of(name): (image_folder / name).read_bytes() for name in files}
     assert column(source, "length") == [(image_folder / name).stat().st_size for name in files]
 
@@ -137,7 +138,7 @@ def test_a_label_file_beside_a_flat_folder(tmp_path: Path, kind: str) -> None:
     source = listed(tmp_path, labels=str(path))
     assert column(source, "name") == ["a.png", "b.png", "c.png"]
     assert column(source, "label") == ["cat", "dog", None]
-    assert (source.source.unlabelled, source.source.ignored_files) == (1, 0)
+    assert (source.source.unlabelled, source.source.left_out) == (1, {})
 
 
 def test_a_label_file_matches_names_in_any_unicode_form(tmp_path: Path) -> None:
@@ -209,15 +210,48 @@ def test_hidden_files_are_no_images(tmp_path: Path) -> None:
     for place in ("folder", "all.tar"):
         source = listed(tmp_path / place)
         assert column(source, "name") == ["cats/1.png"]
-        assert source.source.ignored_files == 0
+        assert source.source.left_out == {}
 
 
-def test_files_that_are_no_images_are_counted(tmp_path: Path) -> None:
-    for name in ("cats/1.png", "cats/notes.txt", "README", "labels.csv", "archive.tar.gz"):
+def test_leftovers_of_network_storage_are_no_images(tmp_path: Path) -> None:
+    for name in ("cats/1.png", "cats/@eaDir/1.png/SYNOPHOTO_THUMB_M.jpg", "#recycle/2.png", "$RECYCLE.BIN/3.png"):
         write(tmp_path / name)
     source = listed(tmp_path)
     assert column(source, "name") == ["cats/1.png"]
-    assert source.source.ignored_files == 4
+    assert source.source.left_out == {}
+
+
+def test_files_that_are_no_images_are_counted_by_extension(tmp_path: Path) -> None:
+    names = (
+        "cats/1.png",
+        "cats/2.JFIF",
+        "cats/notes.txt",
+        "README",
+        "labels.csv",
+        "old.csv",
+        "archive.TAR.gz",
+        "a.HEIC",
+    )
+    odd = ("b.[/i]", "c.2026-01-01 a long remark", "d.\x1b[31m", "e.")
+    for name in (*names, *odd):
+        write(tmp_path / "raw" / name)
+    expected = {".txt": 1, ".csv": 2, ".tar.gz": 1, ".heic": 1, "without an extension": 5}
+    write_tar(tmp_path / "raw.tar", dict.fromkeys((*names, *odd), b"content") | {"cats/1.cls": b"3"})
+    for place in ("raw", "raw.tar"):
+        source = listed(tmp_path / place)
+        assert sorted(column(source, "name")) == ["cats/1.png", "cats/2.JFIF"]
+        assert source.source.left_out == expected
+
+
+def test_links_that_lead_nowhere_are_counted(tmp_path: Path) -> None:
+    write(tmp_path / "raw" / "1.png")
+    for name in ("2.png", "3.png", ".hidden.png"):
+        (tmp_path / "raw" / name).symlink_to("../.git/annex/objects/gone")
+    (tmp_path / "raw" / "loop").symlink_to("loop")
+    assert listed(tmp_path / "raw").source.left_out == {left_out.DANGLING_LINKS: 3}
+    (tmp_path / "raw" / "1.png").unlink()
+    with pytest.raises(IgptError, match="3 files left out: 3 links that lead nowhere; fetch what they point to"):
+        listed(tmp_path / "raw")
 
 
 def test_the_digest_says_what_is_in_the_source_and_not_where(image_folder: Path, tmp_path: Path) -> None:
