@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from prefect import flow
-from rich.text import Text
 
 from flows.config.demo import DIGITS_URL
 from flows.config.refresh import RefreshConfig
+from flows.prefect_ops.failures import in_one_line
 from flows.refresh import RefreshOutcome, run_stages
 from flows.terminal.console import Reporter, console
 from flows.terminal.memory import StageMeter
@@ -44,6 +44,7 @@ def upload_digits() -> None:
 
 
 @flow(name="demo")
+@in_one_line
 def demo(config: RefreshConfig, roots: list[int], folder: Path) -> None:
     """Run a refresh, then write its pictures and summary.json to a folder and print the summary."""
     meter = StageMeter(roots)
@@ -158,7 +159,7 @@ def show(summary: dict[str, Any], path: Path) -> None:
         rows.append((f"  {name}", f"{cost['seconds']:.0f} s, peak memory {cost['peak_memory_mib']:,} MiB"))
     console.print()
     for name, text in rows:
-        console.print(Text(f"{name:16} {text}"))
+        console.print(f"{name:16} {text}")
 
 
 def _percents(shares: Sequence[float]) -> str:

@@ -19,6 +19,7 @@ from prefect.runtime import flow_run
 from flows.build_dataset import build_dataset
 from flows.config.refresh import RefreshConfig
 from flows.prefect_ops import flow_runs
+from flows.prefect_ops.failures import in_one_line
 from flows.prefect_ops.lease import exclusively
 from flows.terminal.console import console
 from igpt_model.probing.config import ProbeConfig
@@ -28,6 +29,7 @@ from pipeline.store.lease import LeaseHeldError
 
 
 @flow(name="scheduled-build")
+@in_one_line
 def scheduled_build(config: DatasetConfig, quiet_seconds: float = 0) -> None:
     """Update a dataset from its source; with `quiet_seconds`, only if no image arrived within that time."""
 
@@ -41,6 +43,7 @@ def scheduled_build(config: DatasetConfig, quiet_seconds: float = 0) -> None:
 
 
 @flow(name="scheduled-refresh")
+@in_one_line
 def scheduled_refresh(config: RefreshConfig) -> None:
     """Raw images to a registered model: what `igpt refresh` does, on a schedule."""
 
@@ -53,6 +56,7 @@ def scheduled_refresh(config: RefreshConfig) -> None:
 
 
 @flow(name="scheduled-probe")
+@in_one_line
 def scheduled_probe(config: ProbeConfig, model: str) -> None:
     """Probe a newly registered model; the event of its registration gives `model`."""
     from flows.probe import probe  # noqa: PLC0415 (not for the other flows)
@@ -79,12 +83,12 @@ def _run_exclusively(folder: str, work: Callable[[], object]) -> None:
 @contextmanager
 def _progress_in_logs() -> Iterator[None]:
     """Redirect the flows' console output to the log of their run."""
-    previous = console.file
-    console.file = _LoggedLines(get_run_logger())
+    previous = console.redirected
+    console.redirected = _LoggedLines(get_run_logger())
     try:
         yield
     finally:
-        console.file = previous
+        console.redirected = previous
 
 
 class _LoggedLines(io.StringIO):

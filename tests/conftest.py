@@ -60,7 +60,7 @@ def process_as_it_was() -> Iterator[None]:
         os.environ.clear()
         os.environ.update(variables)
     if (console := sys.modules.get("flows.terminal.console")) is not None:
-        console.console._file, console.console.stderr = None, False
+        console.console.redirected, console.console.stderr = None, False
     if (torch := sys.modules.get("torch")) is not None:
         torch.set_num_threads(1)
 

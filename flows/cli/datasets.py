@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.cli import dataset_tables
-from flows.cli.options import ConfigFile, Dataset, Home, Json, Number, Overrides, prepare
+from flows.cli.options import ConfigFile, Dataset, Home, Json, Number, Overrides, finite, prepare
 from flows.services import preflight, settings
 from flows.terminal.console import Reporter, console
 from flows.terminal.tables import print_json, print_table, size_text
@@ -265,15 +265,15 @@ def diff(
     for name, (old, new) in changes.config.items():
         console.print(f"config: {name} {old} -> {new}")
     if changes.new_classes:
-        console.print(f"new classes: {', '.join(changes.new_classes)}", markup=False)
+        console.print(f"new classes: {', '.join(changes.new_classes)}")
     rejected_before, rejected_after = changes.rejected_before, changes.rejected_after
     if rejected_before != rejected_after:
-        console.print(f"rejected: {rejected_before or 'none'} -> {rejected_after or 'none'}", markup=False)
+        console.print(f"rejected: {rejected_before or 'none'} -> {rejected_after or 'none'}")
     if changes.gone_classes:
-        console.print(f"classes that are gone: {', '.join(changes.gone_classes)}", markup=False)
+        console.print(f"classes that are gone: {', '.join(changes.gone_classes)}")
     for kind, uris in changes.sources.items():
         for uri in uris[:_NAMED]:
-            console.print(f"{kind} {uri}", markup=False)
+            console.print(f"{kind} {uri}")
         if len(uris) > _NAMED:
             console.print(f"{kind}: and {len(uris) - _NAMED:,} more; --json names all")
 
@@ -309,7 +309,7 @@ def tag_snapshot(
     if as_json:
         print_json({"snapshot": number, "tags": tags})
         return
-    console.print(f"snapshot {number} has {'the tags ' + ', '.join(tags) if tags else 'no tags'}", markup=False)
+    console.print(f"snapshot {number} has {'the tags ' + ', '.join(tags) if tags else 'no tags'}")
 
 
 def _publisher() -> Publisher:
@@ -327,7 +327,7 @@ def verify_snapshot(dataset: Dataset, number: Number = None, as_json: Json = Fal
     if as_json:
         print_json({"snapshot": chosen.number, "problems": [asdict(problem) for problem in problems]})
     for problem in problems:
-        console.print(f"{problem.path}: {problem.what}", markup=False)
+        console.print(f"{problem.path}: {problem.what}")
     state = f"{len(problems)} problems" if problems else "everything matches the manifest"
     console.print(f"snapshot {chosen.number}: {len(chosen.shards)} shards, {chosen.images():,} images, {state}")
     if problems:
@@ -340,7 +340,9 @@ def gc(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be removed, and remove nothing.")
     ] = False,
-    min_age_hours: Annotated[float, typer.Option(help="Keep files younger than this.", min=0.0)] = 24.0,
+    min_age_hours: Annotated[
+        float, typer.Option(help="Keep files younger than this.", min=0.0, callback=finite)
+    ] = 24.0,
     as_json: Json = False,
     home: Home = None,
 ) -> None:
@@ -351,7 +353,7 @@ def gc(
         print_json(asdict(result))
         return
     for path in result.files:
-        console.print(path, markup=False)
+        console.print(path)
     console.print(
         f"{len(result.files)} files, {size_text(result.bytes)}, {'would be' if dry_run else 'are'} removed; "
         f"files of {result.snapshots} snapshots are kept, {result.too_young} unreferenced files are younger than "

@@ -30,18 +30,18 @@ def deploy(
     deployables = deployments.read(file, names or [])
     if check:
         for deployable in deployables:
-            console.print(f"{deployable.full_name} can be deployed", markup=False)
+            console.print(f"{deployable.full_name} can be deployed")
         return
 
     def say(line: str) -> None:
-        console.print(f"  {line}", markup=False)
+        console.print(f"  {line}")
 
     deployments.register(deployables, say)
     deployments.register_automations(notify, say)
     pools = {deployable.entry.work_pool.name for deployable in deployables}
     for pool in sorted(pools):
         command = f"prefect worker start --pool {pool} --type process --limit 1"
-        console.print(f"start a worker to run them: {command}", markup=False)
+        console.print(f"start a worker to run them: {command}")
 
 
 def register(app: typer.Typer) -> None:

@@ -53,10 +53,12 @@ def _stack(home: Path) -> list[ServiceStatus]:
 
 
 def _print(verdicts: "list[Verdict]", title: str) -> None:
-    console.print(f"{title}\n")
+    console.print(title)
+    console.print()
     columns = ("check", "state", "detail")
     print_table([{name: getattr(verdict, name) for name in columns} for verdict in verdicts])
     with_advice = [verdict for verdict in verdicts if verdict.advice]
-    console.print(f"\n{'What to do:' if with_advice else 'Everything is fine.'}")
+    console.print()
+    console.print("What to do:" if with_advice else "Everything is fine.")
     for verdict in with_advice:
-        console.print(f"  {verdict.check} ({verdict.state}): {verdict.advice}", markup=False)
+        console.print(f"  {verdict.check} ({verdict.state}): {verdict.advice}")

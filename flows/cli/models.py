@@ -39,7 +39,7 @@ TopP = Annotated[
     float | None,
     typer.Option(help="Draw only from the most likely colours with this total probability.", show_default=False),
 ]
-Seed = Annotated[int, typer.Option(help="The same seed gives the same images.")]
+Seed = Annotated[int, typer.Option(help="The same seed gives the same images.", min=0, max=2**32 - 1)]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; by default a GPU if there is one.", show_default=False)]
 
 
@@ -238,7 +238,7 @@ def convert(
 
 def _prepare(output: Path | None) -> None:
     """Prepare the environment, and check the output file before the slow imports. Raises IgptError for a bad one."""
-    settings.activate(settings.default_home().absolute())
+    settings.activate(settings.home_folder(None))
     if output is None:
         return
     if output.suffix.lower() != ".png":
@@ -299,7 +299,7 @@ def _labels(bundle: "ModelBundle", class_name: str | None, count: int) -> np.nda
         raise IgptError(f"--class is {class_name!r}: this model was trained without class_conditional, leave it out")
     if class_name in bundle.classes:
         number = bundle.classes.index(class_name)
-    elif class_name.isdigit() and int(class_name) < classes:
+    elif class_name.isdecimal() and int(class_name) < classes:
         number = int(class_name)
     else:
         names = ", ".join(bundle.classes[:20]) + (", ..." if len(bundle.classes) > 20 else "")

@@ -1,5 +1,6 @@
 """Options, and the preparation of the environment, that several commands share."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,9 +29,16 @@ Number = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs; progress goes to standard error.")]
 
 
+def finite(value: float) -> float:
+    """Refuse NaN and infinity, which compare with every limit as if they were within it."""
+    if not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a number to compare with; give one such as 24")
+    return value
+
+
 def prepare(home: Path | None, *, as_json: bool = False) -> Path:
     """Configure this process for the services of a folder, and return the folder."""
-    folder = (home or settings.default_home()).absolute()
+    folder = settings.home_folder(home)
     settings.activate(folder)
     console.stderr = as_json
     return folder

@@ -35,7 +35,7 @@ def list_runs(runs: Runs, as_json: Json = False, home: Home = None) -> None:
     elif rows:
         print_table([{name: value for name, value in row.items() if name != "url"} for row in rows])
     else:
-        console.print(f"no training run in {url}", markup=False)
+        console.print(f"no training run in {url}")
 
 
 def _row(run: str) -> dict[str, Any]:
@@ -92,19 +92,19 @@ def show(
         )
     else:
         state = summary["state"]
-        console.print(f"{url}: {state}, step {summary['step']:,} of {summary['of']:,}", markup=False)
+        console.print(f"{url}: {state}, step {summary['step']:,} of {summary['of']:,}")
         if record.mlflow_run is not None:
-            console.print(f"MLflow run {record.mlflow_run}", markup=False)
-        console.print("set: " + ", ".join(f"{name}={value}" for name, value in changed.items()), markup=False)
+            console.print(f"MLflow run {record.mlflow_run}")
+        console.print("set: " + ", ".join(f"{name}={value}" for name, value in changed.items()))
         print_table(
             [{**row, "size": size_text(row["size"])} if row["size"] is not None else row for row in checkpoints]
         )
         shown = ("train_loss", "validation_loss", "learning_rate", "images_per_second")
         print_table([{"step": row["step"], **{name: _short(row.get(name)) for name in shown}} for row in curve[-10:]])
         for stack in stacks:
-            console.print(f"stacks of a worker that hung: {stack}", markup=False)
+            console.print(f"stacks of a worker that hung: {stack}")
         if state == "unfinished":
-            console.print(f"`igpt runs resume {run}` continues it", markup=False)
+            console.print(f"`igpt runs resume {run}` continues it")
     if any(row["files"] == "damaged" for row in checkpoints):
         raise typer.Exit(1)
 
@@ -148,4 +148,5 @@ def resume(run: Run, home: Home = None) -> None:
     from flows.pretrain import pretrain as flow
 
     outcome = flow(config)
-    console.print(f"run {outcome.run}\nMLflow {outcome.mlflow_url}", markup=False)
+    console.print(f"run {outcome.run}")
+    console.print(f"MLflow {outcome.mlflow_url}")

@@ -71,7 +71,19 @@ class Settings:
 
 def default_home() -> Path:
     """The folder of the local services: IGPT_HOME, or .igpt in the working directory."""
-    return Path(os.environ.get("IGPT_HOME", ".igpt"))
+    return Path(os.environ.get("IGPT_HOME") or ".igpt")
+
+
+def home_folder(given: Path | None) -> Path:
+    """The given folder of the local services, or the default one. Raises IgptError when there is no such path."""
+    try:
+        folder = (given or default_home()).absolute()
+        folder.resolve()
+    except FileNotFoundError:
+        raise IgptError("the working directory does not exist any more; change to another one") from None
+    except RuntimeError:
+        raise IgptError(f"{folder}: a loop of links; give another folder with --home or IGPT_HOME") from None
+    return folder
 
 
 def addresses() -> dict[str, str]:

@@ -1,12 +1,15 @@
 """Results on standard output: a table for people, JSON for programs."""
 
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.cells import cell_len
 
-from flows.terminal.console import console
+from flows.terminal.console import console, write
+from pipeline.printable import printable
 
 
 def print_table(rows: Sequence[Mapping[str, object]]) -> None:
@@ -14,7 +17,7 @@ def print_table(rows: Sequence[Mapping[str, object]]) -> None:
     if not rows:
         return
     names = list(rows[0])
-    cells = [names, *([_text(row[name]) for name in names] for row in rows)]
+    cells = [[printable(name) for name in names], *([_text(row[name]) for name in names] for row in rows)]
     numeric = [all(isinstance(row[name], int | float) for row in rows) for name in names]
     widths = [max(cell_len(line[column]) for line in cells) for column in range(len(names))]
     for line in cells:
@@ -22,13 +25,13 @@ def print_table(rows: Sequence[Mapping[str, object]]) -> None:
         for text, width, right in zip(line, widths, numeric, strict=True):
             padding = " " * (width - cell_len(text))
             parts.append(padding + text if right else text + padding)
-        console.print("  ".join(parts).rstrip(), markup=False)
+        console.print("  ".join(parts).rstrip())
 
 
 def _text(value: object) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "-"}[value]
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if isinstance(value, int) else printable(str(value))
 
 
 def size_text(count: int) -> str:
@@ -42,5 +45,23 @@ def size_text(count: int) -> str:
 
 
 def print_json(value: object) -> None:
-    """Print a value as JSON."""
-    sys.stdout.write(json.dumps(value, indent=2, default=str) + "\n")
+    """Print a value as JSON that every parser reads. Raises OutputError."""
+    write(sys.stdout, json.dumps(_plain(value), indent=2, allow_nan=False) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    """The value in the types of JSON. Numbers that are not finite become null, as JSON has none."""
+    if isinstance(value, Mapping):
+        return {_utf8(str(name)): _plain(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int):
+        return value
+    return _utf8(str(value))
+
+
+def _utf8(text: str) -> str:
+    """The text, unless it has bytes that are not UTF-8, which JSON cannot hold: then as it is printed."""
+    return printable(text) if any("\ud800" <= character <= "\udfff" for character in text) else text

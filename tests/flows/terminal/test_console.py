@@ -1,11 +1,14 @@
 """Progress output: one line updated in place on a terminal, plain lines at intervals elsewhere."""
 
+import errno
+import io
+import os
 import sys
 
 import pytest
 
 from flows.terminal import console
-from flows.terminal.console import Reporter
+from flows.terminal.console import OutputClosedError, OutputError, Reporter
 
 
 class Clock:
@@ -67,3 +70,58 @@ def test_on_a_terminal_one_line_is_updated_in_place(
         "  dataset: list 1,000 images (0 s)",
         "  dataset: list 2,000 images (1 s)",
     ]
+
+
+def test_what_a_line_quotes_is_neither_interpreted_nor_another_line(capsys: pytest.CaptureFixture[str]) -> None:
+    console.console.print("[red]a[/i] :cat:\n\x1b[2J\u202e")
+    reporter = Reporter("data\nset")
+    reporter("scan\r", 1, 2, "\x1b]0;title\x07")
+    reporter.say("new class [/i]\x9b")
+    assert capsys.readouterr().out.splitlines() == [
+        r"[red]a[/i] :cat:\n\x1b[2J\u202e",
+        r"  data set: scan 1 of 2 \x1b]0;title\x07 (0 s)",
+        r"  data\nset: new class [/i]\x9b",
+    ]
+
+
+@pytest.mark.parametrize("columns", [1, 12, 40])
+def test_a_line_that_is_updated_in_place_fits_the_terminal(
+    columns: int, clock: Clock, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setattr(sys.stdout, "fileno", lambda: 1)
+    monkeypatch.setattr(os, "get_terminal_size", lambda _: os.terminal_size((columns, 24)))
+    Reporter("dataset")("猫猫猫猫猫猫猫猫猫猫猫猫猫猫猫猫\n", 1, 2, "images")
+    (shown,) = capsys.readouterr().out.split("\r\x1b[K")[1:]
+    assert console.cell_len(shown) < columns
+
+
+class Failing(io.StringIO):
+    """A stream that cannot be written."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+    def write(self, text: str) -> int:
+        raise OSError(self.number, os.strerror(self.number))
+
+
+@pytest.mark.parametrize(("number", "kind"), [(errno.EPIPE, OutputClosedError), (errno.ENOSPC, OutputError)])
+def test_a_command_ends_where_its_output_cannot_be_written_and_a_stage_goes_on(
+    number: int, kind: type[OutputError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console.console, "redirected", Failing(number))
+    reporter = Reporter("pretrain")
+    reporter("train", 1, 2, "steps")
+    reporter.say("goes on")
+    reporter.close()
+    with pytest.raises(kind):
+        console.console.print("a line")
+
+
+def test_nothing_is_printed_where_the_caller_closed_standard_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    Reporter("dataset").say("done")
+    console.console.print("a line")
+    assert not console.console.is_terminal

@@ -1,6 +1,7 @@
 """Tables for people: columns aligned by what they hold. JSON for programs."""
 
 import json
+import math
 from datetime import UTC, datetime
 
 import pytest
@@ -52,3 +53,32 @@ def test_json_is_json_whatever_the_values(capsys: pytest.CaptureFixture[str]) ->
     assert json.loads(capsys.readouterr().out) == [
         {"when": "2026-01-05 00:00:00+00:00", "none": None, "name": "größer"}
     ]
+
+
+def test_cells_are_one_line_and_aligned_as_they_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table([{"class\n": "\x1b[31m", "n": 1}, {"class\n": "[/i]", "n": 20}])
+    assert capsys.readouterr().out.splitlines() == [r"class\n    n", r"\x1b[31m   1", r"[/i]      20"]
+
+
+def test_json_is_valid_for_every_parser(capsys: pytest.CaptureFixture[str]) -> None:
+    given = {
+        "loss": math.nan,
+        "more": [math.inf, -math.inf, 0.5],
+        "path": "caf\udce9",
+        "name": "\x1b[31m\u202e\n",
+        3: (True, None),
+    }
+    print_json(given)
+    printed = capsys.readouterr().out
+    assert printed.isascii() and "\x1b" not in printed
+
+    def refuse(constant: str) -> None:
+        raise ValueError(constant)
+
+    assert json.loads(printed, parse_constant=refuse) == {
+        "loss": None,
+        "more": [None, None, 0.5],
+        "path": r"caf\xe9",
+        "name": "\x1b[31m\u202e\n",
+        "3": [True, None],
+    }
