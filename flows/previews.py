@@ -13,6 +13,7 @@ from igpt_model.tracking.runs import RunLogger
 from igpt_model.tracking.sheets import draw_checkpoint, draw_sheet, sheet_names
 from pipeline.cluster import tasks
 from pipeline.dataset.snapshot import Snapshot
+from pipeline.errors import first_line
 
 _SHOWN_IMAGES = 6
 # How long the end of a training waits for the sheet that is being drawn.
@@ -78,4 +79,4 @@ class CheckpointPreviews:
             for _, (name, sheet) in tasks.map_tasks(draw_checkpoint, [call], num_cpus=0):
                 self._logger.picture_at(step, sheet, name)
         except Exception as error:  # noqa: BLE001 (a failed preview must not stop training)
-            self._reporter.say(f"no picture of step {step}: {(str(error).splitlines() or [type(error).__name__])[0]}")
+            self._reporter.say(f"no picture of step {step}: {first_line(error)}")

@@ -22,7 +22,7 @@ ALLOWED_PACKAGES = {
 # A room (a folder, or a file at the top of a package) imports only from itself and from rooms before it.
 ORDER = {
     "pipeline": (
-        *("operating_system", "errors", "progress", "hashing", "partition", "background", "typed_config"),
+        *("operating_system", "printable", "errors", "progress", "hashing", "partition", "background", "typed_config"),
         *("store", "cluster", "images", "config", "dataset", "source", "build", "inspect"),
         "logs",  # the name of the JSON formatter for logging configurations
     ),
@@ -41,7 +41,7 @@ EXCEPTIONS = {
 }
 # Of the data side, the model side may use only what needs no cluster; its Ray modules may use the cluster's.
 PURE_PIPELINE = {
-    *("operating_system", "errors", "progress", "hashing", "partition", "background", "typed_config"),
+    *("operating_system", "printable", "errors", "progress", "hashing", "partition", "background", "typed_config"),
     *("config", "images", "dataset", "store"),
 }
 WITH_MLFLOW = {
@@ -56,7 +56,10 @@ DOORS = {
     "mlflow": WITH_MLFLOW,
     "prefect": {
         *(f"flows/{name}.py" for name in ("build_dataset", "pretrain", "probe", "refresh", "scheduled", "demo")),
-        *(f"flows/prefect_ops/{name}.py" for name in ("lease", "flow_runs", "deployments", "termination", "ray_job")),
+        *(
+            f"flows/prefect_ops/{name}.py"
+            for name in ("artifacts", "lease", "flow_runs", "deployments", "termination", "ray_job")
+        ),
     },
     "fsspec": {f"pipeline/store/{name}.py" for name in ("objects", "bulk", "s3")},
     "s3fs": {"pipeline/store/s3.py"},

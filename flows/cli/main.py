@@ -2,23 +2,26 @@
 
 import os
 import sys
+from contextlib import suppress
 from typing import Annotated
 
 import typer
 from typer.exceptions import TyperException
 
 from flows import version
-from flows.cli import datasets, deploy, doctor, models, registry, runs
+from flows.cli import datasets, deploy, doctor, failures, models, registry, runs
 from flows.cli.options import ConfigFile, Home, Overrides, prepare, read_config
 from flows.config.demo import demo_config
 from flows.config.describe import KINDS, describe
 from flows.config.refresh import RefreshConfig
 from flows.services import local_stack, settings
-from flows.terminal.console import console
+from flows.terminal import streams
+from flows.terminal.console import OutputClosedError, OutputError, console, write
 from flows.terminal.tables import print_table
 from igpt_model.config import PretrainConfig
 from igpt_model.probing.config import ProbeConfig
 from pipeline.errors import IgptError
+from pipeline.printable import printable
 from pipeline.store import objects
 
 app = typer.Typer(
@@ -32,6 +35,7 @@ app.add_typer(registry.app, name="models")
 app.add_typer(runs.app, name="runs")
 
 _INTERRUPTED = 130  # 128 plus the number of SIGINT, as in shells
+_OUTPUT_CLOSED = 141  # 128 plus the number of SIGPIPE
 
 
 def _print_version(wanted: bool) -> None:
@@ -77,7 +81,8 @@ def demo(
         if stop:
             local_stack.down(folder, say=_say)
     if not stop:
-        console.print(f"\nThe services keep running: Prefect {stack.prefect_url}, MLflow {stack.mlflow_url}")
+        console.print()
+        console.print(f"The services keep running: Prefect {stack.prefect_url}, MLflow {stack.mlflow_url}")
         console.print("`igpt status` checks them, `igpt down` ends them.")
 
 
@@ -89,7 +94,8 @@ def up(home: Home = None) -> None:
     for name, url in (("S3", stack.s3_url), ("Prefect", stack.prefect_url), ("MLflow", stack.mlflow_url)):
         console.print(f"{name:8} {url}")
     console.print(f"{'Ray':8} {stack.ray_address}")
-    console.print("\nCommands run from this folder find them. For other shells and programs:")
+    console.print()
+    console.print("Commands run from this folder find them. For other shells and programs:")
     for name, value in stack.environment().items():
         console.print(f"export {name}={value}")
 
@@ -120,7 +126,8 @@ def pretrain(config: ConfigFile = None, overrides: Overrides = None, home: Home 
     from flows.pretrain import pretrain as flow
 
     outcome = flow(checked)
-    console.print(f"run {outcome.run}\nMLflow {outcome.mlflow_url}")
+    console.print(f"run {outcome.run}")
+    console.print(f"MLflow {outcome.mlflow_url}")
 
 
 @app.command()
@@ -152,7 +159,7 @@ def print_config(
     """Print a config file with every field, its description and its default."""
     if kind not in KINDS:
         raise IgptError(f"{kind!r} has no config: choose one of {', '.join(KINDS)}")
-    sys.stdout.write(describe(KINDS[kind]))
+    write(sys.stdout, describe(KINDS[kind]))
 
 
 models.register(app)
@@ -165,25 +172,36 @@ def _say(line: str) -> None:
 
 
 def main() -> None:
-    """Run the command line. Exits with 2 on bad input, 130 on Ctrl-C."""
+    """Run the command line.
+
+    Exits with 1 on a bug, 2 on bad input, 130 on Ctrl-C and 141 when nobody reads the output any more.
+    """
+    streams.prepare()
     try:
-        code = app(standalone_mode=False)
-    except TyperException as error:  # an unknown option, a missing argument and the like
-        error.show()  # type: ignore[attr-defined]  # every subclass has it
-        sys.exit(error.exit_code)
-    except IgptError as error:
-        sys.exit(_fail(str(error), 2))
+        line, code = "", app(standalone_mode=False)
+    except OutputClosedError:
+        line, code = "", _OUTPUT_CLOSED
     except (KeyboardInterrupt, typer.Abort):
-        code = _INTERRUPTED
+        line, code = "", _INTERRUPTED
+    except Exception as error:  # noqa: BLE001 (the one place that catches what nobody foresaw)
+        if isinstance(error, TyperException) and failures.is_help(error):
+            line, code = "", error.exit_code
+            error.show()  # type: ignore[attr-defined]  # every subclass has it
+        else:
+            line, code = failures.describe(error, settings.default_home())
     if code == _INTERRUPTED:  # Typer returns this code for a Ctrl-C that it has caught
-        _fail("interrupted; finished work is kept, and the same command continues it", code)
+        line = "interrupted; finished work is kept, and the same command continues it"
+    if line:
+        _print_error(line)
+    streams.abandon()
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _fail(line: str, code: int) -> int:
-    sys.stdout.flush()
-    print(f"{os.linesep if sys.stdout.isatty() else ''}igpt: {line}", file=sys.stderr)
-    return code
+def _print_error(line: str) -> None:
+    # Below the line that is updated in place, if there is one.
+    below = os.linesep if sys.stdout is not None and sys.stdout.isatty() else ""
+    with suppress(OutputError):
+        write(sys.stderr, f"{below}igpt: {printable(line)}\n")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The demo's configuration. Separate from flows/demo.py, so that mistakes show before the services are started."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,10 @@ def demo_config(raw: str | None, overrides: Sequence[str]) -> RefreshConfig:
     """
     fields = _merge(_COMMON, _DIGITS if raw is None else _IMAGES)
     if raw is not None:
-        if "://" not in raw and not Path(raw).exists():
+        scheme, separator, _ = raw.partition("://")
+        if separator and re.fullmatch(r"[a-z][a-z0-9+.-]*", scheme) is None:
+            raise IgptError(f"{raw}: neither a path nor a URL; give one such as s3://bucket/prefix")
+        if not separator and not Path(raw).exists():
             raise IgptError(f"{raw}: nothing is there; give the folder or tar file that holds the images")
         raw = objects.absolute(raw)
         name = Path(raw.rstrip("/")).name.removesuffix(".tar") or "images"

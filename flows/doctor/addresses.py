@@ -1,6 +1,7 @@
 """Query the services at the configured addresses for version and time. verdicts.py judges the results."""
 
 import base64
+import http.client
 import json
 import subprocess
 import sys
@@ -120,7 +121,7 @@ def _ask_http(service: str, address: str, path: str, client: str, read: Callable
         if error.code in (401, 403):
             problem = f"it refuses the credentials of {settings.CREDENTIALS[service]}"
         return Answer(**fields, problem=problem, clock_ahead=_clock_ahead(error.headers["Date"]))
-    except (urllib.error.URLError, OSError, ValueError) as error:
+    except (http.client.HTTPException, OSError, ValueError) as error:
         reason: Any = getattr(error, "reason", error)
         text = getattr(reason, "strerror", None) or str(reason)
         return Answer(**fields, problem=f"it does not answer ({shortened(text)})")

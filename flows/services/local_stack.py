@@ -308,6 +308,8 @@ def _read(home: Path) -> _Record | None:
         return _JSON.validate_json(path.read_bytes())
     except FileNotFoundError:
         return None
+    except NotADirectoryError:
+        raise IgptError(f"{home} is not a folder; give one with --home or IGPT_HOME") from None
     except OSError as error:
         raise IgptError(f"{path} cannot be read: {error.strerror}; the services belong to another user") from None
     except ValidationError:

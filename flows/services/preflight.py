@@ -1,6 +1,6 @@
 """A check that the Prefect server answers, before a flow is called. A module of its own, to keep its import fast."""
 
-import urllib.error
+import http.client
 import urllib.request
 
 from pipeline.errors import IgptError
@@ -12,7 +12,7 @@ def check_prefect(api_url: str) -> None:
     try:
         with urllib.request.urlopen(url, timeout=5) as answer:
             answer.read()
-    except (urllib.error.URLError, OSError, ValueError) as error:
+    except (http.client.HTTPException, OSError, ValueError) as error:
         raise IgptError(
             f"Prefect at {api_url} does not answer ({getattr(error, 'reason', error)}); "
             "start it (`igpt up`) or correct PREFECT_API_URL"

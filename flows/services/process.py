@@ -11,6 +11,8 @@ from pathlib import Path
 
 import psutil
 
+from pipeline.printable import printable
+
 # Variables of the caller's shell that would configure a service, or point it at other services.
 _EXCLUDED = ("PREFECT_", "MLFLOW_", "_MLFLOW_", "RAY_", "AWS_", "RCLONE_")
 # An environment variable that all processes of a service inherit; it identifies them even after their parent has ended.
@@ -132,12 +134,12 @@ def end(processes: Iterable[psutil.Process], *, timeout_seconds: float) -> None:
 
 def error_line(log: Path) -> str:
     """The line of a log that most likely says why its service ended."""
-    text = _COLOUR_CODES.sub("", log.read_text(errors="replace")) if log.exists() else ""
+    text = _COLOUR_CODES.sub("", log.read_text(encoding="utf-8", errors="replace")) if log.exists() else ""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if re.search(r"(Error|Exception):|ERROR|CRITICAL|FATAL|[Ff]atal|[Ff]ailed", line)]
     return shortened((errors or lines or ["it is empty"])[-1])
 
 
 def shortened(text: str) -> str:
-    """A text as one line of at most 300 characters."""
-    return " ".join(text.split())[:300]
+    """A text as one printable line of at most 300 characters."""
+    return printable(" ".join(text.split()))[:300]

@@ -101,7 +101,7 @@ class Registry:
         name, at, alias = plain.partition("@")
         if not at:
             name, slash, alias = plain.rpartition("/")
-            if not slash or not alias.isdigit():
+            if not slash or not alias.isdecimal():
                 raise IgptError(f"{reference}: name a version, as in NAME@{CANDIDATE}, NAME@{CHAMPION} or NAME/3")
         aliases = self.aliases_of(name)
         if at and alias not in aliases:

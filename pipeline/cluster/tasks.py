@@ -79,13 +79,14 @@ def log_as_json(flow_run_id: str) -> Callable[[], None]:
 def _check_listening(address: str) -> None:
     """Raise IgptError when nothing listens at host:port. Ray itself would try for minutes, and log it every second."""
     host, colon, port = address.rpartition(":")
-    if not colon or not port.isdigit() or "//" in host:
+    if not colon or not port.isdecimal() or "//" in host:
         return
     try:
         socket.create_connection((host, int(port)), timeout=5).close()
-    except OSError as error:
+    except (OSError, OverflowError, ValueError) as error:  # a port above 65535, a name that no host can have
+        reason = getattr(error, "strerror", None) or error
         raise IgptError(
-            f"Ray at {address} does not answer ({error.strerror or error}); start it (`igpt up`) or correct RAY_ADDRESS"
+            f"Ray at {address} does not answer ({reason}); start it (`igpt up`) or correct RAY_ADDRESS"
         ) from None
 
 
