@@ -1,11 +1,11 @@
 """The flow that builds a dataset snapshot from raw images, and its log lines and Prefect artifact."""
 
 from prefect import flow
-from prefect.artifacts import create_table_artifact
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
-from flows.prefect_ops import ray_job
+from flows.prefect_ops import artifacts, ray_job
+from flows.prefect_ops.failures import in_one_line
 from flows.prefect_ops.lease import exclusively
 from flows.prefect_ops.termination import terminable
 from flows.services import settings
@@ -22,6 +22,7 @@ from pipeline.source import left_out
 
 
 @flow(name="build-dataset")
+@in_one_line
 def build_dataset(
     config: DatasetConfig, refit_palette: bool = False, remake: bool = False, verify_bytes: bool = False
 ) -> BuildResult:
@@ -41,11 +42,7 @@ def build_dataset(
         )
     reporter.say(describe(result))
     get_run_logger().info(describe(result))
-    create_table_artifact(
-        key="dataset",
-        table=_table(result),
-        description=f"Snapshot {result.snapshot.number} of {result.snapshot.dataset}",
-    )
+    artifacts.table("dataset", _table(result), f"Snapshot {result.snapshot.number} of {result.snapshot.dataset}")
     return result
 
 

@@ -5,12 +5,12 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 
 from prefect import flow
-from prefect.artifacts import create_image_artifact, create_link_artifact
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
 from flows import version
-from flows.prefect_ops import ray_job
+from flows.prefect_ops import artifacts, ray_job
+from flows.prefect_ops.failures import in_one_line
 from flows.prefect_ops.lease import exclusively
 from flows.previews import CheckpointPreviews, draw_all
 from flows.services import settings
@@ -57,6 +57,7 @@ class PretrainOutcome:
 
 
 @flow(name="pretrain")
+@in_one_line
 def pretrain(config: PretrainConfig) -> PretrainOutcome:
     """Train on a dataset snapshot, or continue an unfinished run; log metrics and pictures to MLflow.
 
@@ -219,11 +220,8 @@ def describe(outcome: PretrainOutcome) -> str:
 
 
 def _create_artifacts(outcome: PretrainOutcome) -> None:
-    create_link_artifact(key="mlflow-run", link=outcome.mlflow_url, link_text="MLflow run", description=outcome.run)
+    artifacts.link("mlflow-run", outcome.mlflow_url, "MLflow run", outcome.run)
     server = outcome.mlflow_url.split("/#/")[0]
     for name in outcome.sheets:
-        create_image_artifact(
-            key=name,
-            image_url=f"{server}/get-artifact?path={name}.png&run_uuid={outcome.mlflow_run}",
-            description=describe(outcome),
-        )
+        url = f"{server}/get-artifact?path={name}.png&run_uuid={outcome.mlflow_run}"
+        artifacts.image(name, url, describe(outcome))

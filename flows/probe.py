@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from prefect import flow
-from prefect.artifacts import create_table_artifact
 from prefect.logging import get_run_logger
 
-from flows.prefect_ops import ray_job
+from flows.prefect_ops import artifacts, ray_job
+from flows.prefect_ops.failures import in_one_line
 from flows.prefect_ops.termination import terminable
 from flows.probe_report import describe, metrics, table
 from flows.services import settings
@@ -40,6 +40,7 @@ class ProbeOutcome:
 
 
 @flow(name="probe")
+@in_one_line
 def probe(config: ProbeConfig, mlflow_run: str | None = None) -> ProbeOutcome:
     """Evaluate a model on a labelled dataset with classifiers on the features of every layer.
 
@@ -59,14 +60,14 @@ def probe(config: ProbeConfig, mlflow_run: str | None = None) -> ProbeOutcome:
     run = mlflow_run if version is None else version.run_id
     if run:
         trained_on_it = version is None or runs.trained_on(version.tags, data)
-        prefix = "" if trained_on_it else f"{objects.name_of(data.dataset)}."
+        prefix = "" if trained_on_it else f"{runs.valid_name(objects.name_of(data.dataset))}."
         logger = RunLogger(services.mlflow_tracking_uri, run)
         _log(logger, bundle, result, curve, data, prefix)
         if version is None:
             _log_new(logger, {name: [value] for name, value in metrics(result).items()})
     if version is not None:
         _log_version(Registry(services.mlflow_tracking_uri), version, result, data)
-    create_table_artifact(key="probe", table=table(result, data.classes), description=describe(result))
+    artifacts.table("probe", table(result, data.classes), describe(result))
     get_run_logger().info(describe(result))
     reporter.close()
     reporter.say(f"features of {result.shards_computed} shards computed, of {result.shards_cached} found in the cache")
@@ -112,7 +113,7 @@ def _log_new(logger: RunLogger, values: Mapping[str, Sequence[float]]) -> None:
 def _log_version(registry: Registry, version: Version, result: ProbeResult, data: Snapshot) -> None:
     """Record the results with a version: as metrics of its model, and as tags named after the dataset."""
     registry.measure(version, metrics(result), dataset=data.dataset, digest=data.content_digest)
-    name = objects.name_of(data.dataset)
+    name = runs.valid_name(objects.name_of(data.dataset))
     tags = {f"igpt.probe.{name}.{key.removeprefix('probe_')}": f"{value:.5f}" for key, value in metrics(result).items()}
     tags[f"igpt.probe.{name}.snapshot"] = f"{data.number} {data.content_digest}"
     # The promotion gate compares accuracies on the dataset that the model was trained on, and no other.

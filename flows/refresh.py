@@ -2,14 +2,16 @@
 
 import math
 from dataclasses import dataclass, replace
+from urllib.parse import quote
 
 from prefect import flow
-from prefect.artifacts import create_link_artifact
 from prefect.events import emit_event
 from prefect.logging import get_run_logger
 
 from flows.build_dataset import build_dataset
 from flows.config.refresh import RefreshConfig
+from flows.prefect_ops import artifacts
+from flows.prefect_ops.failures import in_one_line
 from flows.pretrain import PretrainOutcome, pretrain
 from flows.probe import ProbeOutcome, probe
 from flows.services import settings
@@ -37,6 +39,7 @@ class RefreshOutcome:
 
 
 @flow(name="refresh")
+@in_one_line
 def refresh(config: RefreshConfig) -> RefreshOutcome:
     """Build the dataset, pretrain on it, probe the features and register the model as the candidate."""
     return run_stages(config, StageMeter())
@@ -97,11 +100,8 @@ def _register(
     )
     reporter.close()
     reporter.say(f"{version.uri}, alias {client.CANDIDATE}")
-    create_link_artifact(
-        key="registered-model",
-        link=f"{services.mlflow_tracking_uri.rstrip('/')}/#/models/{version.name}/versions/{version.number}",
-        link_text=version.uri,
-    )
+    page = f"{services.mlflow_tracking_uri.rstrip('/')}/#/models/{quote(version.name)}/versions/{version.number}"
+    artifacts.link("registered-model", page, version.uri)
     get_run_logger().info("registered %s", version.uri)
     # Triggers deployments that wait for it, such as the probe in infra/prefect.yaml.
     resource = {"prefect.resource.id": f"igpt.model.{version.name}"}

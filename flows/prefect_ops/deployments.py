@@ -129,7 +129,13 @@ def _check(entry: DeploymentEntry, untyped_parameters: Mapping[str, Any], path: 
     except (ParameterTypeError, IgptError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise IgptError(f"{path}: {entry.name}: {flow.name} does not accept its parameters ({reason})") from None
-    return Deployable(entry=replace(entry, parameters=parameters), flow=flow)
+    deployable = Deployable(entry=replace(entry, parameters=parameters), flow=flow)
+    try:
+        _deployment(deployable)
+    except (ValueError, TypeError, OverflowError) as error:  # of Prefect's models: no such cron, timezone or trigger
+        reason = " ".join(str(error).split())
+        raise IgptError(f"{path}: {entry.name}: not a deployment for Prefect ({reason})") from None
+    return deployable
 
 
 def _typed_parameters(flow: Flow[..., Any], parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """MLflow runs: one per training run, reused after a restart, with config, lineage, metrics and images."""
 
+import http.client
 import json
+import re
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ CONTENT_TAG = "igpt.content_digest"
 """Tag: digest of the content of the dataset snapshot; what compares data goes by it."""
 MANIFEST_TAG = "igpt.manifest_digest"
 """Tag: digest of the manifest of the dataset snapshot, which says when the content was published."""
+_LONGEST_NAME = 150  # MLflow accepts 250 characters, file systems 255 bytes; more text follows
 REASON_LENGTH = 160  # maximum characters of a quoted error; MLflow's client repeats the address three times
 
 
@@ -38,11 +40,16 @@ def check_reachable(tracking_uri: str) -> None:
     try:
         with urllib.request.urlopen(f"{tracking_uri.rstrip('/')}/health", timeout=5) as answer:
             answer.read()
-    except (urllib.error.URLError, TimeoutError, OSError, ValueError) as error:
+    except (http.client.HTTPException, OSError, ValueError) as error:
         raise IgptError(
             f"MLflow at {tracking_uri} does not answer ({getattr(error, 'reason', error)}); "
             "start it (`igpt up`) or correct MLFLOW_TRACKING_URI"
         ) from None
+
+
+def valid_name(text: str) -> str:
+    """A text as part of the name of a metric, a tag or an artifact: what MLflow refuses in names becomes `_`."""
+    return re.sub(r"[^\w. :-]", "_", text)[:_LONGEST_NAME]
 
 
 class RunLogger:

@@ -56,6 +56,18 @@ def test_an_invalid_schedule_is_refused_in_one_line(schedule: dict[str, Any], re
     assert "prefect.yaml: deployment 1: " in str(raised.value) and "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    "schedule",
+    [{"cron": "every day"}, {"cron": "0 2 * * *", "timezone": "Europe/Nowhere"}, {"interval": 0}, {"interval": 1e300}],
+)
+def test_a_schedule_that_prefect_refuses_is_told_before_anything_is_registered(
+    schedule: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(IgptError, match=r"prefect\.yaml: nightly: not a deployment for Prefect") as raised:
+        deployments.read(write(tmp_path, **schedule))
+    assert "\n" not in str(raised.value)
+
+
 FLAT = """
 deployments:
   - name: weekly

@@ -5,9 +5,10 @@ from threading import Thread
 
 import pytest
 from mlflow.exceptions import MlflowException
+from mlflow.utils import validation
 
 from flows.services.ports import HOST
-from igpt_model.tracking.runs import RunLogger, check_reachable
+from igpt_model.tracking.runs import RunLogger, check_reachable, valid_name
 from pipeline.errors import IgptError
 
 
@@ -80,3 +81,12 @@ def test_a_server_that_is_away_hides_no_error() -> None:
         _ = 1 / 0
     with pytest.raises(IgptError, match="does not close the run abc"), Closed(answers=False).closing():
         pass
+
+
+@pytest.mark.parametrize("name", ["digits", "a[b]", "$x$", "a\nb\x1b", "a#b?c%d", "x" * 255, "größer 猫", ".."])
+def test_what_becomes_of_a_name_is_a_name_for_mlflow(name: str) -> None:
+    valid = valid_name(name)
+    assert valid == name or "_" in valid or len(valid) == 150
+    validation._validate_metric_name(f"{valid}.probe_test_accuracy")
+    validation._validate_tag_name(f"igpt.probe.{valid}.raw_pixels_test_accuracy")
+    validation._validate_model_version_tag(f"igpt.probe.{valid}.snapshot", "1")
