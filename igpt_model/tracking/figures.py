@@ -8,8 +8,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from igpt_model.probing.result import ProbeResult
+from pipeline.printable import printable
 
 _MAX_LABELLED_CLASSES = 30  # with more, names and numbers would overlap
+_MAX_NAME_LENGTH = 30
 
 
 def probe_curve(result: ProbeResult) -> bytes:
@@ -32,13 +34,20 @@ def confusion_matrix(confusion_KK: np.ndarray, classes: Sequence[str]) -> bytes:
     axes = figure.add_subplot(xlabel="predicted class", ylabel="class", title="Best layer, test images")
     axes.imshow(shares_KK, cmap="Blues", vmin=0, vmax=1)
     if len(classes) <= _MAX_LABELLED_CLASSES:
-        axes.set_xticks(range(len(classes)), classes, rotation=90)
-        axes.set_yticks(range(len(classes)), classes)
+        names = [_tick(name) for name in classes]
+        axes.set_xticks(range(len(classes)), names, rotation=90, parse_math=False)
+        axes.set_yticks(range(len(classes)), names, parse_math=False)
         for (row, column), count in np.ndenumerate(confusion_KK):
             if count:
                 color = "white" if shares_KK[row, column] > 0.5 else "black"
                 axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=8)
     return _png(figure)
+
+
+def _tick(name: str) -> str:
+    """A class name beside an axis: printable and cut, so that a long one leaves room for the matrix."""
+    shown = printable(name)
+    return shown if len(shown) <= _MAX_NAME_LENGTH else f"{shown[: _MAX_NAME_LENGTH - 3]}..."
 
 
 def loss_curve(histories: Mapping[str, Sequence[tuple[int, float]]], baselines: Mapping[str, float]) -> bytes:

@@ -9,6 +9,8 @@ import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
 
+from pipeline.printable import UNPRINTABLE
+
 # Prefect adds these to the records of its run loggers, `worker_setup` adds Ray's to those of its workers.
 _PREFECT_IDS = (
     "flow_run_id",
@@ -37,7 +39,8 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
+        # Letters of all scripts stay readable; what a terminal obeys is escaped as JSON does it.
+        return UNPRINTABLE.sub(lambda match: json.dumps(match[0])[1:-1], json.dumps(line, ensure_ascii=False))
 
 
 def worker_setup(ids: Callable[[], dict[str, str]]) -> Callable[[], None]:

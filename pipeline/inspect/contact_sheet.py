@@ -15,6 +15,7 @@ from pipeline.dataset.snapshot import ShardEntry, Snapshot
 from pipeline.errors import IgptError
 from pipeline.images import decode, palette
 from pipeline.images.decode import Pictures
+from pipeline.printable import printable
 from pipeline.source.raw_reads import read_images
 from pipeline.store import objects
 
@@ -102,7 +103,8 @@ def _draw(pairs: list[_Pair]) -> bytes:
         enlarged = pair.quantized.repeat(cell // len(pair.quantized), 0).repeat(cell // len(pair.quantized), 1)
         sheet.paste(Image.fromarray(pair.original), (left, top))
         sheet.paste(Image.fromarray(enlarged), (left + cell, top))
-        caption = pair.caption.encode("ascii", "replace").decode()  # Pillow's built-in font has no other characters
+        # Pillow's built-in font has no characters beyond ASCII.
+        caption = printable(pair.caption).encode("ascii", "replace").decode()
         draw.text((left, top + cell + 1), caption[: width // 6], fill="black")
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG", optimize=True)

@@ -61,3 +61,16 @@ def test_confusion_is_shown_as_the_share_of_each_class(classes: int, labelled: b
     shares_KK = np.asarray(axes.images[0].get_array())
     assert shares_KK[0, :2].tolist() == [0.75, 0.25] and shares_KK[1, 1] == 1 and not shares_KK[2].any()
     assert sorted(text.get_text() for text in axes.texts) == (["1", "3", "5"] if labelled else [])
+
+
+HOSTILE = ("$", "$x$", r"$\frac{1}{$", "a\nb", "\x1b[31m", "a\0b", "_hidden", "x" * 500, "")
+
+
+def test_class_names_beside_the_confusion_are_text_and_not_formulas(drawn: list[Figure]) -> None:
+    figures.confusion_matrix(np.eye(len(HOSTILE), dtype=int), HOSTILE)
+    (axes,) = drawn[0].axes
+    for labels in (axes.get_xticklabels(), axes.get_yticklabels()):
+        assert [label.get_parse_math() for label in labels] == [False] * len(HOSTILE)
+        shown = [label.get_text() for label in labels]
+        assert shown[:7] == ["$", "$x$", r"$\frac{1}{$", r"a\nb", r"\x1b[31m", r"a\x00b", "_hidden"]
+        assert len(shown[7]) == 30 and shown[7].endswith("...") and shown[8] == ""

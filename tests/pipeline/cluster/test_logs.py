@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 
 from pipeline.cluster.logs import JsonFormatter
+from pipeline.printable import UNPRINTABLE
 
 ROOT = Path(__file__).parents[3]
 VARIABLES: dict[str, str] = yaml.safe_load((ROOT / "infra" / "compose.yaml").read_text())["x-logs"]
@@ -52,3 +53,11 @@ def test_prefect_uses_it_with_the_variables_of_production(tmp_path: Path) -> Non
     assert done.returncode == 0, done.stderr
     (line,) = done.stderr.splitlines()
     assert json.loads(line)["message"] == "x" * 300
+
+
+def test_what_a_terminal_obeys_is_escaped_and_comes_back_whole() -> None:
+    message = "\x1b[31m \x9b \u202e \u2028 caf\udce9 \U000e0041 größer 猫\n"
+    line = JsonFormatter().format(record("%s", message))
+    assert UNPRINTABLE.search(line) is None and "größer 猫" in line
+    assert json.loads(line)["message"] == message
+    line.encode()
