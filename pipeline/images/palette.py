@@ -58,6 +58,8 @@ def fit(histogram: ColourHistogram, colours: int, seed: int) -> np.ndarray:
             "the images have a single colour, and a palette has at least two: give images that show something"
         )
     if len(filled) < colours:
+        if len(filled) < 2:
+            raise IgptError("the images have a single colour, and a palette has at least 2: there is nothing to learn")
         raise IgptError(
             f"the images have about {len(filled)} distinct colours, fewer than the palette's {colours}: "
             f"set colours to at most {len(filled)}"

@@ -152,6 +152,13 @@ def test_the_fit_finds_the_colours_of_an_image_that_has_no_others() -> None:
     assert np.abs(fitted - colours[np.argsort(colours.sum(1, dtype=int))]).max() < 1 / 64
 
 
+@pytest.mark.parametrize("colours", [2, 16])
+def test_images_of_one_colour_are_refused_without_advice_that_is_refused_itself(colours: int) -> None:
+    with pytest.raises(IgptError, match="the images have a single colour") as raised:
+        palette.fit(histogram_of(np.full((1000, 3), 200, np.uint8)), colours, seed=0)
+    assert "set colours" not in str(raised.value)
+
+
 def test_more_colours_than_the_images_have_are_refused() -> None:
     pixels = np.array([[0, 0, 0], [200, 30, 40], [10, 220, 90]], np.uint8)
     with pytest.raises(IgptError, match=r"3 distinct colours.*set colours to at most 3"):
