@@ -9,7 +9,7 @@ from pipeline.errors import IgptError
 from pipeline.hashing import digest
 from pipeline.images.decode import Recipe
 from pipeline.typed_config.config import Config
-from pipeline.typed_config.ranges import NotEmpty, Range
+from pipeline.typed_config.ranges import NotEmpty, Range, Seed
 
 # What decides the bytes of an image's samples; of the rest, what decides into which split and shard they come; what
 # remains (where raw images and dataset lie, limits of patience and of rejects) changes nothing that was built.
@@ -69,7 +69,7 @@ class DatasetConfig(Config):
     """Largest share of rejected images with which a snapshot is still published."""
     max_deleted_fraction: Share = 0.2
     """Largest share of the last snapshot's images that may be gone: an unmounted disk is no deletion of its images."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the split, the shard order, the random crops and the palette fit."""
 
     def __post_init__(self) -> None:

@@ -7,7 +7,7 @@ from igpt_model.config import Positive
 from igpt_model.model.config import Count
 from pipeline.errors import IgptError
 from pipeline.typed_config.config import Config
-from pipeline.typed_config.ranges import Range
+from pipeline.typed_config.ranges import Range, Seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,7 @@ class FineTuneConfig(Config):
     """Peak learning rate of Adam, after a warm-up over a tenth of the steps; it then decays to 0 along a cosine."""
     generative_weight: Annotated[float, Range(at_least=0)] = 1.0
     """Weight of the generative loss added to the classification loss; the paper found 1 better than 0."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the order of images and of the classifier's initial weights."""
 
 
@@ -54,7 +54,7 @@ class ProbeConfig(Config):
     """Nearest-neighbour classifier: numbers of neighbours to try; empty: none."""
     fine_tune: FineTuneConfig | None = None
     """Full fine-tuning, which takes about as long as training; none: not done."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the untrained network to compare with, and of the images drawn for low-data probes."""
 
     def __post_init__(self) -> None:

@@ -42,9 +42,12 @@ def load_fields(kind: type[AnyConfig], given: Any, overrides: Sequence[str] = ()
 def read_file(path: Path) -> dict[str, Any]:
     """Read the untyped values of a file. Raises IgptError unless it holds a mapping."""
     try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise IgptError(f"{path}: {getattr(error, 'strerror', error)}; give the path of a YAML or JSON file") from None
+        text = path.read_text(encoding="utf-8-sig")  # editors on Windows begin a file with a byte order mark
+    except UnicodeDecodeError as error:
+        raise IgptError(f"{path}: byte {error.start + 1} is not UTF-8 text; save the file as UTF-8") from None
+    except (OSError, ValueError) as error:  # ValueError: a path with a null byte
+        reason = getattr(error, "strerror", None) or error
+        raise IgptError(f"{path}: {reason}; give the path of a YAML or JSON file") from None
     try:
         given = _parse(text)
     except IgptError as error:
@@ -60,7 +63,7 @@ def _parse(text: str) -> Any:
     """Parse JSON or YAML; unquoted YAML scalars stay text. Raises IgptError."""
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         pass
     try:
         import yaml  # noqa: PLC0415 (not installed on every training machine)
@@ -79,7 +82,9 @@ def _parse(text: str) -> Any:
     Untyped.add_constructor("tag:yaml.org,2002:str", scalar)
     try:
         return yaml.load(text, Untyped)
-    except yaml.YAMLError as error:
+    except RecursionError:
+        raise IgptError("it is nested too deeply to be a config; compare with `igpt config`") from None
+    except Exception as error:  # noqa: BLE001 (besides YAMLError, `!!int x` raises whatever its conversion does)
         place = getattr(error, "problem_mark", None)
         line = f" in line {place.line + 1}" if place else ""
         raise IgptError(f"not valid YAML{line}; compare with `igpt config`") from None

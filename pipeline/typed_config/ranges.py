@@ -5,7 +5,7 @@ Python enforces it here; pydantic turns it into the limits of a JSON schema, whi
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from pipeline.errors import IgptError
 
@@ -71,3 +71,7 @@ class NotEmpty:
     def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
         """Add the minimum length to the schema of the annotated type."""
         return {**handler(source), "min_length": 1}
+
+
+Seed = Annotated[int, Range(at_least=0, at_most=2**32 - 1)]
+"""A seed that NumPy, scikit-learn and PyTorch accept."""

@@ -20,6 +20,9 @@ _NULLS = {"", "~", "null", "Null", "NULL"}
 _SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 # No leading zeros: YAML 1.1 reads 010 as 8, YAML 1.2 as 10.
 _INTEGER = re.compile(r"[+-]?(0|[1-9][0-9]*(_[0-9]+)*)")
+_INT64 = range(-(2**63), 2**63)
+_LONGEST_NUMBER = 100  # characters
+_LONGEST_SHOWN = 200  # characters of a value in a message
 _NUMBER = re.compile(r"[+-]?((0|[1-9][0-9]*(_[0-9]+)*)(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
@@ -172,14 +175,20 @@ def _bool(value: Any, place: str) -> bool:
 
 
 def _int(value: Any, place: str) -> int:
+    whole: int | None = None
     if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if isinstance(value, str) and _INTEGER.fullmatch(value):
-        return int(value)
-    number = float(value) if isinstance(value, float) or _is_number(value) else math.nan
-    if number.is_integer():  # 1e4
-        return int(number)
-    raise _refused(place, value, "a whole number")
+        whole = value
+    elif isinstance(value, str) and _INTEGER.fullmatch(value):
+        # Python refuses to read thousands of digits.
+        whole = int(value) if len(value) < _LONGEST_NUMBER else _INT64.stop
+    elif isinstance(value, float) or _is_number(value):
+        number = float(value)
+        whole = int(number) if number.is_integer() else None  # 1e4
+    if whole is None:
+        raise _refused(place, value, "a whole number")
+    if whole not in _INT64:
+        raise _refused(place, value, "a whole number of less than 64 bits")
+    return whole
 
 
 def _float(value: Any, place: str) -> float:
@@ -271,7 +280,10 @@ def _join(place: str, name: str) -> str:
 
 
 def _shown(value: Any) -> str:
-    return "null" if value is None else repr(str(value)) if isinstance(value, str) else repr(value)
+    if value is None:
+        return "null"
+    shown = repr(str(value)) if isinstance(value, str) else repr(value)
+    return shown if len(shown) <= _LONGEST_SHOWN else f"{shown[:_LONGEST_SHOWN]}..."
 
 
 def _refused(place: str, value: Any, expected: str) -> IgptError:
