@@ -102,6 +102,10 @@ def one_line_errors(url: str) -> Iterator[None]:
             "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY and the bucket's policy"
         ) from None
     except Exception as error:
+        if type(error).__name__ == "ParamValidationError":  # botocore's, before it sends anything
+            reason = " ".join(str(error).split()).removeprefix("Parameter validation failed: ")
+            reason = reason.partition(": Bucket name must match")[0]  # two regular expressions follow
+            raise IgptError(f"{url}: not an S3 URL ({reason}); give one such as s3://bucket/prefix") from None
         if type(error).__name__ in _NO_CREDENTIALS:
             raise IgptError(
                 f"{url}: no S3 credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run `igpt up`"
@@ -111,4 +115,6 @@ def one_line_errors(url: str) -> Iterator[None]:
                 f"{url}: the object store does not answer ({first_line(error)}); "
                 "start it (`igpt up`) or set AWS_ENDPOINT_URL"
             ) from None
+        if "://" in url and not url.startswith("file://") and is_transient(error):
+            raise IgptError(f"{url}: the server does not answer ({first_line(error)}); correct the URL") from None
         raise

@@ -68,8 +68,18 @@ def filesystem(url: str, *, patient: bool = True) -> Any:
 
 
 def absolute(url: str) -> str:
-    """Make a local path absolute, so that it names the same file in every process; other URLs are unchanged."""
-    return str(Path(url.removeprefix("file://")).expanduser().resolve()) if protocol(url) == "file" else url
+    """Make a local path absolute, so that it names the same file in every process; other URLs are unchanged.
+
+    Raises IgptError for what is no path.
+    """
+    if not url:
+        raise IgptError("a path or URL is empty: give a URL such as s3://bucket/prefix or a path")
+    if protocol(url) != "file":
+        return url
+    try:
+        return str(Path(url.removeprefix("file://")).expanduser().resolve())
+    except (RuntimeError, ValueError) as error:  # a loop of links, the home of a user who is not there, a null byte
+        raise IgptError(f"{url}: not a path ({error}); give another one") from None
 
 
 def request(url: str, operation: Callable[[], Answer], *, seconds: float = RETRY_SECONDS) -> Answer:
