@@ -183,7 +183,7 @@ def _model_config(hf_config: Mapping[str, Any], folder: Path) -> ModelConfig:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise IgptError(f"{path.parent}: {path.name} is missing; give a folder that save_pretrained wrote") from None
     except ValueError as error:

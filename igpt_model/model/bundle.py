@@ -95,7 +95,7 @@ class ModelBundle:
         """
         origin = origin or str(folder)
         try:
-            description = json.loads((folder / "model.json").read_text())
+            description = json.loads((folder / "model.json").read_bytes())
             palette_K3 = palette.from_bytes((folder / "palette.npy").read_bytes(), f"{origin}/palette.npy")
             if palette.sha256(palette_K3) != description["palette_sha256"]:
                 raise IgptError(f"{origin}: the palette is not the model's (its checksum differs)")

@@ -30,7 +30,7 @@ def copy_code(module: str, folder: Path) -> list[Path]:
 
 def _imports(source: Path) -> list[str]:
     names: list[str] = []
-    for node in ast.walk(ast.parse(source.read_text())):
+    for node in ast.walk(ast.parse(source.read_bytes())):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
