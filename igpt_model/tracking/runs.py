@@ -49,7 +49,7 @@ def check_reachable(tracking_uri: str) -> None:
 
 def valid_name(text: str) -> str:
     """A text as part of the name of a metric, a tag or an artifact: what MLflow refuses in names becomes `_`."""
-    return re.sub(r"[^\w. :-]", "_", text)[:_LONGEST_NAME]
+    return re.sub(r"^\.|[^\w. :-]", "_", text)[:_LONGEST_NAME]
 
 
 class RunLogger:

@@ -83,7 +83,9 @@ def test_a_server_that_is_away_hides_no_error() -> None:
         pass
 
 
-@pytest.mark.parametrize("name", ["digits", "a[b]", "$x$", "a\nb\x1b", "a#b?c%d", "x" * 255, "größer 猫", ".."])
+@pytest.mark.parametrize(
+    "name", ["digits", "a[b]", "$x$", "a\nb\x1b", "a#b?c%d", "x" * 255, "größer 猫", "..", ".hidden"]
+)
 def test_what_becomes_of_a_name_is_a_name_for_mlflow(name: str) -> None:
     valid = valid_name(name)
     assert valid == name or "_" in valid or len(valid) == 150
