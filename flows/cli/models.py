@@ -251,7 +251,7 @@ def _prepare(output: Path | None) -> None:
 
 
 def _write(output: Path, png: bytes, reporter: Reporter, what: str) -> None:
-    output.write_bytes(png)
+    objects.write_bytes(str(output.absolute()), png)
     reporter.close()
     reporter.say(f"{what} in {output}")
 

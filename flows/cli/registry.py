@@ -11,6 +11,7 @@ from flows.terminal.console import console
 from flows.terminal.tables import print_json, print_table
 from igpt_model.registry.gate import ACCURACY, BITS, GateConfig
 from pipeline.errors import IgptError
+from pipeline.store import objects
 from pipeline.typed_config import config_file
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def palette(
         raise IgptError(f"{file}: give a name that ends in .npy, in a folder that exists")
     registry = _registry(home)
     version = registry.find(model)
-    file.write_bytes(registry.palette(version))
+    objects.write_bytes(str(file.absolute()), registry.palette(version))
     console.print(f"{file} is the palette of {version.uri}; `igpt dataset build --palette {file}` builds with it")
 
 

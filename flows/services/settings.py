@@ -4,6 +4,7 @@ Variables that are not set come from the services that `igpt up` started for the
 """
 
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,6 +114,8 @@ def activate(home: Path) -> None:
     """Prepare this process's environment for the libraries. To be called before Prefect, Ray or MLflow is imported."""
     for name, value in {**_QUIET, **MLFLOW_RETRIES}.items():
         os.environ.setdefault(name, value)
+    # Where the user has no home folder that can be written; the client needs none.
+    warnings.filterwarnings("ignore", message="Failed to create the Prefect home directory")
     if any(name not in os.environ for name in _SERVICES):
         stack = local_stack.load(home)
         if stack is not None:

@@ -117,4 +117,6 @@ def one_line_errors(url: str) -> Iterator[None]:
             ) from None
         if "://" in url and not url.startswith("file://") and is_transient(error):
             raise IgptError(f"{url}: the server does not answer ({first_line(error)}); correct the URL") from None
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            error.filename = url  # a write to a full disk names no file
         raise

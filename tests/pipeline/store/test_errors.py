@@ -4,10 +4,10 @@ import errno
 from collections.abc import Callable
 
 import pytest
-from botocore.exceptions import ClientError, EndpointConnectionError
+from botocore.exceptions import ClientError, EndpointConnectionError, ParamValidationError
 from obstore.exceptions import GenericError
 
-from pipeline.errors import IgptError
+from pipeline.errors import IgptError, system_error_line
 from pipeline.store.errors import ShortReadError, is_transient, one_line_errors, with_retries
 
 
@@ -98,3 +98,23 @@ def test_transient_errors_that_persist_become_one_line(name: str) -> None:
     with pytest.raises(IgptError, match=words) as raised, one_line_errors("s3://b/k"):
         raise TRANSIENT[name]
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "error", "told"),
+    [
+        ("/d/x", OSError(errno.ENOSPC, "No space left on device"), "/d/x: No space left on device; free some space"),
+        ("/d/x", OSError(errno.EACCES, "Permission denied", "/d"), "/d: permission denied; check its owner and mode"),
+        (
+            "s3:///x",
+            ParamValidationError(report='Invalid bucket name "": Bucket name must match [a-z]'),
+            "s3:///x: not an S3",
+        ),
+        ("http://h/x", ConnectionResetError(errno.ECONNRESET, "reset"), "http://h/x: the server does not answer"),
+    ],
+)
+def test_an_error_names_the_file_or_url(url: str, error: Exception, told: str) -> None:
+    with pytest.raises((IgptError, OSError)) as raised, one_line_errors(url):
+        raise error
+    line = system_error_line(raised.value) if isinstance(raised.value, OSError) else str(raised.value)
+    assert line is not None and line.startswith(told) and "must match" not in line
