@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import typer
 
 from flows.cli.options import Dataset, Home, Json, Number, prepare
-from flows.terminal.console import console
-from flows.terminal.tables import print_json, print_table
+from flows.terminal.console import console, write
+from flows.terminal.tables import as_json_types, print_json, print_table
 from pipeline.dataset import snapshot
 from pipeline.dataset.snapshot import SPLITS
 from pipeline.errors import IgptError
@@ -48,7 +48,7 @@ def urls(
         print_json(addresses)
         return
     for line in [tables.in_braces(addresses)] if braces else addresses:
-        console.print(line, markup=False)
+        console.print(line)
 
 
 @app.command("images")
@@ -116,7 +116,7 @@ def _show(
             raise IgptError(f"{parquet}: the folder {parquet.parent} does not exist; create it first")
         table = tables.together(found)
         pq.write_table(pa.table({}) if table is None else table, parquet, compression="zstd")
-        console.print(f"{parquet}: {0 if table is None else len(table):,} rows", markup=False)
+        console.print(f"{parquet}: {0 if table is None else len(table):,} rows")
     elif as_json:
         _print_json(row for table in found for row in table.to_pylist())
     elif as_csv:
@@ -124,16 +124,16 @@ def _show(
     else:
         for table in found:
             for row in table.to_pylist():
-                console.print(line(row), markup=False)
+                console.print(line(row))
 
 
 def _print_json(rows: Iterable[dict[str, Any]]) -> None:
     """Print a list of rows, one a line."""
     separator = "[\n"
     for row in rows:
-        sys.stdout.write(separator + json.dumps(row))
+        write(sys.stdout, separator + json.dumps(as_json_types(row), allow_nan=False))
         separator = ",\n"
-    sys.stdout.write("[]\n" if separator == "[\n" else "\n]\n")
+    write(sys.stdout, "[]\n" if separator == "[\n" else "\n]\n")
 
 
 def _print_csv(found: Iterable[pa.Table]) -> None:

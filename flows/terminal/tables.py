@@ -46,15 +46,15 @@ def size_text(count: int) -> str:
 
 def print_json(value: object) -> None:
     """Print a value as JSON that every parser reads. Raises OutputError."""
-    write(sys.stdout, json.dumps(_plain(value), indent=2, allow_nan=False) + "\n")
+    write(sys.stdout, json.dumps(as_json_types(value), indent=2, allow_nan=False) + "\n")
 
 
-def _plain(value: Any) -> Any:
+def as_json_types(value: Any) -> Any:
     """The value in the types of JSON. Numbers that are not finite become null, as JSON has none."""
     if isinstance(value, Mapping):
-        return {_utf8(str(name)): _plain(inner) for name, inner in value.items()}
+        return {_utf8(str(name)): as_json_types(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
+        return [as_json_types(inner) for inner in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if value is None or isinstance(value, bool | int):

@@ -14,9 +14,7 @@ from tests.pipeline.dataset.test_snapshot import entry, make
 KEEP = (entry("train", 0), entry("train", 1))
 MAKE = (ShardPlan(split="train", name="train-000002-ab", rows=np.arange(3)),)
 PLAN = Plan(keep=KEEP, make=MAKE, rewrite=(), drop=(), new_images=1200, changed_images=0, deleted_images=3)
-RERUN = PlannedBuild(
-    plan=PLAN, changed_config=(), palette="kept", parent=4, images_in=2000, left_out={}, unlabelled=0
-)
+RERUN = PlannedBuild(plan=PLAN, changed_config=(), palette="kept", parent=4, images_in=2000, left_out={}, unlabelled=0)
 SHARDS = "keep 2 shards, make 1, rewrite 0, drop 0"
 
 
