@@ -124,25 +124,41 @@ def test_diff_names_new_classes_and_files(igpt: Igpt, dataset: Path) -> None:
         assert f"added {printable(uri)}" in text
 
 
-@pytest.mark.parametrize("name", HOSTILE)
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        "dataset ls {}", "dataset show {}", "dataset verify {}", "dataset gc {}", "dataset sample . --split {}",
-        "dataset sample . --out {}/a.png", "dataset build raw={} dataset=d resolution=x", "dataset build {}",
-        "dataset build --config {}", "dataset build raw=r dataset=d labels={} {}=1", "runs show {}", "runs ls {}",
-        "score {} --model m", "complete a.png --model {} -o {}.png", "sample --model {} -o {}", "convert {} out",
-        "config {}", "demo --raw {}", "pretrain preset={}", "probe {}=1", "deploy --file {}", "deploy {} --check",
-        "{}", "dataset {}", "status --{}", "status --home {}", "dataset ls d --json --home {}", "down --home {}",
-        "dataset gc d --min-age-hours {}", "runs resume {}", "models show {}", "refresh {}",
-    ],
+COMMANDS = (
+    "dataset ls {}", "dataset show {}", "dataset verify {}", "dataset gc {}", "dataset sample . --split {}",
+    "dataset sample . --out {}/a.png", "dataset build raw={} dataset=d resolution=x", "dataset build {}",
+    "dataset build --config {}", "dataset build raw=r dataset=d labels={} {}=1", "runs show {}", "runs ls {}",
+    "score {} --model m", "complete a.png --model {} -o {}.png", "sample --model {} -o {}", "convert {} out",
+    "config {}", "demo --raw {}", "pretrain preset={}", "probe {}=1", "deploy --file {}", "deploy {} --check",
+    "{}", "dataset {}", "status --{}", "status --home {}", "dataset ls d --json --home {}", "down --home {}",
+    "dataset gc d --min-age-hours {}", "runs resume {}", "models show {}", "refresh {}",
 )  # fmt: skip
-def test_what_is_wrong_is_told_in_one_harmless_line(arguments: str, name: str, igpt: Igpt) -> None:
-    ended = igpt(*(word.replace("{}", HOSTILE[name]) for word in arguments.split()))
+
+
+def told(igpt: Igpt, arguments: str, name: str) -> None:
+    """The command fails, or has nothing to list, in one harmless line."""
+    ended = igpt(*(word.replace("{}", name) for word in arguments.split()))
     lines = check(ended, ended.code)
     assert len(lines) == 1 and ended.code in (0, 1, 2), lines
     assert ended.code == 0 or lines[0].startswith("igpt: ") or lines[0].startswith("No services were started here")
     assert "this is a bug" not in lines[0]
+
+
+@pytest.mark.parametrize("arguments", COMMANDS)
+def test_what_is_wrong_is_told_in_one_harmless_line(arguments: str, igpt: Igpt) -> None:
+    told(igpt, arguments, " ".join(NAMES[:15]))
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_every_name_is_told_in_one_harmless_line(name: str, igpt: Igpt) -> None:
+    told(igpt, "runs show {}", HOSTILE[name])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("arguments", COMMANDS)
+def test_every_command_tells_every_name(arguments: str, name: str, igpt: Igpt) -> None:
+    told(igpt, arguments, HOSTILE[name])
 
 
 @pytest.fixture(scope="module")
