@@ -19,7 +19,7 @@ from pipeline.errors import IgptError
 from pipeline.hashing import digest
 from pipeline.typed_config import values
 from pipeline.typed_config.config import Config, SectionedConfig
-from pipeline.typed_config.ranges import NotEmpty, Range, Seed
+from pipeline.typed_config.ranges import NotEmpty, Range, WideSeed
 
 NotNegative = Annotated[int, Range(at_least=0)]
 Positive = Annotated[float, Range(above=0)]
@@ -136,7 +136,7 @@ class OptimizerSettings(Config):
     """Maximum norm of the gradient; larger gradients are scaled down to it."""
     ema_decay: Part | None = None
     """Decay per step of an average of the weights, which is evaluated and saved as the model; none: no average."""
-    seed: Seed = 0
+    seed: WideSeed = 0
     """Seed of the initial weights and of the sample order."""
 
 

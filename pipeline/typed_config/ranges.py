@@ -74,4 +74,6 @@ class NotEmpty:
 
 
 Seed = Annotated[int, Range(at_least=0, at_most=2**32 - 1)]
-"""A seed that NumPy, scikit-learn and PyTorch accept."""
+"""A seed that NumPy and scikit-learn accept."""
+WideSeed = Annotated[int, Range(at_least=-(2**63), at_most=2**63 - 1)]
+"""A seed that PyTorch accepts, as those of trainings that exist may be."""
