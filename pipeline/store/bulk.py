@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from pathlib import Path
 
 from fsspec.utils import merge_offset_ranges
 
@@ -61,7 +60,7 @@ def read_objects(urls: Sequence[str], sizes: Sequence[int]) -> list[ReadObject |
 
 
 def _local(url: str) -> ReadObject:
-    with Path(url).open("rb") as file:
+    with objects.local_path(url).open("rb") as file:
         data = file.read()
         return ReadObject(data=data, etag=local_files.tag(os.fstat(file.fileno())))
 
@@ -78,12 +77,25 @@ def _whole(url: str, size: int) -> ReadObject:
     return ReadObject(data=data, etag=file.etag)
 
 
+def size(url: str) -> int | None:
+    """The size of an object in bytes, or None when it does not exist; of any key, unlike objects.size."""
+    if objects.protocol(url) != "s3":
+        return objects.size(url)
+    with one_line_errors(url):
+        file = s3_reads.head(url)
+        return None if file is None else file.size
+
+
 def read_range(url: str, start: int, stop: int) -> bytes:
     """Read the bytes from start up to, but not including, stop. Raises FileNotFoundError when there is no object."""
 
     def read() -> bytes:
         if objects.protocol(url) == "s3":
             data = s3_reads.read_range(url, start, stop)
+        elif objects.protocol(url) == "file":
+            with objects.local_path(url).open("rb") as file:
+                file.seek(start)
+                data = file.read(stop - start)
         else:
             data = objects.filesystem(url).cat_file(url, start=start, end=stop)
         if len(data) != stop - start:

@@ -4,6 +4,7 @@ fsspec silently skips folders that it may not read.
 """
 
 import errno
+import heapq
 import os
 import re
 import stat
@@ -12,8 +13,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from pipeline.store.path_text import from_text, to_text
+
 _TAG = re.compile(r"^(\d+-\d+)-\d+$")
-# Removed files, dangling links and links to themselves are left out of listings.
+# Of removed files, dangling links and links to themselves.
 _NO_FILE = (errno.ENOENT, errno.ELOOP, errno.ENOTDIR)
 
 
@@ -39,27 +42,29 @@ def ignore(path: str) -> None:
 def walk(
     root: str, *, follow_links: bool, without: str | None = None, on_dangling: OnDangling = ignore
 ) -> Iterator[LocalFile]:
-    """List every file below a folder, or the file itself, in no particular order; `without` names a folder to skip.
+    """List every file below a folder, or the file itself, in no particular order; paths are text (see path_text.py).
 
-    Files that are created or removed meanwhile may be missing. Links to files count as files; links to folders are
-    entered once with `follow_links`, else skipped. `on_dangling` is called with the path of a link that leads nowhere.
-    Raises OSError when a folder cannot be read.
+    Files that are created or removed meanwhile may be missing. Links to files count as files; `on_dangling` is called
+    with the path of a link that leads nowhere. Links to folders are entered with `follow_links`, else skipped;
+    `without` names a folder to skip. A folder is entered once: under its own path if that is below the root, else by
+    the first of its links in alphabetical order. Raises OSError when a folder cannot be read.
     """
     try:
-        status = Path(root).stat()
+        status = Path(from_text(root)).stat()
     except OSError as error:
         if error.errno in _NO_FILE:
             return
         raise
     if stat.S_ISREG(status.st_mode):
         yield LocalFile(root, status.st_size, tag(status), status.st_mtime)
-    waiting = [root] if stat.S_ISDIR(status.st_mode) else []
     entered: set[tuple[int, int]] = set()  # a link may point to a folder above it
-    if without is not None and Path(without).is_dir():
-        skipped = Path(without).stat()
+    if without is not None and Path(from_text(without)).is_dir():
+        skipped = Path(from_text(without)).stat()
         entered.add((skipped.st_dev, skipped.st_ino))
-    while waiting:
-        folder = waiting.pop()
+    waiting = [from_text(root)] if stat.S_ISDIR(status.st_mode) else []
+    links: list[str] = []  # to folders, which are entered last: a heap
+    while waiting or links:
+        folder = waiting.pop() if waiting else heapq.heappop(links)
         try:
             status, entries = Path(folder).stat(), os.scandir(folder)
         except FileNotFoundError:
@@ -70,18 +75,22 @@ def walk(
             entered.add((status.st_dev, status.st_ino))
             for entry in entries:
                 try:
-                    if entry.is_dir(follow_symlinks=follow_links):
+                    if entry.is_dir(follow_symlinks=False):
                         waiting.append(entry.path)
+                    elif entry.is_dir():
+                        if follow_links:
+                            heapq.heappush(links, entry.path)
                     elif entry.is_file():
                         target, link = entry.stat(), entry.stat(follow_symlinks=False)
-                        yield LocalFile(entry.path, target.st_size, tag(target), max(target.st_mtime, link.st_mtime))
+                        newest = max(target.st_mtime, link.st_mtime)
+                        yield LocalFile(to_text(entry.path), target.st_size, tag(target), newest)
                     elif entry.is_symlink() and not Path(entry.path).exists():
-                        on_dangling(entry.path)
+                        on_dangling(to_text(entry.path))
                 except OSError as error:
                     if error.errno not in _NO_FILE:
                         raise
                     if entry.is_symlink():
-                        on_dangling(entry.path)
+                        on_dangling(to_text(entry.path))
 
 
 def tag(status: os.stat_result) -> str:
@@ -102,7 +111,7 @@ def write(path: str, data: bytes, *, exclusive: bool = False) -> None:
     """Write a file atomically; creates its folder. With `exclusive`, raises FileExistsError when the file exists."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.partial")
+    partial = target.with_name(f".{os.getpid()}.{uuid.uuid4().hex[:8]}.partial")  # a name may be 255 bytes long
     try:
         with partial.open("wb") as file:
             file.write(data)

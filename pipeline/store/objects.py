@@ -16,6 +16,7 @@ from pyarrow.fs import FSSpecHandler, PyFileSystem
 from pipeline.errors import IgptError
 from pipeline.store import local_files
 from pipeline.store.errors import RETRY_SECONDS, one_line_errors, with_retries
+from pipeline.store.path_text import escape, from_text, to_text
 
 Answer = TypeVar("Answer")
 
@@ -70,16 +71,22 @@ def filesystem(url: str, *, patient: bool = True) -> Any:
 def absolute(url: str) -> str:
     """Make a local path absolute, so that it names the same file in every process; other URLs are unchanged.
 
-    Raises IgptError for what is no path.
+    The path is text: bytes of it that are not UTF-8 are escaped (see path_text.py). Raises IgptError for what is no
+    path.
     """
     if not url:
         raise IgptError("a path or URL is empty: give a URL such as s3://bucket/prefix or a path")
     if protocol(url) != "file":
         return url
     try:
-        return str(Path(url.removeprefix("file://")).expanduser().resolve())
+        return to_text(str(local_path(escape(url)).resolve()))
     except (RuntimeError, ValueError) as error:  # a loop of links, the home of a user who is not there, a null byte
         raise IgptError(f"{url}: not a path ({error}); give another one") from None
+
+
+def local_path(url: str) -> Path:
+    """The path of a local file by its URL or path as text (see path_text.py)."""
+    return Path(from_text(url.removeprefix("file://"))).expanduser()
 
 
 def request(url: str, operation: Callable[[], Answer], *, seconds: float = RETRY_SECONDS) -> Answer:
@@ -155,6 +162,9 @@ def exists(url: str) -> bool:
 def size(url: str) -> int | None:
     """Return the size of an object in bytes, or None when it does not exist."""
     try:
+        if protocol(url) == "file":
+            with one_line_errors(url):
+                return local_path(url).stat().st_size
         return int(request(url, lambda: filesystem(url).info(url))["size"])
     except FileNotFoundError:
         return None
@@ -162,6 +172,9 @@ def size(url: str) -> int | None:
 
 def read_bytes(url: str) -> bytes:
     """Read a whole object. Raises FileNotFoundError when it does not exist."""
+    if protocol(url) == "file":
+        with one_line_errors(url):
+            return local_path(url).read_bytes()
     return request(url, lambda: filesystem(url).cat_file(url))
 
 
