@@ -70,6 +70,7 @@ def main() -> None:
             classes=listing.label_names,
             scans=(),
             left_out={},
+            unmatched_labels=0,
             unlabelled=0,
         )
         results = {workers: run(state, plans, workers, arguments.seconds) for workers in (1, 2, 4, 8, 16)}

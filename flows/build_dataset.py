@@ -75,6 +75,8 @@ def describe_plan(planned: PlannedBuild) -> str:
     parts.append(f"palette {planned.palette}")
     if planned.unlabelled:
         parts.append(f"{planned.unlabelled:,} images without a label")
+    if planned.unmatched_labels:
+        parts.append(f"{planned.unmatched_labels:,} rows of the label file without an image")
     return "; ".join([*parts, *_besides(planned, kept=bool(plan.keep or plan.rewrite))])
 
 
@@ -97,10 +99,13 @@ def describe(result: BuildResult) -> str:
     snapshot = result.snapshot
     reasons = ", ".join(f"{count} {reason}" for reason, count in snapshot.rejected.items())
     state = "is unchanged" if result.unchanged else "is published"
+    # Which copy is kept decides how many images a split has.
+    splits = ", ".join(f"{split} {snapshot.images(split):,}" for split in SPLITS)
     return (
         f"snapshot {snapshot.number} {state}: {snapshot.images():,} of {result.planned.images_in:,} images in "
         f"{len(snapshot.shards)} shards, {sum(snapshot.rejected.values())} rejected"
         + (f" ({reasons})" if reasons else "")
+        + (f"; {splits}" if "duplicate" in snapshot.rejected else "")
     )
 
 

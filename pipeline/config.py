@@ -8,17 +8,26 @@ from typing import Annotated, ClassVar, Literal
 from pipeline.errors import IgptError
 from pipeline.hashing import digest
 from pipeline.images.decode import Recipe
+from pipeline.store.path_text import escape, from_text
 from pipeline.typed_config.config import Config
 from pipeline.typed_config.ranges import NotEmpty, Range, Seed
 
 # What decides the bytes of an image's samples; of the rest, what decides into which split and shard they come; what
 # remains (where raw images and dataset lie, limits of patience and of rejects) changes nothing that was built.
 _RECIPE = ("resolution", "colours", "crops_per_image", "decode", "min_size", "max_pixels")
-_LAYOUT = ("samples_per_shard", "splits", "validation_fraction", "test_fraction", "drop_duplicates", "seed")
+_LAYOUT = (
+    "samples_per_shard",
+    "splits",
+    "validation_fraction",
+    "test_fraction",
+    "drop_duplicates",
+    "split_column",
+    "seed",
+)
 # What decides the columns of the index; the shards stay the same.
 _INDEX = ("keep_columns",)
 # Fields that older snapshots do not name, with the value that they stand for.
-_EARLIER: dict[str, object] = {"keep_columns": []}
+_EARLIER: dict[str, object] = {"keep_columns": [], "split_column": None}
 Share = Annotated[float, Range(at_least=0, at_most=1)]
 Url = Annotated[str, NotEmpty(give="a URL such as s3://bucket/prefix or a path")]
 
@@ -30,11 +39,17 @@ class DatasetConfig(Config):
     shown_by: ClassVar[str] = "`igpt config dataset`"
 
     raw: Url
-    """URL or path of the raw images: a folder (class names are the folder names), tars, or Parquet files of images."""
+    """URL or path of the raw images: a folder (class names are the folder names), archives, or Parquet files."""
     dataset: Url
     """URL or path of the dataset: the folder that holds its shards, palettes and snapshots."""
     labels: str | None = None
     """URL of a CSV or Parquet file with the columns file_name and label; none: what containers and folders say."""
+    image_column: str | None = None
+    """Column of Parquet files with the bytes of the images; none: image or img."""
+    label_column: str | None = None
+    """Column of Parquet files and of the label file with the class of an image; none: label."""
+    split_column: str | None = None
+    """Column of Parquet files and of the label file with train, val or test; none: as `splits` says."""
     keep_columns: tuple[str, ...] = ()
     """Columns of Parquet files, of the label file and of WebDataset JSON that the index keeps: licence,owner."""
     splits: Literal["hash", "folders"] = "hash"
@@ -62,7 +77,7 @@ class DatasetConfig(Config):
     max_seconds: Annotated[float, Range(above=0)] = 60.0
     """Longest time that decoding one image may take, in seconds."""
     drop_duplicates: bool = False
-    """Whether of images with the same bytes only one is taken, a held-out one before a training one."""
+    """Whether of images with the same bytes only one is taken: the last snapshot's, else one of the training split."""
     samples_per_shard: Annotated[int, Range(at_least=1)] = 8192
     """Number of images in a full shard; at 32x32 a shard of 8192 takes 32 MiB."""
     max_reject_fraction: Share = 0.05
@@ -74,6 +89,13 @@ class DatasetConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("raw", "labels", "palette", "dataset"):
+            given = getattr(self, name)
+            if given is not None and escape(given) != given:
+                # A path that is not UTF-8 has no JSON; as text it is read all the same.
+                object.__setattr__(self, name, escape(given))
+        if "://" not in self.dataset and from_text(self.dataset) != self.dataset:
+            raise IgptError(f"dataset is {self.dataset}, which is not UTF-8: give it a path that is")
         if self.validation_fraction + self.test_fraction >= 1:
             raise IgptError(
                 f"validation_fraction {self.validation_fraction} and test_fraction {self.test_fraction} leave nothing "

@@ -50,6 +50,9 @@ class PlannedBuild:
     left_out: dict[str, int]
     """Number of files that are no images by their names, by extension."""
     unlabelled: int
+    """Number of images without a label."""
+    unmatched_labels: int
+    """Number of rows of the label file that name no image."""
     recovered: int = 0
     """Number of images that an older rule refused and that can be decoded now."""
     older_images: int = 0
@@ -274,6 +277,7 @@ class _Build:
             images_in=len(self._state.rows),
             left_out=self._state.left_out,
             unlabelled=self._state.unlabelled,
+            unmatched_labels=self._state.unmatched_labels,
             recovered=self._recovered,
             older_images=older.total(),
             older_rules=tuple(sorted(older)),

@@ -67,12 +67,12 @@ def _mix(keys: Keys, salt: str) -> np.ndarray:
 def assign_splits(rows: Rows, config: DatasetConfig) -> np.ndarray:
     """The split of every image, as a position in SPLITS; int8 [n].
 
-    With splits by hash, it is independent of the other images. With splits by folders and no folder for validation,
-    `validation_fraction` of the training images is held out by hash.
+    With splits by hash, it is independent of the other images. With splits by folders or a column, and none for
+    validation, `validation_fraction` of the training images is held out by hash.
     """
     test, validation, train = (SPLITS.index(name) for name in ("test", "validation", "train"))
     position = unit_hash(rows.keys, f"split {config.seed}")
-    if config.splits == "folders":
+    if config.splits == "folders" or config.split_column is not None:
         if (rows.splits == validation).any():
             return rows.splits
         held_out = (rows.splits == train) & (position < config.validation_fraction)

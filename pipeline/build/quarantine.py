@@ -66,14 +66,14 @@ def retry(state: SourceState, config: DatasetConfig, progress: Progress, *, unch
 
 
 def _quarantined(parent: Snapshot) -> tuple[Keys, np.ndarray]:
-    """The keys of the images in quarantine, except duplicates, and the positions of their shards."""
+    """The keys of the images in quarantine, except duplicates of any kind, and the positions of their shards."""
     shards = [number for number, shard in enumerate(parent.shards) if shard.quarantine_path is not None]
     paths = [str(parent.shards[number].quarantine_path) for number in shards]
     keys: list[str] = []
     numbers: list[int] = []
     for number, table in zip(shards, index.read_all(parent.dataset, paths, ("key", "reason")), strict=True):
         for key, reason in zip(table["key"].to_pylist(), table["reason"].to_pylist(), strict=True):
-            if reason != Reason.DUPLICATE:
+            if reason not in (Reason.DUPLICATE, Reason.NEAR_DUPLICATE):
                 keys.append(key)
                 numbers.append(number)
     return Keys.of(keys), np.array(numbers, np.int64)

@@ -101,7 +101,7 @@ def check_counts(new: Snapshot, images_in: int, config: DatasetConfig) -> None:
             "into another folder, and report this"
         )
     rejected = Counter(new.rejected)
-    del rejected["duplicate"]
+    del rejected["duplicate"], rejected["near_duplicate"]
     if rejected.total() > config.max_reject_fraction * images_in:
         reasons = ", ".join(f"{count} {reason}" for reason, count in rejected.most_common())
         raise IgptError(

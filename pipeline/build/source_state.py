@@ -20,6 +20,7 @@ from pipeline.progress import Progress
 from pipeline.source import list_source
 from pipeline.source.duplicates import find_duplicates
 from pipeline.source.listing import Listing, Rows
+from pipeline.source.members import ScanOptions
 from pipeline.source.recognize import recognize
 from pipeline.source.scan_cache import ScanCache
 from pipeline.store import objects
@@ -45,6 +46,7 @@ class SourceState:
     scans: tuple[str, ...]
     left_out: dict[str, int]
     unlabelled: int
+    unmatched_labels: int
     kept_types: dict[str, str]
     rows_read: ParentRows | None
     """The images of the parent, if they were read already."""
@@ -127,7 +129,7 @@ def read_source_state(
     parent = None if latest is None else snapshot.read(dataset, latest)
     known = None if parent is None else record.read(parent)
     root = record.root_of(config.raw)
-    scans = ScanCache(dataset, root, config.keep_columns, keep=keep_scans, fresh=verify_bytes, progress=progress)
+    scans = ScanCache(dataset, root, ScanOptions.of(config), keep=keep_scans, fresh=verify_bytes, progress=progress)
     with Listing() as listing:
         source = list_source.list_source(config, listing, scan=scans, progress=progress)
         splits = plan.assign_splits(listing.rows, config)
@@ -169,6 +171,7 @@ def read_source_state(
             scans=scans.names,
             left_out=source.left_out,
             unlabelled=source.unlabelled,
+            unmatched_labels=source.unmatched_labels,
             kept_types=source.kept_types,
             rows_read=before,
         )

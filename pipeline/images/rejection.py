@@ -26,6 +26,9 @@ class Reason(StrEnum):
     TIME_OUT = "time_out"
     DECODER_CRASH = "decoder_crash"
     DUPLICATE = "duplicate"
+    NEAR_DUPLICATE = "near_duplicate"
+    DAMAGED_CONTAINER = "damaged_container"
+    UNREADABLE_MEMBER = "unreadable_member"
 
 
 # These depend on circumstances rather than the image, which may be accepted the next time.

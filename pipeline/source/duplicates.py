@@ -33,8 +33,9 @@ def find_duplicates(
 ) -> np.ndarray:
     """For every image the row of the image that is kept instead, -1 where it is kept itself; int64 [N].
 
-    Among images with the same bytes, the one in the parent snapshot is kept, else one of the test split before
-    validation before train, so that no held-out image is trained on.
+    Among images with the same bytes, the one in the parent snapshot is kept, else one of the training split before
+    validation before test: only one is kept, so no held-out image is trained on, and copies do not empty the training
+    split.
     """
     checksums = _Checksums(
         high=np.zeros(len(rows), np.uint64), low=np.zeros(len(rows), np.uint64), known=np.zeros(len(rows), bool)
@@ -44,7 +45,7 @@ def find_duplicates(
         _set_unchanged(checksums, in_parent, rows, parent)
     _set_members(checksums, listing, rows)
     _hash_others(checksums, listing, progress)
-    precedence = np.array([{"test": 0, "validation": 1, "train": 2}[name] for name in SPLITS])[splits]
+    precedence = np.array([{"train": 0, "validation": 1, "test": 2}[name] for name in SPLITS])[splits]
     order = np.lexsort((rows.keys.high, precedence, ~in_parent, checksums.low, checksums.high))
     order = order[checksums.known[order]]
     first = np.ones(len(order), bool)

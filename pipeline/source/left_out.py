@@ -33,7 +33,9 @@ def describe(left_out: Mapping[str, int]) -> str:
 
 def attach(members: pa.Table, left_out: Mapping[str, int]) -> pa.Table:
     """A container's members, with the number of others by extension in the metadata of the schema."""
-    return members.replace_schema_metadata({_FIELD: json.dumps(left_out).encode()}) if left_out else members
+    if not left_out:
+        return members
+    return members.replace_schema_metadata({**(members.schema.metadata or {}), _FIELD: json.dumps(left_out).encode()})
 
 
 def attached(members: pa.Table) -> Counter[str]:

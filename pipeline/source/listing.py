@@ -27,6 +27,7 @@ LISTING = pa.schema(
         ("etag", pa.string()),  # of the object, or of the member of a container
         ("label", pa.string()),  # name of the class, or null
         ("kept", pa.string()),  # JSON of the kept columns: a list of values; null when none are kept
+        ("problem", pa.string()),  # why it cannot be read: a damaged container, or a member of one; null for an image
     ]
 )
 _PART_ROWS = 100_000
@@ -73,6 +74,8 @@ class Batch:
     labels: list[str | None] = field(default_factory=list)
     kept: list[str | None] = field(default_factory=list)
     """JSON of the kept columns; empty when none are kept."""
+    problems: list[str | None] = field(default_factory=list)
+    """Why images cannot be read; empty when all can."""
     splits: list[int] = field(default_factory=list)
     groups: list[int] = field(default_factory=list)
     whole_groups: list[bool] = field(default_factory=list)
@@ -117,7 +120,8 @@ class Listing:
         for (name, kind), values in zip(_COLUMNS.items(), columns, strict=True):
             self._columns[name].append(np.asarray(values, kind))
         addresses = [batch.names, batch.urls, batch.offsets, batch.lengths, batch.etags]
-        self._pending.append(pa.table([keys, versions, *addresses, batch.labels, kept], schema=LISTING))
+        row_columns = [keys, versions, *addresses, batch.labels, kept, batch.problems or [None] * len(keys)]
+        self._pending.append(pa.table(row_columns, schema=LISTING))
         self._pending_rows += len(keys)
         if self._pending_rows >= _PART_ROWS:
             self._flush()

@@ -10,6 +10,7 @@ from pipeline.errors import IgptError
 from pipeline.hashing import sha256
 from pipeline.images.rejection import Reason, Rejection
 from pipeline.source import containers
+from pipeline.source.members import member_etag
 from pipeline.store import bulk
 from pipeline.store.s3_reads import ReadObject
 
@@ -56,10 +57,15 @@ class _Reader:
         self._offsets = listing["offset"].to_pylist()
         self._lengths = listing["length"].to_pylist()
         self._etags = listing["etag"].to_pylist()
+        self._problems = listing["problem"].to_pylist() if "problem" in listing.column_names else [None] * len(listing)
         self._checksums = listing["sha256"].to_pylist() if "sha256" in listing.column_names else None
 
     def batches(self) -> Iterator[list[RawImage]]:
-        order = sorted(range(len(self._urls)), key=lambda row: (self._urls[row], self._offsets[row]))
+        problems = [row for row, problem in enumerate(self._problems) if problem is not None]
+        if problems:
+            yield [self._unreadable(row) for row in problems]
+        readable = [row for row, problem in enumerate(self._problems) if problem is None]
+        order = sorted(readable, key=lambda row: (self._urls[row], self._offsets[row]))
         for rows in self._batch_rows(order):
             if self._offsets[rows[0]] < 0:
                 yield self._objects(rows)
@@ -67,18 +73,30 @@ class _Reader:
                 yield from self._members(rows)
 
     def _batch_rows(self, order: list[int]) -> Iterator[list[int]]:
-        """Rows that are read together: objects of their own, or members of one container."""
+        """Rows that are read together: objects of their own, or members of one container.
+
+        A container that is read from its beginning is read once, and yields its members in batches of bounded size.
+        """
         batch: list[int] = []
         total = 0
         for row in order:
+            container = self._container(row)
             full = len(batch) >= _BATCH_OBJECTS or total + self._lengths[row] > _BATCH_BYTES
-            if batch and (full or self._container(row) != self._container(batch[-1])):
+            if batch and container == self._container(batch[-1]) and container and containers.is_sequential(container):
+                full = False
+            if batch and (full or container != self._container(batch[-1])):
                 yield batch
                 batch, total = [], 0
             batch.append(row)
             total += self._lengths[row]
         if batch:
             yield batch
+
+    def _unreadable(self, row: int) -> RawImage:
+        is_all = self._offsets[row] < 0
+        reason = Reason.DAMAGED_CONTAINER if is_all else Reason.UNREADABLE_MEMBER
+        rejection = Rejection(reason=reason, detail=str(self._problems[row]))
+        return RawImage(row=row, data=b"", sha256="", rejection=rejection)
 
     def _container(self, row: int) -> str | None:
         return self._urls[row] if self._offsets[row] >= 0 else None
@@ -124,7 +142,7 @@ class _Reader:
 
     def _member(self, row: int, data: bytes) -> RawImage:
         checksum = sha256(data)
-        if containers.member_etag(checksum) != self._etags[row]:
+        if member_etag(checksum) != self._etags[row]:
             return self._changed(row, Reason.REPLACED, "its container was replaced since it was listed")
         return RawImage(row=row, data=data, sha256=checksum)
 

@@ -12,34 +12,29 @@ from pipeline.dataset.record import relative_address
 from pipeline.hashing import sha256
 from pipeline.progress import Progress
 from pipeline.source import containers
-from pipeline.store import bulk, local_files, objects
+from pipeline.source.members import ScanOptions
+from pipeline.store import bulk, objects
 from pipeline.store.objects import StoredFile
 
 
-def _names(file: StoredFile, root: str, keep_columns: Sequence[str]) -> tuple[str, ...]:
-    """The names that the scan of a container may have: that of today, then that of earlier versions.
-
-    Both change with the container. The name of today does not change when the raw images move.
-    """
+def _name(file: StoredFile, root: str, options: ScanOptions) -> str:
+    """The name of the scan of a container. It changes with the container, and not when the raw images move."""
     content = f"{containers.SCAN_VERSION}\0{relative_address(root, file.url)}\0{file.size}\0{file.etag}"
-    if keep_columns:
-        return (sha256("\0".join((content, *keep_columns)).encode())[:32],)
-    earlier = f"{containers.SCAN_VERSION}\0{file.url}\0{file.size}\0{local_files.earlier_tag(file.etag)}"
-    return tuple(sha256(identity.encode())[:32] for identity in (content, earlier))
+    return sha256(f"{content}\0{options!r}".encode())[:32]
 
 
-def _scan(file: StoredFile, keep_columns: Sequence[str]) -> bytes:
-    return containers.to_bytes(containers.scan(file, keep_columns))
+def _scan(file: StoredFile, options: ScanOptions) -> bytes:
+    return containers.to_bytes(containers.scan(file, options))
 
 
 class ScanCache:
     """A Scanner that reads kept scans from the dataset, and scans other containers in tasks."""
 
     def __init__(
-        self, dataset: str, root: str, keep_columns: Sequence[str], *, keep: bool, fresh: bool, progress: Progress
+        self, dataset: str, root: str, options: ScanOptions, *, keep: bool, fresh: bool, progress: Progress
     ) -> None:
         """`root`: that of the raw images; `keep`: whether new scans are written to the dataset; `fresh`: scan all."""
-        self._dataset, self._root, self._keep_columns = dataset, root, tuple(keep_columns)
+        self._dataset, self._root, self._options = dataset, root, options
         self._keep, self._fresh, self._progress = keep, fresh, progress
         self.names: tuple[str, ...] = ()
         """The names of the scans in the dataset, sorted."""
@@ -54,10 +49,7 @@ class ScanCache:
         def url_of(name: str) -> str:
             return objects.join(self._dataset, snapshot.scan_path(name))
 
-        names = []
-        for file in files:
-            possible = _names(file, self._root, self._keep_columns)
-            names.append(next((name for name in possible if url_of(name) in kept), possible[0]))
+        names = [_name(file, self._root, self._options) for file in files]
         self.names = tuple(sorted(names))
         urls = [url_of(name) for name in names]
         with tempfile.TemporaryDirectory(prefix="igpt-scans-") as local:
@@ -75,7 +67,7 @@ class ScanCache:
         if not files:
             return
         self._progress("scan", 0, len(files), "containers")
-        results = tasks.map_tasks(_scan, ((file, self._keep_columns) for file in files))
+        results = tasks.map_tasks(_scan, ((file, self._options) for file in files))
         for done, (number, data) in enumerate(results, 1):
             yield number, data
             self._progress("scan", done, len(files), "containers")
@@ -86,4 +78,4 @@ class ScanCache:
         try:
             return containers.from_bytes(objects.read_bytes(url))
         except (ValueError, OSError):  # the scan is damaged, or was removed meanwhile
-            return containers.scan(file, self._keep_columns)
+            return containers.scan(file, self._options)

@@ -14,7 +14,16 @@ from tests.pipeline.dataset.test_snapshot import entry, make
 KEEP = (entry("train", 0), entry("train", 1))
 MAKE = (ShardPlan(split="train", name="train-000002-ab", rows=np.arange(3)),)
 PLAN = Plan(keep=KEEP, make=MAKE, rewrite=(), drop=(), new_images=1200, changed_images=0, deleted_images=3)
-RERUN = PlannedBuild(plan=PLAN, changed_config=(), palette="kept", parent=4, images_in=2000, left_out={}, unlabelled=0)
+RERUN = PlannedBuild(
+    plan=PLAN,
+    changed_config=(),
+    palette="kept",
+    parent=4,
+    images_in=2000,
+    left_out={},
+    unlabelled=0,
+    unmatched_labels=0,
+)
 SHARDS = "keep 2 shards, make 1, rewrite 0, drop 0"
 
 
@@ -52,6 +61,10 @@ SHARDS = "keep 2 shards, make 1, rewrite 0, drop 0"
             {"unlabelled": 1000},
             f"{SHARDS}; 1,200 images new, 0 changed, 3 deleted; palette kept; 1,000 images without a label",
         ),
+        (
+            {"unmatched_labels": 7, "parent": None},
+            f"{SHARDS}; palette kept; 7 rows of the label file without an image",
+        ),
     ],
 )
 def test_a_plan_is_one_line(fields: dict, line: str) -> None:
@@ -69,6 +82,14 @@ def test_a_result_is_one_line(result: BuildResult) -> None:
     assert describe(result) == f"snapshot 5 is published: {rest}"
     unchanged = replace(result, planned=replace(RERUN, plan=None))
     assert describe(unchanged) == f"snapshot 5 is unchanged: {rest}"
+
+
+def test_the_numbers_of_the_splits_are_told_when_duplicates_were_dropped(result: BuildResult) -> None:
+    first, *others = result.snapshot.shards
+    with_duplicates = replace(first, rejected={"duplicate": 2})
+    made = replace(result, snapshot=replace(result.snapshot, shards=(with_duplicates, *others)))
+    counts = ", ".join(f"{split} {made.snapshot.images(split)}" for split in ("train", "validation", "test"))
+    assert describe(made).endswith(f"2 duplicate, 2 truncated); {counts}")
 
 
 def test_the_artifact_has_a_row_for_each_split_and_reason(result: BuildResult) -> None:

@@ -62,3 +62,11 @@ def test_the_seed_decides_the_bytes_of_a_sample_only_where_there_are_random_crop
         other = replace(config, seed=1)
         assert (config.recipe_digest("ab") != other.recipe_digest("ab")) == decides
         assert config.fingerprint() != other.fingerprint(), "it decides the splits"
+
+
+def test_paths_that_are_not_utf8_become_text() -> None:
+    config = DatasetConfig(raw="/data/caf\udce9", dataset="d", labels="/data/caf\udce9.csv")
+    assert (config.raw, config.labels) == ("/data/caf\\xe9", "/data/caf\\xe9.csv")
+    assert replace(config, dataset="e").raw == config.raw
+    with pytest.raises(IgptError, match="which is not UTF-8: give it a path that is"):
+        DatasetConfig(raw="r", dataset="/data/caf\udce9")

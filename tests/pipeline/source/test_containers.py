@@ -1,5 +1,6 @@
 """Tars and Parquet files of images: what is listed of them, and which are refused."""
 
+import gzip
 import io
 import shutil
 import tarfile
@@ -12,7 +13,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import IgptError
 from pipeline.source.raw_reads import read_images
 from tests.conftest import write_tar
 from tests.pipeline.source.test_list_source import assert_refused, column, contents, listed, write
@@ -125,7 +125,7 @@ def test_parquet_without_images_is_refused(tmp_path: Path) -> None:
     assert_refused(tmp_path / "b.parquet", "not a readable Parquet file")
 
 
-def test_tar_members_that_are_no_regular_images_are_left_out(tmp_path: Path) -> None:
+def test_folders_and_devices_in_a_tar_are_no_images_and_links_are(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "all.tar", {"cats/1.png": b"one", "cats/1.json": b"{}"})
     with tarfile.open(path, "a") as archive:
         folder = tarfile.TarInfo("folder.png")
@@ -134,7 +134,12 @@ def test_tar_members_that_are_no_regular_images_are_left_out(tmp_path: Path) -> 
         link = tarfile.TarInfo("link.png")
         link.type, link.linkname = tarfile.SYMTYPE, "cats/1.png"
         archive.addfile(link)
-    assert column(listed(path), "name") == ["cats/1.png"]
+        device = tarfile.TarInfo("device.png")
+        device.type = tarfile.CHRTYPE
+        archive.addfile(device)
+    source = listed(path)
+    assert column(source, "name") == ["cats/1.png", "link.png"]
+    assert list(contents(source).values()) == [b"one", b"one"]
 
 
 def test_a_tar_without_images_is_refused(tmp_path: Path) -> None:
@@ -180,8 +185,27 @@ def test_a_tar_with_a_damaged_header_is_refused(whole_tar: Path, tmp_path: Path,
     assert_refused(write(tmp_path / "damaged.tar", bytes(data)), "not a readable tar")
 
 
-def test_one_bad_tar_refuses_the_folder(tmp_path: Path, whole_tar: Path) -> None:
-    shutil.copy(whole_tar, tmp_path / "good.tar")
-    bad = write(tmp_path / "bad.tar", whole_tar.read_bytes()[:2000])
-    with pytest.raises(IgptError, match=str(bad)):
-        listed(tmp_path)
+DAMAGED = {
+    "cut.tar": lambda whole: whole[:2000],
+    "cut.tar.gz": lambda whole: gzip.compress(whole)[:-20],
+    "empty.tar": lambda whole: b"",
+    "text.zip": lambda whole: b"no archive" * 100,
+    "text.tar.zst": lambda whole: b"no archive" * 100,
+    "text.parquet": lambda whole: b"no archive" * 100,
+    "compressed.tar": gzip.compress,
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_container_costs_itself(tmp_path: Path, whole_tar: Path, name: str) -> None:
+    write(tmp_path / "raw" / name, DAMAGED[name](whole_tar.read_bytes()))
+    assert_refused(tmp_path / "raw", name)  # nothing else is there
+    shutil.copy(whole_tar, tmp_path / "raw" / "good.tar")
+    source = listed(tmp_path / "raw")
+    rows = {row["name"]: row for row in source.table.to_pylist()}
+    assert len(rows) == 1 + 4 and source.source.unlabelled == 0
+    read = {image.row: image for image in read_images(source.table, tolerant=False)}
+    number = column(source, "name").index(name)
+    rejection = read[number].rejection
+    assert rejection is not None and rejection.reason == "damaged_container" and "\n" not in rejection.detail
+    assert sum(image.rejection is None for image in read.values()) == 4

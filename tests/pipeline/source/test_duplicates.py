@@ -1,4 +1,4 @@
-"""Images with the same bytes: one is kept, and held-out images are never trained on."""
+"""Images with the same bytes: one is kept, so that held-out images are never trained on."""
 
 import shutil
 from dataclasses import replace
@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.build import plan
 from pipeline.build.build import build
 from pipeline.config import DatasetConfig
-from pipeline.dataset import snapshot
-from pipeline.dataset.keys import key_of
+from pipeline.dataset.keys import Keys, key_of
+from pipeline.dataset.snapshot import Snapshot
 from tests.pipeline.build.test_build import rows
 from tests.pipeline.build.test_rerun import assert_sound, rows_of
 
@@ -43,19 +44,44 @@ def test_one_of_the_images_with_the_same_bytes_is_kept(config: DatasetConfig, tm
     assert_sound(after)
 
 
-def test_a_copy_of_a_held_out_image_is_not_trained_on(config: DatasetConfig) -> None:
+def test_of_copies_in_several_splits_one_is_kept_and_rather_in_training(config: DatasetConfig) -> None:
     raw = Path(config.raw)
-    for path in sorted(raw.rglob("*.png")):
-        shutil.copy(path, path.with_name(f"copy-{path.name}"))
-    result = build(replace(config, drop_duplicates=True))
-    index = {row["key"]: row["sha256"] for row in rows(config.dataset, "index")}
-    assert len(set(index.values())) == len(index) == 100
-    checksums = {split: set() for split in snapshot.SPLITS}
-    for shard in result.snapshot.shards:
-        checksums[shard.split] |= {row["sha256"] for row in rows_of(config.dataset, shard.index_path)}
+    for path in sorted(raw.rglob("*.png"))[:20]:
+        for number in range(30):
+            shutil.copy(path, path.with_name(f"copy-{number}-{path.name}"))
     plain = build(replace(config, dataset=f"{config.dataset}-all"))
-    held_out: set[str] = set()
-    for shard in plain.snapshot.shards:
-        if shard.split != "train":
-            held_out |= {row["sha256"] for row in rows_of(plain.snapshot.dataset, shard.index_path)}
-    assert not held_out & checksums["train"]
+    result = build(replace(config, drop_duplicates=True))
+    kept = _splits_by_checksum(result.snapshot)
+    in_all = _splits_by_checksum(plain.snapshot)
+    assert all(len(splits) == 1 for splits in kept.values()) and kept.keys() == in_all.keys()
+    # No image is in two splits, so none that is held out is trained on; copies do not take images out of training.
+    assert all((splits == {"train"}) == ("train" in in_all[checksum]) for checksum, splits in kept.items())
+    assert sum(len(splits) > 1 for splits in in_all.values()) == 20
+    again = build(replace(config, drop_duplicates=True))
+    assert again.unchanged
+
+
+def test_a_dataset_goes_on_keeping_the_copies_that_it_has(
+    config: DatasetConfig,
+) -> None:
+    raw = Path(config.raw)
+    held_out = next(name for name in sorted(raw.rglob("*.png")) if _split_of(config, name) == "test")
+    before = build(replace(config, drop_duplicates=True))
+    for number in range(30):
+        shutil.copy(held_out, held_out.with_name(f"copy-{number}.png"))
+    after = build(replace(config, drop_duplicates=True))
+    assert after.snapshot.rejected == {"duplicate": 30}
+    assert _splits_by_checksum(after.snapshot) == _splits_by_checksum(before.snapshot)
+
+
+def _split_of(config: DatasetConfig, path: Path) -> str:
+    position = plan.unit_hash(Keys.of([key_of(str(path.relative_to(config.raw)))]), f"split {config.seed}")[0]
+    return "test" if position < config.test_fraction else "train"
+
+
+def _splits_by_checksum(of: Snapshot) -> dict[str, set[str]]:
+    splits: dict[str, set[str]] = {}
+    for shard in of.shards:
+        for row in rows_of(of.dataset, shard.index_path):
+            splits.setdefault(row["sha256"], set()).add(shard.split)
+    return splits

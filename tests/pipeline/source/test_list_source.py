@@ -138,7 +138,7 @@ def test_a_label_file_beside_a_flat_folder(tmp_path: Path, kind: str) -> None:
     source = listed(tmp_path, labels=str(path))
     assert column(source, "name") == ["a.png", "b.png", "c.png"]
     assert column(source, "label") == ["cat", "dog", None]
-    assert (source.source.unlabelled, source.source.left_out) == (1, {})
+    assert (source.source.unlabelled, source.source.unmatched_labels, source.source.left_out) == (1, 1, {})
 
 
 def test_a_label_file_matches_names_in_any_unicode_form(tmp_path: Path) -> None:
@@ -229,13 +229,13 @@ def test_files_that_are_no_images_are_counted_by_extension(tmp_path: Path) -> No
         "README",
         "labels.csv",
         "old.csv",
-        "archive.TAR.gz",
+        "archive.RAR",
         "a.HEIC",
     )
     odd = ("b.[/i]", "c.2026-01-01 a long remark", "d.\x1b[31m", "e.")
     for name in (*names, *odd):
         write(tmp_path / "raw" / name)
-    expected = {".txt": 1, ".csv": 2, ".tar.gz": 1, ".heic": 1, "without an extension": 5}
+    expected = {".txt": 1, ".csv": 2, ".rar": 1, ".heic": 1, "without an extension": 5}
     write_tar(tmp_path / "raw.tar", dict.fromkeys((*names, *odd), b"content") | {"cats/1.cls": b"3"})
     for place in ("raw", "raw.tar"):
         source = listed(tmp_path / place)
@@ -252,6 +252,15 @@ def test_links_that_lead_nowhere_are_counted(tmp_path: Path) -> None:
     (tmp_path / "raw" / "1.png").unlink()
     with pytest.raises(IgptError, match="3 files left out: 3 links that lead nowhere; fetch what they point to"):
         listed(tmp_path / "raw")
+
+
+def test_containers_without_images_are_left_out_as_a_whole(tmp_path: Path) -> None:
+    write(tmp_path / "cats/1.png")
+    write_tar(tmp_path / "texts.tar", {"a.txt": b"text", "b.md": b"text"})
+    pq.write_table(pa.table({"url": ["u"], "caption": ["a photo"]}), tmp_path / "captions.parquet")
+    source = listed(tmp_path)
+    assert column(source, "name") == ["cats/1.png"]
+    assert source.source.left_out == {".txt": 1, ".md": 1, ".tar": 1, ".parquet": 1}
 
 
 def test_the_digest_says_what_is_in_the_source_and_not_where(image_folder: Path, tmp_path: Path) -> None:
@@ -298,5 +307,5 @@ def test_an_empty_source_is_refused(tmp_path: Path) -> None:
 
 def test_a_source_without_images_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "a.txt")
-    write(tmp_path / "b.tar.gz")
+    write(tmp_path / "b.rar")
     assert_refused(tmp_path, "none of its 2 files", ".png")

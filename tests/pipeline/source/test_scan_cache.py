@@ -2,15 +2,20 @@
 
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.build.build import build
 from pipeline.config import DatasetConfig
-from pipeline.dataset import record
-from pipeline.hashing import sha256
+from pipeline.progress import silent
 from pipeline.source import containers
-from tests.conftest import write_tar
+from pipeline.source.members import ScanOptions
+from pipeline.source.scan_cache import ScanCache
+from pipeline.store import objects
+from tests.conftest import run_here, write_tar
 
 pytestmark = pytest.mark.usefixtures("without_cluster")
 
@@ -25,23 +30,36 @@ def test_a_scanned_tar_is_not_read_again(
     def refuse(*_: object) -> None:
         raise AssertionError("the tar is read")
 
-    monkeypatch.setattr("pipeline.source.containers._scan_tar", refuse)
+    monkeypatch.setattr(containers.tar_files, "scan", refuse)
     assert build(in_tar).unchanged
 
 
-def test_a_scan_of_an_earlier_version_is_found_by_its_name(
+def test_a_scan_of_an_earlier_version_is_made_again_and_remakes_nothing(
     config: DatasetConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was named after the address, the size and the time of the tar."""
     members = {str(p.relative_to(config.raw)): p.read_bytes() for p in sorted(Path(config.raw).rglob("*.*"))}
-    tar = write_tar(tmp_path / "tars" / "all.tar", members)
+    write_tar(tmp_path / "tars" / "all.tar", members)
     in_tar = replace(config, raw=str(tmp_path / "tars"))
-    first = build(in_tar).snapshot
-    (scan,) = (Path(config.dataset) / "scans").iterdir()
-    status = tar.stat()
-    identity = f"{containers.SCAN_VERSION}\0{tar}\0{status.st_size}\0{status.st_size}-{status.st_mtime_ns}"
-    scan.rename(scan.with_name(f"{sha256(identity.encode())[:32]}.parquet"))
-    monkeypatch.setattr("pipeline.source.containers._scan_tar", None)
-    assert build(in_tar).unchanged
-    beside = record.read(first)
-    assert beside is not None and beside.scans == (sha256(identity.encode())[:32],)
+    monkeypatch.setattr(containers, "SCAN_VERSION", containers.SCAN_VERSION - 1)
+    before = build(in_tar)
+    monkeypatch.undo()
+    with mock.patch("pipeline.cluster.tasks.map_tasks", run_here):
+        after = build(in_tar)
+    assert after.unchanged and after.snapshot == before.snapshot
+    assert len(list((Path(config.dataset) / "scans").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    "fields", [{"label_column": "species"}, {"image_column": "photo"}, {"keep_columns": ("owner",)}]
+)
+def test_a_scan_with_other_columns_is_another_one(fields: dict, tmp_path: Path) -> None:
+    table = pa.table({"image": [b"a"], "photo": [b"b"], "label": ["x"], "species": ["cat"], "owner": ["me"]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    file = next(objects.list_files(str(tmp_path / "a.parquet")))
+    names = set()
+    for chosen in ({}, fields):
+        options = ScanOptions(**chosen)
+        scans = ScanCache(str(tmp_path / "dataset"), str(tmp_path), options, keep=True, fresh=False, progress=silent)
+        assert [scan.num_rows for scan in scans([file])] == [1]
+        names |= set(scans.names)
+    assert len(names) == 2

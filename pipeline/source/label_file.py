@@ -1,0 +1,212 @@
+"""A file that names the class of each image, and its split if wanted: CSV, TSV or Parquet."""
+
+import io
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from pipeline.config import DatasetConfig
+from pipeline.dataset import kept_columns
+from pipeline.dataset.keys import key_of
+from pipeline.errors import IgptError, first_line
+from pipeline.source.class_names import check_column, check_single, class_name, names_in_metadata
+from pipeline.store import objects
+from pipeline.store.path_text import to_text
+
+_FILE_NAME = "file_name"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelFile:
+    """The rows of a file of labels, [n], in some 20 bytes each."""
+
+    url: str
+    hashes: np.ndarray  # uint64, hashes of the names, ascending
+    composed: np.ndarray  # uint64, hashes of the names in Unicode's composed form, ascending; without those of two rows
+    composed_rows: np.ndarray  # int64, the rows of `composed`
+    labels: np.ndarray  # int32, positions in `classes`; -1: no label
+    classes: tuple[str, ...]
+    splits: list[str | None] | None
+    """What the split column says of each row; None without one."""
+    kept: list[str] | None
+    """JSON of the kept columns of each row; None without any of them."""
+    example: str
+    """The first name."""
+    matched: np.ndarray = field(repr=False)  # bool, whether an image of the row was looked up
+
+    def __len__(self) -> int:
+        return len(self.hashes)
+
+    def rows_of(self, image_names: Sequence[str]) -> np.ndarray:
+        """The row of each image, -1 for one that the file does not name; int64 [m]."""
+        if not len(self) or not image_names:
+            return np.full(len(image_names), -1)
+        rows = _find(self.hashes, np.array([_hash(name) for name in image_names], np.uint64))
+        # macOS programs decompose accents in file names into a letter and a mark, label files usually have one letter.
+        other = [i for i, name in enumerate(image_names) if rows[i] < 0 and not name.isascii()]
+        if other:
+            wanted = np.array([_hash(_composed(image_names[i])) for i in other], np.uint64)
+            positions = _find(self.composed, wanted)
+            rows[other] = np.where(positions < 0, -1, self.composed_rows[positions])
+        self.matched[rows[rows >= 0]] = True
+        return rows
+
+    def labels_of(self, rows: np.ndarray) -> list[str | None]:
+        """The class of each row, None without one and for -1."""
+        numbers = np.where(rows < 0, -1, self.labels[rows]) if len(self) else rows
+        return [None if number < 0 else self.classes[number] for number in numbers.tolist()]
+
+    def splits_of(self, rows: np.ndarray) -> list[str | None]:
+        """What the split column says of each row, None for -1."""
+        assert self.splits is not None
+        return [None if row < 0 else self.splits[row] for row in rows.tolist()]
+
+    def kept_of(self, rows: np.ndarray, others: Sequence[str | None]) -> list[str | None]:
+        """The kept columns of each row; those of `others` for -1."""
+        assert self.kept is not None
+        return [other if row < 0 else self.kept[row] for row, other in zip(rows.tolist(), others, strict=True)]
+
+    @property
+    def unmatched(self) -> int:
+        """Number of rows whose image was not looked up."""
+        return int((~self.matched).sum())
+
+
+def read(config: DatasetConfig) -> LabelFile | None:
+    """The file that `config.labels` names, or None without one. Raises IgptError when it is unusable."""
+    if config.labels is None:
+        return None
+    url = objects.absolute(config.labels)
+    try:
+        data = objects.read_bytes(url)
+    except (FileNotFoundError, IsADirectoryError):
+        raise IgptError(f"{url}: no label file there; correct labels or leave it empty") from None
+    label = config.label_column or "label"
+    wanted = {_FILE_NAME: "labels", label: "label_column"}
+    if config.split_column is not None:
+        wanted[config.split_column] = "split_column"
+    is_parquet = url.lower().endswith(".parquet")
+    table = _parquet(data, url) if is_parquet else _text_table(data, url)
+    missing = [name for name in wanted if name not in table.column_names]
+    if config.split_column in missing and len(missing) == 1:
+        missing, wanted = [], {name: setting for name, setting in wanted.items() if name != config.split_column}
+    if missing:
+        raise IgptError(
+            f"{url}: no column {' or '.join(sorted(missing))} among {', '.join(table.column_names)}; "
+            "name the columns file_name (the path below the source) and label, or set label_column"
+        )
+    for name, setting in wanted.items():
+        check_column(table.schema, name, url, setting)
+    kept = _kept(table, config.keep_columns, url, as_text=not is_parquet)
+    return _of_table(table, url, label, config.split_column if config.split_column in wanted else None, kept)
+
+
+def _kept(table: pa.Table, keep_columns: Sequence[str], url: str, *, as_text: bool) -> list[str] | None:
+    """JSON of the kept columns of each row; None if the file has none of them."""
+    there = [name for name in keep_columns if name in table.column_names]
+    if not there:
+        return None
+    for name in there:
+        check_single(table.schema, name, url)
+    columns = [table[name].to_pylist() for name in there]
+    if as_text:
+        columns = [kept_columns.typed_texts(column) for column in columns]
+    rows = (dict(zip(there, row, strict=True)) for row in zip(*columns, strict=True))
+    return [kept_columns.to_json(row, keep_columns) for row in rows]
+
+
+def _of_table(table: pa.Table, url: str, label: str, split: str | None, kept: list[str] | None) -> LabelFile:
+    file_names = [_name_of(value) for value in table[_FILE_NAME].to_pylist()]
+    hashes = np.array([_hash(name) for name in file_names], np.uint64)
+    order = np.argsort(hashes, kind="stable")
+    twice = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
+    if len(twice):
+        raise IgptError(f"{url}: {file_names[order[twice[0]]]!r} is named twice; keep one of its rows")
+    composed = np.array([_hash(_composed(file_names[row])) for row in order], np.uint64)
+    composed_rows = np.argsort(composed, kind="stable")
+    composed = composed[composed_rows]
+    same = composed[1:] == composed[:-1]
+    ambiguous = np.concatenate([same, [False]]) | np.concatenate([[False], same]) if len(composed) else same
+    composed, composed_rows = composed[~ambiguous], composed_rows[~ambiguous]
+    known = names_in_metadata(table.schema, label)
+    numbers: dict[str, int] = {}
+    labels = [class_name(value, known) for value in table[label].to_pylist()]
+    of_rows = [-1 if name is None else numbers.setdefault(name, len(numbers)) for name in labels]
+    splits = None
+    if split is not None:
+        values = [class_name(value) for value in table[split].to_pylist()]
+        splits = [values[row] for row in order.tolist()]
+    return LabelFile(
+        url=url,
+        hashes=hashes[order],
+        composed=composed,
+        composed_rows=composed_rows,
+        labels=np.array(of_rows, np.int32)[order],
+        classes=tuple(numbers),
+        splits=splits,
+        kept=None if kept is None else [kept[row] for row in order.tolist()],
+        example=next(iter(file_names), ""),
+        matched=np.zeros(len(hashes), bool),
+    )
+
+
+def _parquet(data: bytes, url: str) -> pa.Table:
+    try:
+        return pq.read_table(io.BytesIO(data))
+    except (pa.ArrowException, OSError) as error:
+        raise IgptError(f"{url}: not a readable Parquet file ({first_line(error)}); write it again") from None
+
+
+def _text_table(data: bytes, url: str) -> pa.Table:
+    """A CSV or TSV file, every column as text. Raises IgptError for one that is not UTF-8 or has ragged rows."""
+    if b"\0" in data or data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise IgptError(f"{url}: looks like UTF-16, and a file of labels must be UTF-8; save it as CSV UTF-8")
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise IgptError(
+            f"{url}: line {line} is not UTF-8 (byte 0x{data[error.start]:02x}); save the file as CSV UTF-8"
+        ) from None
+    parse = pyarrow.csv.ParseOptions(delimiter="\t" if url.lower().endswith(".tsv") else ",", newlines_in_values=True)
+    try:
+        header = pyarrow.csv.open_csv(io.BytesIO(data), parse_options=parse).schema.names
+        as_text = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=False)
+        return pyarrow.csv.read_csv(io.BytesIO(data), parse_options=parse, convert_options=as_text)
+    except pa.ArrowException as error:
+        raise IgptError(f"{url}: not a readable CSV file ({first_line(error)})") from None
+
+
+def _name_of(value: object) -> str:
+    """The name of an image as the listing has it."""
+    text = to_text(value.decode("utf-8", "surrogateescape")) if isinstance(value, bytes) else str(value)
+    return text.removeprefix("./")
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def _hash(name: str) -> int:
+    return int(key_of(name)[:16], 16)
+
+
+def _find(ascending: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """The position of each wanted number, -1 where it is missing; int64 [n]."""
+    if not len(ascending):
+        return np.full(len(wanted), -1)
+    positions = np.minimum(np.searchsorted(ascending, wanted), len(ascending) - 1)
+    return np.where(ascending[positions] == wanted, positions, -1)
+
+
+def no_image_named(labels: LabelFile, image_name: str) -> IgptError:
+    """The error of a file that names no image of the source, one of which is given."""
+    return IgptError(
+        f"{labels.url}: none of its {len(labels)} rows names an image of the source: it has {labels.example!r}, and "
+        f"the source {image_name!r}; write paths below the source into file_name"
+    )
