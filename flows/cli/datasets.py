@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.cli import dataset_tables
+from flows.cli import dataset_tables, near_duplicates
 from flows.cli.options import ConfigFile, Dataset, Home, Json, Number, Overrides, finite, prepare
 from flows.services import preflight, settings
 from flows.terminal.console import Reporter, console
@@ -38,6 +38,7 @@ app = typer.Typer(
     help="Datasets: build and retry-failed; ls, show, diff, urls, images, rejected and more to look; rollback and gc.",
 )
 app.add_typer(dataset_tables.app)
+app.add_typer(near_duplicates.app)
 
 _NAMED = 20  # shards or images of a kind that are named in text; --json names all
 
@@ -141,6 +142,7 @@ def _plan_fields(planned: "PlannedBuild") -> dict[str, Any]:
         "ignored_files": sum(planned.left_out.values()),
         "left_out": planned.left_out,
         "unlabelled": planned.unlabelled,
+        "unmatched_labels": planned.unmatched_labels,
         "palette": planned.palette,
         "changed_config": planned.changed_config,
         "nothing_to_do": planned.plan is None,
