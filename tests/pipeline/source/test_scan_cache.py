@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.build.build import build
+from pipeline.build.retry import retry_failed
 from pipeline.config import DatasetConfig
 from pipeline.progress import silent
 from pipeline.source import containers
@@ -16,6 +17,8 @@ from pipeline.source.members import ScanOptions
 from pipeline.source.scan_cache import ScanCache
 from pipeline.store import objects
 from tests.conftest import run_here, write_tar
+from tests.pipeline.build.test_build import rows
+from tests.pipeline.build.test_rerun import assert_sound
 
 pytestmark = pytest.mark.usefixtures("without_cluster")
 
@@ -63,3 +66,21 @@ def test_a_scan_with_other_columns_is_another_one(fields: dict, tmp_path: Path) 
         assert [scan.num_rows for scan in scans([file])] == [1]
         names |= set(scans.names)
     assert len(names) == 2
+
+
+def test_a_damaged_container_is_one_row_in_quarantine_until_it_is_mended(config: DatasetConfig, tmp_path: Path) -> None:
+    members = {
+        f"n/{number}.png": path.read_bytes() for number, path in enumerate(sorted(Path(config.raw).rglob("*.png")))
+    }
+    whole = write_tar(tmp_path / "whole.tar", dict(list(members.items())[:9])).read_bytes()
+    damaged = Path(config.raw) / "more.tar"
+    damaged.write_bytes(whole[:-11_000])
+    first = build(config)
+    assert first.snapshot.rejected == {"damaged_container": 1} and first.snapshot.images() == 100
+    (row,) = rows(config.dataset, "quarantine")
+    assert row["uri"] == "more.tar" and "not a readable tar" in row["detail"]
+    assert build(config).unchanged and retry_failed(config).recovered == 0
+    damaged.write_bytes(whole)
+    after = build(config)
+    assert after.snapshot.rejected == {} and after.snapshot.images() == 109
+    assert_sound(after)
