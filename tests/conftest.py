@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 import sys
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +22,9 @@ from sklearn.datasets import load_digits, load_sample_images
 # times as long. PyTorch, imported later, reads the variable; the libraries of NumPy and scikit-learn are limited here.
 os.environ["OMP_NUM_THREADS"] = "1"
 threadpoolctl.threadpool_limits(1)
+
+# A shell starts what it puts in the background deaf to Ctrl-C, and so would be all that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 pytest_plugins = ["tests.machine", "tests.rigs.fixtures"]
 # The time of an example depends on the machine.
