@@ -63,8 +63,8 @@ def images(
 ) -> None:
     """List the images in a snapshot's shards, with their classes and the columns of the index."""
     prepare(home, as_json=as_json)
-    found = tables.images(snapshot.read(dataset, number), _split(split))
-    _show(found, lambda row: f"{row['split']} {row['class'] or '-'} {row['uri']}", as_json, as_csv, parquet)
+    listed = tables.images(snapshot.read(dataset, number), _split(split))
+    _show(listed, lambda row: f"{row['split']} {row['class'] or '-'} {row['uri']}", as_json, as_csv, parquet)
 
 
 @app.command("rejected")
@@ -79,8 +79,8 @@ def rejected(
 ) -> None:
     """List the images that a snapshot rejected, with the reason; quarantine/ has those of older snapshots too."""
     prepare(home, as_json=as_json)
-    found = tables.rejected(snapshot.read(dataset, number), _split(split))
-    _show(found, lambda row: f"{row['reason']} {row['uri']} ({row['detail']})", as_json, as_csv, parquet)
+    listed = tables.rejected(snapshot.read(dataset, number), _split(split))
+    _show(listed, lambda row: f"{row['reason']} {row['uri']} ({row['detail']})", as_json, as_csv, parquet)
 
 
 @app.command("classes")
@@ -104,7 +104,7 @@ def classes(dataset: Dataset, number: Number = None, as_json: Json = False, home
 
 
 def _show(
-    found: Iterator[pa.Table],
+    listed: Iterator[pa.Table],
     line: Callable[[dict[str, Any]], str],
     as_json: bool,
     as_csv: bool,
@@ -114,15 +114,15 @@ def _show(
     if parquet is not None:
         if not parquet.absolute().parent.is_dir():
             raise IgptError(f"{parquet}: the folder {parquet.parent} does not exist; create it first")
-        table = tables.together(found)
+        table = tables.together(listed)
         pq.write_table(pa.table({}) if table is None else table, parquet, compression="zstd")
         console.print(f"{parquet}: {0 if table is None else len(table):,} rows")
     elif as_json:
-        _print_json(row for table in found for row in table.to_pylist())
+        _print_json(row for table in listed for row in table.to_pylist())
     elif as_csv:
-        _print_csv(found)
+        _print_csv(listed)
     else:
-        for table in found:
+        for table in listed:
             for row in table.to_pylist():
                 console.print(line(row))
 
@@ -136,10 +136,10 @@ def _print_json(rows: Iterable[dict[str, Any]]) -> None:
     write(sys.stdout, "[]\n" if separator == "[\n" else "\n]\n")
 
 
-def _print_csv(found: Iterable[pa.Table]) -> None:
+def _print_csv(listed: Iterable[pa.Table]) -> None:
     """Print rows below a heading: the columns of the first table, and of no later one."""
     writer = None
-    for table in found:
+    for table in listed:
         if writer is None:
             writer = csv.DictWriter(
                 sys.stdout, table.column_names, restval="", extrasaction="ignore", lineterminator="\n"
