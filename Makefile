@@ -7,11 +7,13 @@ DEV := $(VENV)/.ready-to-develop
 PIP := $(BIN)/pip --disable-pip-version-check --quiet --quiet
 PYTEST := $(BIN)/pytest $(PYTEST_FLAGS)
 # Some tests wait more than they compute, hence one process more than the least number of cores.
-UNITS := --numprocesses 3 --dist loadfile --no-loadscope-reorder
+UNITS := tests --ignore tests/integration --numprocesses 3 --dist loadfile --no-loadscope-reorder
 SIDE_BY_SIDE := $(BIN)/python -m tests.side_by_side $(PYTEST_FLAGS) -m
 
 # A part that fails does not keep the next ones from running; make still exits with an error.
 MAKEFLAGS += --keep-going
+# Hundreds of processes start; without it each would compile the project again.
+unexport PYTHONDONTWRITEBYTECODE
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 .PHONY: help demo check test test-faults test-long test-unit test-services lint format rehearsal setup lock clean
