@@ -18,7 +18,7 @@ import threadpoolctl
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 
-from tests.side_by_side import FOLDERS
+from tests.side_by_side import STACK_FOLDER
 
 # One thread per process, also in processes that tests start: threads that wait for each other on busy cores take many
 # times as long. PyTorch, imported later, reads the variable; the libraries of NumPy and scikit-learn are limited here.
@@ -42,8 +42,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     shared = item._fixtureinfo.name2fixturedefs.get("stack") if isinstance(item, pytest.Function) else None
     if shared and shared[-1].scope == "session":
         item.add_marker(pytest.mark.stack)
-    with_services = any(item.get_closest_marker(name) for name in ("services", "faults", "rig", "stack"))
-    assert not with_services or item.nodeid.startswith(FOLDERS), f"{item.nodeid} belongs into one of {FOLDERS}"
+        assert item.nodeid.startswith(STACK_FOLDER), f"{item.nodeid} uses the stack: it belongs into {STACK_FOLDER}"
 
 
 @pytest.hookimpl(tryfirst=True)  # before tests are selected by their markers

@@ -10,22 +10,27 @@ import sys
 import tempfile
 from contextlib import ExitStack
 
-_PARTS = ("refreshed", "production", "stack and not (refreshed or production)", "not stack")
-# All tests with services are in these folders (tests/conftest.py sees to that); collecting the others takes seconds.
-FOLDERS = ("tests/integration", "tests/rigs")
+STACK_FOLDER = "tests/integration"
+# What each part collects (which takes seconds), and selects of it.
+_PARTS = (
+    (STACK_FOLDER, "refreshed"),
+    (STACK_FOLDER, "production"),
+    (STACK_FOLDER, "stack and not (refreshed or production)"),
+    ("tests", "not (stack or refreshed or production)"),
+)
 _NO_TESTS = 5  # pytest's exit status
 
 
 def main(*arguments: str) -> int:
     """Run all parts; returns the exit status of the first that failed, or 0."""
     *options, markers = arguments
-    command = [sys.executable, "-m", "pytest", *FOLDERS, *options]
+    command = [sys.executable, "-m", "pytest", *options]
     codes = []
     with ExitStack() as files:
         outputs = [None, *(files.enter_context(tempfile.TemporaryFile("w+")) for _ in _PARTS[1:])]
         runs = [
-            subprocess.Popen([*command, f"{part} and ({markers})"], stdout=output, stderr=subprocess.STDOUT)
-            for part, output in zip(_PARTS, outputs, strict=True)
+            subprocess.Popen([*command, f"{part} and ({markers})", folder], stdout=output, stderr=subprocess.STDOUT)
+            for (folder, part), output in zip(_PARTS, outputs, strict=True)
         ]
         for run, output in zip(runs, outputs, strict=True):
             codes.append(_wait(run))
