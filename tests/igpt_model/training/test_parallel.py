@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,8 +17,7 @@ from igpt_model.worker import Worker
 from pipeline.dataset.snapshot import Snapshot
 from pipeline.store import objects
 from tests.igpt_model.training.test_loop import Recorder, short_training
-
-ROOT = Path(__file__).parents[3]
+from tests.igpt_model.training.workers import run_workers
 
 
 @pytest.fixture(scope="module")
@@ -46,21 +43,12 @@ def sharded(config: PretrainConfig) -> str:
 
 
 def trained(config: PretrainConfig, name: str, *, workers: int, parallelism: str) -> str:
-    """Train or resume a run with torchrun's workers; returns its folder."""
+    """Train or resume a run with some workers; returns its folder."""
     run = Path(config.keeping.runs) / name
     path = run.with_suffix(".yaml")
     path.parent.mkdir(exist_ok=True)
     path.write_text(yaml.safe_dump(asdict(config.with_fields(name=name, parallelism=parallelism))))
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers), "-m", "igpt_model.train"]
-    done = subprocess.run(
-        [sys.executable, *launch, str(path)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_workers(workers, "igpt_model.train", str(path))
     return str(run)
 
 
@@ -116,18 +104,8 @@ def test_a_checkpoint_of_two_workers_is_resumed_by_any_number(
 
 @pytest.mark.needs("compiler")
 def test_workers_compile_blocks_that_recompute_their_activations() -> None:
-    launch = (
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        f"{__package__}.compiled_workers",
-    )
-    done = subprocess.run([sys.executable, *launch], capture_output=True, text=True, cwd=ROOT, check=False, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    printed, _ = run_workers(2, f"{__package__}.compiled_workers")
+    rows = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
     assert [(row["precision"], row["parallelism"], row["compiled"]) for row in rows] == [
         (precision, parallelism, compiled)
         for precision in ("float32", "bfloat16")

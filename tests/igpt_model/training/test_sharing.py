@@ -1,25 +1,19 @@
 """Two workers with a part of the weights each (FSDP2) do what two with all of them do (DDP), and hold less."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
+from tests.igpt_model.training.workers import run_workers
 
 
 @pytest.fixture(scope="module")
 def rows() -> list[dict[str, Any]]:
     """What sharing_workers.py prints."""
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [sys.executable, *launch, "-m", f"{__package__}.sharing_workers"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "Mismatch dtype" not in done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    printed, errors = run_workers(2, f"{__package__}.sharing_workers")
+    assert "Mismatch dtype" not in printed + errors
+    return [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
 
 
 @pytest.mark.parametrize("parallelism", ["ddp", "fsdp"])
