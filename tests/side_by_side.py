@@ -1,37 +1,47 @@
-"""Runs four pytest processes side by side: three that each share a stack between many tests, and the rest.
+"""Runs several pytest processes side by side: three that each share a stack between many tests, and the rest.
 
-    python -m tests.side_by_side [OPTION ...] -m MARKERS
+    python -m tests.side_by_side [--beside OPTIONS] [OPTION ...] -m MARKERS
 
-They spend much time waiting. The output of all but the first is printed when they have ended.
+They spend some of their time waiting. `--beside` fills it with one more pytest, at a lower priority, with OPTIONS in
+place of `-m MARKERS`. The output of all but the first is printed when they have ended.
 """
 
+import os
+import shlex
 import subprocess
 import sys
 import tempfile
 from contextlib import ExitStack
 
 STACK_FOLDER = "tests/integration"
-# What each part collects (which takes seconds), and selects of it.
+# What each part selects, and the folder that it collects (which takes seconds).
 _PARTS = (
-    (STACK_FOLDER, "refreshed"),
-    (STACK_FOLDER, "production"),
-    (STACK_FOLDER, "stack and not (refreshed or production)"),
-    ("tests", "not (stack or refreshed or production)"),
+    ("refreshed", STACK_FOLDER),
+    ("production", STACK_FOLDER),
+    ("stack and not (refreshed or production)", STACK_FOLDER),
+    ("not (stack or refreshed or production)", "tests"),
 )
+_NICE = 5  # a process gets a third of the processor time of one with 0
 _NO_TESTS = 5  # pytest's exit status
 
 
 def main(*arguments: str) -> int:
     """Run all parts; returns the exit status of the first that failed, or 0."""
-    *options, markers = arguments
-    command = [sys.executable, "-m", "pytest", *options]
+    *options, _, markers = arguments
+    beside: list[str] = []
+    if options[:1] == ["--beside"]:
+        beside, options = shlex.split(options[1]), options[2:]
+    selections = [["-m", f"{part} and ({markers})", folder] for part, folder in _PARTS]
     codes = []
     with ExitStack() as files:
-        outputs = [None, *(files.enter_context(tempfile.TemporaryFile("w+")) for _ in _PARTS[1:])]
-        runs = [
-            subprocess.Popen([*command, f"{part} and ({markers})", folder], stdout=output, stderr=subprocess.STDOUT)
-            for (folder, part), output in zip(_PARTS, outputs, strict=True)
-        ]
+        runs, outputs = [], []
+        for selection in [*selections, beside] if beside else selections:
+            output = files.enter_context(tempfile.TemporaryFile("w+")) if runs else None
+            command = [sys.executable, "-m", "pytest", *options, *selection]
+            runs.append(subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT))
+            outputs.append(output)
+        if beside:
+            os.setpriority(os.PRIO_PROCESS, runs[-1].pid, _NICE)  # before it starts processes, which inherit it
         for run, output in zip(runs, outputs, strict=True):
             codes.append(_wait(run))
             if output is not None:
@@ -42,7 +52,7 @@ def main(*arguments: str) -> int:
     return failed[0] if failed else min(codes)
 
 
-def _wait(process: subprocess.Popen) -> int:
+def _wait(process: subprocess.Popen[bytes]) -> int:
     """Wait for the exit status, also after Ctrl-C, which makes the process end the services of its tests."""
     while True:
         try:
