@@ -18,12 +18,12 @@ import webdataset
 from benchmarks.measure import RESULTS
 from benchmarks.measure_device import interleave, machine, ratio, save
 from igpt_model.config import PretrainConfig
-from igpt_model.data.order import SampleOrder
-from igpt_model.data.shard_cache import ShardCache, gather
 from igpt_model.training.loop import train
 from igpt_model.worker import Worker
 from pipeline.dataset import snapshot
 from pipeline.dataset.snapshot import Snapshot
+from pipeline.samples.order import SampleOrder
+from pipeline.samples.shard_cache import ShardCache, gather
 from pipeline.store import objects
 
 _BATCH = 128

@@ -20,7 +20,6 @@ import torch
 from benchmarks.measure import RESULTS
 from benchmarks.measure_device import machine, save
 from igpt_model.config import PretrainConfig
-from igpt_model.data.shard_cache import ShardCache, batches
 from igpt_model.inference.features import image_features, untrained
 from igpt_model.model.bundle import ModelBundle
 from igpt_model.probing.config import ProbeConfig
@@ -32,6 +31,7 @@ from igpt_model.training.standalone import Printer
 from igpt_model.worker import Worker
 from pipeline.dataset import snapshot
 from pipeline.dataset.snapshot import Snapshot
+from pipeline.samples.shard_cache import ShardCache, batches
 
 _SHOWN = 8
 _TRIAL_STEPS = 30

@@ -16,7 +16,6 @@ from flows.previews import CheckpointPreviews, draw_all
 from flows.services import settings
 from flows.terminal.console import Reporter
 from igpt_model.config import PretrainConfig
-from igpt_model.data.shard_cache import ShardCache
 from igpt_model.model.losses import Baselines, TokenCounts
 from igpt_model.registry.client import Registry
 from igpt_model.runs import initial_model, metric_log, record
@@ -33,6 +32,7 @@ from pipeline.dataset import snapshot
 from pipeline.dataset.snapshot import Snapshot
 from pipeline.errors import IgptError
 from pipeline.progress import together
+from pipeline.samples.shard_cache import ShardCache
 from pipeline.store import objects
 from pipeline.store.lease import Fence
 

@@ -6,7 +6,6 @@ import numpy as np
 
 from flows.terminal.console import Reporter
 from igpt_model.config import PretrainConfig
-from igpt_model.data.shard_cache import ShardCache
 from igpt_model.model.bundle import ModelBundle
 from igpt_model.runs import checkpoint
 from igpt_model.tracking.runs import RunLogger
@@ -14,6 +13,7 @@ from igpt_model.tracking.sheets import draw_checkpoint, draw_sheet, sheet_names
 from pipeline.cluster import tasks
 from pipeline.dataset.snapshot import Snapshot
 from pipeline.errors import first_line
+from pipeline.samples.shard_cache import ShardCache
 
 _SHOWN_IMAGES = 6
 # How long the end of a training waits for the sheet that is being drawn.

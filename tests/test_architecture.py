@@ -23,7 +23,7 @@ ALLOWED_PACKAGES = {
 ORDER = {
     "pipeline": (
         *("operating_system", "printable", "errors", "progress", "hashing", "partition", "background", "typed_config"),
-        *("store", "cluster", "images", "config", "dataset", "source", "build", "inspect"),
+        *("store", "cluster", "images", "config", "dataset", "samples", "source", "build", "inspect", "readers"),
         "logs",  # the name of the JSON formatter for logging configurations
     ),
     "igpt_model": (
@@ -42,7 +42,7 @@ EXCEPTIONS = {
 # Of the data side, the model side may use only what needs no cluster; its Ray modules may use the cluster's.
 PURE_PIPELINE = {
     *("operating_system", "printable", "errors", "progress", "hashing", "partition", "background", "typed_config"),
-    *("config", "images", "dataset", "store"),
+    *("config", "images", "dataset", "samples", "store"),
 }
 WITH_MLFLOW = {
     *("igpt_model/registry/client.py", "igpt_model/registry/register.py", "igpt_model/registry/serving.py"),

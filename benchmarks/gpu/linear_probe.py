@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from igpt_model.data.shard_cache import ShardCache, batches
 from igpt_model.inference.features import pooled_features
 from igpt_model.model.bundle import ModelBundle
 from pipeline.dataset.snapshot import Snapshot
+from pipeline.samples.shard_cache import ShardCache, batches
 
 _BATCH = 256
 

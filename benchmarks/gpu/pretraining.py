@@ -18,7 +18,6 @@ from benchmarks.gpu import linear_probe
 from benchmarks.gpu.settings import Record, Settings
 from benchmarks.quality import steps_in
 from igpt_model.config import PretrainConfig
-from igpt_model.data.shard_cache import ShardCache, batches
 from igpt_model.inference.features import untrained
 from igpt_model.model.bundle import ModelBundle
 from igpt_model.runs.open_model import load_model, on_device
@@ -29,6 +28,7 @@ from igpt_model.training.parallel import prepare_blocks
 from igpt_model.worker import Worker
 from pipeline.dataset import snapshot
 from pipeline.dataset.snapshot import Snapshot
+from pipeline.samples.shard_cache import ShardCache, batches
 
 _SHOWN = 8
 _PROFILED = range(40, 50)

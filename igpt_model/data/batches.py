@@ -8,12 +8,12 @@ from torch import Tensor
 
 from igpt_model.config import PretrainConfig
 from igpt_model.data.augment import augment
-from igpt_model.data.shard_cache import Images
 from igpt_model.model.config import ModelConfig
 from igpt_model.model.losses import draw_masks
 from igpt_model.model.low_resolution import Reducer
 from igpt_model.model.network import Condition
 from pipeline.errors import IgptError
+from pipeline.samples.shard_cache import Images
 
 
 @dataclass(frozen=True, kw_only=True)

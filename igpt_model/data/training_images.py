@@ -4,12 +4,12 @@ from collections.abc import Iterator
 
 from igpt_model.config import PretrainConfig
 from igpt_model.data.batches import HostImages, Inputs, Preparation
-from igpt_model.data.order import SampleOrder, micro_ranges
 from igpt_model.data.read_ahead import ReadAhead
-from igpt_model.data.shard_cache import ShardCache
-from igpt_model.data.window_reader import WindowReader
 from igpt_model.worker import Worker
 from pipeline.dataset.snapshot import Snapshot
+from pipeline.samples.order import SampleOrder, micro_ranges
+from pipeline.samples.shard_cache import ShardCache
+from pipeline.samples.window_reader import WindowReader
 
 _READ_AHEAD = 2  # micro batches
 

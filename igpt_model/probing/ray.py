@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from igpt_model.data.shard_cache import ShardCache
 from igpt_model.inference.features import check_has_features, image_features, untrained
 from igpt_model.model.bundle import ModelBundle
 from igpt_model.probing.config import ProbeConfig
@@ -30,6 +29,7 @@ from pipeline.dataset.snapshot import SPLITS, ShardEntry, Snapshot
 from pipeline.errors import IgptError
 from pipeline.images import palette
 from pipeline.progress import Progress, silent
+from pipeline.samples.shard_cache import ShardCache
 from pipeline.store import objects
 
 _SHEET_IMAGES, _SHEET_NEIGHBOURS = 8, 6

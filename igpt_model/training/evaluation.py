@@ -8,13 +8,13 @@ import torch
 
 from igpt_model.config import PretrainConfig
 from igpt_model.data.batches import Preparation
-from igpt_model.data.order import Samples
-from igpt_model.data.shard_cache import Images, ShardImages, gather
 from igpt_model.model.network import ImageGPT
 from igpt_model.training.parallel import autocast
 from igpt_model.training.step import losses
 from igpt_model.worker import Worker
 from pipeline.partition import part_of
+from pipeline.samples.order import Samples
+from pipeline.samples.shard_cache import Images, ShardImages, gather
 
 _BATCH = 64
 

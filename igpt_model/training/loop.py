@@ -14,9 +14,7 @@ from functools import partial
 
 from igpt_model.config import PretrainConfig
 from igpt_model.data.batches import Inputs, Preparation
-from igpt_model.data.shard_cache import ShardCache
 from igpt_model.data.training_images import TrainingImages
-from igpt_model.data.window_reader import check_room
 from igpt_model.model.bundle import ModelBundle
 from igpt_model.model.network import ImageGPT
 from igpt_model.runs import checkpoint, initial_model, record
@@ -37,6 +35,8 @@ from igpt_model.training.watchdog import Watchdog
 from igpt_model.worker import Worker
 from pipeline.dataset.snapshot import Snapshot
 from pipeline.errors import IgptError
+from pipeline.samples.shard_cache import ShardCache
+from pipeline.samples.window_reader import check_room
 from pipeline.store import objects
 from pipeline.store.lease import Fence
 

@@ -22,10 +22,10 @@ import torch
 from mlflow import MlflowClient
 
 from igpt_model.config import PretrainConfig
-from igpt_model.data.order import SampleOrder
 from igpt_model.training.loop import train
 from igpt_model.worker import Worker
 from pipeline.dataset.snapshot import Snapshot
+from pipeline.samples.order import SampleOrder
 from tests.igpt_model.training.test_loop import KilledError, Recorder, digits_snapshot
 from tests.rigs.fixtures import Rig
 from tests.rigs.mlflow_server import MlflowServer, mlflow_server

@@ -6,9 +6,9 @@ import torch
 
 from igpt_model.config import PretrainConfig
 from igpt_model.data.batches import Preparation
-from igpt_model.data.shard_cache import Images
 from pipeline.errors import IgptError
 from pipeline.images import palette
+from pipeline.samples.shard_cache import Images
 from tests.igpt_model.conftest import SIDE
 
 

@@ -8,11 +8,11 @@ import torch
 
 from igpt_model.config import PretrainConfig
 from igpt_model.data.batches import Preparation
-from igpt_model.data.order import SampleOrder
-from igpt_model.data.shard_cache import ShardCache
 from igpt_model.data.training_images import TrainingImages
 from igpt_model.worker import Worker
 from pipeline.dataset.snapshot import Snapshot
+from pipeline.samples.order import SampleOrder
+from pipeline.samples.shard_cache import ShardCache
 
 
 @pytest.mark.parametrize(("workers", "micro_batch"), [(1, None), (1, 5), (3, 2)])

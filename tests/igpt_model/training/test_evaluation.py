@@ -8,7 +8,6 @@ import torch
 
 from igpt_model.config import PretrainConfig
 from igpt_model.data.batches import Preparation
-from igpt_model.data.shard_cache import Images, ShardCache
 from igpt_model.model.bundle import ModelBundle
 from igpt_model.runs import checkpoint
 from igpt_model.runs.open_model import load_model
@@ -17,6 +16,7 @@ from igpt_model.training.loop import train
 from igpt_model.training.step import losses
 from igpt_model.worker import Worker
 from pipeline.dataset.snapshot import Snapshot
+from pipeline.samples.shard_cache import Images, ShardCache
 from tests.igpt_model.training.test_loop import Recorder, digits_snapshot, short_training
 
 

@@ -13,7 +13,6 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from igpt_model.config import PretrainConfig
-from igpt_model.data.shard_cache import ShardCache, batches
 from igpt_model.runs import checkpoint
 from igpt_model.runs.open_model import load_model
 from igpt_model.runs.result import read_result
@@ -23,6 +22,7 @@ from pipeline.build.build import build
 from pipeline.config import DatasetConfig
 from pipeline.dataset.snapshot import Snapshot
 from pipeline.errors import IgptError
+from pipeline.samples.shard_cache import ShardCache, batches
 from pipeline.store import objects
 from tests.conftest import run_here
 

@@ -14,12 +14,12 @@ import pytest
 import torch
 
 from igpt_model.config import PretrainConfig
-from igpt_model.data.shard_cache import ShardCache, batches
 from igpt_model.runs.open_model import load_model
 from igpt_model.training.loop import train
 from igpt_model.worker import Worker
 from pipeline.dataset.snapshot import Snapshot
 from pipeline.errors import IgptError
+from pipeline.samples.shard_cache import ShardCache, batches
 from pipeline.store import objects
 from tests.igpt_model.training.test_loop import Recorder
 
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[3]
 # Opens the shards of a snapshot in a separate process; each download is logged and delayed.
 OPEN = """
 import sys, time
-from igpt_model.data.shard_cache import ShardCache
+from pipeline.samples.shard_cache import ShardCache
 from pipeline.dataset import snapshot
 from pipeline.store import objects as storage
 dataset, folder, log, seconds = sys.argv[1:]

@@ -10,17 +10,18 @@ import numpy as np
 import pytest
 
 from igpt_model.config import PretrainConfig
-from igpt_model.data import shard_cache, window_reader
-from igpt_model.data.order import SampleOrder, Samples
-from igpt_model.data.shard_cache import Images, ShardCache, ShardImages
-from igpt_model.data.window_reader import WindowReader
 from igpt_model.training.loop import train
 from igpt_model.worker import Worker
+from pipeline.dataset import verified_shards
 from pipeline.dataset.snapshot import ShardEntry, Snapshot
 from pipeline.errors import IgptError
 from pipeline.hashing import sha256_of_file
+from pipeline.samples import window_reader
+from pipeline.samples.order import SampleOrder, Samples
+from pipeline.samples.shard_cache import Images, ShardCache, ShardImages
+from pipeline.samples.window_reader import WindowReader
 from pipeline.store import objects
-from tests.igpt_model.data.test_shard_cache import bytes_in
+from tests.pipeline.samples.test_shard_cache import bytes_in
 from tests.igpt_model.training.test_loop import Recorder
 
 
@@ -79,7 +80,7 @@ def test_the_training_thread_computes_no_checksum(
         step_now = step
 
     plain_open, plain_gather = ShardCache.open_ahead, window_reader.gather
-    monkeypatch.setattr(shard_cache, "sha256_of_file", check)
+    monkeypatch.setattr(verified_shards, "sha256_of_file", check)
     monkeypatch.setattr(ShardCache, "open_ahead", open_ahead)
     monkeypatch.setattr(window_reader, "gather", gather)
     train(config, data, str(tmp_path / "run"), Worker(), Recorder(), heartbeat=beat)

@@ -1,4 +1,4 @@
-"""The order of training samples: a pure function of the snapshot and the seed.
+"""The order of samples: a pure function of the snapshot and the seed.
 
 Epochs follow each other without a gap: position p of the infinite sequence is position p mod N of epoch p div N. A
 global batch is a range of positions, so the order does not depend on the number of workers, and the state is one
@@ -23,10 +23,16 @@ class Samples:
 
 
 class SampleOrder:
-    """Every sample once per epoch: shards in random order, grouped into windows; samples shuffled in each window."""
+    """Every sample once per epoch: shards in random order, grouped into windows; samples shuffled in each window.
 
-    def __init__(self, shard_samples: Sequence[int], *, seed: int, window_shards: int) -> None:
+    Without `shuffle`, every epoch is in the order of the shards and of the samples in them.
+    """
+
+    def __init__(
+        self, shard_samples: Sequence[int], *, seed: int = 0, window_shards: int = 1, shuffle: bool = True
+    ) -> None:
         self._counts = np.asarray(shard_samples, np.int64)
+        self._shuffle = shuffle
         self._seed, self._window_shards = seed, window_shards
         self.samples = int(self._counts.sum())
         if self.samples < 1:
@@ -37,7 +43,9 @@ class SampleOrder:
 
     def _plan_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The shards of an epoch in order, and the position at which each window ends."""
-        shards = np.random.default_rng([self._seed, epoch]).permutation(len(self._counts))
+        shards = np.arange(len(self._counts))
+        if self._shuffle:
+            shards = np.random.default_rng([self._seed, epoch]).permutation(len(self._counts))
         ends = np.cumsum(self._counts[shards])
         last = np.append(np.arange(self._window_shards, len(shards), self._window_shards), len(shards)) - 1
         return shards, ends[last]
@@ -46,7 +54,9 @@ class SampleOrder:
         shards, _ = self._epoch(epoch)
         window_shards = shards[window * self._window_shards : (window + 1) * self._window_shards]
         counts = self._counts[window_shards]
-        permutation = np.random.default_rng([self._seed, epoch, window]).permutation(counts.sum())
+        permutation = np.arange(counts.sum())
+        if self._shuffle:
+            permutation = np.random.default_rng([self._seed, epoch, window]).permutation(counts.sum())
         starts = np.cumsum(counts) - counts
         shard_index = np.searchsorted(starts + counts, permutation, side="right")
         return Samples(shards=window_shards[shard_index], rows=permutation - starts[shard_index])

@@ -5,10 +5,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
-from igpt_model.data.order import SampleOrder, Samples
-from igpt_model.data.shard_cache import Images, ShardCache, ShardImages, gather
 from pipeline.dataset.snapshot import ShardEntry
 from pipeline.errors import IgptError
+from pipeline.samples.order import SampleOrder, Samples
+from pipeline.samples.shard_cache import Images, ShardCache, ShardImages, gather
 
 _OPENED_AT_ONCE = 4
 
@@ -28,12 +28,20 @@ class WindowReader:
 
     def read(self, positions: range) -> Images:
         """The images at consecutive positions; waits for shards that are not open yet."""
+        views, samples = self.locate(positions)
+        return gather(views or [self._view(next(iter(self._opening)))], samples)
+
+    def locate(self, positions: range) -> tuple[list[ShardImages], Samples]:
+        """The shards that hold consecutive positions, and where in them the samples are, in order.
+
+        Waits for shards that are not open yet.
+        """
         samples = self._order.at(positions.start, positions.stop)
         self._enter(self._order.window_of(positions.start))
         numbers, shard_index = np.unique(samples.shards, return_inverse=True)
         # A batch that crosses a window boundary also needs shards of the next window.
-        views = [self._view(number) for number in numbers.tolist()] or [self._view(next(iter(self._opening)))]
-        return gather(views, Samples(shards=shard_index, rows=samples.rows))
+        views = [self._view(number) for number in numbers.tolist()]
+        return views, Samples(shards=shard_index, rows=samples.rows)
 
     def _view(self, number: int) -> ShardImages:
         ahead = self._opening.get(number)

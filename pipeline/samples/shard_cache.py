@@ -1,4 +1,4 @@
-"""Token images of a snapshot for training and evaluation: shards are cached on disk, verified and memory-mapped."""
+"""Token images of a snapshot, for training and readers: shards are cached on disk, verified and memory-mapped."""
 
 import fcntl
 import os
@@ -12,13 +12,12 @@ from typing import IO
 
 import numpy as np
 
-from igpt_model.data.order import Samples
+from pipeline.dataset import verified_shards
 from pipeline.dataset.shards import ShardView
 from pipeline.dataset.snapshot import ShardEntry, Snapshot
-from pipeline.errors import IgptError
-from pipeline.hashing import sha256, sha256_of_file
+from pipeline.hashing import sha256
 from pipeline.partition import part_of
-from pipeline.store import objects
+from pipeline.samples.order import Samples
 
 # Maximum time that a fetch waits for space. A shard that is needed immediately is then fetched anyway.
 _SPACE_SECONDS = 10.0
@@ -38,6 +37,8 @@ class ShardImages:
 
     tokens_NHW: np.ndarray
     labels_N: np.ndarray
+    view: ShardView
+    """The shard itself, which also has the keys."""
 
 
 class ShardCache:
@@ -79,7 +80,7 @@ class ShardCache:
             view = ShardView.open(path, samples=shard.samples, side=self._snapshot.resolution)
             # As plain arrays over the same memory: indexing a numpy.memmap takes five times as long.
             tokens_NHW, labels_N = np.asarray(view.tokens_NHW), np.asarray(view.labels_N)
-            self._opened[shard.name] = ShardImages(tokens_NHW=tokens_NHW, labels_N=labels_N), lock
+            self._opened[shard.name] = ShardImages(tokens_NHW=tokens_NHW, labels_N=labels_N, view=view), lock
         return self._opened[shard.name][0]
 
     def close(self, shard: ShardEntry) -> None:
@@ -95,10 +96,10 @@ class ShardCache:
         """
         path = self._folder / f"{shard.name}.tar"
         fcntl.flock(lock, fcntl.LOCK_SH)
-        if not _matches(path, shard):
+        if not verified_shards.matches(path, shard):
             with (self._folder / f"{shard.name}.fetching").open("a+b") as fetching:
                 fcntl.flock(fetching, fcntl.LOCK_EX)  # one process on the node downloads, the others wait
-                if not _matches(path, shard):
+                if not verified_shards.matches(path, shard):
                     if not self._reserve(shard.bytes, fetching) and not needed:
                         return None
                     self._download(shard, path, fetching)
@@ -107,16 +108,7 @@ class ShardCache:
 
     def _download(self, shard: ShardEntry, path: Path, fetching: IO[bytes]) -> None:
         partial = path.with_suffix(".partial")
-        url = objects.join(self._snapshot.dataset, shard.path)
-        try:
-            objects.download(url, partial)
-        except FileNotFoundError:
-            raise IgptError(
-                f"{url}: the shard is gone, though snapshot {self._snapshot.number} names it; rebuild the dataset"
-            ) from None
-        if not _matches(partial, shard):
-            partial.unlink()
-            raise IgptError(f"{url}: the shard's checksum differs from the snapshot's; rebuild the dataset")
+        verified_shards.download(self._snapshot, shard, partial)
         with self._lock_cache():
             partial.replace(path)
             fetching.truncate(0)  # from now on the file itself is counted
@@ -168,13 +160,6 @@ def _reserved(path: Path) -> int:
         except BlockingIOError:
             return int(fetching.read() or 0)
     return 0
-
-
-def _matches(path: Path, shard: ShardEntry) -> bool:
-    try:
-        return path.stat().st_size == shard.bytes and sha256_of_file(path) == shard.sha256
-    except FileNotFoundError:
-        return False
 
 
 def gather(shards: Sequence[ShardImages], samples: Samples) -> Images:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from igpt_model.data.order import SampleOrder, micro_ranges, rank_range
+from pipeline.samples.order import SampleOrder, micro_ranges, rank_range
 
 SHARDS = st.lists(st.integers(1, 40), min_size=1, max_size=12)
 MICRO = st.none() | st.integers(1, 9)
@@ -27,6 +27,13 @@ def test_every_sample_comes_once_an_epoch(counts: list[int], seed: int, window: 
     order = SampleOrder(counts, seed=seed, window_shards=window)
     epoch_pairs = pairs(order, epoch * order.samples, (epoch + 1) * order.samples)
     assert sorted(epoch_pairs) == [(shard, row) for shard, count in enumerate(counts) for row in range(count)]
+
+
+@given(SHARDS, st.integers(1, 5), st.integers(0, 3))
+def test_without_shuffling_every_epoch_is_in_order(counts: list[int], window: int, epoch: int) -> None:
+    order = SampleOrder(counts, window_shards=window, shuffle=False)
+    in_order = [(shard, row) for shard, count in enumerate(counts) for row in range(count)]
+    assert pairs(order, epoch * order.samples, (epoch + 1) * order.samples) == in_order
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 4, 8])
