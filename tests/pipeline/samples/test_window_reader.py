@@ -21,8 +21,8 @@ from pipeline.samples.order import SampleOrder, Samples
 from pipeline.samples.shard_cache import Images, ShardCache, ShardImages
 from pipeline.samples.window_reader import WindowReader
 from pipeline.store import objects
-from tests.pipeline.samples.test_shard_cache import bytes_in
 from tests.igpt_model.training.test_loop import Recorder
+from tests.pipeline.samples.test_shard_cache import bytes_in
 
 
 def test_the_next_window_is_prefetched(data: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
