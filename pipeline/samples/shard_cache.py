@@ -38,7 +38,8 @@ class ShardImages:
     tokens_NHW: np.ndarray
     labels_N: np.ndarray
     view: ShardView
-    """The shard itself, which also has the keys."""
+    """The shard in whole, which also has the keys."""
+    shard: ShardEntry
 
 
 class ShardCache:
@@ -80,7 +81,8 @@ class ShardCache:
             view = ShardView.open(path, samples=shard.samples, side=self._snapshot.resolution)
             # As plain arrays over the same memory: indexing a numpy.memmap takes five times as long.
             tokens_NHW, labels_N = np.asarray(view.tokens_NHW), np.asarray(view.labels_N)
-            self._opened[shard.name] = ShardImages(tokens_NHW=tokens_NHW, labels_N=labels_N, view=view), lock
+            images = ShardImages(tokens_NHW=tokens_NHW, labels_N=labels_N, view=view, shard=shard)
+            self._opened[shard.name] = images, lock
         return self._opened[shard.name][0]
 
     def close(self, shard: ShardEntry) -> None:
