@@ -48,11 +48,14 @@ WITH_MLFLOW = {
     *("igpt_model/registry/client.py", "igpt_model/registry/register.py", "igpt_model/registry/serving.py"),
     *("igpt_model/tracking/runs.py", "igpt_model/tracking/curve_logger.py"),
 }
+# Whoever imports one of these readers asks for its library; the other modules of the room load none of them.
+READERS_WITH_TORCH = {"pipeline/readers/torch_dataset.py", "pipeline/readers/webdataset.py"}
 DOORS = {
     "ray": {
         *("pipeline/cluster/tasks.py", "pipeline/cluster/metrics.py"),
-        *("igpt_model/training/ray.py", "igpt_model/training/ray_mailbox.py"),
+        *("igpt_model/training/ray.py", "igpt_model/training/ray_mailbox.py", "pipeline/readers/ray_data.py"),
     },
+    "webdataset": {"pipeline/readers/webdataset.py"},
     "mlflow": WITH_MLFLOW,
     "prefect": {
         *(f"flows/{name}.py" for name in ("build_dataset", "pretrain", "probe", "refresh", "scheduled", "demo")),
@@ -110,7 +113,7 @@ def test_imports_follow_the_design(path: Path) -> None:
     for library, doors in DOORS.items():
         if library in tops:
             assert relative(path) in doors, f"{relative(path)} imports {library}, which only {sorted(doors)} may"
-    assert "torch" not in tops or package == "igpt_model"
+    assert "torch" not in tops or package == "igpt_model" or relative(path) in READERS_WITH_TORCH
     order = ORDER[package]
     for imported in ours(path):
         room = room_of(imported)
@@ -147,12 +150,27 @@ def run_python(code: str) -> str:
 
 
 def test_the_data_side_never_loads_torch() -> None:
-    modules = [module for module in MODULES if module.startswith("pipeline.")]
+    modules = [
+        module
+        for module, path in MODULES.items()
+        if module.startswith("pipeline.")
+        and relative(path) not in READERS_WITH_TORCH | {"pipeline/readers/ray_data.py"}
+    ]
     code = f"import importlib, sys\nfor name in {modules!r}: importlib.import_module(name)\nprint(sorted(sys.modules))"
     loaded = run_python(code)
-    assert "'pipeline.build.build'" in loaded
-    for heavy in ("'torch'", "'mlflow'", "'prefect'", "'igpt_model'", "'flows'"):
+    assert "'pipeline.build.build'" in loaded and "'pipeline.readers.export'" in loaded
+    for heavy in ("'torch'", "'webdataset'", "'ray.data'", "'mlflow'", "'prefect'", "'igpt_model'", "'flows'"):
         assert heavy not in loaded
+
+
+def test_nothing_that_builds_or_trains_loads_a_reader() -> None:
+    """They come last in the order of their package; the command line alone uses one, export, and no other package."""
+    users = {relative(path) for path in FILES for name in ours(path) if name.startswith("pipeline.readers.")}
+    assert users - {"flows/cli/dataset_export.py"} == {path for path in users if path.startswith("pipeline/readers/")}
+    loaded = run_python("import sys, flows.build_dataset, pipeline.build.build\nprint(sorted(sys.modules))")
+    assert "'pipeline.build.run_plan'" in loaded
+    for late in ("'pipeline.readers'", "'torch'", "'webdataset'", "'ray.data'"):
+        assert late not in loaded
 
 
 def test_the_command_line_starts_without_what_reads_its_settings_on_import() -> None:

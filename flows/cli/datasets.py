@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.cli import dataset_tables, near_duplicates
+from flows.cli import dataset_export, dataset_tables, near_duplicates
 from flows.cli.options import ConfigFile, Dataset, Home, Json, Number, Overrides, finite, prepare
 from flows.services import preflight, settings
 from flows.terminal.console import Reporter, console
@@ -35,10 +35,11 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Datasets: build and retry-failed; ls, show, diff, urls, images, rejected and more to look; rollback and gc.",
+    help="Datasets: build, retry-failed; ls, show, diff, urls, images, rejected and more; export, rollback, gc.",
 )
 app.add_typer(dataset_tables.app)
 app.add_typer(near_duplicates.app)
+app.add_typer(dataset_export.app)
 
 _NAMED = 20  # shards or images of a kind that are named in text; --json names all
 
