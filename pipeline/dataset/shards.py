@@ -120,6 +120,10 @@ class ShardView:
         names_N = self._records[:, :_NAME_LENGTH].copy().view(f"S{_NAME_LENGTH}").reshape(-1)
         return np.char.partition(names_N, b".")[:, 0] if len(names_N) else names_N
 
+    def key(self, row: int) -> str:
+        """The key of one sample."""
+        return self._records[row, :_NAME_LENGTH].tobytes().partition(b".")[0].decode()
+
     @classmethod
     def open(cls, path: Path, *, samples: int, side: int) -> "ShardView":
         """Memory-map a shard on local disk."""

@@ -314,5 +314,5 @@ class _Samples:
         pixels = self._selection.present(images.tokens_NT.reshape(-1, side, side))
         rows = zip(places.shards.tolist(), places.rows.tolist(), pixels, images.labels_N.tolist(), strict=True)
         for shard, row, picture, label in rows:
-            key = shards[shard].view.keys_N[row].decode()
-            yield Sample(pixels=picture, label=label, key=key, shard=shards[shard].shard)
+            held = shards[shard]
+            yield Sample(pixels=picture, label=label, key=held.view.key(row), shard=held.shard)

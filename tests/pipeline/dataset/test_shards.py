@@ -40,14 +40,14 @@ def test_a_view_has_the_encoded_samples(count: int, side: int, labels: list[int]
     shard = view(shards.encode(keys, tokens_NHW, np.array(labels[:count], np.int64)), count, side)
     assert np.array_equal(shard.tokens_NHW, tokens_NHW)
     assert shard.labels_N.tolist() == labels[:count]
-    assert [name.decode() for name in shard.keys_N] == keys
+    assert [name.decode() for name in shard.keys_N] == [shard.key(row) for row in range(len(keys))] == keys
 
 
 def test_keys_of_random_crops_have_their_number_behind_them() -> None:
     keys, tokens_NHW, labels = samples(4, 8)
     numbered = [f"{key}-{crop:03d}" for crop, key in enumerate(keys)]
     shard = view(shards.encode(numbered, tokens_NHW, labels), 4, 8)
-    assert [name.decode() for name in shard.keys_N] == numbered
+    assert [name.decode() for name in shard.keys_N] == [shard.key(row) for row in range(len(keys))] == numbered
     assert np.array_equal(shard.tokens_NHW, tokens_NHW)
 
 
