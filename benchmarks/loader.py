@@ -1,4 +1,4 @@
-"""Load random batches from memory-mapped shards, compared with the webdataset reader on the same files.
+"""Load batches from memory-mapped shards, in training and with TorchDataset, beside the webdataset reader.
 
     python -m benchmarks.loader --dataset /path/or/s3/of/a/dataset [--preset igpt-s --device cuda]
 
@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import webdataset
+from torch.utils.data import DataLoader
 
 from benchmarks.measure import RESULTS
 from benchmarks.measure_device import interleave, machine, ratio, save
@@ -22,6 +23,7 @@ from igpt_model.training.loop import train
 from igpt_model.worker import Worker
 from pipeline.dataset import snapshot
 from pipeline.dataset.snapshot import Snapshot
+from pipeline.readers.torch_dataset import TorchDataset
 from pipeline.samples.order import SampleOrder
 from pipeline.samples.shard_cache import ShardCache, gather
 from pipeline.store import objects
@@ -57,6 +59,22 @@ def by_webdataset(path: Path, batches: int, *, shuffled: bool) -> Callable[[], i
         images = 0
         for tokens, labels in samples.decode().to_tuple("npy", "cls").batched(_BATCH, partial=False):
             assert np.shape(tokens)[0] == len(labels) == _BATCH
+            images += _BATCH
+            if images >= batches * _BATCH:
+                break
+        return images
+
+    return read
+
+
+def by_torch_dataset(data: Snapshot, cache: str, batches: int, *, shuffled: bool) -> Callable[[], int]:
+    """Reads batches of the training split with the reader for PyTorch, collated by a DataLoader; opens it each time."""
+
+    def read() -> int:
+        samples = TorchDataset(data.dataset, split="train", shuffle=shuffled, cache=cache)
+        images = 0
+        for batch in DataLoader(samples, batch_size=_BATCH, drop_last=True):
+            assert batch["tokens"].shape[0] == len(batch["label"]) == _BATCH
             images += _BATCH
             if images >= batches * _BATCH:
                 break
@@ -121,6 +139,8 @@ def main() -> None:
         runs = {
             "ours": by_view(data, cache, 1, batches),
             f"ours, all {every} shards mixed": by_view(data, cache, every, batches),
+            "torch dataset, in order": by_torch_dataset(data, folder, batches, shuffled=False),
+            "torch dataset, shuffled": by_torch_dataset(data, folder, batches, shuffled=True),
             "webdataset, in order": by_webdataset(path, batches, shuffled=False),
             "webdataset, shuffled": by_webdataset(path, batches, shuffled=True),
         }
