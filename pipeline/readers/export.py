@@ -85,8 +85,12 @@ def export(
     selection = select(dataset, split=split, snapshot=snapshot, pixels="rgb")
     out = objects.absolute(out).rstrip("/")
     _check_empty(out, selection.snapshot.dataset)
-    write = _write_folders if format == "folders" else _write_tars
-    files = tuple(write(selection, out, format, progress))
+    written = (
+        _write_folders(selection, out, progress)
+        if format == "folders"
+        else _write_tars(selection, out, format, progress)
+    )
+    files = tuple(written)
     chosen = selection.snapshot
     done = Export(
         out=out,
@@ -157,7 +161,7 @@ def _write_tars(selection: Selection, out: str, format: str, progress: Progress)
         yield ExportedFile(name=name, split=shard.split, samples=shard.samples, sha256=sha256(data))
 
 
-def _write_folders(selection: Selection, out: str, format: str, progress: Progress) -> Iterator[ExportedFile]:
+def _write_folders(selection: Selection, out: str, progress: Progress) -> Iterator[ExportedFile]:
     classes = selection.snapshot.classes
     folders = [*class_folders(classes), UNLABELLED]  # -1 is the last one
     counts: Counter[tuple[str, int]] = Counter()

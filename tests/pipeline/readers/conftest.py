@@ -13,10 +13,8 @@ from pipeline.dataset.snapshot import Snapshot
 from tests.conftest import run_here
 
 
-@pytest.fixture(scope="package")
-def built(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
-    """100 images of 8x8 pixels: 20 of no class, and 80 of the classes flower and temple with a licence."""
-    folder = tmp_path_factory.mktemp("readers")
+def write_source(image_folder: Path, folder: Path) -> None:
+    """100 images below folder/raw, and a folder/labels.csv: 20 of no class, 80 of flower and temple; with licences."""
     shutil.copytree(image_folder, folder / "raw")
     names = sorted(path.relative_to(folder / "raw").as_posix() for path in (folder / "raw").glob("*/*"))
     with (folder / "labels.csv").open("w", newline="") as file:
@@ -25,6 +23,13 @@ def built(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Snaps
         for number, name in enumerate(names):
             label = name.split("/")[0]
             rows.writerow([name, "" if label == "digit" else label, f"CC-{number % 3}"])
+
+
+@pytest.fixture(scope="package")
+def built(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
+    """These images at 8x8 pixels, in many shards, with two crops of each training image."""
+    folder = tmp_path_factory.mktemp("readers")
+    write_source(image_folder, folder)
     config = DatasetConfig(
         raw=str(folder / "raw"),
         dataset=str(folder / "dataset"),
