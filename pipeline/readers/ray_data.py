@@ -7,6 +7,7 @@ Shuffling, dividing among trainers and batches are Ray Data's own.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -45,9 +46,12 @@ class SnapshotDatasource(ray.data.Datasource):
     def __init__(self, selection: Selection) -> None:
         super().__init__()
         self._selection = selection
-        self._addresses = record.of_addresses(selection.snapshot)
+        # What each task is sent: no list of all shards and scans, which grows with the dataset, but the palette.
+        self._of_a_task = replace(selection, shards=(), snapshot=replace(selection.snapshot, shards=()))
         if selection.pixels == "rgb":
-            _ = selection.colours  # here, so that no task need read it
+            _ = self._of_a_task.colours
+        addresses = record.of_addresses(selection.snapshot)
+        self._addresses = None if addresses is None else replace(addresses, scans=())
 
     def get_name(self) -> str:
         """The name of the tasks."""
@@ -67,14 +71,14 @@ class SnapshotDatasource(ray.data.Datasource):
         return [self._task(shards[part.start : part.stop], per_task_row_limit) for part in parts]
 
     def _task(self, shards: Sequence[ShardEntry], limit: int | None) -> ray.data.ReadTask:
-        selection, addresses = self._selection, self._addresses
+        of_a_task, addresses = self._of_a_task, self._addresses
         return ray.data.ReadTask(
-            lambda: _blocks(selection, shards, addresses),
+            lambda: _blocks(of_a_task, shards, addresses),
             BlockMetadata(
                 num_rows=sum(shard.samples for shard in shards),
                 size_bytes=sum(shard.bytes for shard in shards),
                 exec_stats=None,
-                input_files=tuple(selection.url(shard) for shard in shards),
+                input_files=tuple(of_a_task.url(shard) for shard in shards),
             ),
             per_task_row_limit=limit,
         )

@@ -63,6 +63,10 @@ class _Shared:
         self.pending = torch.zeros(_MOST_WORKERS, dtype=torch.uint8).share_memory_()
         self.running = torch.zeros(4, dtype=torch.int64).share_memory_()  # where the workers' pass began; 1: it has
 
+    def __setstate__(self, state: dict[str, torch.Tensor]) -> None:
+        # A worker that is spawned gets the same memory; a dataset sent elsewhere needs its own, for its own workers.
+        self.__dict__.update({name: tensor.share_memory_() for name, tensor in state.items()})
+
     def put(self, position: Position) -> None:
         """Let the next pass begin at a position."""
         self.where[:] = torch.tensor([position.epoch, position.start, position.taken])

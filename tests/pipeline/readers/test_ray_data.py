@@ -1,6 +1,7 @@
 """A snapshot as a dataset of Ray Data, on a cluster."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -44,6 +45,20 @@ def test_trainers_divide_it_and_batches_are_tensors(built: Snapshot) -> None:
     batches = list(samples.random_shuffle(seed=1).iter_torch_batches(batch_size=16))
     assert sum(len(batch["label"]) for batch in batches) == built.samples("train")
     assert batches[0]["tokens"].shape == (16, 8, 8)
+
+
+def test_a_task_is_not_sent_the_whole_manifest(built: Snapshot) -> None:
+    from pipeline.readers import ray_data
+    from pipeline.readers.selection import select
+
+    sizes = []
+    for shards in (built.shards, built.shards * 50):
+        many = replace(select(built.dataset, split=None, snapshot=None, pixels="rgb"), shards=shards)
+        many = replace(many, snapshot=replace(built, shards=shards))
+        tasks = ray_data.SnapshotDatasource(many).get_read_tasks(len(shards))
+        assert len(tasks) == len(shards)
+        sizes.append(max(len(ray.cloudpickle.dumps(task)) for task in tasks[:3]))
+    assert sizes[0] == sizes[1]
 
 
 def test_a_damaged_shard_fails_its_task_with_a_line(damaged: str) -> None:
