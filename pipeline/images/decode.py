@@ -129,7 +129,7 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     if name is None:
         if unread := formats.unread_format_of(data):
             raise RefusedError(Reason.UNSUPPORTED, f"{unread} is not read")
-        raise RefusedError(Reason.NOT_AN_IMAGE, f"starts with {data[:8].hex()}")
+        raise RefusedError(Reason.NOT_AN_IMAGE, formats.describe(data))
     if name in {"ICO", "ICNS"} and (within := icons.picture_within(name, data, max_pixels)) is not None:
         return _open(within, max_pixels)
     image = _Jpeg(io.BytesIO(data)) if name == "JPEG" else _plugin(name)(io.BytesIO(data), "")

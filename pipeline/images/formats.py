@@ -139,6 +139,14 @@ EXTENSIONS = frozenset(" ".join(known.extensions for known in FORMATS).split())
 # Markers of what the pixels of a JPEG are coded by; 0xF7 is JPEG-LS.
 _JPEG_FRAMES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 
+_TOLD_BYTES = 60
+# Files that stand for others which were not fetched, and containers.
+_STANDS_FOR = {
+    b"version https://git-lfs.github.com/": "a Git LFS pointer: fetch the file with `git lfs pull`",
+    b"/annex/objects/": "a git-annex pointer: fetch the file with `git annex get`",
+    b"\x1f\x8b": "compressed by gzip: decompress it",
+}
+
 _HEIF = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 # Whole images that are not read, so that they are told from damaged ones: these can be converted.
 _UNREAD: tuple[tuple[str, Callable[[bytes], bool]], ...] = (
@@ -150,7 +158,12 @@ _UNREAD: tuple[tuple[str, Callable[[bytes], bool]], ...] = (
     ("PSB", _starts(b"8BPS\0\2")),
     ("BLP1 with a JPEG", _starts(b"BLP1")),
     ("PostScript", _starts(b"%!PS", b"\xc5\xd0\xd3\xc6")),
-    ("SVG", lambda data: bool(re.match(rb"\s*<(\?xml|!--|!DOCTYPE svg|svg)", data)) and b"<svg" in data[:4096]),
+    (
+        "SVG",
+        lambda data: (
+            bool(re.match(rb"(?:\xef\xbb\xbf)?\s*<(\?xml|!--|!DOCTYPE svg|svg)", data)) and b"<svg" in data[:4096]
+        ),
+    ),
     ("WMF", _starts(b"\xd7\xcd\xc6\x9a")),
     ("EMF", lambda data: data.startswith(b"\1\0\0\0") and data[40:44] == b" EMF"),
     ("FITS", _starts(b"SIMPLE  =")),
@@ -179,6 +192,17 @@ def has_image_extension(name: str) -> bool:
 def format_of(data: bytes) -> str | None:
     """Pillow's name for the format of a file's bytes; None when it is none of FORMATS."""
     return next((known.name for known in FORMATS if known.is_format(data)), None)
+
+
+def describe(data: bytes) -> str:
+    """What a file that is no image is: what it stands for, or how it begins."""
+    known = next((what for start, what in _STANDS_FOR.items() if data.startswith(start)), None)
+    if known is not None:
+        return known
+    text = data[:_TOLD_BYTES].lstrip()
+    if text and all(32 <= byte < 127 or byte in b"\t\r\n" for byte in text):
+        return f"a text: {' '.join(text.decode().split())}"
+    return f"starts with {data[:8].hex()}"
 
 
 def is_cut(name: str | None, data: bytes) -> bool:

@@ -49,6 +49,7 @@ UNSUPPORTED = {
     "JPEG XL": b"\xff\x0a" + bytes(64),
     "JPEG XL in boxes": b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(64),
     "PostScript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n",
+    "SVG with a byte order mark": b'\xef\xbb\xbf<svg xmlns="http://www.w3.org/2000/svg"/>',
     "SVG": b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>',
     "FITS": b"SIMPLE  =                    T".ljust(2880),
     "DICOM": bytes(128) + b"DICM" + bytes(64),
@@ -105,6 +106,22 @@ NO_IMAGES = {
     "ones": b"\xff" * 4096,
     "a zip": b"PK\3\4" + bytes(64),
 }
+
+
+DETAILS = {
+    b"<!DOCTYPE html>\n<html>": "a text: <!DOCTYPE html> <html>",
+    b'{"error": "not found"}': 'a text: {"error": "not found"}',
+    b"\x1b[31mred": "starts with 1b5b33316d726564",
+    b"version https://git-lfs.github.com/spec/v1\noid": "a Git LFS pointer: fetch the file with `git lfs pull`",
+    b"/annex/objects/SHA256E-s1--00.jpg": "a git-annex pointer: fetch the file with `git annex get`",
+    b"\x1f\x8b\x08\0": "compressed by gzip: decompress it",
+    b"PK\3\4" + bytes(9): "starts with 504b030400000000",
+}
+
+
+@pytest.mark.parametrize("data", DETAILS)
+def test_what_is_no_image_is_described(data: bytes) -> None:
+    assert outcome_of(data) == Rejection(reason=Reason.NOT_AN_IMAGE, detail=DETAILS[data])
 
 
 @pytest.mark.parametrize("name", NO_IMAGES)
