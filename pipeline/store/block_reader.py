@@ -28,6 +28,8 @@ class BlockReader(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        if base + offset < 0:
+            raise OSError(f"seek to {base + offset}")  # as files do; readers look for what a short file has not
         self._position = base + offset
         return self._position
 

@@ -21,6 +21,8 @@ _NO_ANSWER = {
     "ClientError",
     "ClientOSError",
     "ClientPayloadError",
+    "ConnectError",
+    "ConnectTimeout",
     "ConnectTimeoutError",
     "ConnectionClosedError",
     "EndpointConnectionError",
@@ -29,7 +31,10 @@ _NO_ANSWER = {
     "IncompleteRead",
     "IncompleteReadError",
     "JoinError",
+    "ReadError",
+    "ReadTimeout",
     "ReadTimeoutError",
+    "RemoteProtocolError",
     "ResponseParserError",
     "ResponseStreamingError",
     "ServerDisconnectedError",
@@ -94,6 +99,10 @@ def one_line_errors(url: str) -> Iterator[None]:
         if "specified bucket does not exist" in str(error).lower():  # the word "bucket" alone may be part of a path
             raise IgptError(f"{url}: the bucket does not exist; create it or correct the URL") from None
         raise
+    except NotADirectoryError as error:
+        raise IgptError(
+            f"{error.filename or url}: a file stands where the path has a folder; give another path"
+        ) from None
     except PermissionError as error:
         if not url.startswith("s3://"):
             raise IgptError(f"{error.filename or url}: permission denied; check its owner and mode") from None

@@ -77,6 +77,8 @@ def _pages(bucket: str, prefix: str, after: str) -> Iterator[_Page]:
     """The listing of obstore. Raises InvalidPathError for a page with a key that is no path to it."""
     pages = obstore.list(_client(bucket), prefix or None, offset=after or None, chunk_size=_OBJECTS_PER_PAGE)
     for page in pages:
+        if len({entry["path"] for entry in page}) < len(page):
+            raise InvalidPathError("two keys differ in a slash at the end")
         # An empty object NAME/ stands for a folder, and is listed without its slash.
         empty = [entry["path"] for entry in page if entry["size"] == 0]
         with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:

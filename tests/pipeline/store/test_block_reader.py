@@ -33,6 +33,12 @@ def test_a_block_reader_is_a_file(url: str, steps: list[tuple[int, int]]) -> Non
             assert reader.tell() == file.tell()
 
 
+def test_nothing_is_before_the_beginning(url: str) -> None:
+    for place, whence in ((-1, os.SEEK_SET), (-len(CONTENT) - 1, os.SEEK_END)):
+        with pytest.raises(OSError, match="seek to -1"):
+            BlockReader(url, len(CONTENT)).seek(place, whence)
+
+
 def test_a_block_reader_reads_blocks_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     members = {f"{number}.png": os.urandom(1000) for number in range(200)}
     path = write_tar(tmp_path / "all.tar", members)

@@ -36,6 +36,7 @@ TRANSIENT = {
     "obstore, broken body": GenericError("error decoding response body"),
     "obstore, 503": GenericError("Server returned non-2xx status code: 503 Service Unavailable"),
     "obstore, 429": GenericError("Server returned non-2xx status code: 429 Too Many Requests"),
+    "no connection of httpx": type("ConnectError", (Exception,), {})("refused"),
     "cut off": ShortReadError("read 5 of 7 bytes"),
 }
 FINAL = {
@@ -105,12 +106,18 @@ def test_transient_errors_that_persist_become_one_line(name: str) -> None:
     [
         ("/d/x", OSError(errno.ENOSPC, "No space left on device"), "/d/x: No space left on device; free some space"),
         ("/d/x", OSError(errno.EACCES, "Permission denied", "/d"), "/d: permission denied; check its owner and mode"),
+        ("/d/x", NotADirectoryError(errno.ENOTDIR, "x", "/d/f/y"), "/d/f/y: a file stands where the path has a folder"),
         (
             "s3:///x",
             ParamValidationError(report='Invalid bucket name "": Bucket name must match [a-z]'),
             "s3:///x: not an S3",
         ),
         ("http://h/x", ConnectionResetError(errno.ECONNRESET, "reset"), "http://h/x: the server does not answer"),
+        (
+            "hf://datasets/x",
+            TRANSIENT["no connection of httpx"],
+            "hf://datasets/x: the server does not answer (refused)",
+        ),
     ],
 )
 def test_an_error_names_the_file_or_url(url: str, error: Exception, told: str) -> None:

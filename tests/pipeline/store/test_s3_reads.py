@@ -64,6 +64,13 @@ def test_markers_of_folders_are_no_files(marker: str, monkeypatch: pytest.Monkey
         assert source.left_out == {}
 
 
+def test_a_slash_at_the_end_makes_another_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    contents = {**PLAIN, "raw/1.png": b"one", "raw/1.png/": b"no folder"}
+    with bucket(contents, monkeypatch), Listing() as listing:
+        source = list_source(DatasetConfig(raw="s3://bucket/raw", dataset="-"), listing)
+        assert len(listing) == len(PLAIN) + 1 and sum(source.left_out.values()) == 1
+
+
 def test_the_same_object_has_one_name(monkeypatch: pytest.MonkeyPatch) -> None:
     contents = {
         **PLAIN,
