@@ -19,6 +19,15 @@ from pipeline.store import objects
 from pipeline.store.path_text import to_text
 
 _FILE_NAME = "file_name"
+_BLOCK_BYTES = 64 * 1024 * 1024  # the longest row
+_NO_TABLE = {
+    b"PK\3\4": "a workbook or a zip archive",
+    b"\x1f\x8b": "compressed",
+    b"\x89PNG": "a picture",
+    b"\xff\xd8\xff": "a picture",
+    b"{": "JSON",
+    b"[": "JSON",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,13 +106,20 @@ def read(config: DatasetConfig) -> LabelFile | None:
         missing, wanted = [], {name: setting for name, setting in wanted.items() if name != config.split_column}
     if missing:
         raise IgptError(
-            f"{url}: no column {' or '.join(sorted(missing))} among {', '.join(table.column_names)}; "
+            f"{url}: no column {' or '.join(sorted(missing))} among {_listed(table.column_names)}; "
             "name the columns file_name (the path below the source) and label, or set label_column"
         )
+    if not len(table):
+        raise IgptError(f"{url}: it has no rows; name images in it, or leave labels empty")
     for name, setting in wanted.items():
         check_column(table.schema, name, url, setting)
     kept = _kept(table, config.keep_columns, url, as_text=not is_parquet)
-    return _of_table(table, url, label, config.split_column if config.split_column in wanted else None, kept)
+    return _of_table(config, table, url, label, config.split_column if config.split_column in wanted else None, kept)
+
+
+def _listed(columns: Sequence[str]) -> str:
+    """Names of columns in one line, in quotes where they would not be told from others."""
+    return ", ".join(name if name == name.strip() and "," not in name else repr(name) for name in columns)
 
 
 def _kept(table: pa.Table, keep_columns: Sequence[str], url: str, *, as_text: bool) -> list[str] | None:
@@ -120,8 +136,11 @@ def _kept(table: pa.Table, keep_columns: Sequence[str], url: str, *, as_text: bo
     return [kept_columns.to_json(row, keep_columns) for row in rows]
 
 
-def _of_table(table: pa.Table, url: str, label: str, split: str | None, kept: list[str] | None) -> LabelFile:
-    file_names = [_name_of(value) for value in table[_FILE_NAME].to_pylist()]
+def _of_table(
+    config: DatasetConfig, table: pa.Table, url: str, label: str, split: str | None, kept: list[str] | None
+) -> LabelFile:
+    root = f"{objects.absolute(config.raw).rstrip('/')}/"
+    file_names = [_name_of(value, root) for value in table[_FILE_NAME].to_pylist()]
     hashes = np.array([_hash(name) for name in file_names], np.uint64)
     order = np.argsort(hashes, kind="stable")
     twice = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
@@ -164,6 +183,9 @@ def _parquet(data: bytes, url: str) -> pa.Table:
 
 def _text_table(data: bytes, url: str) -> pa.Table:
     """A CSV or TSV file, every column as text. Raises IgptError for one that is not UTF-8 or has ragged rows."""
+    for signature, kind in _NO_TABLE.items():
+        if data.startswith(signature):
+            raise IgptError(f"{url}: it is {kind}; save it as CSV UTF-8")
     if b"\0" in data or data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise IgptError(f"{url}: looks like UTF-16, and a file of labels must be UTF-8; save it as CSV UTF-8")
     try:
@@ -173,19 +195,32 @@ def _text_table(data: bytes, url: str) -> pa.Table:
         raise IgptError(
             f"{url}: line {line} is not UTF-8 (byte 0x{data[error.start]:02x}); save the file as CSV UTF-8"
         ) from None
-    parse = pyarrow.csv.ParseOptions(delimiter="\t" if url.lower().endswith(".tsv") else ",", newlines_in_values=True)
+    delimiter = "\t" if url.lower().endswith(".tsv") else _delimiter(data)
+    parse = pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+    blocks = pyarrow.csv.ReadOptions(block_size=_BLOCK_BYTES)
     try:
-        header = pyarrow.csv.open_csv(io.BytesIO(data), parse_options=parse).schema.names
+        header = pyarrow.csv.open_csv(io.BytesIO(data), blocks, parse_options=parse).schema.names
         as_text = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=False)
-        return pyarrow.csv.read_csv(io.BytesIO(data), parse_options=parse, convert_options=as_text)
+        return pyarrow.csv.read_csv(io.BytesIO(data), blocks, parse_options=parse, convert_options=as_text)
     except pa.ArrowException as error:
-        raise IgptError(f"{url}: not a readable CSV file ({first_line(error)})") from None
+        raise IgptError(
+            f"{url}: not a readable CSV file ({first_line(error)}); give it a header and as many values in each row, "
+            "in quotes where they have a comma"
+        ) from None
 
 
-def _name_of(value: object) -> str:
-    """The name of an image as the listing has it."""
+def _delimiter(data: bytes) -> str:
+    """What separates the columns: commas, unless the header has none; spreadsheets write semicolons or tabs too."""
+    header = next((line for line in data.splitlines() if line.strip()), b"")
+    if b"," in header:
+        return ","
+    return next((mark for mark in (";", "\t") if mark.encode() in header), ",")
+
+
+def _name_of(value: object, root: str) -> str:
+    """The name of an image as the listing has it; one that was given with the address of the source is cut."""
     text = to_text(value.decode("utf-8", "surrogateescape")) if isinstance(value, bytes) else str(value)
-    return text.removeprefix("./")
+    return text.removeprefix(root).removeprefix("./")
 
 
 def _composed(name: str) -> str:

@@ -1,5 +1,6 @@
 """Files of labels: what is read of each form, and one line for what cannot be used."""
 
+import gzip
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,9 @@ TEXTS = {
         ['a, "b"', "two\nlines", " c", "d"],
     ),
     "byte order mark and CRLF": ("\ufefffile_name,label\r\n0.png,a\r\n1.png,b\r\n2.png,a\r\n3.png,b\r\n", list("abab")),
+    "semicolons": ("file_name;label\n0.png;a,b\n1.png;c\n2.png;d\n3.png;e\n", ["a,b", "c", "d", "e"]),
+    "tabs": ("\nfile_name\tlabel\n0.png\ta,b\n1.png\tc\n2.png\td\n3.png\te\n", ["a,b", "c", "d", "e"]),
+    "a long row": (f"file_name,label,mask\n0.png,a,{'x' * 3_000_000}\n1.png,b,\n2.png,c,\n3.png,d,\n", list("abcd")),
     "a path with a dot": ("file_name,label\n./0.png,a\n./1.png,b\n2.png,c\n3.png,d\n", list("abcd")),
     "no last line break": ("label,file_name,more\na,0.png,1\nb,1.png,2\nc,2.png,3\nd,3.png,4", list("abcd")),
 }
@@ -57,14 +61,19 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "UTF-16": ("file_name,label\n0.png,a\n".encode("utf-16"), "UTF-16"),
     "UTF-16 without a mark": ("file_name,label\n0.png,a\n".encode("utf-16-le"), "UTF-16"),
     "UTF-32": ("file_name,label\n0.png,a\n".encode("utf-32"), "UTF-16"),
-    "semicolons": (b"file_name;label\n0.png;a\n", "no column file_name or label among file_name;label"),
+    "blanks in the header": (b"file_name, label\n0.png, a\n", "no column label among file_name, ' label'"),
+    "other columns": (b"path|label\n0.png|a\n", "no column file_name or label among path|label"),
     "ragged": (b"file_name,label\n0.png,a,b\n", "not a readable CSV file"),
+    "compressed": (gzip.compress(b"file_name,label\n0.png,a\n"), "it is compressed"),
+    "a workbook": (b"PK\3\4" + bytes(30), "it is a workbook"),
+    "JSON": (b'{"file_name": "0.png", "label": "a"}\n', "it is JSON; save it as CSV"),
+    "a picture": (b"\x89PNG\r\n", "it is a picture"),
     "empty": (b"", "not a readable CSV file"),
     "label twice": (b"file_name,label,label\n0.png,a,b\n", "2 columns are named 'label'"),
     "file_name twice": (b"file_name,file_name,label\n0.png,0.png,a\n", "2 columns are named 'file_name'"),
     "an image twice": (b"file_name,label\n0.png,a\n0.png,b\n", "'0.png' is named twice"),
     "no image": (b"file_name,label\nraw/0.png,a\nraw/1.png,b\n", "none of its 2 rows names an image"),
-    "no row": (b"file_name,label\n", "none of its 0 rows names an image"),
+    "no row": (b"file_name,label\n", "it has no rows"),
 }
 
 
@@ -111,6 +120,12 @@ def test_the_column_may_have_another_name(tmp_path: Path) -> None:
     assert labelled(source) == {"0.png": "cat", "1.png": "dog"}
     with pytest.raises(IgptError, match="no column kind among file_name, species, label"):
         listed(with_images(tmp_path, 2), labels=str(path), label_column="kind")
+
+
+def test_paths_may_begin_with_the_address_of_the_source(tmp_path: Path) -> None:
+    raw = with_images(tmp_path, 2)
+    path = write(tmp_path / "labels.csv", f"file_name,label\n{raw}/0.png,cat\n{raw}/1.png,dog\n".encode())
+    assert labelled(listed(raw, labels=str(path))) == {"0.png": "cat", "1.png": "dog"}
 
 
 def test_what_has_no_partner_is_counted(tmp_path: Path) -> None:
