@@ -8,11 +8,13 @@ import pyarrow as pa
 from pipeline.dataset import index
 from pipeline.dataset.keys import Keys, match
 from pipeline.dataset.snapshot import SPLITS, Snapshot
+from pipeline.hashing import sha256
 from pipeline.progress import Progress
 from pipeline.source.checksums import checksums_of
 from pipeline.source.listing import Listing, Rows
 
 _ROWS_AT_ONCE = 50_000
+_EMPTY = np.frombuffer(bytes.fromhex(sha256(b"")[:32]), ">u8")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +49,9 @@ def find_duplicates(
     _hash_others(checksums, listing, progress)
     precedence = np.array([{"train": 0, "validation": 1, "test": 2}[name] for name in SPLITS])[splits]
     order = np.lexsort((rows.keys.high, precedence, ~in_parent, checksums.low, checksums.high))
-    order = order[checksums.known[order]]
+    # Empty files are no copies of an image.
+    is_image = checksums.known & ((checksums.high != _EMPTY[0]) | (checksums.low != _EMPTY[1]))
+    order = order[is_image[order]]
     first = np.ones(len(order), bool)
     first[1:] = (np.diff(checksums.high[order]) != 0) | (np.diff(checksums.low[order]) != 0)
     kept = order[first][np.cumsum(first) - 1]

@@ -61,6 +61,12 @@ def test_of_copies_in_several_splits_one_is_kept_and_rather_in_training(config: 
     assert again.unchanged
 
 
+def test_empty_files_are_no_copies_of_each_other(config: DatasetConfig) -> None:
+    for number in range(5):
+        (Path(config.raw) / "temple" / f"empty-{number}.png").write_bytes(b"")
+    assert build(replace(config, drop_duplicates=True)).snapshot.rejected == {"zero_bytes": 5}
+
+
 def test_a_dataset_goes_on_keeping_the_copies_that_it_has(
     config: DatasetConfig,
 ) -> None:
