@@ -18,7 +18,7 @@ from pipeline.store.objects import StoredFile
 
 EXTENSIONS = (*tar_files.EXTENSIONS, *zip_files.EXTENSIONS, ".parquet")
 # Bump when the scan of an unchanged file would differ: kept scans of other versions are not used.
-SCAN_VERSION = 3
+SCAN_VERSION = 4
 
 
 def is_container(name: str) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import pyarrow as pa
 
 DANGLING_LINKS = "links that lead nowhere"
+SPECIAL_FILES = "pipes, sockets and devices"
 _NO_EXTENSION = "without an extension"
 # Names may hold anything; what is told of them are letters and digits.
 _EXTENSION = re.compile(r"\.(?:tar\.)?[^\W_]{1,12}$")

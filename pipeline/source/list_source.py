@@ -65,7 +65,7 @@ def list_source(
     labels = label_file.read(config)
     rows = _Rows(listing, labels, config, progress)
     files = _Files(url)
-    for file in bulk.list_files(url, without=dataset, on_dangling=files.add_dangling):
+    for file in bulk.list_files(url, without=dataset, on_unusable=files.add_unusable):
         if labels is None or file.url != labels.url:
             files.add(file, rows)
     files.containers.sort(key=lambda named: named[0])
@@ -124,8 +124,9 @@ class _Files:
         else:
             self.others[left_out.kind_of(name)] += 1
 
-    def add_dangling(self, path: str) -> None:
-        self.others[left_out.DANGLING_LINKS] += not names.is_hidden(names.below(self._url, path))
+    def add_unusable(self, path: str, dangling: bool) -> None:
+        kind = left_out.DANGLING_LINKS if dangling else left_out.SPECIAL_FILES
+        self.others[kind] += not names.is_hidden(names.below(self._url, path))
 
     def scanned(self, name: str, file: StoredFile, members: pa.Table) -> None:
         """Note what a container has besides images; one without any is left out as a whole."""
@@ -159,16 +160,16 @@ class _Files:
             raise IgptError(f"{rows.problems[0]}{more}")
         others = +self.others  # only what there is
         if not self.count and others:
-            raise IgptError(
-                f"{self._url}: {left_out.describe(others)}; fetch what they point to, or give another folder"
-            )
+            advice = "fetch what they point to, or give" if left_out.DANGLING_LINKS in others else "give"
+            raise IgptError(f"{self._url}: {left_out.describe(others)}; {advice} another folder")
         if not self.count:
             raise IgptError(f"{self._url}: nothing is there; give the folder, prefix or file that holds the raw images")
         if self._without_images:
             raise IgptError(self._without_images[0])
+        extensions = ", ".join([*sorted(formats.EXTENSIONS), *containers.EXTENSIONS])
         raise IgptError(
             f"{self._url}: none of its {self.count} files is an image, an archive or a Parquet file of images "
-            f"(by extension: {', '.join(sorted(formats.EXTENSIONS))}, {', '.join(containers.EXTENSIONS)})"
+            f"({left_out.describe(others)}); by extension, these are read: {extensions}"
         )
 
 
@@ -283,7 +284,7 @@ class _Rows:
             batch.splits = [_split_of_value(*cell, column) for cell in cells]
         elif self._config.splits == "folders":
             for row, name in enumerate(batch.names):
-                split, folder = _split_of_place(name)
+                split, folder = _split_of_place(name, batch.problems[row])
                 batch.splits.append(split)
                 if batch.labels[row] == folder and self._labels is None:
                     batch.labels[row] = None  # a folder that names the split is no label
@@ -293,6 +294,8 @@ class _Rows:
 
 def _split_of_value(name: str, value: str | None, problem: str | None, column: str) -> int:
     """The split that a cell of the split column names, as a position in SPLITS; training for what cannot be read."""
+    if value is None:
+        value = names.of_partition(name, column)
     split = names.split_of_folder(value or "")
     if split is None and problem is None:
         said = "has no value" if value is None else f"is {value!r}"
@@ -300,12 +303,14 @@ def _split_of_value(name: str, value: str | None, problem: str | None, column: s
     return SPLITS.index(split or "train")
 
 
-def _split_of_place(name: str) -> tuple[int, str]:
+def _split_of_place(name: str, problem: str | None) -> tuple[int, str | None]:
     """The split named by a folder or container in a path, as a position in SPLITS, and that folder.
 
-    Raises IgptError when none names a split.
+    Raises IgptError when none names a split; what cannot be read is in training then.
     """
     place = names.split_of(name)
+    if place is None and problem is not None:
+        return SPLITS.index("train"), None
     if place is None:
         raise IgptError(
             f"splits is 'folders' and {name!r} lies in no folder train, val or test; move it into one or set splits to "

@@ -1,6 +1,6 @@
 """The scan of a container: a table of its images, and of members that look like images and cannot be read."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -89,6 +89,48 @@ class Members:
         nothing = [None] * len(self.names)
         table = pa.table([*columns, splits or nothing, kept or nothing, self.problems], schema=MEMBERS)
         return table.replace_schema_metadata({_LABELS: b"own"}) if has_labels else table
+
+
+class Links:
+    """Links in an archive, which are other names of its members."""
+
+    def __init__(self) -> None:
+        self._in_order: list[tuple[str, str]] = []
+
+    def add(self, name: str, target: str) -> None:
+        """Note a link from one name to another."""
+        self._in_order.append((name, target))
+
+    def targets(self) -> set[str]:
+        """The names of what links lead to, over further links."""
+        leads_to = dict(self._in_order)
+        return {self._end(target, leads_to) for _, target in self._in_order}
+
+    def resolve(self, members: Members, others: Mapping[str, tuple[int, int, str]]) -> None:
+        """Append each link to the members, with the address of what it leads to, or with a problem.
+
+        `others` are offset, length and etag of members that are no images by their names.
+        """
+        row_of = {name: row for row, name in enumerate(members.names) if members.problems[row] is None}
+        leads_to = dict(self._in_order)
+        for name, target in self._in_order:
+            end = self._end(target, leads_to)
+            if (row := row_of.get(end)) is not None:
+                members.add(name, members.offsets[row], members.lengths[row], members.etags[row])
+            elif end in others:
+                members.add(name, *others[end])
+            else:
+                why = f"a link to {target}, which is not in the archive; write the archive anew"
+                members.add(name, 0, 0, "", problem=why)
+
+    @staticmethod
+    def _end(target: str, leads_to: Mapping[str, str]) -> str:
+        """What a link leads to over further links; a loop ends somewhere in it."""
+        passed: set[str] = set()
+        while target in leads_to and target not in passed:
+            passed.add(target)
+            target = leads_to[target]
+        return target
 
 
 def is_damage(error: Exception) -> bool:

@@ -5,6 +5,7 @@ A name is what the store or the archive has, segment by segment; only bytes that
 """
 
 import re
+from urllib.parse import unquote
 
 from pipeline.store.path_text import to_text
 
@@ -18,6 +19,7 @@ _ARCHIVES = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zs
 _SPLIT_OF = {"train": "train", "training": "train", "test": "test", "testing": "test"} | dict.fromkeys(
     ("val", "valid", "validation", "dev", "eval"), "validation"
 )
+_HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 _WORDS = re.compile(r"[-_. ]+")
 # What names of archives have beside a split or a number: part-00000, images_001, train-00000-of-00002.
 _PARTS = re.compile(
@@ -47,6 +49,12 @@ def of_member(path: str) -> str:
     return to_text("/".join(segments))
 
 
+def of_link(name: str, target: str) -> str:
+    """The name of what a link in an archive leads to; `name` is that of the link."""
+    folder = "" if target.startswith("/") else name.rpartition("/")[0]
+    return of_member(f"{folder}/{target}")
+
+
 def is_hidden(name: str) -> bool:
     """Whether a path is hidden or a leftover of a file manager."""
     return _HIDDEN.search(name) is not None
@@ -73,6 +81,11 @@ def stem_of(name: str) -> str:
     return next((file[: -len(ending)] for ending in _ARCHIVES if lower.endswith(ending)), file)
 
 
+def is_archive(name: str) -> bool:
+    """Whether a file may hold others, by its extension."""
+    return name.lower().endswith(_ARCHIVES)
+
+
 def split_of_folder(folder: str) -> str | None:
     """The split of a folder whose own name is a split's name, in upper or lower case."""
     return _SPLIT_OF.get(folder.lower())
@@ -85,10 +98,19 @@ def split_of_archive(name: str) -> str | None:
     return split if split and all(_is_part(word) for word in others) else None
 
 
+def of_partition(name: str, column: str) -> str | None:
+    """What the folders of a path say of a column, as Hive writes it: `column=value`; None where they say nothing."""
+    for folder in reversed(name.split("/")[:-1]):
+        of, equals, value = folder.partition("=")
+        if equals and of == column:
+            return None if value in ("", _HIVE_NULL) else unquote(value)
+    return None
+
+
 def split_of(name: str) -> tuple[str, str] | None:
     """The split that the outermost folder or archive of a path names, and the segment that names it; else None."""
     for segment in name.split("/"):
-        split = split_of_folder(segment)
+        split = split_of_folder(segment.removeprefix("split="))
         if split is None and stem_of(segment) != segment:
             split = split_of_archive(segment)
         if split is not None:
@@ -121,9 +143,9 @@ def class_of_archive(name: str, *, stands_for_a_class: bool, label_column: str) 
     if own is not None and stands_for_a_class:
         return own
     for folder in reversed(name.split("/")[:-1]):
-        column, equals, value = folder.partition("=")
+        column, equals, _ = folder.partition("=")
         if equals and column in (label_column, "label"):
-            return value or None
+            return of_partition(name, column)
         if equals or folder in ("", ".", "..") or split_of_folder(folder) is not None:
             continue
         if stem_of(folder) == folder:

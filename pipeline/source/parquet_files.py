@@ -8,12 +8,20 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.dataset import kept_columns
 from pipeline.errors import IgptError, first_line
 from pipeline.hashing import sha256
-from pipeline.source.class_names import check_column, check_single, class_name, names_in_metadata
+from pipeline.source.class_names import (
+    check_column,
+    check_single,
+    class_name,
+    has_choice_of_labels,
+    label_column_of,
+    names_in_metadata,
+)
 from pipeline.source.members import (
     DamagedContainerError,
     Members,
@@ -30,6 +38,13 @@ from pipeline.store.objects import StoredFile
 
 # The names that data sets on the Hugging Face hub give the column.
 _IMAGE_COLUMNS = ("image", "img")
+_OF_BYTES = (
+    pa.types.is_binary,
+    pa.types.is_large_binary,
+    pa.types.is_binary_view,
+    pa.types.is_fixed_size_binary,
+)
+_NULL = "the row has no bytes, and a path is not followed; write the bytes into the column"
 _BATCH_BYTES = 128 * 1024 * 1024
 _BUFFER_BYTES = 1024 * 1024
 _HEADER_BYTES = 16 * 1024
@@ -61,16 +76,14 @@ def scan(file: StoredFile, options: ScanOptions) -> pa.Table:
         schema = parquet.schema_arrow
         column = _image_column(schema, options.image_column)
         if column is None:
-            wanted = options.image_column or "image: struct<bytes, path> or image: binary"
-            return without_images(
-                f"no column {wanted} among {', '.join(schema.names)}; write the images in the layout of Hugging Face "
-                "datasets, or set image_column"
-            )
+            return without_images(_why_none(schema, options.image_column))
+        if parquet.metadata.num_rows == 0:
+            return without_images("it has no rows; write it with the images, or leave it out")
         check_names = {}
-        label = options.label_column or "label"
-        if label in schema.names:
+        label = options.label_column or label_column_of(schema)
+        if label is not None and label in schema.names:
             check_names[label] = "label_column"
-        elif options.label_column is not None:
+        elif label is not None and f"/{label}=" not in file.url:  # or folders of Hive say it
             raise IgptError(
                 f"{file.url}: no column {label} among {', '.join(schema.names)}; correct label_column, or leave it out"
             )
@@ -85,7 +98,11 @@ def scan(file: StoredFile, options: ScanOptions) -> pa.Table:
             check_single(schema, name, file.url)
         _check(parquet, file, {*check_names, *kept} - {column.name})
         of_images = _OfImages(
-            label=label if label in check_names else None, split=split, kept=tuple(kept), options=options
+            label=label if label in check_names else None,
+            has_labels=label in check_names or has_choice_of_labels(schema),
+            split=split,
+            kept=tuple(kept),
+            options=options,
         )
         return _scan(parquet, file, column, of_images)
     except DamagedContainerError as error:
@@ -101,6 +118,8 @@ class _OfImages:
     """The columns that say something of the images."""
 
     label: str | None
+    has_labels: bool
+    """Whether the file has labels, be it in columns of which none was chosen."""
     split: str | None
     kept: tuple[str, ...]
     options: ScanOptions
@@ -124,14 +143,36 @@ def _image_column(schema: pa.Schema, chosen: str | None) -> _Column | None:
                 return _Column(name=name, is_struct=True)
             if pa.types.is_dictionary(kind):
                 kind = kind.value_type
-            if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+            if any(is_of_bytes(kind) for is_of_bytes in _OF_BYTES):
                 return _Column(name=name, is_struct=False)
-    structs = [
+    structs = _structs(schema)
+    return _Column(name=structs[0], is_struct=True) if chosen is None and len(structs) == 1 else None
+
+
+def _structs(schema: pa.Schema) -> list[str]:
+    """The columns that Hugging Face datasets would take for images."""
+    return [
         field.name
         for field in schema
         if pa.types.is_struct(field.type) and {"bytes", "path"} <= {child.name for child in field.type}
     ]
-    return _Column(name=structs[0], is_struct=True) if chosen is None and len(structs) == 1 else None
+
+
+def _why_none(schema: pa.Schema, chosen: str | None) -> str:
+    """Why a file holds no images, and what to do."""
+    if chosen in schema.names:
+        kind = schema.field(schema.names.index(chosen)).type
+        return f"image_column {chosen} is {kind}, and images are binary or struct<bytes: binary, path: string>"
+    several = _structs(schema) if chosen is None else []
+    wanted = chosen or "image: struct<bytes, path> or image: binary"
+    advice = f"to one of {', '.join(several)}" if several else ""
+    columns = ", ".join(
+        f"{field.name}: {field.type}" if field.name in _IMAGE_COLUMNS else field.name for field in schema
+    )
+    return (
+        f"no column {wanted} among {columns}; write the images in the layout of Hugging Face datasets, or set "
+        f"image_column {advice}".rstrip()
+    )
 
 
 def _check(parquet: pq.ParquetFile, file: StoredFile, names: set[str]) -> None:
@@ -165,6 +206,8 @@ def _check_pages(chunk: pq.ColumnChunkMetaData, url: str, size: int, rows: int) 
         position = min(position, chunk.dictionary_page_offset)
     end = min(position + chunk.total_compressed_size, size)
     values = decoded = dictionary = 0
+    # The bytes that an entry of a dictionary takes at least.
+    smallest = 1 if chunk.physical_type == "FIXED_LEN_BYTE_ARRAY" else 4
     while position < end and values < rows:
         header = _header_at(url, size, position)
         if header.is_dictionary:
@@ -175,8 +218,7 @@ def _check_pages(chunk: pq.ColumnChunkMetaData, url: str, size: int, rows: int) 
             decoded += header.values * dictionary if header.uses_dictionary else header.uncompressed_bytes
         largest = max(_FREE_PAGE_BYTES, _LARGEST_RATIO * header.compressed_bytes)
         position += header.header_bytes + header.compressed_bytes
-        # An entry of a dictionary takes at least four bytes.
-        entries = 4 * header.values if header.is_dictionary else 0
+        entries = smallest * header.values if header.is_dictionary else 0
         if position > size or header.uncompressed_bytes > largest or entries > header.uncompressed_bytes:
             raise DamagedContainerError(
                 f"a page of {header.compressed_bytes} bytes claims {header.uncompressed_bytes}, or lies beyond the end "
@@ -210,7 +252,11 @@ def _scan(parquet: pq.ParquetFile, file: StoredFile, column: _Column, of_images:
         for images in _batches(parquet, url, size, group, column):
             for image in images:
                 row = len(members.names)
-                members.add(f"{row:08d}", of_column + row, len(image), member_etag(sha256(image)), part=group)
+                name, offset = f"{row:08d}", of_column + row
+                if image is None:
+                    members.add(name, offset, 0, "", part=group, problem=_NULL)
+                else:
+                    members.add(name, offset, len(image), member_etag(sha256(image)), part=group)
     rows, keep = len(members.names), of_images.options.keep_columns
     if any(len(values) != rows for values in columns.values()) or rows != parquet.metadata.num_rows:
         raise DamagedContainerError(f"{rows} of {parquet.metadata.num_rows} rows could be read; write it again")
@@ -222,11 +268,11 @@ def _scan(parquet: pq.ParquetFile, file: StoredFile, column: _Column, of_images:
     if of_images.kept:
         cells = zip(*(columns[name] for name in of_images.kept), strict=True)
         kept = [kept_columns.to_json(dict(zip(of_images.kept, row, strict=True)), keep) for row in cells]
-    return members.table(labels, splits=splits, kept=kept, has_labels=of_images.label is not None)
+    return members.table(labels, splits=splits, kept=kept, has_labels=of_images.has_labels)
 
 
-def _batches(parquet: pq.ParquetFile, url: str, size: int, group: int, column: _Column) -> Iterator[list[bytes]]:
-    """The images of a row group, in its order, in batches of bounded size."""
+def _batches(parquet: pq.ParquetFile, url: str, size: int, group: int, column: _Column) -> Iterator[list[bytes | None]]:
+    """The images of a row group, in its order, in batches of bounded size; None for a row without one."""
     metadata = parquet.metadata.row_group(group)
     chunks = [metadata.column(number) for number in range(metadata.num_columns)]
     chunk = next(chunk for chunk in chunks if chunk.path_in_schema == column.path)
@@ -244,10 +290,10 @@ def _batches(parquet: pq.ParquetFile, url: str, size: int, group: int, column: _
         yield _bytes_of(batch.column(0), column)
 
 
-def _bytes_of(values: pa.Array, column: _Column) -> list[bytes]:
+def _bytes_of(values: pa.Array, column: _Column) -> list[bytes | None]:
     if column.is_struct:
-        values = values.field("bytes")
-    return [value.as_py() or b"" for value in values]
+        values = pc.struct_field(values, "bytes")  # null where the struct is
+    return values.to_pylist()
 
 
 def _offset_of(column: _Column, schema: pa.Schema) -> int:
@@ -277,7 +323,7 @@ def read(url: str, size: int, offsets: np.ndarray) -> Iterator[list[bytes]]:
             for images in _batches(parquet, url, size, group, column):
                 here = wanted[(wanted >= start) & (wanted < start + len(images))]
                 if len(here):
-                    yield [images[int(row) - start] for row in here]
+                    yield [images[int(row) - start] or b"" for row in here]
                 start += len(images)
                 if start > wanted[-1]:
                     break

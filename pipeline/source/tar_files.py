@@ -11,18 +11,27 @@ import lzma
 import os
 import tarfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any
 
 import pyarrow as pa
 
 from pipeline.dataset import kept_columns
-from pipeline.errors import first_line
+from pipeline.errors import IgptError, first_line
 from pipeline.hashing import sha256
 from pipeline.images import formats
 from pipeline.source import left_out, names
 from pipeline.source.class_names import class_name
-from pipeline.source.members import DamagedContainerError, Members, ScanOptions, damaged, is_damage, member_etag
+from pipeline.source.members import (
+    DamagedContainerError,
+    Links,
+    Members,
+    ScanOptions,
+    damaged,
+    is_damage,
+    member_etag,
+    without_images,
+)
 from pipeline.store import bulk
 from pipeline.store.block_reader import BlockReader
 from pipeline.store.objects import StoredFile
@@ -44,7 +53,15 @@ _COMPRESSIONS = {
     ".tzst": "zstd",
 }
 EXTENSIONS = (".tar", *_COMPRESSIONS)
-_MAGIC = {b"\x1f\x8b": ".tar.gz", b"BZh": ".tar.bz2", b"\xfd7zXZ": ".tar.xz", b"\x28\xb5\x2f\xfd": ".tar.zst"}
+_SIGNATURES = {  # with the place where it stands
+    ".tar.gz": (0, b"\x1f\x8b"),
+    ".tar.bz2": (0, b"BZh"),
+    ".tar.xz": (0, b"\xfd7zXZ"),
+    ".tar.zst": (0, b"\x28\xb5\x2f\xfd"),
+    ".zip": (0, b"PK\3\4"),
+    ".parquet": (0, b"PAR1"),
+    ".tar": (257, b"ustar"),
+}
 
 
 def compression_of(url: str) -> str | None:
@@ -54,54 +71,72 @@ def compression_of(url: str) -> str | None:
 
 
 class Sidecars:
-    """What WebDataset has beside the images of an archive, by sample: {sample}.cls with the class, {sample}.json."""
+    """What WebDataset has beside the images of an archive, by sample: {sample}.cls with the class, {sample}.json.
+
+    The JSON has the columns that settings name.
+    """
 
     def __init__(self, options: ScanOptions) -> None:
         self._options = options
-        self.others: Counter[str] = Counter()
-        """Members that are neither images nor beside one, by extension."""
-        self._labels: dict[str, str] = {}
+        self._others: Counter[str] = Counter()  # members that are neither images nor beside one, by extension
+        self._archive: str | None = None  # the first of these that is an archive
+        self._labels: dict[str, str | None] = {}
+        self._splits: dict[str, str | None] = {}
         self._kept: dict[str, str] = {}
 
-    @property
-    def has_labels(self) -> bool:
-        """Whether the archive says of any image which class it has."""
-        return bool(self._labels)
+    def leave_out(self, name: str) -> None:
+        """Count a member that is neither an image nor beside one."""
+        self._others[left_out.kind_of(name)] += 1
+        if self._archive is None and names.is_archive(name):
+            self._archive = name
 
     def wants(self, name: str, size: int) -> bool:
         """Whether a member is one of these."""
-        lower = name.lower()
-        is_json = bool(self._options.keep_columns) and lower.endswith(".json") and size <= _LARGEST_JSON_BYTES
+        options, lower = self._options, name.lower()
+        has_columns = bool(options.keep_columns or options.label_column or options.split_column)
+        is_json = has_columns and lower.endswith(".json") and size <= _LARGEST_JSON_BYTES
         return is_json or (lower.endswith(".cls") and size <= _LONGEST_LABEL_BYTES)
 
     def add(self, name: str, data: bytes) -> None:
-        """Take in a member."""
+        """Take in a member. Raises IgptError for a label or split that is a list."""
         if name.lower().endswith(".cls"):
-            self._labels[name[:-4]] = data.decode("utf-8", "surrogateescape").strip()
+            text = data.decode("utf-8", "surrogateescape").removeprefix("\ufeff").strip()
+            self._labels.setdefault(name[:-4], class_name(text))
             return
         try:
             fields = json.loads(data)
-        except ValueError:
+        except (ValueError, RecursionError):
             fields = None
-        known = fields if isinstance(fields, dict) else {}
-        self._kept[name[:-5]] = kept_columns.to_json(known, self._options.keep_columns)
+        known, options = fields if isinstance(fields, dict) else {}, self._options
+        sample = name[:-5]
+        self._kept[sample] = kept_columns.to_json(known, options.keep_columns)
+        for column, values in ((options.label_column, self._labels), (options.split_column, self._splits)):
+            if column is not None and column in known:
+                if isinstance(known[column], list | dict):
+                    raise IgptError(f"{name}: {column} is a list, and an image has one value; choose another column")
+                values[sample] = class_name(known[column])
 
     def table(self, members: Members) -> pa.Table:
         """The scan of the archive: the class of an image is what is beside it, else the name of its folder."""
-        labels, kept = [], []
+        if not members.names and self._archive is not None:
+            why = f"it holds archives, such as {self._archive}, and no image; unpack it and give the folder"
+            return left_out.attach(without_images(why), self._others)
+        labels, splits, kept = [], [], []
         for name in members.names:
-            text = self._of(self._labels, name)
-            labels.append(names.folder_of(name) if text is None else class_name(text))
-            kept.append(self._of(self._kept, name) or self._options.nothing_kept)
+            sample = self._sample(self._labels, name)
+            labels.append(names.folder_of(name) if sample is None else self._labels[sample])
+            splits.append(self._splits.get(self._sample(self._splits, name) or ""))
+            kept.append(self._kept.get(self._sample(self._kept, name) or "", self._options.nothing_kept))
         members.names = _unique(members.names)
-        table = members.table(labels, kept=kept, has_labels=self.has_labels)
-        return left_out.attach(table, self.others)
+        table = members.table(labels, splits=splits, kept=kept, has_labels=bool(self._labels))
+        return left_out.attach(table, self._others)
 
     @staticmethod
-    def _of(texts: dict[str, str], name: str) -> str | None:
+    def _sample(known: Mapping[str, object], name: str) -> str | None:
+        """The sample that an image belongs to, if that is known."""
         # WebDataset ends a key at the first dot; some tools write keys with dots.
-        samples = (name.rpartition(".")[0], names.sample_of(name)) if texts else ()
-        return next((texts[sample] for sample in samples if sample in texts), None)
+        samples = (name.rpartition(".")[0], names.sample_of(name)) if known else ()
+        return next((sample for sample in samples if sample in known), None)
 
 
 def _unique(member_names: Sequence[str]) -> list[str]:
@@ -123,30 +158,36 @@ def scan(file: StoredFile, options: ScanOptions) -> pa.Table:
     except Exception as error:
         if not is_damage(error):
             raise
-        return damaged(f"not a readable tar ({first_line(error)}); {_advice(file)}")
+        is_plain = compression_of(file.url) is None
+        otherwise = "give an uncompressed, complete tar file" if is_plain else "give a complete archive"
+        return damaged(f"not a readable tar ({first_line(error)}); {advice(file, otherwise)}")
 
 
-def _advice(file: StoredFile) -> str:
-    if compression_of(file.url) is not None:
-        return "give a complete archive"
-    beginning = bulk.read_range(file.url, 0, min(8, file.size)) if file.size else b""
-    ending = next((ending for magic, ending in _MAGIC.items() if beginning.startswith(magic)), None)
-    if ending is not None:
-        return f"it is compressed: name it {ending}, or give an uncompressed tar"
-    return "give an uncompressed, complete tar file"
+def advice(file: StoredFile, otherwise: str) -> str:
+    """What to do about a container that cannot be read: rename it, if by its first bytes it is of another kind."""
+    beginning = bulk.read_range(file.url, 0, min(512, file.size)) if file.size else b""
+    kinds = (kind for kind, (place, signature) in _SIGNATURES.items() if beginning.startswith(signature, place))
+    kind = next(kinds, None)
+    if kind is None or _kind_of_name(file.url) == _kind_of_name(kind):
+        return otherwise
+    return f"by its first bytes it is a {kind}: name it so, or {otherwise}"
+
+
+def _kind_of_name(name: str) -> str:
+    return compression_of(name) or name.lower().rpartition(".")[2]
 
 
 class _Scan:
     def __init__(self, file: StoredFile, options: ScanOptions) -> None:
         self._file = file
         self._members, self._sidecars = Members(), Sidecars(options)
-        self._links: list[tuple[str, str]] = []  # name, and name of what it leads to
+        self._links = Links()
 
     def table(self) -> pa.Table:
         with _open(self._file.url, self._file.size) as stream:
             for member in _headers(stream):
                 self._add(member, stream)
-        self._add_links()
+        self._links.resolve(self._members, self._read_targets(self._links.targets() - set(self._members.names)))
         return self._sidecars.table(self._members)
 
     def _add(self, member: tarfile.TarInfo | str, stream: IO[bytes]) -> None:
@@ -158,10 +199,9 @@ class _Scan:
             return
         is_image = formats.has_image_extension(name)
         if member.islnk() and is_image:
-            self._links.append((name, names.of_member(member.linkname)))
+            self._links.add(name, names.of_member(member.linkname))
         elif member.issym() and is_image:
-            folder = "" if member.linkname.startswith("/") else name.rpartition("/")[0]
-            self._links.append((name, names.of_member(f"{folder}/{member.linkname}")))
+            self._links.add(name, names.of_link(name, member.linkname))
         elif is_image and member.issparse():
             why = "stored with holes (tar -S), which cannot be read in parts; write the tar without -S"
             self._members.add(name, member.offset_data, member.size, "", problem=why)
@@ -173,34 +213,8 @@ class _Scan:
         elif is_image and member.type not in tarfile.SUPPORTED_TYPES:
             why = f"a member of type {member.type.decode('latin-1')!r}; write the tar anew"
             self._members.add(name, member.offset_data, member.size, "", problem=why)
-        elif member.isreg() or member.islnk() or member.issym():
-            self._sidecars.others[left_out.kind_of(name)] += 1
-
-    def _add_links(self) -> None:
-        """Links within a tar are other names of its members."""
-        if not self._links:
-            return
-        members = self._members
-        row_of = {name: row for row, name in enumerate(members.names) if members.problems[row] is None}
-        leads_to = dict(self._links)
-        outside = self._read_targets({self._end(target, leads_to) for _, target in self._links} - row_of.keys())
-        for name, target in self._links:
-            end = self._end(target, leads_to)
-            if (row := row_of.get(end)) is not None:
-                members.add(name, members.offsets[row], members.lengths[row], members.etags[row])
-            elif end in outside:
-                members.add(name, *outside[end])
-            else:
-                members.add(name, 0, 0, "", problem=f"a link to {target}, which is not in the tar; write the tar anew")
-
-    @staticmethod
-    def _end(target: str, leads_to: dict[str, str]) -> str:
-        """What a link leads to over further links; a loop ends somewhere in it."""
-        passed: set[str] = set()
-        while target in leads_to and target not in passed:
-            passed.add(target)
-            target = leads_to[target]
-        return target
+        elif not member.isdir():
+            self._sidecars.leave_out(name)
 
     def _read_targets(self, wanted: set[str]) -> dict[str, tuple[int, int, str]]:
         """Offset, length and etag of members that are no images by their names."""

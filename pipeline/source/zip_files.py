@@ -3,6 +3,7 @@
 A member is found by the offset of its header, which says how it is compressed and where its bytes begin.
 """
 
+import stat
 import struct
 import zipfile
 import zlib
@@ -14,9 +15,9 @@ import pyarrow as pa
 from pipeline.errors import first_line
 from pipeline.hashing import sha256
 from pipeline.images import formats
-from pipeline.source import left_out, names
-from pipeline.source.members import Members, ScanOptions, damaged, is_damage, member_etag
-from pipeline.source.tar_files import Sidecars
+from pipeline.source import names
+from pipeline.source.members import Links, Members, ScanOptions, damaged, is_damage, member_etag
+from pipeline.source.tar_files import Sidecars, advice
 from pipeline.store import bulk
 from pipeline.store.block_reader import BlockReader
 from pipeline.store.objects import StoredFile
@@ -28,31 +29,32 @@ _SIGNATURE = b"PK\x03\x04"
 _HEADER_BYTES = 1024
 _ENCRYPTED, _UTF8 = 0x1, 0x800
 _STORED, _DEFLATED = 0, 8
-_FROM_WINDOWS = (0, 10)
+_FROM_UNIX, _FROM_WINDOWS = 3, (0, 10)
 
 
 def scan(file: StoredFile, options: ScanOptions) -> pa.Table:
     """List the images of a zip archive; schema MEMBERS. One that is cut off or damaged gives one row with a problem."""
-    members, sidecars = Members(), Sidecars(options)
+    members, sidecars, links = Members(), Sidecars(options), Links()
     try:
         with zipfile.ZipFile(BlockReader(file.url, file.size)) as archive:
             for member in sorted(archive.infolist(), key=lambda it: it.header_offset):
-                _add(member, archive, members, sidecars)
+                _add(member, archive, members, sidecars, links)
+            links.resolve(members, _read_targets(archive, links.targets() - set(members.names)))
     except Exception as error:
         if not is_damage(error):
             raise
-        return damaged(f"not a readable zip archive ({first_line(error)}); give a complete one")
+        return damaged(f"not a readable zip archive ({first_line(error)}); {advice(file, 'give a complete one')}")
     return sidecars.table(members)
 
 
-def _add(member: zipfile.ZipInfo, archive: zipfile.ZipFile, members: Members, sidecars: Sidecars) -> None:
+def _add(member: zipfile.ZipInfo, archive: zipfile.ZipFile, members: Members, sidecars: Sidecars, links: Links) -> None:
     name = names.of_member(_path(member))
     is_image = formats.has_image_extension(name)
     is_sidecar = sidecars.wants(name, member.file_size)
     if member.is_dir() or names.is_hidden(name):
         return
     if not (is_image or is_sidecar):
-        sidecars.others[left_out.kind_of(name)] += 1
+        sidecars.leave_out(name)
         return
     problem = None
     if member.flag_bits & _ENCRYPTED:
@@ -65,11 +67,29 @@ def _add(member: zipfile.ZipInfo, archive: zipfile.ZipFile, members: Members, si
         if not is_damage(error):
             raise
         data, problem = b"", f"damaged in its archive ({first_line(error)}); write the archive anew"
-    if is_sidecar and problem is None:
+    if is_image and problem is None and _is_link(member):
+        links.add(name, names.of_link(name, data.decode("utf-8", "surrogateescape")))
+    elif is_sidecar and problem is None:
         sidecars.add(name, data)
     elif is_image:
         etag = "" if problem else member_etag(sha256(data))
-        members.add(name, member.header_offset, member.file_size, etag, problem=problem)
+        # The missing beginning of a split archive makes offsets negative.
+        members.add(name, max(0, member.header_offset), member.file_size, etag, problem=problem)
+
+
+def _is_link(member: zipfile.ZipInfo) -> bool:
+    return member.create_system == _FROM_UNIX and stat.S_ISLNK(member.external_attr >> 16)
+
+
+def _read_targets(archive: zipfile.ZipFile, wanted: set[str]) -> dict[str, tuple[int, int, str]]:
+    """Offset, length and etag of members that are no images by their names."""
+    read: dict[str, tuple[int, int, str]] = {}
+    for member in archive.infolist() if wanted else ():
+        name = names.of_member(_path(member))
+        is_read = member.compress_type in (_STORED, _DEFLATED) and not member.flag_bits & _ENCRYPTED
+        if name in wanted and is_read and not _is_link(member):
+            read[name] = (member.header_offset, member.file_size, member_etag(sha256(_bytes_of(member, archive))))
+    return read
 
 
 def _bytes_of(member: zipfile.ZipInfo, archive: zipfile.ZipFile) -> bytes:

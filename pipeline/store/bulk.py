@@ -18,17 +18,17 @@ _MAX_RANGE_BYTES = 16 * 1024 * 1024
 
 
 def list_files(
-    url: str, *, without: str | None = None, on_dangling: local_files.OnDangling = local_files.ignore
+    url: str, *, without: str | None = None, on_unusable: local_files.OnUnusable = local_files.ignore
 ) -> Iterator[StoredFile]:
     """List every object below a URL, or the one object it names, as a stream in no particular order.
 
     Follows links to folders, unlike objects.list_files: images may be spread over several disks. What lies below the
-    URL `without` is left out. `on_dangling` is called with the path of a local link that leads nowhere.
+    URL `without` is left out. `on_unusable` is called for local links that lead nowhere, pipes, sockets and devices.
     """
     with one_line_errors(url):
         if objects.protocol(url) == "file":
             folder = objects.absolute(url)
-            yield from objects.list_local(folder, follow_links=True, without=without, on_dangling=on_dangling)
+            yield from objects.list_local(folder, follow_links=True, without=without, on_unusable=on_unusable)
             return
         below = None if without is None else f"{without.rstrip('/')}/"
         files = s3_reads.list_files(url) if objects.protocol(url) == "s3" else objects.list_files(url)

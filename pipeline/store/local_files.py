@@ -32,22 +32,23 @@ class LocalFile(NamedTuple):
     """When it was last written or linked, in seconds since 1970."""
 
 
-OnDangling = Callable[[str], object]
+OnUnusable = Callable[[str, bool], object]
+"""Called with a path that is no file, and whether it is a link that leads nowhere: else a pipe, socket or device."""
 
 
-def ignore(path: str) -> None:
-    """Do nothing about a link that leads nowhere."""
+def ignore(path: str, dangling: bool) -> None:
+    """Do nothing about it."""
 
 
 def walk(
-    root: str, *, follow_links: bool, without: str | None = None, on_dangling: OnDangling = ignore
+    root: str, *, follow_links: bool, without: str | None = None, on_unusable: OnUnusable = ignore
 ) -> Iterator[LocalFile]:
     """List every file below a folder, or the file itself, in no particular order; paths are text (see path_text.py).
 
-    Files that are created or removed meanwhile may be missing. Links to files count as files; `on_dangling` is called
-    with the path of a link that leads nowhere. Links to folders are entered with `follow_links`, else skipped;
-    `without` names a folder to skip. A folder is entered once: under its own path if that is below the root, else by
-    the first of its links in alphabetical order. Raises OSError when a folder cannot be read.
+    Files that are created or removed meanwhile may be missing. Links to files count as files; `on_unusable` is called
+    for links that lead nowhere, pipes, sockets and devices. Links to folders are entered with `follow_links`, else
+    skipped; `without` names a folder to skip. A folder is entered once: under its own path if that is below the root,
+    else by the first of its links in alphabetical order. Raises OSError when a folder cannot be read.
     """
     try:
         status = Path(from_text(root)).stat()
@@ -84,13 +85,13 @@ def walk(
                         target, link = entry.stat(), entry.stat(follow_symlinks=False)
                         newest = max(target.st_mtime, link.st_mtime)
                         yield LocalFile(to_text(entry.path), target.st_size, tag(target), newest)
-                    elif entry.is_symlink() and not Path(entry.path).exists():
-                        on_dangling(to_text(entry.path))
+                    else:
+                        on_unusable(to_text(entry.path), not Path(entry.path).exists())
                 except OSError as error:
                     if error.errno not in _NO_FILE:
                         raise
                     if entry.is_symlink():
-                        on_dangling(to_text(entry.path))
+                        on_unusable(to_text(entry.path), True)
 
 
 def tag(status: os.stat_result) -> str:

@@ -134,10 +134,10 @@ def list_local(
     *,
     follow_links: bool,
     without: str | None = None,
-    on_dangling: local_files.OnDangling = local_files.ignore,
+    on_unusable: local_files.OnUnusable = local_files.ignore,
 ) -> Iterator[StoredFile]:
     """List the files below a path as local_files.walk does, as a stream. Raises OSError."""
-    for file in local_files.walk(folder, follow_links=follow_links, without=without, on_dangling=on_dangling):
+    for file in local_files.walk(folder, follow_links=follow_links, without=without, on_unusable=on_unusable):
         yield StoredFile(url=file.path, size=file.size, etag=file.tag, modified=file.modified)
 
 

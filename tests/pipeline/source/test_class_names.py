@@ -3,6 +3,7 @@
 import json
 import math
 from datetime import date
+from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
@@ -32,6 +33,12 @@ from pipeline.source.class_names import check_column, class_name, names_in_metad
         (0, "0"),
         (5.0, "5"),
         (1e3, "1000"),
+        (1e300, "1e+300"),
+        (Decimal("2.00"), "2"),
+        (Decimal("2.50"), "2.50"),
+        (Decimal("-1"), None),
+        (Decimal("NaN"), None),
+        (Decimal("Infinity"), "Infinity"),
         (0.5, "0.5"),
         (True, "True"),
         (date(2026, 1, 2), "2026-01-02"),

@@ -4,6 +4,8 @@ import gzip
 import io
 import shutil
 import tarfile
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,6 +18,7 @@ from hypothesis import strategies as st
 from pipeline.source.raw_reads import read_images
 from tests.conftest import write_tar
 from tests.pipeline.source.test_list_source import assert_refused, column, contents, listed, write
+from tests.pipeline.source.test_zip_files import write_zip
 
 
 @pytest.mark.parametrize("tar_format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -151,7 +154,31 @@ def test_a_compressed_tar_is_refused(tmp_path: Path, compression: str) -> None:
     path = tmp_path / "all.tar"
     with tarfile.open(path, f"w:{compression}") as archive:
         archive.addfile(tarfile.TarInfo("1.png"))
-    assert_refused(path, "not a readable tar", "uncompressed")
+    assert_refused(path, "not a readable tar", f"it is a .tar.{compression}: name it so", "uncompressed")
+
+
+def test_a_container_of_another_kind_than_its_name_says(tmp_path: Path) -> None:
+    tar = write_tar(tmp_path / "a.tar", {"1.png": b"one"}).read_bytes()
+    packed = write_zip(tmp_path / "b.zip", {"1.png": b"one"}).read_bytes()
+    assert_refused(write(tmp_path / "c.zip", tar), "it is a .tar: name it so")
+    assert_refused(write(tmp_path / "d.tar.gz", tar), "it is a .tar: name it so")
+    assert_refused(write(tmp_path / "e.tar", packed), "it is a .zip: name it so")
+
+
+@pytest.mark.parametrize("write_archive", [write_tar, write_zip])
+def test_archives_in_an_archive_are_to_be_unpacked(
+    tmp_path: Path, write_archive: Callable[[Path, dict[str, bytes]], Path]
+) -> None:
+    inner = write_tar(tmp_path / "n01.tar", {"1.png": b"one"}).read_bytes()
+    ending = {write_tar: "tar", write_zip: "zip"}[write_archive]
+    nested = write_archive(tmp_path / f"nested/all.{ending}", {"readme.txt": b"", "n01.tar": inner})
+    assert_refused(nested, "it holds archives, such as n01.tar, and no image; unpack it")
+    write(tmp_path / "nested" / "1.png")
+    assert listed(tmp_path / "nested").source.left_out == dict(Counter([".txt", ".tar", f".{ending}"]))
+    empty = write_archive(tmp_path / f"empty/all.{ending}", {})
+    assert_refused(
+        empty, f"none of its 1 files is an image, an archive or a Parquet file of images (1 file left out: 1 .{ending})"
+    )
 
 
 @pytest.mark.parametrize("content", [b"", b"no tar" * 1000])

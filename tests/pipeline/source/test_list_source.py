@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
@@ -252,6 +253,23 @@ def test_links_that_lead_nowhere_are_counted(tmp_path: Path) -> None:
     (tmp_path / "raw" / "1.png").unlink()
     with pytest.raises(IgptError, match="3 files left out: 3 links that lead nowhere; fetch what they point to"):
         listed(tmp_path / "raw")
+
+
+def test_pipes_sockets_and_devices_are_counted(tmp_path: Path) -> None:
+    write(tmp_path / "1.png")
+    os.mkfifo(tmp_path / "2.png")
+    (tmp_path / "3.png").symlink_to("/dev/zero")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "4"))
+    source = listed(tmp_path)
+    assert column(source, "name") == ["1.png"] and source.source.left_out == {left_out.SPECIAL_FILES: 3}
+
+
+def test_what_cannot_be_read_needs_no_split(tmp_path: Path) -> None:
+    write(tmp_path / "train/cats/1.png")
+    write(tmp_path / "broken.zip", b"PK\3\4")
+    source = listed(tmp_path, splits="folders")
+    assert column(source, "name") == ["broken.zip", "train/cats/1.png"]
 
 
 def test_containers_without_images_are_left_out_as_a_whole(tmp_path: Path) -> None:

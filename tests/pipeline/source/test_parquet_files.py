@@ -5,6 +5,7 @@ import json
 import resource
 import subprocess
 import sys
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from pipeline.source import parquet_files
 from pipeline.source.page_headers import page_header
 from pipeline.source.raw_reads import read_images
 from tests.pipeline.source.test_list_source import assert_refused, column, contents, listed, write
+from tests.pipeline.source.test_tar_files import by_name, rejections
 
 IMAGES = [bytes([number]) * (50 + number) for number in range(8)]
 
@@ -35,7 +37,9 @@ COLUMNS = {
     "image, a struct": (pa.table({"image": as_structs(IMAGES)}), {}),
     "image, binary": (pa.table({"image": IMAGES}), {}),
     "image, large binary": (pa.table({"image": pa.array(IMAGES, pa.large_binary())}), {}),
+    "image, binary view": (pa.table({"image": pa.array(IMAGES, pa.binary_view())}), {}),
     "img": (pa.table({"img": as_structs(IMAGES)}), {}),
+    "img beside paths": (pa.table({"image": ["a.png"] * 8, "img": as_structs(IMAGES)}), {}),
     "a struct of another name": (pa.table({"picture": as_structs(IMAGES), "text": ["a"] * 8}), {}),
     "chosen": (pa.table({"image": as_structs(IMAGES[::-1]), "crop": as_structs(IMAGES)}), {"image_column": "crop"}),
     "chosen, binary": (pa.table({"image": IMAGES[::-1], "picture": IMAGES}), {"image_column": "picture"}),
@@ -66,7 +70,34 @@ def test_a_file_without_images_says_how_to_choose_a_column(tmp_path: Path, names
 
 def test_two_columns_of_images_have_to_be_chosen_from(tmp_path: Path) -> None:
     path = save(tmp_path / "a.parquet", pa.table({"left": as_structs(IMAGES), "right": as_structs(IMAGES)}))
-    assert_refused(path, "no column image", "left, right", "image_column")
+    assert_refused(path, "no column image", "set image_column to one of left, right")
+
+
+def test_images_of_one_size(tmp_path: Path) -> None:
+    images = [bytes([number]) * 50 for number in range(200)]
+    path = save(tmp_path / "a.parquet", pa.table({"image": pa.array(images, pa.binary(50))}))
+    assert list(contents(listed(path)).values()) == images
+
+
+def test_a_chosen_column_without_images_says_what_it_is(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.parquet", pa.table({"pages": [[IMAGES[0]]], "image": [IMAGES[0]]}))
+    with pytest.raises(IgptError, match="image_column pages is list<element: binary>, and images are binary or struct"):
+        listed(path, image_column="pages")
+
+
+def test_a_file_without_rows_is_left_out(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.parquet", pa.table({"image": pa.array([], pa.binary())}))
+    assert_refused(path, "it has no rows")
+
+
+def test_rows_without_bytes_are_in_quarantine_with_the_reason(tmp_path: Path) -> None:
+    rows = [{"bytes": b"one", "path": None}, None, {"bytes": None, "path": "1.png"}, {"bytes": b"", "path": None}]
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    source = listed(save(tmp_path / "a.parquet", pa.table({"image": pa.array(rows, kind), "label": [0, 1, 2, 3]})))
+    told = {name: detail for name, (_, detail) in rejections(source).items()}
+    assert told == dict.fromkeys(("00000001", "00000002"), parquet_files._NULL)
+    assert column(source, "label") == ["0", None, None, "3"]
+    assert [image.data for image in read_images(source.table.take([0, 3]), tolerant=False)] == [b"one", b""]
 
 
 FEATURES = {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}, "fine": {"names": ["tabby", "pug"]}}
@@ -77,6 +108,8 @@ LABELS: dict[str, tuple[pa.Array, list[str | None]]] = {
     "bytes": (pa.array([b"cat", b"caf\xe9", b"", None]), ["cat", "caf\\xe9", None, None]),
     "dictionary": (pa.array(["a", "b", "a", None]).dictionary_encode(), ["a", "b", "a", None]),
     "nothing": (pa.nulls(4), [None] * 4),
+    "decimals": (pa.array([Decimal("0.00"), Decimal("1.50"), Decimal("-1"), None]), ["cat", "1.50", None, None]),
+    "half floats": (pa.array([0, 1, float("nan"), 2], pa.float16()), ["cat", "dog", None, "2"]),
 }
 
 
@@ -92,6 +125,49 @@ def test_labels(tmp_path: Path, situation: str) -> None:
     assert column(listed(path, label_column="fine"), "label") == ["pug", "tabby", "pug", "tabby"]
     with pytest.raises(IgptError, match="no column coarse among image, label, fine; correct label_column"):
         listed(path, label_column="coarse")
+
+
+CLASS_LABEL = {"names": ["cat", "dog"], "_type": "ClassLabel"}
+CHOSEN: dict[str, tuple[list[str], dict, list[str | None]]] = {
+    "in capitals": (["Label"], {}, ["0", "1"]),
+    "the only ClassLabel": (["age", "species"], {"species": CLASS_LABEL, "age": {"dtype": "int64"}}, ["cat", "dog"]),
+    "one of several": (["fine", "coarse"], {"fine": CLASS_LABEL, "coarse": CLASS_LABEL}, [None, None]),
+    "one of several by name": (["fine_label", "coarse_label"], {}, [None, None]),
+    "label beside another": (["label", "fine"], {"fine": CLASS_LABEL}, ["0", "1"]),
+    "a map of names": (["label"], {"label": {"names": {"1": "dog", "0": "cat"}}}, ["cat", "dog"]),
+    "an empty name": (["label"], {"label": {"names": ["", "dog"]}}, [None, "dog"]),
+    "names that are none": (["label"], {"label": {"names": 5}, "x": None}, ["0", "1"]),
+    "none": (["age"], {"age": {"dtype": "int64"}}, ["animals", "animals"]),
+}
+
+
+@pytest.mark.parametrize("situation", CHOSEN)
+def test_the_column_of_labels_where_no_setting_chooses_one(tmp_path: Path, situation: str) -> None:
+    names, features, labels = CHOSEN[situation]
+    table = pa.table({"image": IMAGES[:2], **{name: [0, 1] for name in names}})
+    table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    save(tmp_path / "animals" / "train-00000-of-00001.parquet", table)
+    assert column(listed(tmp_path), "label") == labels
+
+
+def test_folders_of_hive_stand_for_columns(tmp_path: Path) -> None:
+    for species, folder in (
+        ("big cat", "species=big%20cat"),
+        ("dog", "species=dog"),
+        (None, "species=__HIVE_DEFAULT_PARTITION__"),
+    ):
+        for split in ("train", "test"):
+            save(
+                tmp_path / f"split={split}" / folder / "part-0.parquet",
+                pa.table({"image": [f"{species}{split}".encode()]}),
+            )
+    write(tmp_path / "_SUCCESS")
+    for fields in ({"splits": "folders"}, {"split_column": "split"}):
+        source = listed(tmp_path, label_column="species", **fields)
+        of = dict(zip(by_name(source).values(), column(source, "label"), strict=True))
+        assert of == {f"{it}{split}".encode(): it for it in ("big cat", "dog", None) for split in ("train", "test")}
+    with pytest.raises(IgptError, match="no column genus among image"):
+        listed(tmp_path, label_column="genus")
 
 
 def test_columns_that_say_more_than_one_thing_are_refused(tmp_path: Path) -> None:

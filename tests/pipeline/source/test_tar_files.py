@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.errors import IgptError
 from pipeline.source.raw_reads import read_images
 from tests.conftest import write_tar
 from tests.pipeline.source.test_list_source import Listed, assert_refused, column, contents, listed, write
@@ -69,7 +70,7 @@ def test_a_link_to_a_link_and_links_that_lead_nowhere(tmp_path: Path) -> None:
     assert column(source, "name") == [f"{number}.png" for number in range(1, 6)]
     told = rejections(source)
     assert set(told) == {"4.png", "5.png"} and {reason for reason, _ in told.values()} == {"unreadable_member"}
-    assert "gone.png, which is not in the tar" in told["4.png"][1]
+    assert "gone.png, which is not in the archive" in told["4.png"][1]
     assert {n: data for n, data in by_name(source).items() if n not in told} == dict.fromkeys(
         ("1.png", "2.png", "3.png"), b"one"
     )
@@ -158,6 +159,8 @@ LABELS = {
     "a key to the first dot": ({"a.seg.png": b"1", "a.cls": b"7"}, "7"),
     "none beside it": ({"cat/a.jpg": b"1", "b.cls": b"7"}, "cat"),
     "not UTF-8": ({"a.jpg": b"1", "a.cls": b"caf\xe9"}, "caf\\xe9"),
+    "byte order mark": ({"a.jpg": b"1", "a.cls": b"\xef\xbb\xbf7\r\n"}, "7"),
+    "extensions in capitals": ({"a.JPG": b"1", "a.CLS": b"7"}, "7"),
 }
 
 
@@ -165,3 +168,38 @@ LABELS = {
 def test_labels_beside_images(tmp_path: Path, situation: str) -> None:
     members, label = LABELS[situation]
     assert column(listed(write_tar(tmp_path / "a.tar", members)), "label") == [label]
+
+
+JSON_LABELS = {
+    "the column": ({"a.jpg": b"1", "a.json": b'{"species": "cat"}'}, "cat"),
+    "rather than .cls": ({"a.jpg": b"1", "a.json": b'{"species": 3}', "a.cls": b"7"}, "3"),
+    "none, and .cls": ({"a.jpg": b"1", "a.json": b'{"species": null}', "a.cls": b"7"}, None),
+    "another column": ({"a.jpg": b"1", "a.json": b'{"caption": "a cat"}', "a.cls": b"7"}, "7"),
+    "no JSON": ({"x/a.jpg": b"1", "x/a.json": b"{"}, "x"),
+    "too deep": ({"x/a.jpg": b"1", "x/a.json": b"[" * 100_000}, "x"),
+}
+
+
+@pytest.mark.parametrize("situation", JSON_LABELS)
+def test_label_column_chooses_one_of_the_json_beside_images(tmp_path: Path, situation: str) -> None:
+    members, label = JSON_LABELS[situation]
+    assert column(listed(write_tar(tmp_path / "a.tar", members), label_column="species"), "label") == [label]
+
+
+def test_the_json_beside_images_has_their_splits(tmp_path: Path) -> None:
+    members = {"a.jpg": b"1", "a.json": b'{"part": "val"}', "b.jpg": b"2", "b.json": b'{"part": "train"}'}
+    path = write_tar(tmp_path / "a.tar", members)
+    assert len(listed(path, split_column="part").table) == 2
+    with pytest.raises(IgptError, match=r"split_column part of 'c.jpg' has no value"):
+        listed(write_tar(tmp_path / "b.tar", members | {"c.jpg": b"3"}), split_column="part")
+    with pytest.raises(IgptError, match=r"a.json: kind is a list, and an image has one value"):
+        listed(write_tar(tmp_path / "c.tar", {"a.jpg": b"1", "a.json": b'{"kind": [1, 2]}'}), label_column="kind")
+
+
+def test_members_that_are_no_files_are_counted(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", {"1.png": b"one"})
+    pipe, device, folder = tarfile.TarInfo("2.png"), tarfile.TarInfo("tty"), tarfile.TarInfo("3.png")
+    pipe.type, device.type, folder.type = tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.DIRTYPE
+    source = listed(add(path, pipe, device, folder))
+    assert column(source, "name") == ["1.png"]
+    assert source.source.left_out == {".png": 1, "without an extension": 1}

@@ -1,5 +1,6 @@
 """Zip archives: their members at random, names of other systems, and what cannot be read of them."""
 
+import stat
 import struct
 import zipfile
 from pathlib import Path
@@ -99,6 +100,43 @@ def test_members_that_cannot_be_read_are_in_quarantine_with_the_reason(tmp_path:
     )
     assert "checksum" in told["damaged.png"][1].lower() or "CRC" in told["damaged.png"][1]
     assert "password" in told["encrypted.png"][1] and "method 14" in told["rare.png"][1]
+
+
+def test_links_are_other_names_of_members(tmp_path: Path) -> None:
+    targets = {
+        "dog/2.png": "../cat/1.png",
+        "3.png": "blob",
+        "4.png": "dog/2.png",
+        "5.png": "/gone.png",
+        "6.png": "6.png",
+    }
+    path = tmp_path / "all.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("cat/1.png", b"one")
+        archive.writestr("blob", b"blob")
+        for name, target in targets.items():
+            link = zipfile.ZipInfo(name)
+            link.create_system, link.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
+            archive.writestr(link, target)
+    source = listed(path)
+    told = rejections(source)
+    assert set(told) == {"5.png", "6.png"} and "gone.png, which is not in the archive" in told["5.png"][1]
+    assert {name: data for name, data in by_name(source).items() if name not in told} == {
+        "cat/1.png": b"one",
+        "dog/2.png": b"one",
+        "3.png": b"blob",
+        "4.png": b"one",
+    }
+
+
+def test_the_last_part_of_a_split_archive_tells_of_the_members_that_it_lacks(tmp_path: Path) -> None:
+    whole = write_zip(tmp_path / "a.zip", {f"{n}.png": bytes([n]) * 300 for n in range(4)}, zipfile.ZIP_STORED)
+    whole.write_bytes(whole.read_bytes()[500:])
+    source = listed(whole)
+    assert {reason for reason, _ in rejections(source).values()} == {"unreadable_member"}
+    assert set(rejections(source)) == {"0.png", "1.png"} and set(column(source, "name")) == {
+        f"{n}.png" for n in range(4)
+    }
 
 
 def test_a_zip_that_is_cut_off_is_refused(tmp_path: Path) -> None:
