@@ -213,6 +213,7 @@ class _Build:
                 self._progress,
                 tolerant=self._tolerant,
                 trust_tags=not self._wishes.verify_bytes,
+                retry=self._refused_by_another_rule(),
                 remade=plan.remade,
             )
             self._lap("shards")
@@ -300,7 +301,7 @@ class _Build:
             return replace(Planner(state.rows, state.splits, self._config, salted).full(), drop=parent.shards)
         remade = [remake and any(part.by != self._rule for part in shard.decoding) for shard in parent.shards]
         retried = None
-        if state.record is None or state.record.refused_by != self._rule:
+        if self._refused_by_another_rule():
             retried = quarantine.retry(state, self._config, self._progress, unchanged_only=True)
             self._recovered = len(retried.rows)
         same = parent.source_digest == state.source_digest
@@ -317,16 +318,30 @@ class _Build:
         )
         return replace(plan, new_images=plan.new_images - self._recovered)
 
+    def _refused_by_another_rule(self) -> bool:
+        """Whether the images in quarantine were last tried by another rule than today's."""
+        known = self._state.record
+        return known is None or known.refused_by != self._rule
+
     def _check_deletions(self, parent: Snapshot) -> None:
-        """Raise IgptError when more of the parent's images are gone than may be."""
+        """Raise IgptError when more of the parent's images are gone than may be.
+
+        What was in quarantine does not count: a damaged container that is mended is gone as a whole.
+        """
         before, allowed = self._state.parent_rows, self._config.max_deleted_fraction
-        gone = int((match(before.keys, self._state.rows.keys) < 0).sum())
-        if gone > allowed * len(before):
-            raise IgptError(
-                f"{self._state.raw_root}: {gone:,} of the {len(before):,} images of snapshot {parent.number} are gone, "
-                f"more than max_deleted_fraction {allowed} allows; nothing was published. Is a disk not mounted? If "
-                "they are meant to be gone, set max_deleted_fraction=1 for this build"
-            )
+        is_gone = match(before.keys, self._state.rows.keys) < 0
+        if is_gone.sum() <= allowed * parent.images():
+            return
+        is_gone &= match(before.keys, quarantine.keys_of(parent)) < 0
+        gone, problem = int(is_gone.sum()), self._state.problem
+        if gone <= allowed * parent.images():
+            return
+        why = "Is a disk not mounted?" if problem is None else f"{problem}."
+        raise IgptError(
+            f"{self._state.raw_root}: {gone:,} of the {parent.images():,} images of snapshot {parent.number} are gone, "
+            f"more than max_deleted_fraction {allowed} allows; nothing was published. {why} If they are meant to be "
+            "gone, set max_deleted_fraction=1 for this build"
+        )
 
     def _keeps_palette(self) -> bool:
         parent = self._state.parent

@@ -65,6 +65,13 @@ def retry(state: SourceState, config: DatasetConfig, progress: Progress, *, unch
     )
 
 
+def keys_of(parent: Snapshot) -> Keys:
+    """The keys of all images in a snapshot's quarantine."""
+    paths = [shard.quarantine_path for shard in parent.shards if shard.quarantine_path is not None]
+    tables = index.read_all(parent.dataset, paths, ("key",))
+    return Keys.of([key for table in tables for key in table["key"].to_pylist()])
+
+
 def _quarantined(parent: Snapshot) -> tuple[Keys, np.ndarray]:
     """The keys of the images in quarantine, except duplicates of any kind, and the positions of their shards."""
     shards = [number for number, shard in enumerate(parent.shards) if shard.quarantine_path is not None]

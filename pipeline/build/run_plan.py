@@ -30,11 +30,12 @@ def make_shards(
     *,
     tolerant: bool,
     trust_tags: bool = True,
+    retry: bool = False,
     remade: Collection[str] = (),
 ) -> list[ShardResult]:
     """Run one task per shard; returns the results in the order of the plans. Their pixel counts go into `pixels`.
 
-    `tolerant`, `trust_tags` are those of the tasks; `remade` has the names of the shards to be made anew.
+    `tolerant`, `trust_tags` and `retry` are those of the tasks; `remade` has the names of the shards to be made anew.
 
     Raises IgptError when a shard and its quarantine do not contain all images of the plan.
     """
@@ -45,7 +46,14 @@ def make_shards(
     finished = tasks.map_tasks(
         make_shard,
         (
-            (replace(task, trust_tags=trust_tags, remake=task.replaces is not None and task.replaces.name in remade),)
+            (
+                replace(
+                    task,
+                    trust_tags=trust_tags,
+                    retry=retry,
+                    remake=task.replaces is not None and task.replaces.name in remade,
+                ),
+            )
             for task in shard_tasks(state, plans, tolerant)
         ),
         shared=(config, lookup_table(palette_K3)),

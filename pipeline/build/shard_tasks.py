@@ -52,6 +52,8 @@ class ShardTask:
     """Whether an image with the etag and size of before has the bytes of before: another label needs no decoding."""
     remake: bool = False
     """Whether samples that were decoded by another rule than today's are made anew rather than copied."""
+    retry: bool = False
+    """Whether rejected images are decoded once more, because another rule than today's rejected them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,10 +226,13 @@ class _Shard:
                 self._accept(row, image)
         for image in quarantined if not self._task.remake else ():
             row = self._row_with_the_bytes_of(image)
+            reason = Reason(image["reason"])
             # Those that are duplicates still are rejected already.
-            if row is not None and row not in self._rejected and image["reason"] not in (*TRANSIENT, Reason.DUPLICATE):
-                rejection = Rejection(reason=Reason(image["reason"]), detail=image["detail"])
-                self._reject(row, rejection, image.get("sha256"))
+            is_copied = reason not in (*TRANSIENT, Reason.DUPLICATE)
+            if self._task.retry:
+                is_copied = reason == Reason.NEAR_DUPLICATE
+            if row is not None and row not in self._rejected and is_copied:
+                self._reject(row, Rejection(reason=reason, detail=image["detail"]), image.get("sha256"))
         return len(self._accepted)
 
     def _row_with_the_bytes_of(self, image: dict[str, Any]) -> int | None:

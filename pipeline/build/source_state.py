@@ -47,6 +47,8 @@ class SourceState:
     left_out: dict[str, int]
     unlabelled: int
     unmatched_labels: int
+    problem: str | None
+    """What cannot be read of the source."""
     kept_types: dict[str, str]
     rows_read: ParentRows | None
     """The images of the parent, if they were read already."""
@@ -172,6 +174,7 @@ def read_source_state(
             left_out=source.left_out,
             unlabelled=source.unlabelled,
             unmatched_labels=source.unmatched_labels,
+            problem=source.problem,
             kept_types=source.kept_types,
             rows_read=before,
         )

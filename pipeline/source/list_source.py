@@ -41,6 +41,8 @@ class Source:
     """Number of images without a label."""
     unmatched_labels: int
     """Number of rows of the label file that name no image of the source."""
+    problem: str | None
+    """What cannot be read, containers and members of them: the first, and how many more there are."""
     kept_types: dict[str, str]
     """The type of each kept column."""
 
@@ -88,6 +90,7 @@ def list_source(
         left_out=dict(+files.others),
         unlabelled=rows.unlabelled,
         unmatched_labels=0 if labels is None else labels.unmatched,
+        problem=rows.problem,
         kept_types=rows.kept_types.types(),
     )
 
@@ -155,9 +158,8 @@ class _Files:
         """Raise IgptError when there is no image."""
         if rows.images:
             return
-        if rows.problems:
-            more = f" (and {len(rows.problems) - 1} more)" if len(rows.problems) > 1 else ""
-            raise IgptError(f"{rows.problems[0]}{more}")
+        if rows.problem is not None:
+            raise IgptError(rows.problem)
         others = +self.others  # only what there is
         if not self.count and others:
             advice = "fetch what they point to, or give" if left_out.DANGLING_LINKS in others else "give"
@@ -182,10 +184,17 @@ class _Rows:
         self._split_values: list[str | None] = []
         self._groups = 0
         self.images = self.unlabelled = 0
-        self.problems: list[str] = []
+        self._first_problem: str | None = None
+        self._problems = 0
         self.example = ""
         self.kept_types = kept_columns.ColumnTypes(config.keep_columns)
         self._nothing_kept = ScanOptions.of(config).nothing_kept
+
+    @property
+    def problem(self) -> str | None:
+        """What cannot be read: the first, and how many more there are."""
+        more = f" (and {self._problems - 1:,} more)" if self._problems > 1 else ""
+        return None if self._first_problem is None else self._first_problem + more
 
     def add(self, name: str, file: StoredFile) -> None:
         """Append an object that is an image."""
@@ -218,7 +227,9 @@ class _Rows:
     def _add_problem(
         self, name: str, file: StoredFile, offset: int, length: int, problem: str, *, is_all: bool
     ) -> None:
-        self.problems.append(f"{file.url}: {problem}" if is_all else f"{file.url}: {name}: {problem}")
+        if self._first_problem is None:
+            self._first_problem = f"{file.url}: {problem}" if is_all else f"{file.url}: {name}: {problem}"
+        self._problems += 1
         offset, length, etag = (-1, file.size, file.etag) if is_all else (offset, length, "")
         kept = self._nothing_kept
         self._append(name, file.url, offset, length, etag, None, None, kept, group=-1, whole=False, problem=problem)

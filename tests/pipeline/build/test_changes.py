@@ -304,6 +304,41 @@ def test_an_upgrade_keeps_images_and_tries_refused_ones_once_more(
     assert remade.snapshot.pixel_counts and counts_are_those_of_the_shards(remade)
 
 
+def test_an_upgrade_with_other_columns_tries_refused_images_once_more(
+    config: DatasetConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other columns change every version, so that no image counts as unchanged."""
+    (Path(config.raw) / "flower/00.jpg").write_bytes(b"no image")
+    names = sorted(str(path.relative_to(config.raw)) for path in Path(config.raw).rglob("*.*"))
+    rows = "".join(f"{name},{name.split('/')[0]},CC0\n" for name in names)
+    (tmp_path / "labels.csv").write_text(f"file_name,label,licence\n{rows}")
+    config = replace(config, labels=str(tmp_path / "labels.csv"))
+    assert build(config).snapshot.rejected == {"not_an_image": 1}
+    decode_one, temple = decode.decode, (Path(config.raw) / TEMPLE).read_bytes()
+    monkeypatch.setattr(decode, "DECODING_RULE", 99)
+    monkeypatch.setattr(
+        decode, "decode", lambda data, *more: decode_one(temple if data == b"no image" else data, *more)
+    )
+    result = build(replace(config, keep_columns=("licence",)))
+    assert (result.snapshot.rejected, result.snapshot.images(), result.images_taken_over) == ({}, 100, 99)
+    assert verify(result.snapshot) == []
+
+
+def test_a_container_that_is_mended_is_no_deletion(config: DatasetConfig) -> None:
+    path = write_tar(Path(config.raw) / "more.tar", {"x/1.png": (Path(config.raw) / TEMPLE).read_bytes()})
+    whole = path.read_bytes()
+    path.write_bytes(whole[:700])
+    strict = replace(config, max_deleted_fraction=0.0)
+    assert build(strict).snapshot.rejected == {"damaged_container": 1}
+    path.write_bytes(whole)
+    assert build(strict).snapshot.images() == 101
+    path.write_bytes(whole[:700])
+    with pytest.raises(
+        IgptError, match=r"1 of the 101 images .* are gone.*more\.tar: not a readable tar .*complete tar"
+    ):
+        build(strict)
+
+
 def _in_process(monkeypatch: pytest.MonkeyPatch) -> Callable[..., object]:
     """decode_rows without a child process, which would not know the decoder of the test."""
     from pipeline.build import decode_rows
