@@ -26,6 +26,8 @@ Positive = Annotated[float, Range(above=0)]
 Seconds = Annotated[float, Range(at_least=0)]
 Part = Annotated[float, Range(above=0, below=1)]
 Named = Annotated[str, NotEmpty()]
+LONGEST_NAME = 250
+"""Characters that MLflow's databases hold of a name."""
 Precision = Literal["float32", "tf32", "bfloat16"]
 
 
@@ -218,6 +220,19 @@ class TrackingSettings(Config):
     """MLflow experiment of the run."""
     model_name: Named = "igpt"
     """Name under which the model is registered."""
+
+
+def check_names(tracking: TrackingSettings) -> None:
+    """Raise IgptError for a name that MLflow does not take."""
+    name = tracking.model_name
+    if not name.strip() or "/" in name or ":" in name or name == "." or name.startswith(".."):
+        raise IgptError(
+            f"model_name is {name!r}: MLflow takes names that are not blank, without / and :, and that do not begin "
+            "with .."
+        )
+    for field, text in (("model_name", name), ("experiment", tracking.experiment)):
+        if len(text) > LONGEST_NAME:
+            raise IgptError(f"{field} has {len(text)} characters: it must have at most {LONGEST_NAME}")
 
 
 @dataclass(frozen=True, kw_only=True)

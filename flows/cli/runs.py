@@ -8,6 +8,7 @@ from flows.cli.options import Home, Json, prepare
 from flows.services import preflight, settings
 from flows.terminal.console import console
 from flows.terminal.tables import print_json, print_table, size_text
+from pipeline.errors import IgptError
 from pipeline.store import objects
 
 if TYPE_CHECKING:
@@ -23,22 +24,35 @@ Run = Annotated[str, typer.Argument(metavar="RUN", help="URL or path of a traini
 
 @app.command("ls")
 def list_runs(runs: Runs, as_json: Json = False, home: Home = None) -> None:
-    """List the runs in a runs folder with their progress and results."""
+    """List the runs in a runs folder with their progress and results. Exits with 1 if one of them cannot be read."""
     prepare(home, as_json=as_json)
     from igpt_model.runs import record
 
     url = objects.absolute(runs)
     objects.check_reachable(url)
     rows = [_row(run) for run in record.find(url)]
+    problems = [row["problem"] for row in rows if row["problem"] is not None]
     if as_json:
         print_json(rows)
     elif rows:
-        print_table([{name: value for name, value in row.items() if name != "url"} for row in rows])
+        print_table([{name: row[name] for name in row if name not in ("url", "problem")} for row in rows])
+        for problem in problems:
+            console.print(problem)
     else:
         console.print(f"no training run in {url}")
+    if problems:
+        raise typer.Exit(1)
 
 
 def _row(run: str) -> dict[str, Any]:
+    try:
+        return {**_progress(run), "url": run, "problem": None}
+    except IgptError as error:
+        unknown = dict.fromkeys(("step", "of", "validation loss", "restarts", "preset", "dataset"))
+        return {"name": objects.name_of(run), "state": "damaged", **unknown, "url": run, "problem": str(error)}
+
+
+def _progress(run: str) -> dict[str, Any]:
     from igpt_model.runs import checkpoint, record
     from igpt_model.runs.result import read_result
 
@@ -55,7 +69,6 @@ def _row(run: str) -> dict[str, Any]:
         "restarts": None if result is None else result.restarts,
         "preset": config.model.preset,
         "dataset": f"{objects.name_of(config.data.dataset)} {config.data.snapshot}",
-        "url": run,
     }
 
 

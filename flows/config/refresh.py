@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from igpt_model.config import PretrainConfig
+from igpt_model.config import PretrainConfig, check_names
 from igpt_model.probing.config import ProbeConfig
 from igpt_model.registry.gate import GateConfig
 from pipeline.config import DatasetConfig
@@ -28,6 +28,8 @@ class RefreshConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        # Else they are refused hours later, when the run is tracked and the model registered.
+        check_names(self.pretrain.tracking)
         data = self.pretrain.data
         for name, value in (("pretrain.data.dataset", data.dataset), ("probe.dataset", self.probe.dataset)):
             if value:

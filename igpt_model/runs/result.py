@@ -34,11 +34,14 @@ class TrainResult:
 
 
 def read_result(run: str) -> TrainResult | None:
-    """The result of a run; None when it has not finished."""
+    """The result of a run; None when it has not finished. Raises IgptError when the file is damaged."""
+    url = objects.join(run, "result.json")
     try:
-        return TrainResult(**with_snapshot_digest(json.loads(objects.read_bytes(objects.join(run, "result.json")))))
+        return TrainResult(**with_snapshot_digest(json.loads(objects.read_bytes(url))))
     except FileNotFoundError:
         return None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise IgptError(f"{url}: not the result of a run of this version ({error}); restore or delete it") from None
 
 
 def finished(config: PretrainConfig, snapshot: Snapshot, run: str) -> TrainResult | None:

@@ -45,6 +45,27 @@ def test_ls_shows_the_progress_of_each_run(igpt: Callable[..., Command], runs: P
     assert igpt("runs", "ls", runs.parent / "raw").out.startswith("no training run in ")
 
 
+@pytest.mark.parametrize("name", ["run.json", "result.json"])
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"config": 5}', b"\xff\0"])
+def test_ls_tells_a_damaged_run_and_lists_the_others(
+    igpt: Callable[..., Command], runs: Path, name: str, content: bytes
+) -> None:
+    whole = (runs / "done" / name).read_bytes()
+    (runs / "done" / name).write_bytes(content)
+    try:
+        as_json, as_text = igpt("runs", "ls", runs, "--json"), igpt("runs", "ls", runs)
+    finally:
+        (runs / "done" / name).write_bytes(whole)
+    assert (as_json.code, as_text.code) == (1, 1)
+    cut, done = json.loads(as_json.out)
+    assert (cut["name"], cut["state"], cut["problem"]) == ("cut", "unfinished", None)
+    assert (done["name"], done["state"], done["step"]) == ("done", "damaged", None)
+    assert done["problem"].startswith(f"{runs}/done/{name}: not the re")
+    _, first, second, told = as_text.out.splitlines()
+    assert first.startswith("cut ") and second.startswith("done  damaged")
+    assert told == done["problem"]
+
+
 def test_show_prints_checkpoints_curve_and_changed_fields(igpt: Callable[..., Command], runs: Path) -> None:
     shown = json.loads(igpt("runs", "show", runs / "done", "--json").out)
     assert (shown["mlflow_run"], shown["config"]["seed"], shown["config"]["steps"]) == ("abc", 7, 30)
