@@ -26,7 +26,7 @@ def copy(folder: Path, *names: str) -> Path:
             shutil.copytree(FLAT / name, folder / Path(name).name)
         else:
             shutil.copyfile(FLAT / name, folder / Path(name).name)
-    for path in (folder / "raw").rglob("*.png"):
+    for path in [*(folder / "raw").rglob("*.png"), *(folder / "containers" / "raw").glob("*.*")]:
         os.utime(path, (WRITTEN, WRITTEN))
     return folder
 

@@ -12,13 +12,14 @@ from PIL import Image
 
 from flows.config.refresh import RefreshConfig
 from pipeline.build.build import BuildResult, build
+from pipeline.config import DatasetConfig
 from pipeline.dataset import index, record, snapshot
 from pipeline.dataset.decoding import FIRST_RULE
 from pipeline.hashing import sha256
 from pipeline.inspect.verify import verify
 from pipeline.typed_config import config_file
-from tests.compatibility.earlier import WRITTEN, copy
-from tests.conftest import Command, run_here
+from tests.compatibility.earlier import FLAT, WRITTEN, copy
+from tests.conftest import Command, run_here, write_tar
 from tests.pipeline.dataset.test_snapshot import files
 
 
@@ -104,3 +105,27 @@ def test_it_is_verified_and_listed(kept: Path, igpt: Callable[..., Command]) -> 
     assert verified.code == 0, verified.out + verified.err
     listed = json.loads(igpt("dataset", "ls", kept / "dataset", "--json").out)
     assert [row["number"] for row in listed] == [1]
+
+
+def test_a_dataset_of_containers_goes_on_without_a_shard_made_anew(tmp_path: Path) -> None:
+    folder = copy(tmp_path, "containers") / "containers"
+    config = DatasetConfig(
+        raw=str(folder / "raw"),
+        dataset=str(folder / "dataset"),
+        resolution=8,
+        colours=8,
+        samples_per_shard=9,
+        validation_fraction=0.2,
+        test_fraction=0.2,
+    )
+    before = files(folder / "dataset")
+    with mock.patch("pipeline.cluster.tasks.map_tasks", run_here):
+        first = build(config)
+        assert first.unchanged and (first.snapshot.images(), first.snapshot.rejected) == (21, {"not_an_image": 1})
+        after = files(folder / "dataset")
+        assert {path: after[path] for path in before} == before
+        write_tar(folder / "raw" / "more.tar", {"0/new.png": (FLAT / "raw" / "0" / "0.png").read_bytes()})
+        second = build(config)
+    plan = second.planned.plan
+    assert plan is not None and (len(plan.make), len(plan.rewrite), len(plan.drop), plan.new_images) == (1, 0, 0, 1)
+    assert set(first.snapshot.shards) < set(second.snapshot.shards) and verify(second.snapshot) == []
