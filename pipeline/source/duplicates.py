@@ -81,7 +81,6 @@ def _set_members(checksums: _Checksums, listing: Listing, rows: Rows) -> None:
 
 def _hash_others(checksums: _Checksums, listing: Listing, progress: Progress) -> None:
     unknown = np.flatnonzero(~checksums.known)
-    read = [(place, checksum) for place, checksum in checksums_of(listing, unknown, progress) if checksum]
-    if read:
-        places, digests = zip(*read, strict=True)
-        checksums.set(unknown[list(places)], list(digests))
+    for place, digest in checksums_of(listing, unknown, progress):
+        if digest:
+            checksums.set(unknown[place : place + 1], [digest])

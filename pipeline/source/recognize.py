@@ -3,6 +3,7 @@
 Times and sizes decide what is read again; the SHA-256 decides whether it changed.
 """
 
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -53,7 +54,8 @@ def recognize(
     old = before.versions[positions] if len(before) else np.zeros(len(rows), np.uint64)
     same = (old == versions) | (old ^ DUPLICATE == versions)
     chosen = np.flatnonzero(single if verify_bytes else single & ~same)
-    to_read, expected, bases = [], [], []
+    # Of each image that is read: its row, the version that it had, and the SHA-256. In arrays, for all may be touched.
+    to_read, bases, expected = array("q"), array("Q"), bytearray()
     for row, known, listed in _compared(listing, parent, before, chosen, positions):
         base = _base_version(known, listed, int(versions[row]))
         if base is None:
@@ -65,11 +67,11 @@ def recognize(
             versions[row] = base
         elif known.sha256 and known.bytes == listed["length"]:
             to_read.append(row)
-            expected.append(known.sha256)
             bases.append(base)
-    for place, checksum in checksums_of(listing, np.array(to_read, np.int64), progress):
+            expected += bytes.fromhex(known.sha256)
+    for place, checksum in checksums_of(listing, np.frombuffer(to_read, np.int64), progress):
         row, base = to_read[place], bases[place]
-        if checksum == expected[place]:
+        if bytes.fromhex(checksum) == expected[32 * place : 32 * place + 32]:
             versions[row] = base
         elif checksum and versions[row] == base:
             versions[row] ^= np.uint64(int(checksum[:16], 16))
