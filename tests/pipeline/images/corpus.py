@@ -175,6 +175,32 @@ def bmp(pixels: bytes, bits: int, compression: int = 0, masks: tuple[int, ...] =
     return b"BM" + struct.pack("<IHHI", offset + len(pixels), 0, 0, offset) + info + tail + pixels
 
 
+def bmp_with_alpha() -> bytes:
+    """A Windows bitmap of the fourth version: masks for each channel, and one for transparency."""
+    pixels = np.dstack([PHOTO[::-1, :, ::-1], GREY[::-1]]).tobytes()
+    masks = (0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    info = struct.pack("<IiiHHIIiiII4I", 108, WIDTH, HEIGHT, 1, 32, 3, len(pixels), 0, 0, 0, 0, *masks)
+    info += b"BGRs" + bytes(48)
+    return b"BM" + struct.pack("<IHHI", 14 + len(info) + len(pixels), 0, 0, 14 + len(info)) + info + pixels
+
+
+def tiled_tiff(pixels: np.ndarray, side: int = 16) -> bytes:
+    """An uncompressed TIFF of square tiles: `pixels` [H, W, 3]."""
+    height, width = (-(-length // side) * side for length in pixels.shape[:2])
+    whole = np.zeros((height, width, 3), np.uint8)
+    whole[: pixels.shape[0], : pixels.shape[1]] = pixels
+    tiles = whole.reshape(height // side, side, width // side, side, 3).swapaxes(1, 2).reshape(-1, side * side * 3)
+    count, size = tiles.shape
+    behind = 8 + tiles.size
+    tables = struct.pack(f"<{2 * count}L3H", *range(8, behind, size), *[size] * count, 8, 8, 8)
+    fields = {256: (3, 1, pixels.shape[1]), 257: (3, 1, pixels.shape[0]), 258: (3, 3, behind + 8 * count)}
+    fields |= {259: (3, 1, 1), 262: (3, 1, 2), 277: (3, 1, 3), 322: (3, 1, side), 323: (3, 1, side)}
+    fields |= {324: (4, count, behind), 325: (4, count, behind + 4 * count)}
+    entries = b"".join(struct.pack("<HHLL", tag, *field) for tag, field in fields.items())
+    directory = struct.pack("<H", len(fields)) + entries + bytes(4)
+    return b"II*\0" + struct.pack("<L", behind + len(tables)) + tiles.tobytes() + tables + directory
+
+
 def tga(pixels: np.ndarray, kind: int, bits: int, flags: int = 0x20) -> bytes:
     """A TGA of the first version, without a footer; `flags` 0x20: rows from the top."""
     return struct.pack("<3B5x4H2B", 0, 0, kind, 0, 0, pixels.shape[1], pixels.shape[0], bits, flags) + pixels.tobytes()
@@ -276,6 +302,8 @@ def written_by_hand() -> dict[str, bytes]:
     rgb_16 = PHOTO.astype(np.uint16) << 8 | 37
     bars = [bytes([WIDTH, value]) + b"\0\0" for value in range(0, HEIGHT * 2, 2)]  # run-length: one colour a row
     pcx = encoded(rgb, "PCX")
+    cmyk = encoded(in_mode("CMYK"), "JPEG")
+    ycck = cmyk[: cmyk.index(b"Adobe") + 11] + b"\2" + cmyk[cmyk.index(b"Adobe") + 12 :]
     return {
         "PNG interlaced": png(PHOTO, 2, interlaced=True),
         "PNG interlaced of 16 bits": png(WIDE, 0, bits=16, interlaced=True),
@@ -294,6 +322,7 @@ def written_by_hand() -> dict[str, bytes]:
         "TIFF RGB of 16 bits": tiff(rgb_16, samples=3, bits=(16,) * 3, photometric=2),
         "TIFF with unassociated alpha": tiff(np.dstack([PHOTO, GREY]), samples=4, photometric=2, extra=2),
         "TIFF with ignored alpha": tiff(np.dstack([PHOTO, GREY]), samples=4, photometric=2, extra=0),
+        "TIFF of tiles": tiled_tiff(PHOTO),
         "TIFF turned": tiff(PHOTO, samples=3, photometric=2, orientation=6),
         "PPM plain": b"P3\n# a comment\n40 32\n255\n" + b" ".join(b"%d" % value for value in PHOTO.reshape(-1)),
         "PPM plain grey": b"P2 40 32 255\n" + b" ".join(b"%d" % value for value in GREY.reshape(-1)),
@@ -307,6 +336,13 @@ def written_by_hand() -> dict[str, bytes]:
         "BMP with masks": bmp(packed_555, 16, 3, (0x7C00, 0x3E0, 0x1F)),
         "BMP run-length": bmp(
             b"".join(bars) + b"\0\1", 8, 1, colours=np.arange(256, dtype=np.uint8).repeat(4).tobytes()
+        ),
+        "BMP with alpha": bmp_with_alpha(),
+        "BMP run-length of 4 bits": bmp(
+            b"".join(bytes([WIDTH, value % 16 * 17, 0, 0]) for value in range(HEIGHT)) + b"\0\1",
+            4,
+            2,
+            colours=np.arange(0, 256, 16, dtype=np.uint8).repeat(4).tobytes(),
         ),
         "TGA first version": tga(bgr, 2, 24),
         "TGA grey first version": tga(GREY, 3, 8, flags=0),
@@ -327,6 +363,9 @@ def written_by_hand() -> dict[str, bytes]:
         "MPO as JPEG": encoded(rgb, "MPO", save_all=True, append_images=[rgb.rotate(180)]),
         **{f"JPEG turned {turn}": jpeg_with((0xE1, exif(turn))) for turn in range(1, 9)},
         **{f"PNG turned {turn}": png_with(chunk(b"eXIf", exif(turn)[6:])) for turn in range(1, 9)},
+        "PNG turned behind its pixels": png(PHOTO, 2)[:-12] + chunk(b"eXIf", exif(6)[6:]) + chunk(b"IEND", b""),
+        "JPEG CMYK as YCCK": ycck,
+        "JPEG CMYK without Adobe": ycck[: ycck.index(b"Adobe") - 4] + ycck[ycck.index(b"Adobe") + 12 :],
         "WEBP turned": encoded(rgb, "WEBP", lossless=True, exif=exif(6)),
         "ICNS of a PNG and of runs": icns(icp4=encoded(rgb.resize((16, 16)), "PNG"), is32=bytes(768)),
         "ICNS of bytes": icns(is32=PHOTO[:16, :16].tobytes(), s8mk=GREY[:16, :16].tobytes()),
