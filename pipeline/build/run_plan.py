@@ -110,8 +110,8 @@ def check_counts(new: Snapshot, images_in: int, config: DatasetConfig) -> None:
         )
     rejected = Counter(new.rejected)
     del rejected["duplicate"], rejected["near_duplicate"]
+    reasons = ", ".join(f"{count} {reason}" for reason, count in rejected.most_common())
     if rejected.total() > config.max_reject_fraction * images_in:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in rejected.most_common())
         raise IgptError(
             f"{config.raw}: {rejected.total()} of {images_in} images were rejected ({reasons}), more than "
             f"max_reject_fraction {config.max_reject_fraction} allows; see {new.dataset}/quarantine, nothing was "
@@ -119,7 +119,8 @@ def check_counts(new: Snapshot, images_in: int, config: DatasetConfig) -> None:
         )
     if not new.samples("train"):
         raise IgptError(
-            f"{config.raw}: no image is left to train on; see {new.dataset}/quarantine, nothing was published"
+            f"{config.raw}: no image is left to train on of {images_in} ({reasons or 'all are held out'}); see "
+            f"{new.dataset}/quarantine, nothing was published"
         )
 
 

@@ -140,7 +140,11 @@ def _of_table(
     config: DatasetConfig, table: pa.Table, url: str, label: str, split: str | None, kept: list[str] | None
 ) -> LabelFile:
     root = f"{objects.absolute(config.raw).rstrip('/')}/"
-    file_names = [_name_of(value, root) for value in table[_FILE_NAME].to_pylist()]
+    values = table[_FILE_NAME].to_pylist()
+    missing = next((row for row, value in enumerate(values, 1) if value is None or value == ""), None)
+    if missing is not None:
+        raise IgptError(f"{url}: row {missing} has no {_FILE_NAME}; write the path of its image, or remove the row")
+    file_names = [_name_of(value, root) for value in values]
     hashes = np.array([_hash(name) for name in file_names], np.uint64)
     order = np.argsort(hashes, kind="stable")
     twice = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])

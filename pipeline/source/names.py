@@ -19,6 +19,8 @@ _ARCHIVES = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zs
 _SPLIT_OF = {"train": "train", "training": "train", "test": "test", "testing": "test"} | dict.fromkeys(
     ("val", "valid", "validation", "dev", "eval"), "validation"
 )
+# Folders within those of classes, as in Tiny ImageNet: train/n01443537/images/0.JPEG.
+_OF_IMAGES = frozenset({"images", "image", "imgs", "img"})
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 _WORDS = re.compile(r"[-_. ]+")
 # What names of archives have beside a split or a number: part-00000, images_001, train-00000-of-00002.
@@ -61,9 +63,9 @@ def is_hidden(name: str) -> bool:
 
 
 def folder_of(name: str) -> str | None:
-    """The name of a file's folder, or None at the top level."""
+    """The name of a file's folder, or None at the top level. Folders that only say `images` are passed over."""
     for folder in reversed(name.split("/")[:-1]):
-        if folder not in ("", "."):
+        if folder not in ("", ".") and folder.lower() not in _OF_IMAGES:
             return None if folder == ".." else folder
     return None
 
@@ -146,7 +148,7 @@ def class_of_archive(name: str, *, stands_for_a_class: bool, label_column: str) 
         column, equals, _ = folder.partition("=")
         if equals and column in (label_column, "label"):
             return of_partition(name, column)
-        if equals or folder in ("", ".", "..") or split_of_folder(folder) is not None:
+        if equals or folder in ("", ".", "..") or split_of_folder(folder) is not None or folder.lower() in _OF_IMAGES:
             continue
         if stem_of(folder) == folder:
             return folder

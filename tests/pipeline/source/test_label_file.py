@@ -64,6 +64,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "blanks in the header": (b"file_name, label\n0.png, a\n", "no column label among file_name, ' label'"),
     "other columns": (b"path|label\n0.png|a\n", "no column file_name or label among path|label"),
     "ragged": (b"file_name,label\n0.png,a,b\n", "not a readable CSV file"),
+    "no name": (b"file_name,label\n0.png,a\n,b\n", "row 2 has no file_name"),
     "compressed": (gzip.compress(b"file_name,label\n0.png,a\n"), "it is compressed"),
     "a workbook": (b"PK\3\4" + bytes(30), "it is a workbook"),
     "JSON": (b'{"file_name": "0.png", "label": "a"}\n', "it is JSON; save it as CSV"),

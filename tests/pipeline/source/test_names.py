@@ -126,7 +126,17 @@ def test_the_folder_of_hive_is_that_of_the_label_column() -> None:
 
 @pytest.mark.parametrize(
     ("name", "folder"),
-    [("cat/1.png", "cat"), ("cat//1.png", "cat"), ("1.png", None), ("/1.png", None), ("../1.png", None)],
+    [
+        ("cat/1.png", "cat"),
+        ("cat//1.png", "cat"),
+        ("1.png", None),
+        ("/1.png", None),
+        ("../1.png", None),
+        ("n01/images/1.png", "n01"),
+        ("n01/Imgs/img/1.png", "n01"),
+        ("images/1.png", None),
+        ("images of cats/1.png", "images of cats"),
+    ],
 )
 def test_the_folder_of_an_image(name: str, folder: str | None) -> None:
     assert names.folder_of(name) == folder
