@@ -29,6 +29,7 @@ _SIGNATURE = b"PK\x03\x04"
 _HEADER_BYTES = 1024
 _ENCRYPTED, _UTF8 = 0x1, 0x800
 _STORED, _DEFLATED = 0, 8
+_UNICODE_PATH = 0x7075  # an extra field
 _FROM_UNIX, _FROM_WINDOWS = 3, (0, 10)
 
 
@@ -107,8 +108,18 @@ def _path(member: zipfile.ZipInfo) -> str:
         # By the format these are in code page 437, but other systems than DOS write their own bytes.
         raw = path.encode("cp437")
         with suppress(UnicodeDecodeError):
-            path = raw.decode("utf-8")
+            path = (_unicode_path(member.extra, raw) or raw).decode("utf-8")
     return path.replace("\\", "/") if member.create_system in _FROM_WINDOWS else path
+
+
+def _unicode_path(extra: bytes, raw: bytes) -> bytes | None:
+    """The name in UTF-8 that Info-ZIP and WinRAR write beside one in the code page of a machine."""
+    while len(extra) >= 4:
+        kind, length = struct.unpack_from("<HH", extra)
+        field, extra = extra[4 : 4 + length], extra[4 + length :]
+        if kind == _UNICODE_PATH and field[:1] == b"\1" and field[1:5] == struct.pack("<I", zlib.crc32(raw)):
+            return field[5:]
+    return None
 
 
 def read(url: str, size: int, offsets: Sequence[int], lengths: Sequence[int]) -> list[bytes]:

@@ -3,6 +3,7 @@
 import stat
 import struct
 import zipfile
+import zlib
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,19 @@ def test_names_of_members(tmp_path: Path, raw: bytes, flags: int, system: int, n
     struct.pack_into("<H", changed, 6, flags)
     path.write_bytes(bytes(changed))
     assert by_name(listed(path)) == {name: b"one"}
+
+
+def test_a_name_in_utf8_beside_one_in_a_code_page(tmp_path: Path) -> None:
+    name, raw = "\u65e5\u672c/1.png", b"\x93\xfa\x96{/1.png"  # Shift JIS
+    path = tmp_path / "all.zip"
+    for checksum, read in ((zlib.crc32(raw), name), (0, raw.decode("cp437"))):
+        with zipfile.ZipFile(path, "w") as archive:
+            member = zipfile.ZipInfo("x" * len(raw))
+            field = struct.pack("<BI", 1, checksum) + name.encode()
+            member.extra = struct.pack("<HH", 0xCAFE, 1) + b"x" + struct.pack("<HH", 0x7075, len(field)) + field
+            archive.writestr(member, b"one")
+        path.write_bytes(path.read_bytes().replace(b"x" * len(raw), raw))
+        assert by_name(listed(path)) == {read: b"one"}
 
 
 def test_members_that_cannot_be_read_are_in_quarantine_with_the_reason(tmp_path: Path) -> None:
