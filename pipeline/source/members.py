@@ -111,12 +111,13 @@ class Links:
 
         `others` are offset, length and etag of members that are no images by their names.
         """
-        row_of = {name: row for row, name in enumerate(members.names) if members.problems[row] is None}
+        row_of = {name: row for row, name in enumerate(members.names)}
         leads_to = dict(self._in_order)
         for name, target in self._in_order:
             end = self._end(target, leads_to)
             if (row := row_of.get(end)) is not None:
-                members.add(name, members.offsets[row], members.lengths[row], members.etags[row])
+                address = members.offsets[row], members.lengths[row], members.etags[row]
+                members.add(name, *address, problem=members.problems[row])
             elif end in others:
                 members.add(name, *others[end])
             else:
