@@ -98,6 +98,8 @@ def read_range(url: str, start: int, stop: int) -> bytes:
                 data = file.read(stop - start)
         else:
             data = objects.filesystem(url).cat_file(url, start=start, end=stop)
+            if len(data) > stop - start:
+                data = data[start:stop]  # a web server that knows no ranges sends all
         if len(data) != stop - start:
             raise ShortReadError(f"read {len(data)} of {stop - start} bytes")
         return data

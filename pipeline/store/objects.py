@@ -7,6 +7,7 @@ no secret passes through the functions of this project.
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -126,7 +127,10 @@ def list_files(url: str) -> Iterator[StoredFile]:
         return
     entries = request(url, lambda: fs.find(fs._strip_protocol(url), detail=True))
     for path in sorted(entries):
-        yield stored_file(url, path, entries[path])
+        entry = entries[path]
+        if entry.get("size") is None:  # web servers list names alone
+            entry = request(url, partial(fs.info, path))
+        yield stored_file(url, path, entry)
 
 
 def list_local(
@@ -142,7 +146,12 @@ def list_local(
 
 
 def stored_file(like: str, path: str, info: Mapping[str, Any]) -> StoredFile:
-    """An entry of a filesystem's own listing, with the protocol of the URL `like`."""
+    """An entry of a filesystem's own listing, with the protocol of the URL `like`.
+
+    Raises IgptError when the filesystem does not know its size.
+    """
+    if info["size"] is None:
+        raise IgptError(f"{path}: the server does not tell its size; download it and give the file")
     scheme = protocol(like)
     modified = info.get("LastModified", info.get("mtime", info.get("last_modified", 0.0)))
     etag = info.get("ETag") or f"{info['size']}-{modified}"

@@ -1,11 +1,15 @@
 """The listing: every image of a folder or a tar once, with the location of its bytes; one-line errors."""
 
+import http.server
 import os
 import shutil
 import socket
 import unicodedata
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from threading import Thread
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -270,6 +274,26 @@ def test_what_cannot_be_read_needs_no_split(tmp_path: Path) -> None:
     write(tmp_path / "broken.zip", b"PK\3\4")
     source = listed(tmp_path, splits="folders")
     assert column(source, "name") == ["broken.zip", "train/cats/1.png"]
+
+
+def test_a_web_server(tmp_path: Path) -> None:
+    """Python's own, which knows neither ranges nor etags."""
+    write(tmp_path / "cats" / "1.png", b"one")
+    write_tar(tmp_path / "all.tar", {"dogs/2.png": b"two" * 300, "dogs/3.png": b"three"})
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with mock.patch.object(http.server.SimpleHTTPRequestHandler, "log_message"):
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            url = f"http://127.0.0.1:{server.server_port}"
+            tar, folder = listed(f"{url}/all.tar"), listed(f"{url}/")
+            assert sorted(contents(tar).values()) == [b"three", b"two" * 300]
+            assert sorted(contents(folder).values()) == [b"one", b"three", b"two" * 300]
+        finally:
+            server.shutdown()
+            server.server_close()
+    assert column(tar, "name") == ["dogs/2.png", "dogs/3.png"] and column(tar, "label") == ["dogs", "dogs"]
+    assert column(folder, "name") == ["all.tar/dogs/2.png", "all.tar/dogs/3.png", "cats/1.png"]
 
 
 def test_containers_without_images_are_left_out_as_a_whole(tmp_path: Path) -> None:
