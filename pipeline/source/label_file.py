@@ -199,8 +199,10 @@ def _text_table(data: bytes, url: str) -> pa.Table:
         raise IgptError(
             f"{url}: line {line} is not UTF-8 (byte 0x{data[error.start]:02x}); save the file as CSV UTF-8"
         ) from None
-    delimiter = "\t" if url.lower().endswith(".tsv") else _delimiter(data)
-    parse = pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+    is_tsv = url.lower().endswith(".tsv")
+    if not is_tsv:
+        _check_delimiter(data, url)
+    parse = pyarrow.csv.ParseOptions(delimiter="\t" if is_tsv else ",", newlines_in_values=True)
     blocks = pyarrow.csv.ReadOptions(block_size=_BLOCK_BYTES)
     try:
         header = pyarrow.csv.open_csv(io.BytesIO(data), blocks, parse_options=parse).schema.names
@@ -213,12 +215,13 @@ def _text_table(data: bytes, url: str) -> pa.Table:
         ) from None
 
 
-def _delimiter(data: bytes) -> str:
-    """What separates the columns: commas, unless the header has none; spreadsheets write semicolons or tabs too."""
+def _check_delimiter(data: bytes, url: str) -> None:
+    """Raise IgptError when the header of a CSV file has semicolons or tabs, as spreadsheets write, and no comma."""
     header = next((line for line in data.splitlines() if line.strip()), b"")
-    if b"," in header:
-        return ","
-    return next((mark for mark in (";", "\t") if mark.encode() in header), ",")
+    if b"," not in header and b";" in header:
+        raise IgptError(f"{url}: its columns are separated by semicolons; save it with commas")
+    if b"," not in header and b"\t" in header:
+        raise IgptError(f"{url}: its columns are separated by tabs; name it .tsv, or save it with commas")
 
 
 def _name_of(value: object, root: str) -> str:

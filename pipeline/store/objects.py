@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import fsspec
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 
-from pipeline.errors import IgptError
+from pipeline.errors import IgptError, first_line
 from pipeline.store import local_files
 from pipeline.store.errors import RETRY_SECONDS, one_line_errors, with_retries
 from pipeline.store.path_text import escape, from_text, to_text
@@ -62,10 +62,10 @@ def filesystem(url: str, *, patient: bool = True) -> Any:
 
             return BoundedS3FileSystem(patient=patient)
         return fsspec.filesystem(protocol(url))
-    except (ValueError, ImportError) as error:
+    except (ValueError, ImportError, TypeError, OSError) as error:
         raise IgptError(
-            f"{url}: no way to read {protocol(url)}:// URLs ({error}); use s3://, a local path or install its fsspec "
-            "driver"
+            f"{url}: no way to read {protocol(url)}:// URLs ({first_line(error)}); use s3://, a local path or install "
+            "its fsspec driver"
         ) from None
 
 
