@@ -115,7 +115,7 @@ def test_a_path_with_the_word_bucket_in_it_is_like_any_other(tmp_path: Path) -> 
         objects.read_bytes(url)
 
 
-@pytest.mark.parametrize("url", ["zip:///x.zip", "tar:///x.tar", "github://o:r@main/x", "ftp://h/x", "webhdfs://h/x"])
+@pytest.mark.parametrize("url", ["zip:///x.zip", "tar:///x.tar", "github://o:r@main/x", "webhdfs://h/x"])
 def test_a_protocol_that_takes_more_than_a_url_is_refused_in_one_line(url: str) -> None:
     with pytest.raises(IgptError, match=f"^{url}: no way to read") as raised:
         objects.read_bytes(url)
