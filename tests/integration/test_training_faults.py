@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+import yaml
 from mlflow import MlflowClient
 
 from igpt_model.config import PretrainConfig
@@ -27,6 +28,7 @@ from igpt_model.worker import Worker
 from pipeline.dataset.snapshot import Snapshot
 from pipeline.samples.order import SampleOrder
 from tests.igpt_model.training.test_loop import KilledError, Recorder, digits_snapshot
+from tests.igpt_model.training.workers import run_workers
 from tests.rigs.fixtures import Rig
 from tests.rigs.mlflow_server import MlflowServer, mlflow_server
 from tests.rigs.s3_faults import Fault, Faults
@@ -174,18 +176,6 @@ class Training:
         """The process id of a rank in the current group."""
         return next(line.pid for line in reversed(self.lines()) if line.rank == rank)
 
-    def curve(self) -> dict[int, tuple[float, float]]:
-        """Training and validation loss by step, from the run's folder."""
-        values: dict[int, tuple[float, float]] = {}
-        for path in sorted((self.folder / "reports").iterdir()):
-            for step, metrics in json.loads(path.read_text()):
-                values[step] = metrics["train_loss"], metrics.get("validation_loss", 0.0)
-        return values
-
-    def weights(self) -> dict[str, bytes]:
-        folder = self.folder / "checkpoints" / f"{self.steps:08d}"
-        return {path.name: path.read_bytes() for path in folder.glob("weights-*")}
-
     def check(self, *, workers: set[int]) -> None:
         """Every sample was seen once per epoch, and one finished MLflow run has one value per step."""
         order = SampleOrder([shard.samples for shard in self.place.data.of_split("train")], seed=0, window_shards=64)
@@ -214,9 +204,23 @@ class Training:
         assert run.info.status == "FINISHED"
         for number, name in enumerate(("train_loss", "validation_loss")):
             history = client.get_metric_history(run.info.run_id, name)
-            expected = {step: pair[number] for step, pair in self.curve().items() if pair[number]}
+            expected = {step: pair[number] for step, pair in curve(self.folder).items() if pair[number]}
             assert sorted(metric.step for metric in history) == sorted(expected)  # one value each
             assert {m.step: m.value for m in history} == pytest.approx(expected, abs=1e-3)
+
+
+def curve(folder: Path) -> dict[int, tuple[float, float]]:
+    """Training and validation loss by step, from a run's folder."""
+    values: dict[int, tuple[float, float]] = {}
+    for path in sorted((folder / "reports").iterdir()):
+        for step, metrics in json.loads(path.read_text()):
+            values[step] = metrics["train_loss"], metrics.get("validation_loss", 0.0)
+    return values
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    """The files of the final weights, by name."""
+    return {path.name: path.read_bytes() for path in (folder / "checkpoints" / f"{STEPS:08d}").glob("weights-*")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,22 +240,23 @@ class Line:
 
 
 @pytest.fixture(scope="module")
-def calm(place: Place) -> Training:
-    """The same training, undisturbed."""
-    place.rig.nodes.heal()
-    training = Training(place, "calm").start()
-    training.finish()
-    training.check(workers={3})
-    return training
+def calm(place: Place) -> Path:
+    """The folder of the same training, undisturbed: three workers without Ray, on this host."""
+    config = {**Training(place, "calm").config, "runs": str(place.folder / "runs"), "dataset": place.data.dataset}
+    path = place.folder / "calm.yaml"
+    path.write_text(yaml.safe_dump({**config, "cache": str(place.folder / "cache")}))
+    run_workers(3, "igpt_model.train", str(path))
+    return place.folder / "runs" / "calm"
 
 
-def assert_same_bits(training: Training, calm: Training) -> None:
-    assert training.curve() == calm.curve()
-    assert training.weights() == calm.weights()
+def assert_same_bits(training: Training, calm: Path) -> None:
+    assert curve(training.folder) == curve(calm)
+    assert weights(training.folder) == weights(calm)
+    assert len(weights(calm)) == 3
 
 
 def test_workers_killed_in_a_step_and_in_an_upload_and_a_lost_node_that_comes_back(
-    rig: Rig, place: Place, calm: Training
+    rig: Rig, place: Place, calm: Path
 ) -> None:
     training = Training(place, "workers").start()
     training.wait_until(lambda: training.has_done(EVERY + 5))
@@ -271,7 +276,7 @@ def test_workers_killed_in_a_step_and_in_an_upload_and_a_lost_node_that_comes_ba
 
 
 @pytest.mark.sample
-def test_a_node_lost_after_a_preemption_notice_and_a_worker_that_hangs(rig: Rig, place: Place, calm: Training) -> None:
+def test_a_node_lost_after_a_preemption_notice_and_a_worker_that_hangs(rig: Rig, place: Place, calm: Path) -> None:
     # Regular checkpoints are so rare that only the notice causes one.
     training = Training(place, "leaving", checkpoint_every=1000, upload_seconds=8, hang_seconds=12)
     training.is_watched = True
@@ -303,7 +308,7 @@ def test_a_node_lost_after_a_preemption_notice_and_a_worker_that_hangs(rig: Rig,
 
 
 def test_a_killed_driver_and_a_cut_checkpoint_and_the_same_command_again_with_a_failing_store(
-    rig: Rig, place: Place, calm: Training
+    rig: Rig, place: Place, calm: Path
 ) -> None:
     """The store is down for thirty seconds, and then a third of its requests fail."""
     training = Training(place, "driver").start()
@@ -358,7 +363,7 @@ def test_three_nodes_to_two_and_back_to_three(rig: Rig, place: Place, tmp_path: 
 
     with pytest.raises(KilledError):
         train(config, place.data, str(tmp_path), Worker(), recorder, heartbeat=stop)
-    ours = {step: training.curve()[step][0] for step in recorder.values}
+    ours = {step: curve(training.folder)[step][0] for step in recorder.values}
     assert len(ours) == 19
     assert ours == pytest.approx({step: values["train_loss"] for step, values in recorder.values.items()}, abs=5e-3)
 
