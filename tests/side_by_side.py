@@ -2,8 +2,8 @@
 
     python -m tests.side_by_side [--beside OPTIONS] [OPTION ...] -m MARKERS
 
-They spend some of their time waiting. `--beside` fills it with one more pytest, at a lower priority, with OPTIONS in
-place of `-m MARKERS`. The output of all but the first is printed when they have ended.
+They spend some of their time waiting. `--beside` fills it with one more pytest with OPTIONS in place of `-m MARKERS`.
+The output of all but the first is printed when they have ended.
 """
 
 import os
@@ -14,14 +14,15 @@ import tempfile
 from contextlib import ExitStack
 
 STACK_FOLDER = "tests/integration"
-# What each part selects, and the folder that it collects (which takes seconds).
+# What each part selects, the folder that it collects (which takes seconds), and its niceness: they all end at about the
+# same time if those with the least to do leave the processors to the others.
 _PARTS = (
-    ("refreshed", STACK_FOLDER),
-    ("production", STACK_FOLDER),
-    ("stack and not (refreshed or production)", STACK_FOLDER),
-    ("not (stack or refreshed or production)", "tests"),
+    ("refreshed", STACK_FOLDER, 0),
+    ("production", STACK_FOLDER, 3),
+    ("stack and not (refreshed or production)", STACK_FOLDER, 2),
+    ("not (stack or refreshed or production)", "tests", 0),
 )
-_NICE = 5  # a process gets a third of the processor time of one with 0
+_BESIDE_NICE = 4
 _NO_TESTS = 5  # pytest's exit status
 
 
@@ -31,17 +32,18 @@ def main(*arguments: str) -> int:
     beside: list[str] = []
     if options[:1] == ["--beside"]:
         beside, options = shlex.split(options[1]), options[2:]
-    selections = [["-m", f"{part} and ({markers})", folder] for part, folder in _PARTS]
+    selections = [(["-m", f"{part} and ({markers})", folder], nice) for part, folder, nice in _PARTS]
+    if beside:
+        selections.append((beside, _BESIDE_NICE))
     codes = []
     with ExitStack() as files:
         runs, outputs = [], []
-        for selection in [*selections, beside] if beside else selections:
+        for selection, nice in selections:
             output = files.enter_context(tempfile.TemporaryFile("w+")) if runs else None
             command = [sys.executable, "-m", "pytest", *options, *selection]
             runs.append(subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT))
             outputs.append(output)
-        if beside:
-            os.setpriority(os.PRIO_PROCESS, runs[-1].pid, _NICE)  # before it starts processes, which inherit it
+            os.setpriority(os.PRIO_PROCESS, runs[-1].pid, nice)  # before it starts processes, which inherit it
         for run, output in zip(runs, outputs, strict=True):
             codes.append(_wait(run))
             if output is not None:
