@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.source import parquet_files, tar_files, zip_files
+from pipeline.source import parquet_files, tar_files, tar_stream, zip_files
 from pipeline.source.members import MEMBERS, ScanOptions
 from pipeline.store import bulk
 from pipeline.store.objects import StoredFile
 
-EXTENSIONS = (*tar_files.EXTENSIONS, *zip_files.EXTENSIONS, ".parquet")
+EXTENSIONS = (*tar_stream.EXTENSIONS, *zip_files.EXTENSIONS, ".parquet")
 # Bump when the scan of an unchanged file would differ: kept scans of other versions are not used.
 SCAN_VERSION = 4
 
@@ -28,7 +28,7 @@ def is_container(name: str) -> bool:
 
 def is_sequential(url: str) -> bool:
     """Whether a container, or a large part of it, is read from its beginning whichever members are wanted."""
-    return _is_parquet(url) or tar_files.compression_of(url) is not None
+    return _is_parquet(url) or tar_stream.compression_of(url) is not None
 
 
 def _is_parquet(url: str) -> bool:

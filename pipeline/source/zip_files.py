@@ -17,7 +17,8 @@ from pipeline.hashing import sha256
 from pipeline.images import formats
 from pipeline.source import names
 from pipeline.source.members import Links, Members, ScanOptions, damaged, is_damage, member_etag
-from pipeline.source.tar_files import Sidecars, advice
+from pipeline.source.sidecars import Sidecars
+from pipeline.source.tar_files import advice
 from pipeline.store import bulk
 from pipeline.store.block_reader import BlockReader
 from pipeline.store.objects import StoredFile
