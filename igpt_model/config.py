@@ -52,7 +52,9 @@ class ModelSettings(Config):
     low_resolution: Count | None = None
     """Super-resolution: side of the small image that the model is given; none: no super-resolution."""
     parent: str = ""
-    """Registered version whose weights training starts from, as in models:/igpt/3; empty: random weights."""
+    """Registered version whose weights training starts from, as in models:/igpt/3 or models:/igpt@champion; empty:
+    random weights. An alias is resolved when a run begins, and the run keeps that version. While model_name has no such
+    version yet, a run begins with random weights."""
     precision: Precision | None = None
     """Number format of the forward and backward pass: float32; tf32, in which a GPU rounds the factors of products to
     10 bits; or bfloat16, and tf32 for what stays float32. None: bfloat16 with use_gpu, float32 without. Weights and
@@ -63,11 +65,16 @@ class ModelSettings(Config):
         shape = self.shape
         check_heads(shape.width, shape.heads)
         check_objective(self.objective, by_class=self.class_conditional, upscales=self.low_resolution is not None)
-        if self.parent and not re.fullmatch(r"models:/[^/@:]+/[0-9]+", self.parent):
+        if self.parent and not re.fullmatch(r"models:/[^/@:]+(/[0-9]+|@[A-Za-z0-9_-]+)", self.parent):
             raise IgptError(
-                f"parent is {self.parent!r}: name a version by its number, as in models:/igpt/3; an alias may move to "
-                "another version"
+                f"parent is {self.parent!r}: name a version by its number or an alias, as in models:/igpt/3 or "
+                "models:/igpt@champion"
             )
+
+    @property
+    def parent_is_alias(self) -> bool:
+        """Whether the parent is named by an alias, which may move to another version."""
+        return "@" in self.parent
 
     @property
     def shape(self) -> Shape:
@@ -167,7 +174,12 @@ class ExecutionSettings(Config):
     parallelism: Literal["ddp", "fsdp"] = "ddp"
     """Replicate the model on each worker (ddp), or shard weights, gradients and optimizer over them (fsdp)."""
     max_restarts: NotNegative = 3
-    """How often the workers are restarted after one has died before the run fails."""
+    """How often the workers are restarted after one has died before the training is ended."""
+    max_failures: Count = 3
+    """How often in a row a run may fail or its process die without a new checkpoint; then it is given up. A training
+    that ended because its workers died is taken up again by itself until then."""
+    pause_seconds: Seconds = 60.0
+    """Seconds to wait before a run that failed is taken up again; doubled with each failure in a row, up to an hour."""
     max_skipped_steps: NotNegative = 10
     """Consecutive steps skipped for a loss or gradient that is not finite before the run fails."""
     hang_seconds: Seconds = 900.0
@@ -308,16 +320,28 @@ class PretrainConfig(SectionedConfig):
     def run_name(self, manifest_digest: str) -> str:
         """The name of this config's run on a snapshot: the same config and snapshot give the same name.
 
-        It is a hash of `model`, `data` and `optimizer`, with the numbers of the preset and the precision filled in,
-        except the location of the dataset. A new field must be left out of the hash at its default, or existing runs
-        are no longer found.
+        It is a hash of the recipe and the snapshot. Raises IgptError while the parent is an alias.
         """
         if self.keeping.name is not None:
             return self.keeping.name
+        if self.model.parent_is_alias:
+            raise IgptError(
+                f"parent is {self.model.parent}: only `igpt pretrain` and `igpt refresh` look up an alias; name the "
+                "version by its number, as in models:/igpt/3"
+            )
+        return f"{self.model.preset}-{digest([self.recipe, manifest_digest])[:12]}"
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """What decides the result on any snapshot: `model`, `data` and `optimizer`, with the numbers of the preset and
+        the precision filled in, except the location of the dataset.
+
+        A new field must be left out at its default, or existing runs are no longer found.
+        """
         resolved = values.typed(PretrainConfig, asdict(self.resolved()))  # 1 and 1.0 are the same number
         recipe = {section: resolved[section] for section in ("model", "data", "optimizer")}
         del recipe["model"]["preset"], recipe["data"]["dataset"], recipe["data"]["snapshot"]
-        return f"{self.model.preset}-{digest([recipe, manifest_digest])[:12]}"
+        return recipe
 
     def flat_run_name(self, manifest_digest: str) -> str:
         """The name that this config's run had when configs were flat: it hashed the preset's name, not its numbers."""

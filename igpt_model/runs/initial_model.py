@@ -10,7 +10,7 @@ from pathlib import Path
 
 from igpt_model.config import PretrainConfig
 from igpt_model.model.bundle import FILES, ModelBundle
-from igpt_model.runs import checkpoint
+from igpt_model.runs import checkpoint, record
 from igpt_model.runs.open_model import load_folder
 from pipeline.dataset.snapshot import Snapshot
 from pipeline.errors import IgptError
@@ -22,10 +22,49 @@ _PARENT_FILE = "parent.json"  # names the version; written last, when the model 
 
 def of_run(run: str) -> str:
     """The registered version that a run starts from; empty: random weights."""
+    return _stored(run).get("model", "")
+
+
+def alias_of(run: str) -> str:
+    """The alias by which a run's config named its parent, as in models:/igpt@champion; empty: none, or a number."""
+    return _stored(run).get("alias", "")
+
+
+def begun_from(config: PretrainConfig, snapshot: Snapshot) -> str | None:
+    """The version that this config's run on a snapshot was begun from, given that its parent is an alias.
+
+    Empty: random weights; None: there is no such run. So a run keeps its parent, and a finished one is not trained
+    again, when the alias moves.
+    """
+    runs = objects.absolute(config.keeping.runs)
+    if config.keeping.name is not None:
+        begun = [objects.join(runs, config.keeping.name)]
+    else:
+        end = f"/parent/{_PARENT_FILE}"
+        begun = [file.url.removesuffix(end) for file in objects.list_files(runs) if file.url.endswith(end)]
+    versions = {of_run(run) for run in begun if alias_of(run) == config.model.parent}
+    for version in sorted(versions, key=lambda version: int(version.rpartition("/")[2] or 0), reverse=True):
+        run = record.folder_of(config.with_fields(parent=version), snapshot)
+        if alias_of(run) == config.model.parent and of_run(run) == version:
+            return version
+    return None
+
+
+def keep_alias(run: str, alias: str) -> None:
+    """Record that a run starts from random weights because nothing had the alias when it began."""
+    _store(run, model="", alias=alias)
+
+
+def _stored(run: str) -> dict[str, str]:
     try:
-        return str(json.loads(objects.read_bytes(objects.join(_folder(run), _PARENT_FILE)))["model"])
+        return dict(json.loads(objects.read_bytes(objects.join(_folder(run), _PARENT_FILE))))
     except FileNotFoundError:
-        return ""
+        return {}
+
+
+def _store(run: str, *, model: str, alias: str) -> None:
+    fields = {"model": model, **({"alias": alias} if alias else {})}
+    objects.write_bytes(objects.join(_folder(run), _PARENT_FILE), json.dumps(fields).encode())
 
 
 def is_needed(run: str, config: PretrainConfig) -> bool:
@@ -39,14 +78,17 @@ def is_needed(run: str, config: PretrainConfig) -> bool:
     return bool(wanted) and not started
 
 
-def keep(run: str, parent: ModelBundle, config: PretrainConfig, snapshot: Snapshot) -> None:
-    """Copy the config's parent into the run's folder. Raises IgptError when it does not match the config."""
+def keep(run: str, parent: ModelBundle, config: PretrainConfig, snapshot: Snapshot, alias: str = "") -> None:
+    """Copy the config's parent into the run's folder, with the alias by which it was named.
+
+    Raises IgptError when it does not match the config.
+    """
     _check(parent, config, snapshot)
     with tempfile.TemporaryDirectory(prefix="igpt-parent-") as temporary:
         parent.save(Path(temporary))
         for name in FILES:
             objects.upload(Path(temporary) / name, objects.join(_folder(run), name))
-    objects.write_bytes(objects.join(_folder(run), _PARENT_FILE), json.dumps({"model": config.model.parent}).encode())
+    _store(run, model=config.model.parent, alias=alias)
 
 
 def read(run: str, config: PretrainConfig, snapshot: Snapshot) -> ModelBundle:

@@ -9,7 +9,7 @@ import torch
 
 from igpt_model.config import PretrainConfig
 from igpt_model.model.bundle import ModelBundle
-from igpt_model.runs import initial_model
+from igpt_model.runs import initial_model, record
 from igpt_model.runs.open_model import load_model
 from igpt_model.training.loop import train
 from igpt_model.training.train_state import Learner
@@ -131,10 +131,43 @@ def test_a_parent_with_other_colours_or_classes_is_refused(
     assert np.array_equal(model.palette_K3, data.palette())
 
 
-@pytest.mark.parametrize("name", ["models:/digits@champion", "digits/1", "models:/digits", "models:/a/b/1", "runs:/1"])
-def test_a_parent_is_named_by_its_number(name: str) -> None:
-    with pytest.raises(IgptError, match="name a version by its number, as in models:/igpt/3"):
+@pytest.mark.parametrize("name", ["models:/digits@", "digits/1", "models:/digits", "models:/a/b/1", "runs:/1", "d@c"])
+def test_a_parent_is_named_by_its_number_or_an_alias(name: str) -> None:
+    with pytest.raises(IgptError, match="name a version by its number or an alias, as in models:/igpt/3 or"):
         PretrainConfig.from_fields(runs="r", parent=name)
+
+
+def test_a_run_is_never_named_after_an_alias() -> None:
+    by_alias = PretrainConfig.from_fields(runs="r", parent="models:/d@champion")
+    with pytest.raises(IgptError, match="parent is models:/d@champion: only `igpt pretrain` and"):
+        by_alias.run_name("a")
+
+
+def test_a_run_keeps_the_version_that_an_alias_meant_when_it_began(
+    first: tuple[PretrainConfig, ModelBundle], data: Snapshot
+) -> None:
+    config, model = first
+    alias = "models:/digits@champion"
+    by_alias = config.with_fields(parent=alias)
+    assert initial_model.begun_from(by_alias, data) is None
+    run = record.folder_of(config, data)
+    initial_model.keep(run, model, config, data, alias)
+    assert (initial_model.of_run(run), initial_model.alias_of(run)) == ("models:/digits/1", alias)
+    assert initial_model.begun_from(by_alias, data) == "models:/digits/1"
+    for other in ({"seed": 5}, {"parent": "models:/digits@candidate"}):
+        assert initial_model.begun_from(by_alias.with_fields(**other), data) is None
+    named = by_alias.with_fields(name=objects.name_of(run))
+    assert initial_model.begun_from(named, data) == "models:/digits/1"
+
+
+def test_a_run_that_began_before_there_was_a_champion_keeps_its_random_weights(
+    first: tuple[PretrainConfig, ModelBundle], data: Snapshot
+) -> None:
+    config = first[0].with_fields(parent="")
+    run = record.folder_of(config, data)
+    initial_model.keep_alias(run, "models:/digits@champion")
+    assert initial_model.begun_from(config.with_fields(parent="models:/digits@champion"), data) == ""
+    assert initial_model.of_run(run) == "" and not initial_model.is_needed(run, config)
 
 
 def test_another_parent_is_another_run() -> None:
