@@ -45,6 +45,11 @@ def as_begun(config: PretrainConfig, run: str) -> PretrainConfig:
     return config.with_fields(precision=read(run).config.model.precision)
 
 
+def pinned(config: PretrainConfig, snapshot: Snapshot) -> PretrainConfig:
+    """The config as the record of a run on a snapshot holds it."""
+    return config.with_fields(dataset=snapshot.dataset, snapshot=snapshot.number, precision=config.training_precision)
+
+
 def _is_run(run: str) -> bool:
     """Whether a run was begun in a folder, or is finished there."""
     return any(objects.exists(objects.join(run, name)) for name in ("run.json", "result.json"))
@@ -53,6 +58,12 @@ def _is_run(run: str) -> bool:
 def write(run: str, record: RunRecord) -> None:
     """Write the record into the run's folder."""
     objects.write_bytes(objects.join(run, "run.json"), json.dumps(asdict(record), indent=1, sort_keys=True).encode())
+
+
+def write_first(run: str, record: RunRecord) -> None:
+    """Write the record of a run that has none yet."""
+    if not _is_run(run):
+        write(run, record)
 
 
 def read(run: str) -> RunRecord:

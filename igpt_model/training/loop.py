@@ -116,10 +116,7 @@ class _Training:
         self._continue()
         self.saver = Saver(run, config, worker, listener, fence)
         if worker.rank == 0:
-            pinned = config.with_fields(
-                dataset=snapshot.dataset, snapshot=snapshot.number, precision=config.training_precision
-            )
-            record.write(run, RunRecord(config=pinned, mlflow_run=mlflow_run))
+            record.write(run, RunRecord(config=record.pinned(config, snapshot), mlflow_run=mlflow_run))
         self.throughput = Throughput(model_config, config, worker)
         cursor, steps = self.state.cursor, config.optimizer.steps - self.state.step
         self.images = TrainingImages(config, snapshot, cache, preparation, worker, cursor=cursor, steps=steps)

@@ -51,6 +51,14 @@ class TrainJob:
     """Allows checkpoints to be completed only while the run's lease is held."""
 
 
+class WorkersDiedError(IgptError):
+    """A training was ended by the death of its workers, not by its input: taken up again, it may succeed."""
+
+
+class ClusterTooSmallError(IgptError):
+    """The cluster has no room for the workers, so the training did not begin."""
+
+
 def _worker_loop(arguments: dict[str, Any]) -> None:
     """The function that each training worker runs."""
     job: TrainJob = arguments["job"]
@@ -101,8 +109,8 @@ def _worker_loop(arguments: dict[str, Any]) -> None:
 def train_on_cluster(job: TrainJob, listener: Listener, *, progress: Progress = silent) -> TrainResult:
     """Run or continue a training job on the cluster that this process is connected to.
 
-    `listener` is called in this process. Raises IgptError when the cluster is too small, when the input is invalid, or
-    when workers died more than `max_restarts` times; the same job then continues from its last checkpoint.
+    `listener` is called in this process. Raises ClusterTooSmallError, WorkersDiedError when workers died more than
+    `max_restarts` times (the same job then continues from its last checkpoint), and IgptError for invalid input.
     """
     config, execution = job.config, job.config.execution
     check_resources(config, tasks.node_resources())
@@ -139,7 +147,7 @@ def train_on_cluster(job: TrainJob, listener: Listener, *, progress: Progress = 
             # Ray's handler of Ctrl-C stops the workers and exits this process; the flow must still close its run.
             raise KeyboardInterrupt from None
         except ray.train.TrainingFailedError as error:
-            raise IgptError(
+            raise WorkersDiedError(
                 f"{job.run}: training workers died more often than max_restarts {config.execution.max_restarts} allows "
                 f"({_root_cause(error)}); run the same command again to continue from the last checkpoint"
             ) from None
@@ -148,7 +156,7 @@ def train_on_cluster(job: TrainJob, listener: Listener, *, progress: Progress = 
     objects.delete_tree(objects.join(job.run, "ray"))
     result = read_result(job.run)
     if result is None:
-        raise IgptError(f"{job.run}: training ended without a result; run the same command again to continue")
+        raise WorkersDiedError(f"{job.run}: training ended without a result; run the same command again to continue")
     return result
 
 
@@ -187,7 +195,7 @@ def check_resources(config: PretrainConfig, nodes: Mapping[str, Mapping[str, flo
     )
     more = f", and {len(nodes) - _MAX_LISTED_NODES} more" if len(nodes) > _MAX_LISTED_NODES else ""
     field = "workers" if execution.min_workers is None else "min_workers"
-    raise IgptError(
+    raise ClusterTooSmallError(
         f"{field} {wanted} need {worker_needs} each, placed {execution.placement}, and the Ray cluster has room for "
         f"{capacity} ({listed}{more}): {wanted - capacity} missing; set {field}, cpus_per_worker or placement lower, "
         "or add nodes"

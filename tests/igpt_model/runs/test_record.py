@@ -79,6 +79,14 @@ def test_a_folder_without_a_record_of_ours_is_refused(content: str | None, expec
     assert "\n" not in str(raised.value)
 
 
+def test_the_first_record_replaces_none(tmp_path: Path) -> None:
+    """The folder may be that of a run on another snapshot, which the training refuses later."""
+    run, kept = str(tmp_path / "run"), record.RunRecord(config=BASE, mlflow_run="abc")
+    record.write_first(run, kept)
+    record.write_first(run, record.RunRecord(config=BASE.with_fields(seed=1), mlflow_run="def"))
+    assert record.read(run) == kept
+
+
 def test_the_runs_of_a_folder_are_those_with_a_record(tmp_path: Path) -> None:
     for name in ("two", "one"):
         record.write(str(tmp_path / name), record.RunRecord(config=BASE, mlflow_run=None))
