@@ -1,5 +1,6 @@
 """The flow that trains an Image GPT on a dataset snapshot, and logs its metrics and sample images."""
 
+import time
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
@@ -18,15 +19,16 @@ from flows.terminal.console import Reporter
 from igpt_model.config import PretrainConfig
 from igpt_model.model.losses import Baselines, TokenCounts
 from igpt_model.registry.client import Registry
-from igpt_model.runs import initial_model, metric_log, record
+from igpt_model.runs import attempts, initial_model, metric_log, record
 from igpt_model.runs.open_model import open_model
+from igpt_model.runs.record import RunRecord
 from igpt_model.runs.result import TrainResult, finished
 from igpt_model.tracking import figures, runs
 from igpt_model.tracking.curve_logger import CurveLogger
 from igpt_model.tracking.runs import RunLogger
 from igpt_model.tracking.sheets import to_png
 from igpt_model.training.metric_names import TRAINING_METRICS
-from igpt_model.training.ray import TrainJob, train_on_cluster
+from igpt_model.training.ray import ClusterTooSmallError, TrainJob, WorkersDiedError, train_on_cluster
 from pipeline.cluster.metrics import Meter
 from pipeline.dataset import snapshot
 from pipeline.dataset.snapshot import Snapshot
@@ -58,20 +60,26 @@ class PretrainOutcome:
 
 @flow(name="pretrain")
 @in_one_line
-def pretrain(config: PretrainConfig) -> PretrainOutcome:
+def pretrain(config: PretrainConfig, to_register: bool = False) -> PretrainOutcome:
     """Train on a dataset snapshot, or continue an unfinished run; log metrics and pictures to MLflow.
 
-    A finished run is not trained again.
+    A finished run is not trained again. One whose workers died is taken up again after a pause. With `to_register` the
+    caller registers the model, which the run's folder says, so that a later process can if this one dies. Raises
+    AbandonedError for a run that was given up, now or before.
     """
     services = settings.load()
     runs.check_reachable(services.mlflow_tracking_uri)
     data = snapshot.read(config.given_dataset, config.data.snapshot)
     data.of_split("validation")
     objects.check_reachable(objects.absolute(config.keeping.runs))
+    registry = Registry(services.mlflow_tracking_uri)
+    reporter = Reporter("pretrain")
+    alias = config.model.parent if config.model.parent_is_alias else ""
+    if alias:
+        config = config.with_fields(parent=_version_of(alias, config, data, registry, reporter))
     run = record.folder_of(config, data)
     config = record.as_begun(config, run)
     ray_job.begin(services.ray_address)
-    reporter = Reporter("pretrain")
     tags = {
         "igpt.prefect_run": str(flow_run.id or ""),
         "igpt.prefect_url": f"{services.prefect_url}/runs/flow-run/{flow_run.id}",
@@ -81,19 +89,77 @@ def pretrain(config: PretrainConfig) -> PretrainOutcome:
     # A finished run is only read: nothing is written to its folder, not even a lease.
     done = finished(config, data, run) is not None
     with nullcontext() if done else exclusively(run, reporter.say) as fence:
-        if not done and initial_model.is_needed(run, config) and not initial_model.of_run(run):
-            parent = Registry(services.mlflow_tracking_uri).open(config.model.parent)
-            initial_model.keep(run, parent, config, data)
+        if not done:
+            attempts.refuse_abandoned(run)
+            _keep_parent(run, config, data, alias, registry)
+            if to_register:
+                attempts.await_registration(run)
         if started_from := initial_model.of_run(run):
             tags["igpt.parent_model"] = started_from
-        logger = open_tracked(config, data, run, tags, services.mlflow_tracking_uri, reporter)
-        with logger.closing():
-            result = train_tracked(config, data, run, logger, reporter, fence)
-            outcome = _show(config, data, run, result, logger, reporter)
+        while True:
+            if not done:
+                _wait_or_give_up(run, config, services.mlflow_tracking_uri, reporter)
+            logger = open_tracked(config, data, run, tags, services.mlflow_tracking_uri, reporter)
+            try:
+                with logger.closing():
+                    if not done:  # the workers write it too, but a run that never comes so far must be resumable
+                        record.write_first(run, RunRecord(config=record.pinned(config, data), mlflow_run=logger.run_id))
+                    result = train_tracked(config, data, run, logger, reporter, fence)
+                    outcome = _show(config, data, run, result, logger, reporter)
+                break
+            except WorkersDiedError as error:
+                reporter.say(str(error))
     _create_artifacts(outcome)
     get_run_logger().info(describe(outcome))
     reporter.say(describe(outcome))
     return outcome
+
+
+def _version_of(alias: str, config: PretrainConfig, data: Snapshot, registry: Registry, reporter: Reporter) -> str:
+    """The version that an alias means for a run: the one that the run was begun from, else the one of today.
+
+    Empty, for random weights, while the model that this training registers has no version with the alias. Raises
+    IgptError when another model has none.
+    """
+    begun_from = initial_model.begun_from(config, data)
+    if begun_from is not None:
+        return begun_from
+    name, _, short = alias.removeprefix("models:/").partition("@")
+    if name == config.tracking.model_name and (name not in registry.names() or short not in registry.aliases_of(name)):
+        reporter.say(f"parent {alias}: {name} has no {short} yet, so this run begins with random weights")
+        return ""
+    version = registry.find(alias).uri
+    reporter.say(f"parent {alias} is {version}; this run keeps it")
+    return version
+
+
+def _keep_parent(run: str, config: PretrainConfig, data: Snapshot, alias: str, registry: Registry) -> None:
+    """Copy the parent into the folder of a run that has not begun, or record that an alias had no version."""
+    if initial_model.is_needed(run, config) and not initial_model.of_run(run):
+        initial_model.keep(run, registry.open(config.model.parent), config, data, alias)
+    elif alias and not config.model.parent and not initial_model.alias_of(run):
+        initial_model.keep_alias(run, alias)
+
+
+def _wait_or_give_up(run: str, config: PretrainConfig, tracking_uri: str, reporter: Reporter) -> None:
+    """Wait until the pause after the last failure is over. Raises AbandonedError after too many failures."""
+    failures, limit = attempts.failures(run), config.execution.max_failures
+    if failures.count >= limit:
+        give_up(run, f"it {failures.text}", tracking_uri, reporter)
+        attempts.refuse_abandoned(run)
+    pause = failures.pause(config.execution, time.time())
+    if pause:
+        reporter.say(f"{run} {failures.text}; attempt {failures.count + 1} of {limit} begins in {pause:.0f} s")
+        time.sleep(pause)
+
+
+def give_up(run: str, reason: str, tracking_uri: str, reporter: Reporter) -> None:
+    """Record in the run's folder and in MLflow that a run is given up. The caller holds its lease."""
+    attempts.abandon(run, reason)
+    reporter.say(f"{run} is given up: {reason}; `igpt runs resume {run}` takes it up again")
+    mlflow_run = record.read(run).mlflow_run
+    if mlflow_run is not None and not runs.mark_abandoned(tracking_uri, mlflow_run, reason):
+        reporter.say(f"the MLflow run {mlflow_run} could not be marked as given up")
 
 
 def open_tracked(
@@ -147,7 +213,8 @@ def train_tracked(
             Meter("pretrain", run, TRAINING_METRICS) as meter,
         ):
             listener = _Listener(curve, meter, reporter, previews)
-            result = train_on_cluster(job, listener, progress=together(reporter, meter.progress))
+            with attempts.counted(run, uncounted=(ClusterTooSmallError,)):
+                result = train_on_cluster(job, listener, progress=together(reporter, meter.progress))
     except BaseException:
         with suppress(IgptError):
             curve.flush(seconds=_FINAL_FLUSH_SECONDS)

@@ -1,6 +1,7 @@
 """The flow of the whole pipeline: raw images to a dataset, a trained model, its probe and a registered version."""
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from urllib.parse import quote
 
@@ -8,6 +9,7 @@ from prefect import flow
 from prefect.events import emit_event
 from prefect.logging import get_run_logger
 
+from flows import earlier_runs
 from flows.build_dataset import build_dataset
 from flows.config.refresh import RefreshConfig
 from flows.prefect_ops import artifacts
@@ -17,9 +19,11 @@ from flows.probe import ProbeOutcome, probe
 from flows.services import settings
 from flows.terminal.console import Reporter
 from flows.terminal.memory import StageMeter
+from igpt_model.config import PretrainConfig
 from igpt_model.registry import client, gate, register
 from igpt_model.registry.client import Version
 from igpt_model.registry.gate import GateConfig
+from igpt_model.runs import attempts
 from igpt_model.runs.open_model import open_model, opened_once
 from igpt_model.tracking import runs
 from pipeline.build.build import BuildResult
@@ -28,20 +32,29 @@ from pipeline.store import objects
 
 
 @dataclass(frozen=True, kw_only=True)
-class RefreshOutcome:
-    """The results of a refresh, by stage."""
+class Registered:
+    """The results of a training and what follows it, by stage."""
 
-    build: BuildResult
     pretrain: PretrainOutcome
     probe: ProbeOutcome
     model_uri: str
     """The registered version, models:/{name}/{version}."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class RefreshOutcome(Registered):
+    """The results of a refresh, by stage: the training on the newest snapshot, not one that was finished before it."""
+
+    build: BuildResult
+
+
 @flow(name="refresh")
 @in_one_line
 def refresh(config: RefreshConfig) -> RefreshOutcome:
-    """Build the dataset, pretrain on it, probe the features and register the model as the candidate."""
+    """Build the dataset, pretrain on it, probe the features and register the model as the candidate.
+
+    A run of the same recipe that was begun on an earlier snapshot is finished, probed and registered first.
+    """
     return run_stages(config, StageMeter())
 
 
@@ -54,23 +67,31 @@ def run_stages(config: RefreshConfig, meter: StageMeter) -> RefreshOutcome:
         objects.check_reachable(objects.absolute(url))
     with meter.measure("build_dataset"):
         built = build_dataset(config.dataset)
+    wanted = config.pretrain.with_fields(dataset=built.snapshot.dataset, snapshot=built.snapshot.number)
+    earlier = earlier_runs.decide(wanted, built.snapshot, config.unfinished, services.mlflow_tracking_uri)
+    if earlier is not None:
+        with opened_once(), earlier_runs.unless_given_up():
+            _train_probe_and_register(config, earlier.config(wanted), services, meter)
     with opened_once():
-        return _train_probe_and_register(config, services, built, meter)
+        new = _train_probe_and_register(config, wanted, services, meter)
+    return RefreshOutcome(build=built, **vars(new))
 
 
 def _train_probe_and_register(
-    config: RefreshConfig, services: settings.Settings, built: BuildResult, meter: StageMeter
-) -> RefreshOutcome:
-    dataset, number = built.snapshot.dataset, built.snapshot.number
+    config: RefreshConfig, training: PretrainConfig, services: settings.Settings, meter: StageMeter
+) -> Registered:
+    dataset, number = training.data.dataset, training.data.snapshot
     with meter.measure("pretrain"):
-        trained = pretrain(config.pretrain.with_fields(dataset=dataset, snapshot=number))
-    with meter.measure("probe"):
-        probed = probe(
-            replace(config.probe, model=trained.run, dataset=dataset, snapshot=number), mlflow_run=trained.mlflow_run
-        )
-    with meter.measure("register"):
-        uri = _register(config, services, trained, probed)
-    return RefreshOutcome(build=built, pretrain=trained, probe=probed, model_uri=uri)
+        trained = pretrain(training, to_register=True)
+    # Failures count here too, so that a run that cannot be probed does not keep later snapshots waiting for ever.
+    with attempts.counted(trained.run) if attempts.awaits_registration(trained.run) else nullcontext():
+        with meter.measure("probe"):
+            model = replace(config.probe, model=trained.run, dataset=dataset, snapshot=number)
+            probed = probe(model, mlflow_run=trained.mlflow_run)
+        with meter.measure("register"):
+            uri = _register(config, services, trained, probed)
+            attempts.note_registration(trained.run, uri)
+    return Registered(pretrain=trained, probe=probed, model_uri=uri)
 
 
 def _register(

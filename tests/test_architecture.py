@@ -33,7 +33,7 @@ ORDER = {
     ),
     "flows": (
         *("version", "services", "config", "terminal", "doctor", "prefect_ops", "probe_report", "previews"),
-        *("build_dataset", "pretrain", "probe", "refresh", "scheduled", "demo", "cli"),
+        *("build_dataset", "pretrain", "probe", "earlier_runs", "refresh", "scheduled", "demo", "cli"),
     ),
 }
 EXCEPTIONS = {

@@ -53,16 +53,17 @@ def _row(run: str) -> dict[str, Any]:
 
 
 def _progress(run: str) -> dict[str, Any]:
-    from igpt_model.runs import checkpoint, record
+    from igpt_model.runs import attempts, checkpoint, record
     from igpt_model.runs.result import read_result
 
     config = record.read(run).config
     result = read_result(run)
     steps = checkpoint.marked_steps(run)
     finished = result is not None and result.steps >= config.optimizer.steps
+    abandoned = not finished and attempts.why_abandoned(run) is not None
     return {
         "name": objects.name_of(run),
-        "state": "finished" if finished else "unfinished",
+        "state": "finished" if finished else "abandoned" if abandoned else "unfinished",
         "step": steps[-1] if steps else 0,
         "of": config.optimizer.steps,
         "validation loss": None if result is None else round(result.validation_loss, 4),
@@ -81,7 +82,7 @@ def show(
 ) -> None:
     """Show a run: its checkpoints, its curve, its config. Exits with 1 if a checkpoint is damaged."""
     prepare(home, as_json=as_json)
-    from igpt_model.runs import checkpoint, metric_log
+    from igpt_model.runs import attempts, checkpoint, metric_log
     from igpt_model.runs.record import read
 
     url = objects.absolute(run).rstrip("/")
@@ -91,6 +92,7 @@ def show(
     curve = [{"step": logged.step, **logged.values} for logged in metric_log.read(url)]
     stacks = [file.url for file in objects.list_files(objects.join(url, "stacks"))]
     changed = _changed_fields(record.config)
+    failures = attempts.failures(url)
     summary = _row(url)
     if as_json:
         print_json(
@@ -116,7 +118,11 @@ def show(
         print_table([{"step": row["step"], **{name: _short(row.get(name)) for name in shown}} for row in curve[-10:]])
         for stack in stacks:
             console.print(f"stacks of a worker that hung: {stack}")
-        if state == "unfinished":
+        if failures.count:
+            console.print(f"it {failures.text}")
+        if state == "abandoned":
+            console.print(f"given up: {attempts.why_abandoned(url)}")
+        if state != "finished":
             console.print(f"`igpt runs resume {run}` continues it")
     if any(row["files"] == "damaged" for row in checkpoints):
         raise typer.Exit(1)
@@ -149,15 +155,16 @@ def _short(value: float | None) -> str:
 
 @app.command("resume")
 def resume(run: Run, home: Home = None) -> None:
-    """Continue an unfinished run with the config of its last start, from its newest good checkpoint."""
+    """Continue an unfinished run, also one that was given up, with the config of its last start."""
     prepare(home)
     preflight.check_prefect(settings.load().prefect_api_url)
-    from igpt_model.runs import record
+    from igpt_model.runs import attempts, record
 
     url = objects.absolute(run).rstrip("/")
     objects.check_reachable(url)
     runs, _, name = url.rpartition("/")
     config = record.read(url).config.with_fields(runs=runs, name=name)
+    attempts.take_up_again(url)
     from flows.pretrain import pretrain as flow
 
     outcome = flow(config)

@@ -1,7 +1,7 @@
 """The config of a whole refresh."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from igpt_model.config import PretrainConfig, check_names
 from igpt_model.probing.config import ProbeConfig
@@ -9,6 +9,24 @@ from igpt_model.registry.gate import GateConfig
 from pipeline.config import DatasetConfig
 from pipeline.errors import IgptError
 from pipeline.typed_config.config import Config
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnfinishedConfig(Config):
+    """What becomes of a run of the same recipe that was begun on an earlier snapshot and is not finished."""
+
+    earlier: Literal["finish", "abandon"] = "finish"
+    """Finish it, with its probe and registration, before the training on the newest snapshot; or abandon it."""
+    reason: str = ""
+    """With abandon: why. It is recorded in the run's folder and in MLflow."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.earlier == "abandon") != bool(self.reason.strip()):
+            raise IgptError(
+                f"earlier is {self.earlier} and reason is {self.reason!r}: abandon needs a reason, which is recorded, "
+                "and finish takes none"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +41,8 @@ class RefreshConfig(Config):
     """The model to train on it."""
     probe: ProbeConfig = ProbeConfig()
     """How its features are evaluated."""
+    unfinished: UnfinishedConfig = UnfinishedConfig()
+    """What becomes of an unfinished run on an earlier snapshot."""
     promotion: GateConfig | None = None
     """The gate for promoting it to champion at once; without one, `igpt models promote` does that later."""
 

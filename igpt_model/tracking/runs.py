@@ -25,6 +25,8 @@ _RUN_TAG = "igpt.run"
 BEAT_TAG = "igpt.last_sign_of_life"
 """Tag: time of the last heartbeat of the run, in seconds since 1970."""
 _ABANDONED_SECONDS = 300.0
+ABANDONED_TAG = "igpt.abandoned"
+"""Tag: why the training run was given up; empty once it is taken up again."""
 CONTENT_TAG = "igpt.content_digest"
 """Tag: digest of the content of the dataset snapshot; what compares data goes by it."""
 MANIFEST_TAG = "igpt.manifest_digest"
@@ -157,7 +159,8 @@ def open_run(
     if existing:
         logger = RunLogger(tracking_uri, existing[0].info.run_id)
         # The heartbeat first: a running run with an old heartbeat would be closed as abandoned.
-        logger.tags({**tags, BEAT_TAG: f"{time.time():.0f}"})
+        taken_up = {ABANDONED_TAG: ""} if ABANDONED_TAG in existing[0].data.tags else {}
+        logger.tags({**tags, **taken_up, BEAT_TAG: f"{time.time():.0f}"})
         client.update_run(logger.run_id, status="RUNNING")
         return logger
     created = client.create_run(experiment_id, run_name=objects.name_of(run), tags={_RUN_TAG: run, **tags})
@@ -205,6 +208,18 @@ def close_abandoned(tracking_uri: str, experiment: str) -> list[str]:
             client.set_terminated(run.info.run_id, "KILLED", end_time=int(last * 1000))
             closed.append(run.info.run_id)
     return closed
+
+
+def mark_abandoned(tracking_uri: str, run_id: str, reason: str) -> bool:
+    """Tag an MLflow run with why its training was given up, and close it as KILLED; False if the server does not."""
+    client = MlflowClient(tracking_uri)
+    try:
+        client.set_tag(run_id, ABANDONED_TAG, reason)
+        if client.get_run(run_id).info.status == "RUNNING":
+            client.set_terminated(run_id, "KILLED")
+    except MlflowException:
+        return False
+    return True
 
 
 def trained_on(tags: Mapping[str, str], snapshot: Snapshot) -> bool:

@@ -58,7 +58,7 @@ def test_a_training_starts_from_a_registered_version(refreshed: Refreshed, stack
         *("pretrain", "dataset=s3://datasets/refreshed", "runs=s3://runs/children", "steps=10", "global_batch=32"),
         *("workers=1", "warmup_steps=5", "sample_every=0", "experiment=children", *shape),
     ]
-    child = igpt(*command, "parent=models:/refreshed/1")
+    child = igpt(*command, "parent=models:/refreshed@champion")
     assert child.code == 0, child.out + child.err
     client = MlflowClient(stack.mlflow_url)
     experiment = client.get_experiment_by_name("children")
@@ -71,6 +71,7 @@ def test_a_training_starts_from_a_registered_version(refreshed: Refreshed, stack
     for reference, expected in (
         ("models:/refreshed/99", "models:/refreshed/99: no such version"),
         ("models:/nothing/1", "nothing: no such model"),
+        ("models:/nothing@champion", "nothing: no such model"),
     ):
         refused = igpt(*command, f"parent={reference}")
         assert refused.code == 2

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from igpt_model.runs import checkpoint
+from igpt_model.runs import attempts, checkpoint
 from igpt_model.runs import record as run_record
 from igpt_model.training.loop import train
 from igpt_model.worker import Worker
@@ -74,6 +74,17 @@ def test_show_prints_checkpoints_curve_and_changed_fields(igpt: Callable[..., Co
     assert [row["step"] for row in shown["curve"]] == [10, 15, 20, 30]
     text = igpt("runs", "show", runs / "cut").out
     assert "unfinished, step 10 of 30" in text and "`igpt runs resume" in text and "seed=7" in text
+
+
+def test_a_run_that_was_given_up_is_shown_with_the_reason(igpt: Callable[..., Command], runs: Path) -> None:
+    attempts.abandon(str(runs / "cut"), "the labels were wrong")
+    try:
+        assert [row["state"] for row in json.loads(igpt("runs", "ls", runs, "--json").out)] == ["abandoned", "finished"]
+        text = igpt("runs", "show", runs / "cut").out
+        assert "abandoned, step 10 of 30" in text
+        assert "given up: the labels were wrong" in text and "`igpt runs resume" in text
+    finally:
+        attempts.take_up_again(str(runs / "cut"))
 
 
 def test_verify_finds_damaged_files(igpt: Callable[..., Command], runs: Path) -> None:

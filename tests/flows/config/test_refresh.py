@@ -52,6 +52,11 @@ def test_a_file_and_overrides_make_a_typed_config(tmp_path: Path) -> None:
         ("probe.strengths=[-1]", "probe.strengths.0 is -1.0: it must be above 0"),
         ("probe.strengths=[]", "strengths is empty"),
         ("probe.fine_tune.batch=0", "probe.fine_tune.batch is 0: it must be at least 1"),
+        ("unfinished.earlier=drop", "unfinished.earlier is 'drop'"),
+        ("unfinished.earlier=abandon", "abandon needs a reason, which is recorded"),
+        ("unfinished.reason=the labels were wrong", "earlier is finish and reason is 'the labels were wrong'"),
+        ("pretrain.max_failures=0", "pretrain.execution.max_failures is 0: it must be at least 1"),
+        ("pretrain.parent=igpt@champion", "name a version by its number or an alias"),
         ("promotion.min_probe_accuracy=2", "promotion.min_probe_accuracy is 2.0: it must be from 0 to 1"),
     ],
 )
