@@ -139,10 +139,13 @@ def awaits_registration(run: str) -> bool:
 
 
 def _read(run: str, name: str) -> dict[str, Any] | None:
+    url = objects.join(run, name)
     try:
-        return dict(json.loads(objects.read_bytes(objects.join(run, name))))
+        return dict(json.loads(objects.read_bytes(url)))
     except FileNotFoundError:
         return None
+    except (ValueError, TypeError) as error:
+        raise IgptError(f"{url}: damaged ({error}); remove it, which forgets what it counted") from None
 
 
 def _write(run: str, name: str, fields: dict[str, Any], *, patient: bool = True) -> None:

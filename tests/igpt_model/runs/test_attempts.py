@@ -133,6 +133,14 @@ def test_a_run_that_was_given_up_is_refused_until_a_person_takes_it_up_again(run
     assert attempts.failures(run).count == 0
 
 
+def test_a_damaged_count_is_told_in_a_line(run: str) -> None:
+    Path(run).mkdir()
+    for text in ("{", "1"):
+        (Path(run) / "attempts.json").write_text(text)
+        with pytest.raises(IgptError, match=r"attempts\.json: damaged \(.*\); remove it"):
+            attempts.failures(run)
+
+
 def test_a_registration_is_awaited_until_it_is_noted(run: str) -> None:
     attempts.note_registration(run, "models:/m/1")
     assert not attempts.awaits_registration(run) and not Path(run).exists(), "a run of before is not touched"
