@@ -17,7 +17,7 @@ from tests.integration.conftest import igpt, python, refresh_config
 from tests.integration.test_scheduled import ray_processes
 from tests.rigs.waiting import wait_until
 
-pytestmark = pytest.mark.services
+pytestmark = [pytest.mark.services, pytest.mark.faults]
 
 RAW = "s3://raw/arriving"
 COMMAND_LINE = "from flows.cli.main import main\nmain()"
