@@ -17,7 +17,7 @@ from flows.previews import CheckpointPreviews, draw_all
 from flows.services import settings
 from flows.terminal.console import Reporter
 from igpt_model.config import PretrainConfig
-from igpt_model.model.losses import Baselines, TokenCounts
+from igpt_model.model.losses import Baselines, baselines
 from igpt_model.registry.client import Registry
 from igpt_model.runs import attempts, initial_model, metric_log, record
 from igpt_model.runs.open_model import open_model
@@ -30,11 +30,10 @@ from igpt_model.tracking.sheets import to_png
 from igpt_model.training.metric_names import TRAINING_METRICS
 from igpt_model.training.ray import ClusterTooSmallError, TrainJob, WorkersDiedError, train_on_cluster
 from pipeline.cluster.metrics import Meter
-from pipeline.dataset import snapshot
+from pipeline.dataset import count_shards, snapshot
 from pipeline.dataset.snapshot import Snapshot
 from pipeline.errors import IgptError
 from pipeline.progress import together
-from pipeline.samples.shard_cache import ShardCache
 from pipeline.store import objects
 from pipeline.store.lease import Fence
 
@@ -227,29 +226,30 @@ def _show(
     config: PretrainConfig, data: Snapshot, run: str, result: TrainResult, logger: RunLogger, reporter: Reporter
 ) -> PretrainOutcome:
     """Compare a finished run with its baselines, draw its sheets, and log all of it to MLflow."""
-    cache = ShardCache(data, config.execution.cache)
-    baselines = _count(data, cache, "train").baselines(_count(data, cache, "validation"))
+    levels = baselines(*(count_shards.of_split(data, split, reporter) for split in ("train", "validation")))
     sheets = draw_all(config, data, open_model(run, Registry(logger.tracking_uri).open), reporter)
-    levels = {
-        "uniform": baselines.uniform,
-        "unigram": baselines.unigram,
-        "per-position unigram": baselines.position_unigram,
+    level_by_name = {
+        "uniform": levels.uniform,
+        "unigram": levels.unigram,
+        "per-position unigram": levels.position_unigram,
     }
     names = {"training": "train_loss", "validation": "validation_loss"}
-    loss_curve = figures.loss_curve({label: logger.metric_history(name) for label, name in names.items()}, levels)
+    loss_curve = figures.loss_curve(
+        {label: logger.metric_history(name) for label, name in names.items()}, level_by_name
+    )
     for name, picture in sheets.items():
         logger.picture(picture, f"{name}.png")
     logger.file(loss_curve, "loss.png")
     curve = CurveLogger(logger, reporter.say)
     curve.metrics(
-        result.steps, {f"baseline_{name.replace('-', '_').replace(' ', '_')}": v for name, v in levels.items()}
+        result.steps, {f"baseline_{name.replace('-', '_').replace(' ', '_')}": v for name, v in level_by_name.items()}
     )
     curve.flush()
     return PretrainOutcome(
         run=run,
         snapshot=data,
         result=result,
-        baselines=baselines,
+        baselines=levels,
         mlflow_run=logger.run_id,
         mlflow_url=logger.url,
         sheets={name: to_png(picture) for name, picture in sheets.items()},
@@ -262,19 +262,6 @@ def _log_missing_metrics(run: str, curve: CurveLogger) -> None:
     for logged in metric_log.read(run):
         curve.metrics(logged.step, logged.values)
     curve.flush()
-
-
-def _count(data: Snapshot, cache: ShardCache, split: str) -> TokenCounts:
-    """The token counts of a split: those that the snapshot has, else those of its shards."""
-    counts = TokenCounts(data.resolution**2, data.colours)
-    with suppress(IgptError):  # the file is gone or damaged, which `igpt dataset verify` tells
-        counted_TK = data.counted_pixels(split)
-        if counted_TK is not None:
-            counts.counts_TK = counted_TK
-            return counts
-    for shard in data.of_split(split):
-        counts.add(cache.open(shard).tokens_NHW.reshape(shard.samples, -1))
-    return counts
 
 
 def describe(outcome: PretrainOutcome) -> str:

@@ -50,32 +50,20 @@ class Baselines:
     """The frequency of each colour at each position."""
 
 
-class TokenCounts:
-    """Accumulated counts of each colour at each position of the training images, int64 [T, K]."""
+def baselines(train_TK: np.ndarray, held_out_TK: np.ndarray) -> Baselines:
+    """Evaluate the baselines on held-out images, from how often each colour is at each position, int64 [T, K].
 
-    def __init__(self, positions: int, colours: int) -> None:
-        self.counts_TK = np.zeros((positions, colours), np.int64)
-
-    def add(self, tokens_NT: np.ndarray) -> None:
-        """Count the tokens of images, any integer type [N, T]."""
-        positions, colours = self.counts_TK.shape
-        flat = tokens_NT.astype(np.int64) + colours * np.arange(positions)
-        self.counts_TK += np.bincount(flat.reshape(-1), minlength=positions * colours).reshape(positions, colours)
-
-    def baselines(self, held_out: "TokenCounts") -> Baselines:
-        """Evaluate the baselines on the counts of held-out images.
-
-        Frequencies are smoothed so that an unseen colour has a finite loss: one pseudo-count per colour for the
-        unigram, and for each position pseudo-counts that sum to one and follow the unigram.
-        """
-        colours = self.counts_TK.shape[1]
-        total_K = self.counts_TK.sum(0) + 1.0
-        unigram_K = total_K / total_K.sum()
-        smoothed_TK = self.counts_TK + unigram_K
-        position_TK = smoothed_TK / smoothed_TK.sum(1, keepdims=True)
-        pixels = held_out.counts_TK.sum()
-        return Baselines(
-            uniform=math.log(colours),
-            unigram=float(-(held_out.counts_TK.sum(0) * np.log(unigram_K)).sum() / pixels),
-            position_unigram=float(-(held_out.counts_TK * np.log(position_TK)).sum() / pixels),
-        )
+    Frequencies are smoothed so that an unseen colour has a finite loss: one pseudo-count per colour for the
+    unigram, and for each position pseudo-counts that sum to one and follow the unigram.
+    """
+    colours = train_TK.shape[1]
+    total_K = train_TK.sum(0) + 1.0
+    unigram_K = total_K / total_K.sum()
+    smoothed_TK = train_TK + unigram_K
+    position_TK = smoothed_TK / smoothed_TK.sum(1, keepdims=True)
+    pixels = held_out_TK.sum()
+    return Baselines(
+        uniform=math.log(colours),
+        unigram=float(-(held_out_TK.sum(0) * np.log(unigram_K)).sum() / pixels),
+        position_unigram=float(-(held_out_TK * np.log(position_TK)).sum() / pixels),
+    )

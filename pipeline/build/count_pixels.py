@@ -7,14 +7,10 @@ from dataclasses import replace
 import numpy as np
 
 from pipeline.build.shard_tasks import ShardResult
-from pipeline.cluster import tasks
-from pipeline.dataset import pixel_counts
-from pipeline.dataset.shards import ShardView
+from pipeline.dataset import count_shards, pixel_counts
 from pipeline.dataset.snapshot import SPLITS, ShardEntry, Snapshot
 from pipeline.errors import IgptError
-from pipeline.hashing import sha256
 from pipeline.progress import Progress
-from pipeline.store import objects
 
 
 class PixelDifference:
@@ -64,12 +60,12 @@ class PixelDifference:
                 continue
             total = None
             if base is not None:
-                more, less = _sum(new, add[split], progress), _sum(new, remove[split], progress)
+                more, less = (count_shards.total(new, part[split], progress) for part in (add, remove))
                 if more is not None and less is not None:
                     total = base + self._added.get(split, 0) + more - less
             if total is None:
-                total = _sum(new, shards, progress)
-            if isinstance(total, np.ndarray):
+                total = count_shards.total(new, shards, progress)
+            if total is not None:
                 names[split] = pixel_counts.write(new.dataset, total)
         return names
 
@@ -82,26 +78,3 @@ class PixelDifference:
             return parent.counted_pixels(split)
         except IgptError:  # they are missing or damaged
             return None
-
-
-def _sum(of: Snapshot, shards: Sequence[ShardEntry], progress: Progress) -> np.ndarray | int | None:
-    """The counts of some shards together, int64 [T, K]; None if one cannot be read."""
-    total: np.ndarray | int | None = 0
-    if shards:
-        progress("count", 0, len(shards), "shards")
-    calls = ((of.dataset, shard, of.resolution, of.colours) for shard in shards)
-    for done, (_, counts) in enumerate(tasks.map_tasks(_count_shard, calls) if shards else (), 1):
-        total = None if counts is None or total is None else total + counts
-        progress("count", done, len(shards), "shards")
-    return total
-
-
-def _count_shard(dataset: str, shard: ShardEntry, side: int, colours: int) -> np.ndarray | None:
-    try:
-        data = objects.read_bytes(objects.join(dataset, shard.path))
-    except FileNotFoundError:
-        return None
-    if sha256(data) != shard.sha256:
-        return None
-    view = ShardView(np.frombuffer(data, np.uint8), samples=shard.samples, side=side, name=shard.path)
-    return pixel_counts.count(view.tokens_NHW, colours)
