@@ -102,6 +102,11 @@ def _extract(network: int, shard: ShardEntry, rows: int, snapshot: Snapshot, *ne
     _log.info("features of %d images of shard %s are in %s", len(tokens), shard.name, cache.url)
 
 
+def _labels(split: str, data: _Data, palette_K3: np.ndarray, config: ProbeConfig) -> np.ndarray:
+    """The labels of a split's images, int64 [n]; read by a task, because it opens every shard of the split."""
+    return np.concatenate([_rows(data.snapshot, shard, rows).labels_N for shard, rows in data.rows[split]])
+
+
 def _fit(source: _Source, data: _Data, palette_K3: np.ndarray, config: ProbeConfig) -> FittedProbe:
     return fit_probe(source.splits(data, palette_K3), config.strengths, config.max_iterations)
 
@@ -149,6 +154,12 @@ class _Cluster:
         """Whether features are extracted on GPUs."""
         return self._gpus > 0
 
+    def labels(self) -> dict[str, np.ndarray]:
+        """The labels of the images of each split, int64 [n]."""
+        calls = [(split,) for split in SPLITS]
+        labels = self.run_sharing("labels", "splits", _labels, calls, self._shared, gpus=0)
+        return dict(zip(SPLITS, labels, strict=True))
+
     def run(self, step: str, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> list[Any]:
         """The results of function(*call, data, palette, config), in the order of the calls."""
         return self.run_sharing(step, "classifiers", function, calls, self._shared, gpus=0)
@@ -190,10 +201,10 @@ def probe_on_cluster(
     """Probe every layer of a model on a labelled dataset. Raises IgptError when they do not match."""
     check_fits(bundle, snapshot)
     data = _plan(snapshot, config)
-    by_split = {split: data.tokens(split).labels_N for split in SPLITS}
+    cluster = _Cluster(data, bundle.palette_K3, config, progress)
+    by_split = cluster.labels()
     _check_labels(snapshot, by_split)
     fresh = replace(bundle, model=untrained(bundle.model, config.seed))
-    cluster = _Cluster(data, bundle.palette_K3, config, progress)
     url = config.features or f"{snapshot.dataset.rstrip('/')}-features"
     layers = bundle.model.config.layers + 1
     caches = [

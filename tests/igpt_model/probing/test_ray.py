@@ -1,7 +1,9 @@
 """What can be probed: a model, and a labelled dataset of its resolution and palette. Probes are in integration/."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,10 +11,12 @@ import pytest
 from igpt_model.model.bundle import ModelBundle
 from igpt_model.model.config import ModelConfig
 from igpt_model.model.network import ImageGPT
+from igpt_model.probing import ray as probing
 from igpt_model.probing.config import ProbeConfig
-from igpt_model.probing.ray import _check_labels, _plan, check_fits
+from igpt_model.probing.ray import _check_labels, _plan, check_fits, probe_on_cluster
 from pipeline.dataset.snapshot import Snapshot
 from pipeline.errors import IgptError
+from tests.conftest import run_here
 
 
 @pytest.fixture
@@ -81,3 +85,27 @@ def test_the_training_images_are_limited_and_the_held_out_ones_are_not(data: Sna
     assert (limited["validation"], limited["test"]) == (everything["validation"], everything["test"])
     tokens = _plan(data, ProbeConfig(max_train_images=60)).tokens("train")
     assert tokens.tokens_NT.shape == (len(tokens.labels_N), 64) and (tokens.labels_N >= 0).all()
+
+
+def test_the_driver_of_a_probe_opens_no_shard(
+    bundle: ModelBundle, data: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_task = []
+
+    def run(function: Callable[..., Any], calls: Any, **options: Any) -> Iterator[tuple[int, Any]]:
+        in_task.append(True)
+        results = list(run_here(function, calls, **options))
+        in_task.pop()
+        yield from results
+
+    class Cache(probing.ShardCache):
+        def open(self, *arguments: Any) -> Any:
+            assert in_task, "the driver opened a shard: with thousands it would run out of files and disk"
+            return super().open(*arguments)
+
+    monkeypatch.setattr(probing, "ShardCache", Cache)
+    monkeypatch.setattr(probing.tasks, "map_tasks", run)
+    monkeypatch.setattr(probing.tasks, "total_resources", lambda: {"CPU": 1.0})
+    config = ProbeConfig(features=str(tmp_path / "features"), strengths=(0.1,), max_iterations=5, max_train_images=60)
+    result = probe_on_cluster(bundle, data, config)
+    assert result.test_images == data.samples("test") == result.confusion_KK.sum()
