@@ -27,12 +27,13 @@ ORDER = {
         "logs",  # the name of the JSON formatter for logging configurations
     ),
     "igpt_model": (
-        *("model", "config", "worker", "convert", "inference", "data", "runs", "training", "probing"),
+        *("model", "config", "worker", "convert", "inference", "data", "runs", "training", "probing", "evaluating"),
         "registered",  # stored with a registered model by registry/register.py
         *("registry", "tracking", "train"),
     ),
     "flows": (
         *("version", "services", "config", "terminal", "doctor", "prefect_ops", "probe_report", "previews"),
+        "evaluate",
         *("build_dataset", "pretrain", "probe", "earlier_runs", "refresh", "scheduled", "demo", "cli"),
     ),
 }
@@ -196,7 +197,8 @@ def test_the_model_side_trains_without_ray_mlflow_prefect_and_s3fs() -> None:
     excluded = {
         *DOORS["ray"],
         *WITH_MLFLOW,
-        *("igpt_model/registered.py", "igpt_model/probing/ray.py", "igpt_model/tracking/figures.py"),
+        *("igpt_model/registered.py", "igpt_model/probing/ray.py", "igpt_model/evaluating/ray.py"),
+        "igpt_model/tracking/figures.py",
     }
     names = [module for module, path in MODULES.items() if module.startswith("igpt_model.")
              and relative(path) not in excluded]  # fmt: skip

@@ -9,7 +9,7 @@ import typer
 from typer.exceptions import TyperException
 
 from flows import version
-from flows.cli import datasets, deploy, doctor, failures, models, registry, runs
+from flows.cli import datasets, deploy, doctor, evaluate, failures, models, registry, runs
 from flows.cli.options import ConfigFile, Home, Overrides, prepare, read_config
 from flows.config.demo import demo_config
 from flows.config.describe import KINDS, describe
@@ -154,7 +154,7 @@ def refresh(config: ConfigFile = None, overrides: Overrides = None, home: Home =
 
 @app.command("config")
 def print_config(
-    kind: Annotated[str, typer.Argument(help="refresh, dataset, pretrain, probe or promotion.")] = "refresh",
+    kind: Annotated[str, typer.Argument(help="refresh, dataset, pretrain, probe, evaluate or promotion.")] = "refresh",
 ) -> None:
     """Print a config file with every field, its description and its default."""
     if kind not in KINDS:
@@ -163,6 +163,7 @@ def print_config(
 
 
 models.register(app)
+evaluate.register(app)
 deploy.register(app)
 doctor.register(app)
 

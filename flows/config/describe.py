@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 
 from flows.config.refresh import RefreshConfig
 from igpt_model.config import PretrainConfig
+from igpt_model.evaluating.config import EvaluateConfig
 from igpt_model.probing.config import ProbeConfig
 from igpt_model.registry.gate import GateConfig
 from pipeline.config import DatasetConfig
@@ -23,6 +24,7 @@ KINDS: dict[str, type[Config]] = {
     "dataset": DatasetConfig,
     "pretrain": PretrainConfig,
     "probe": ProbeConfig,
+    "evaluate": EvaluateConfig,
     "promotion": GateConfig,
 }
 

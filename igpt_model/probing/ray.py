@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from igpt_model.data.same_tokens import check_same_tokens
 from igpt_model.inference.features import check_has_features, image_features, untrained
 from igpt_model.model.bundle import ModelBundle
 from igpt_model.probing.config import ProbeConfig
@@ -279,15 +280,4 @@ def _check_labels(snapshot: Snapshot, by_split: dict[str, np.ndarray]) -> None:
 def check_fits(bundle: ModelBundle, snapshot: Snapshot) -> None:
     """Raise IgptError when a model has no features, or another resolution or palette than the dataset."""
     check_has_features(bundle.model.config)
-    if bundle.model.config.resolution != snapshot.resolution:
-        raise IgptError(
-            f"{snapshot.dataset} has resolution {snapshot.resolution}, the model {bundle.model.config.resolution}: "
-            "build the dataset with the model's resolution"
-        )
-    model_palette = palette.sha256(bundle.palette_K3)
-    if model_palette != snapshot.palette_sha256:
-        raise IgptError(
-            f"{snapshot.dataset} has palette {snapshot.palette_sha256[:12]}, the model {model_palette[:12]}: "
-            "build a dataset with the model's palette (`igpt models palette MODEL palette.npy` writes it, then "
-            "`igpt dataset build --palette palette.npy ...`) and probe on that"
-        )
+    check_same_tokens(bundle, snapshot)

@@ -177,6 +177,14 @@ def map_tasks(
         yield attempt.number, result
 
 
+def map_here(
+    function: Callable[..., Any], calls: Iterable[tuple[Any, ...]], *, shared: tuple[Any, ...] = (), **_: object
+) -> Iterator[tuple[int, Any]]:
+    """Like map_tasks, but in this process, one call after the other, where no cluster is at hand."""
+    for number, call in enumerate(calls):
+        yield number, function(*call, *shared)
+
+
 @dataclass(frozen=True)
 class _Attempt:
     number: int
