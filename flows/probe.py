@@ -113,9 +113,9 @@ def _log_new(logger: RunLogger, values: Mapping[str, Sequence[float]]) -> None:
 def _log_version(registry: Registry, version: Version, result: ProbeResult, data: Snapshot) -> None:
     """Record the results with a version: as metrics of its model, and as tags named after the dataset."""
     registry.measure(version, metrics(result), dataset=data.dataset, digest=data.content_digest)
-    name = runs.valid_name(objects.name_of(data.dataset))
-    tags = {f"igpt.probe.{name}.{key.removeprefix('probe_')}": f"{value:.5f}" for key, value in metrics(result).items()}
-    tags[f"igpt.probe.{name}.snapshot"] = f"{data.number} {data.content_digest}"
+    values = metrics(result).items()
+    tags = {runs.probe_tag(data, key.removeprefix("probe_")): f"{value:.5f}" for key, value in values}
+    tags[runs.probe_tag(data, "snapshot")] = f"{data.number} {data.content_digest}"
     # The promotion gate compares accuracies on the dataset that the model was trained on, and no other.
     if runs.trained_on(version.tags, data):
         tags[gate.ACCURACY] = f"{result.best.validation_accuracy:.5f}"

@@ -16,10 +16,13 @@ from flows.prefect_ops import artifacts
 from flows.prefect_ops.failures import in_one_line
 from flows.pretrain import PretrainOutcome, pretrain
 from flows.probe import ProbeOutcome, probe
+from flows.same_images import SameImages
 from flows.services import settings
 from flows.terminal.console import Reporter
 from flows.terminal.memory import StageMeter
 from igpt_model.config import PretrainConfig
+from igpt_model.evaluating.ray import Executor
+from igpt_model.probing.config import ProbeConfig
 from igpt_model.registry import client, gate, register
 from igpt_model.registry.client import Version
 from igpt_model.registry.gate import GateConfig
@@ -27,6 +30,7 @@ from igpt_model.runs import attempts
 from igpt_model.runs.open_model import open_model, opened_once
 from igpt_model.tracking import runs
 from pipeline.build.build import BuildResult
+from pipeline.dataset.snapshot import Snapshot
 from pipeline.hashing import digest
 from pipeline.store import objects
 
@@ -128,15 +132,28 @@ def _register(
     resource = {"prefect.resource.id": f"igpt.model.{version.name}"}
     emit_event("igpt.model.registered", resource=resource, payload={"uri": version.uri})
     if config.promotion is not None:
-        _promote(version, services.mlflow_tracking_uri, config.promotion, reporter)
+        _promote(version, services.mlflow_tracking_uri, config.promotion, config.probe, reporter)
     return version.uri
 
 
-def _promote(version: Version, tracking_uri: str, config: GateConfig, reporter: Reporter) -> None:
-    """Make the version the champion if it passes the gate; the refresh succeeds either way."""
+def _promote(
+    version: Version, tracking_uri: str, config: GateConfig, probe_config: ProbeConfig, reporter: Reporter
+) -> None:
+    """Make the version the champion if it passes the gate; the refresh succeeds either way.
+
+    A champion that was trained on other images is evaluated and probed on those of this version.
+    """
+
+    def probe_version(other: Version, data: Snapshot) -> None:
+        probe(replace(probe_config, model=other.uri, dataset=data.dataset, snapshot=data.number))
+
     if client.CHAMPION in version.aliases:
         reporter.say(f"{version.uri} is already the {client.CHAMPION}")
         return
-    decision = client.Registry(tracking_uri).promote(version.uri, config).decision
+    registry = client.Registry(tracking_uri)
+    same_images = SameImages(
+        registry=registry, gate=config, executor=Executor.cluster, probe=probe_version, progress=reporter
+    )
+    decision = registry.promote(version.uri, config, same_images).decision
     reporter.say(f"{version.uri}: " + (f"promoted to {client.CHAMPION}" if decision.passed else decision.text))
     get_run_logger().info("%s: %s", version.uri, decision.text)

@@ -33,7 +33,7 @@ ORDER = {
     ),
     "flows": (
         *("version", "services", "config", "terminal", "doctor", "prefect_ops", "probe_report", "previews"),
-        "evaluate",
+        *("evaluate", "same_images"),
         *("build_dataset", "pretrain", "probe", "earlier_runs", "refresh", "scheduled", "demo", "cli"),
     ),
 }

@@ -1,5 +1,6 @@
 """The commands of `igpt models`: show registered versions, and choose the champion."""
 
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -7,7 +8,7 @@ import typer
 
 from flows.cli.options import ConfigFile, Home, Json, Overrides, prepare
 from flows.services import settings
-from flows.terminal.console import console
+from flows.terminal.console import Reporter, console
 from flows.terminal.tables import print_json, print_table
 from igpt_model.registry.gate import ACCURACY, BITS, GateConfig
 from pipeline.errors import IgptError
@@ -87,10 +88,19 @@ def promote(
     """Make a version the champion if it passes the gate; exits with 1 if it does not.
 
     The gate is a config (`igpt config promotion` prints it); its fields can be set here, as in min_probe_accuracy=0.9.
-    The decision and the values compared are stored as tags of the version.
+    The decision and the values compared are stored as tags of the version. A champion that was measured on other
+    validation images is evaluated on those of the version, on the Ray cluster where there is one.
     """
     registry = _registry(home, as_json=as_json)
-    result = registry.promote(model, config_file.load(GateConfig, config, overrides or []))
+    from flows.evaluate import choose_executor
+    from flows.same_images import SameImages
+
+    gate, reporter = config_file.load(GateConfig, config, overrides or []), Reporter("promote")
+    executor = cache(lambda: choose_executor(reporter.say))
+    result = registry.promote(
+        model, gate, SameImages(registry=registry, gate=gate, executor=executor, progress=reporter)
+    )
+    reporter.close()
     decision, version = result.decision, result.version
     if as_json:
         fields = {"promoted": decision.passed, "refusals": decision.refusals, "compared": dict(decision.compared)}

@@ -6,7 +6,7 @@ register.py adds versions; serving.py is the code of a loaded version.
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,7 +20,7 @@ from mlflow.exceptions import MlflowException
 
 from igpt_model.model.bundle import ModelBundle
 from igpt_model.registry import checksums
-from igpt_model.registry.gate import PROMOTED, ROLLED_BACK, Decision, GateConfig, decide
+from igpt_model.registry.gate import PROMOTED, ROLLED_BACK, Comparison, Decision, GateConfig, decide, decide_compared
 from pipeline.errors import IgptError, first_line
 from pipeline.images import palette
 from pipeline.store import objects
@@ -63,6 +63,15 @@ class Promotion:
     previous: int | None
     """Number of the champion before; none: there was no champion."""
     decision: Decision
+
+
+Compare = Callable[[Version, Version], Comparison]
+"""Gives the metrics of a candidate and a champion on the same images."""
+
+
+def as_tagged(candidate: Version, champion: Version) -> Comparison:
+    """The tags of both as they are; `decide` refuses them when they were measured on other images."""
+    return Comparison(candidate=candidate.tags, champion=champion.tags)
 
 
 class Registry:
@@ -146,8 +155,10 @@ class Registry:
         number = self.aliases_of(name).get(CHAMPION)
         return None if number is None else self.find(f"{name}/{number}")
 
-    def promote(self, reference: str, gate: GateConfig) -> Promotion:
+    def promote(self, reference: str, gate: GateConfig, compare: Compare = as_tagged) -> Promotion:
         """Make a version the champion if it passes the gate. The decision and its numbers are written to its tags.
+
+        `compare` brings the numbers of two versions to the same images.
 
         The alias moves atomically, so there is a champion at all times. If another promotion happens in between, the
         version is compared again with the new champion; if two move the alias concurrently, the better one stays.
@@ -157,7 +168,10 @@ class Registry:
             champion = self.champion(candidate.name)
             if champion is not None and champion.number == candidate.number:
                 raise IgptError(f"{candidate.uri} is the champion already; nothing to promote")
-            decision = decide(candidate.tags, None if champion is None else champion.tags, gate)
+            if champion is None:
+                decision = decide(candidate.tags, None, gate)
+            else:
+                decision = decide_compared(compare(candidate, champion), gate)
             previous = None if champion is None else champion.number
             if not decision.passed:
                 self.tag(candidate, _decision_tags(decision, champion))
@@ -170,18 +184,20 @@ class Registry:
             self.tag(candidate, {**_decision_tags(decision, champion), **tags})
             with one_line(self.tracking_uri):
                 self._client.set_registered_model_alias(candidate.name, CHAMPION, str(candidate.number))
-            better = self._best_rival(candidate, previous, gate)
+            better = self._best_rival(candidate, previous, gate, compare)
             if better is not None and self.aliases_of(candidate.name).get(CHAMPION) == candidate.number:
                 with one_line(self.tracking_uri):
                     self._client.set_registered_model_alias(candidate.name, CHAMPION, str(better.number))
-                decision = decide(candidate.tags, better.tags, gate)
+                decision = decide_compared(compare(candidate, better), gate)
                 self.tag(candidate, _decision_tags(decision, better))
             return Promotion(version=self.find(candidate.uri), previous=previous, decision=decision)
         raise IgptError(
             f"{candidate.uri}: other promotions of {candidate.name} keep interfering; run the same command again"
         )
 
-    def _best_rival(self, candidate: Version, previous: int | None, gate: GateConfig) -> Version | None:
+    def _best_rival(
+        self, candidate: Version, previous: int | None, gate: GateConfig, compare: Compare
+    ) -> Version | None:
         """The best version promoted over the same champion within a minute; none: `candidate` is the best.
 
         A version is better when it passes the gate against the other but not the reverse. Every promotion writes its
@@ -195,8 +211,8 @@ class Registry:
             age = datetime.now(UTC) - datetime.fromisoformat(rival.tags[_TIME])
             if abs(age.total_seconds()) > _CONCURRENT_SECONDS:
                 continue
-            rival_decision = decide(rival.tags, best.tags, gate)
-            if rival_decision.passed and not decide(best.tags, rival.tags, gate).passed:
+            rival_passes = decide_compared(compare(rival, best), gate).passed
+            if rival_passes and not decide_compared(compare(best, rival), gate).passed:
                 best = rival
         return None if best is candidate else best
 

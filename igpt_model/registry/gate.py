@@ -1,7 +1,8 @@
 """The promotion gate: compares the metrics of a candidate with those of the champion.
 
 The metrics are tags of the versions, all measured on validation images: selecting a model by its test accuracy would
-bias the test.
+bias the test. A champion that was measured on other images than the candidate is measured again by the caller, which
+passes the numbers as if they were its tags.
 """
 
 from collections.abc import Mapping
@@ -36,9 +37,19 @@ class GateConfig(Config):
     across_palettes: bool = False
     """Compare with a champion of another palette, although bits per pixel then refer to other colours."""
     across_splits: bool = False
-    """Compare with a champion measured on other validation images."""
+    """Compare with the numbers that a champion got on other validation images, instead of measuring it on these."""
     again_after_rollback: bool = False
     """Allow promoting a version that was rolled back before."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """The tags of a candidate and a champion, with metrics measured on the same images."""
+
+    candidate: Mapping[str, str]
+    champion: Mapping[str, str]
+    problem: str | None = None
+    """Why they could not be measured on the same images, in a sentence."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +115,13 @@ def decide(candidate: Mapping[str, str], champion: Mapping[str, str] | None, gat
                 f"its {name} {value:.5f} is not better than the champion's {champion_value:.5f} by {gain:.5f}"
             )
     return Decision(refusals=tuple(refusals), compared=compared)
+
+
+def decide_compared(comparison: Comparison, gate: GateConfig) -> Decision:
+    """Like `decide`; refuses a candidate that could not be compared."""
+    if comparison.problem is not None:
+        return Decision(refusals=(comparison.problem,), compared={})
+    return decide(comparison.candidate, comparison.champion, gate)
 
 
 def _number(tags: Mapping[str, str], tag: str) -> float | None:

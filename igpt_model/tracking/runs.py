@@ -236,3 +236,8 @@ def lineage_tags(snapshot: Snapshot) -> dict[str, str]:
         MANIFEST_TAG: snapshot.manifest_digest,
         "igpt.palette_sha256": snapshot.palette_sha256,
     }
+
+
+def probe_tag(snapshot: Snapshot, name: str) -> str:
+    """The tag of a version for a result of a probe on a dataset, or for its `snapshot` (number and content digest)."""
+    return f"igpt.probe.{valid_name(objects.name_of(snapshot.dataset))}.{name}"
