@@ -11,7 +11,8 @@ from igpt_model.registry.gate import BITS, SPLITS
 from pipeline.store import objects
 from tests.integration.conftest import igpt, refresh_config
 
-pytestmark = pytest.mark.services
+# Two whole refreshes: nothing breaks, but it takes as long as a fault.
+pytestmark = [pytest.mark.services, pytest.mark.faults]
 
 
 def test_after_an_arrival_the_champion_is_measured_on_the_new_held_out_images(
