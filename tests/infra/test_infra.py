@@ -4,9 +4,14 @@ Every command line is parsed by the program it calls, so that a test notices opt
 """
 
 import asyncio
+import configparser
 import io
+import os
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 import tomllib
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -19,11 +24,15 @@ import pytest
 import yaml
 
 from flows.services import settings
+from flows.services.ports import HOST, free_port
 from tests.infra.command_lines import PROGRAMS, calls_in_script, parse
+from tests.rigs import postgres
 from tests.rigs.compose import VARIABLE
+from tests.rigs.s3_server import launch_here
 
 ROOT = Path(__file__).parents[2]
 INFRA = ROOT / "infra"
+BASE = INFRA / "kubernetes" / "base"
 COMPOSE: dict[str, Any] = yaml.safe_load((INFRA / "compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 PREFECT: dict[str, Any] = yaml.safe_load((INFRA / "prefect.yaml").read_text())
@@ -147,7 +156,7 @@ def test_services_depend_on_services_that_can_meet_the_condition() -> None:
             if how["condition"] == "service_healthy":
                 assert "healthcheck" in SERVICES[other], f"{name} waits for {other}, which has no health check"
             elif how["condition"] == "service_completed_successfully":
-                assert SERVICES[other]["restart"].startswith("on-failure"), f"{name} waits for the end of {other}"
+                assert SERVICES[other]["restart"] in ("no", "on-failure:5"), f"{name} waits for the end of {other}"
             else:
                 pytest.fail(f"{name} does not wait until {other} works")
 
@@ -165,14 +174,62 @@ def test_services_that_reach_each_other_share_a_network() -> None:
     assert networks("ray-worker").isdisjoint(networks("postgres"))
 
 
-def test_images_are_pinned() -> None:
+def test_images_have_an_exact_version_and_one_service_builds_ours() -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    for service in SERVICES.values():
-        name, _, tag = service["image"].partition("@")[0].rpartition(":")
-        assert name and re.fullmatch(r"\d+(\.\d+)+", tag), service["image"]
-        assert ("build" in service) == (service["image"] == f"igpt-pipeline:{version}")
+    for name, service in SERVICES.items():
+        image, _, tag = service["image"].partition("@")[0].rpartition(":")
+        assert image and re.fullmatch(r"\d+(\.\d+)+", tag), service["image"]
+        ours = service["image"] == f"igpt-pipeline:{version}"
+        # Compose asks a registry for an image unless its policy says otherwise.
+        assert service.get("pull_policy") == (("build" if name == "check" else "never") if ours else None), name
+    assert [name for name, service in SERVICES.items() if "build" in service] == ["check"]
     bases = [step.words[0] for step in dockerfile() if step.name == "FROM"]
-    assert all(re.fullmatch(r"python:3\.11\.\d+-slim-\w+", base) for base in bases) and len(set(bases)) == 1
+    assert all(re.fullmatch(r"python:3\.11\.\d+-slim-\w+(@sha256:\w{64})?", base) for base in bases)
+    assert len(set(bases)) == 1
+
+
+def copy_of_infra(folder: Path) -> Path:
+    for name in ("Dockerfile", "compose.yaml", "pin-images", *(path.relative_to(INFRA) for path in BASE.iterdir())):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(INFRA / name, folder / name)
+    return folder
+
+
+def pin_images(folder: Path, *arguments: str, registry: str) -> subprocess.CompletedProcess[str]:
+    """Run the script with a `docker` whose answers about images are given by the lines of a shell `case`."""
+    programs = folder / "bin"
+    programs.mkdir(exist_ok=True)
+    (programs / "docker").write_text(f'#!/bin/sh\nfor image; do :; done\ncase "$image" in\n{registry}\nesac\n')
+    (programs / "docker").chmod(0o755)
+    environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"}
+    command = [str(folder / "pin-images"), *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_pin_images_writes_the_digests_that_registries_give_and_a_release_needs_them(tmp_path: Path) -> None:
+    """No registry can be reached from tests: a script stands in for `docker buildx imagetools inspect`."""
+    folder = copy_of_infra(tmp_path)
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    before = {path: path.read_text() for path in files}
+    unpinned = re.sub("@sha256:[0-9a-f]{64}", "", "".join(before.values()))
+    answers = "\n".join(f"{name}*) echo sha256:{digit * 64};;" for name, digit in (("python", "1"), ("postgres", "2")))
+    failed = pin_images(folder, registry=f"{answers}\n*) echo unreachable >&2; exit 1;;")
+    assert failed.returncode != 0
+    assert {path: path.read_text() for path in before} == before, "written although an image could not be resolved"
+    written = pin_images(folder, registry=f"{answers}\n*) echo sha256:{'3' * 64};;")
+    assert written.returncode == 0, written.stderr
+    assert pin_images(folder, "--check", registry="").returncode == 0
+    after = "".join(path.read_text() for path in files)
+    assert f"FROM python:3.11.15-slim-bookworm@sha256:{'1' * 64} AS build" in after
+    assert after.count(f"postgres:17.11@sha256:{'2' * 64}") == 2  # compose and Kubernetes
+    assert f"image: chrislusf/seaweedfs:4.48@sha256:{'3' * 64}\n" in after
+    assert re.sub("@sha256:[0-9a-f]{64}", "", after) == unpinned
+    assert pin_images(folder, registry=f"*) echo sha256:{'4' * 64};;").returncode == 0, "a newer digest replaces it"
+    compose = folder / "compose.yaml"
+    compose.write_text(compose.read_text().replace(f"17.11@sha256:{'4' * 64}", "17.12"))
+    refused = pin_images(folder, "--check", registry="")
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("postgres:17.12 in infra/compose.yaml has no digest")
 
 
 def test_ports_are_published_on_loopback_only() -> None:
@@ -186,10 +243,16 @@ def test_ports_are_published_on_loopback_only() -> None:
 def test_volumes_configs_and_build_files_exist() -> None:
     for service in SERVICES.values():
         for volume in service.get("volumes", []):
-            source = volume.split(":")[0]
-            assert source in COMPOSE["volumes"] or (INFRA / source).exists(), volume
+            source, _, target = volume.partition(":")
+            assert (
+                not target
+                and source in ("/tmp", "/home/igpt")
+                or source in COMPOSE["volumes"]
+                or (INFRA / source).exists()
+            ), volume
         for config in service.get("configs", []):
-            assert config["source"] in COMPOSE["configs"]
+            # Compose refuses inline content for read-only services.
+            assert (INFRA / COMPOSE["configs"][config["source"]]["file"]).is_file()
         if build := service.get("build"):
             assert (INFRA / build["context"] / build["dockerfile"]).is_file()
             assert set(build["args"]) <= {step.words[0].split("=")[0] for step in dockerfile() if step.name == "ARG"}
@@ -211,7 +274,57 @@ def test_every_variable_is_explained_and_every_secret_is_required() -> None:
 def test_every_service_has_limits_and_a_restart_policy() -> None:
     for name, service in SERVICES.items():
         assert set(service["deploy"]["resources"]["limits"]) == {"cpus", "memory"}, name
-        assert service["restart"] in ("unless-stopped", "on-failure:5"), name
+        expected = ("no",) if name == "check" else ("unless-stopped", "on-failure:5")
+        assert service["restart"] in expected, name
+
+
+def test_no_service_has_capabilities_or_can_write_to_its_image() -> None:
+    for name, service in SERVICES.items():
+        assert service["cap_drop"] == ["ALL"] and service["security_opt"] == ["no-new-privileges:true"], name
+        assert service["read_only"] is True and "cap_add" not in service and "privileged" not in service, name
+        writable = {mount.split(":")[0] for mount in service["tmpfs"]}
+        writable |= {volume.split(":")[-1] for volume in service.get("volumes", [])}
+        if service["image"].startswith("igpt-pipeline:"):
+            assert writable >= {"/tmp", "/home/igpt"}, name  # as the user of the image, who is in the Dockerfile
+        else:
+            assert service["user"] in ("999:999", "1000:1000") and "/tmp" in writable, name
+    assert "/var/run/postgresql:uid=999,gid=999,mode=3777,size=1m" in SERVICES["postgres"]["tmpfs"]
+    assert SERVICES["prefect-server"]["environment"]["PREFECT_UI_STATIC_DIRECTORY"].startswith("/tmp/")
+
+
+def check_secrets(**changes: str) -> subprocess.CompletedProcess[str]:
+    service = SERVICES["check"]
+    secrets = {name: f"{name.replace('_', '')}{'0123456789' * 3}" for name in service["environment"]["SECRETS"].split()}
+    environment = {"SECRETS": service["environment"]["SECRETS"], **secrets, **changes}
+    command = [sys.executable, *service["command"][1:]]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_nothing_starts_before_the_secrets_are_checked() -> None:
+    def first(name: str) -> set[str]:
+        before = SERVICES[name].get("depends_on", {})
+        return set().union(*(first(other) for other in before)) if before else {name}
+
+    assert {root for name in SERVICES for root in first(name)} == {"check"}
+    for name in SERVICES:
+        waits = SERVICES[name].get("depends_on", {}).get("check")
+        assert waits in (None, {"condition": "service_completed_successfully"}), name
+    environment = SERVICES["check"]["environment"]
+    assert set(environment) == {"SECRETS", *environment["SECRETS"].split()}
+    required = {
+        match["name"] for match in VARIABLE.finditer((INFRA / "compose.yaml").read_text()) if match["kind"] == "?"
+    }
+    assert required == {*environment["SECRETS"].split(), "AWS_ACCESS_KEY_ID"}
+    accepted = check_secrets()
+    assert (accepted.returncode, accepted.stdout, accepted.stderr) == (0, "", "")
+    for changes, said in (
+        ({"MLFLOW_DB_PASSWORD": "p@ssword-0123"}, "MLFLOW_DB_PASSWORD must consist of letters and digits"),
+        ({"PREFECT_PASSWORD": "short"}, "PREFECT_PASSWORD has 5 characters and needs 8 or more"),
+        ({"RAY_AUTH_TOKEN": "0123456789"}, "RAY_AUTH_TOKEN has 10 characters and needs 32 or more"),
+    ):
+        refused = check_secrets(**changes)
+        assert (refused.returncode, refused.stdout) == (1, "")
+        assert refused.stderr.startswith(f"infra/.env: {said}") and next(iter(changes.values())) not in refused.stderr
 
 
 def test_every_ray_node_and_driver_has_the_token() -> None:
@@ -247,18 +360,46 @@ def test_the_buckets_are_those_in_the_configs() -> None:
 
 
 def test_the_databases_are_those_the_servers_open() -> None:
-    script = COMPOSE["configs"]["postgres-databases"]["content"]
-    for service, variable in (
-        ("mlflow", "MLFLOW_BACKEND_STORE_URI"),
-        ("prefect-server", "PREFECT_SERVER_DATABASE_CONNECTION_URL"),
-    ):
-        address = interpolated(SERVICES[service]["environment"][variable])
-        match = re.fullmatch(r"postgresql\+(psycopg2|asyncpg)://(\w+):word@postgres:5432/(\w+)", address)
-        assert match, address
-        assert f"CREATE DATABASE {match[3]} OWNER {match[2]};" in script
-        assert f"CREATE ROLE {match[2]} LOGIN PASSWORD :'{match[2]}';" in script
-    for name in re.findall(r"\$\$(\w+)", script):
+    script = (INFRA / "databases.sh").read_text()
+    mlflow = SERVICES["mlflow"]["environment"]
+    assert (mlflow["PGHOST"], mlflow["PGUSER"]) == ("postgres", "mlflow")
+    users = configparser.ConfigParser()
+    users.read(INFRA / "mlflow-auth.ini")
+    opened = {("mlflow", url) for url in (mlflow["MLFLOW_BACKEND_STORE_URI"], users["mlflow"]["database_uri"])}
+    url = interpolated(SERVICES["prefect-server"]["environment"]["PREFECT_SERVER_DATABASE_CONNECTION_URL"])
+    assert url.startswith("postgresql+asyncpg://prefect:word@postgres:5432/")
+    opened.add(("prefect", url))
+    assert all(re.match(r"postgresql\+(psycopg2:///|asyncpg://)", url) for _, url in opened)
+    for role, url in opened:
+        assert f"CREATE DATABASE {url.rpartition('/')[2]} OWNER {role};" in script
+        assert f"CREATE ROLE {role} LOGIN PASSWORD :'{role}';" in script
+    assert script.count("CREATE DATABASE") == len(opened) == 3
+    for name in re.findall(r"\$(\w+)", script):
         assert name in SERVICES["postgres"]["environment"]
+    # kustomize reads nothing outside of its folder, so that it has a copy.
+    (copy,) = [
+        item["data"]["databases.sh"]
+        for item in yaml.safe_load_all((BASE / "postgres.yaml").read_text())
+        if item["kind"] == "ConfigMap"
+    ]
+    assert script.endswith(copy) and script.removesuffix(copy).startswith("#")
+
+
+@pytest.mark.services
+@pytest.mark.needs("postgres")
+def test_mlflows_library_takes_the_password_of_both_databases_from_the_environment(tmp_path: Path) -> None:
+    with postgres.PostgresData() as data, data.serve(HOST, free_port(), launch_here) as server:
+        server.create_database("mlflow_auth")
+        users = configparser.ConfigParser()
+        users.read(INFRA / "mlflow-auth.ini")
+        url = users["mlflow"]["database_uri"]
+        script = f"from sqlalchemy import create_engine; create_engine({url!r}).connect().close(); print('opened')"
+        variables = {"PGHOST": server.address, "PGPORT": str(server.port), "PGUSER": "postgres"}
+        for password, expected in ((server.password, "opened"), ("wrong", "")):
+            environment = {**os.environ, **variables, "PGPASSWORD": password}
+            command = [sys.executable, "-c", script]
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+            assert done.stdout.strip() == expected, done.stderr
 
 
 # Dockerfile and .dockerignore

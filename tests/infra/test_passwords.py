@@ -64,7 +64,7 @@ def mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mlflow]:
         for word in COMPOSE["services"]["mlflow"]["command"]
         for part in replaced.get(word, word).split()
     ]
-    content = COMPOSE["configs"]["mlflow-auth"]["content"]
+    content = (ROOT / "infra" / "mlflow-auth.ini").read_text()
     lines = [
         f"database_uri = sqlite:///{folder}/auth.db" if line.startswith("database_uri") else line
         for line in content.splitlines()

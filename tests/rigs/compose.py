@@ -51,9 +51,5 @@ class Compose:
             environment={key: self._text(value) for key, value in environment.items()},
         )
 
-    def config(self, name: str) -> str:
-        """The content of a config file."""
-        return self._text(self._content["configs"][name]["content"])
-
     def _text(self, value: object) -> str:
         return interpolate(str(value), self._variables)
