@@ -6,6 +6,9 @@ is for another platform or a GPU.
 """
 
 import functools
+import re
+import shutil
+import subprocess
 from collections import Counter
 from collections.abc import Callable, Generator
 
@@ -26,10 +29,27 @@ def _compiler() -> str | None:
     return compiler.why_not(torch.device("cpu"))
 
 
+@functools.cache
+def _kustomize() -> str | None:
+    if shutil.which("kubectl"):
+        shown = subprocess.run(["kubectl", "version", "--client"], capture_output=True, text=True, check=False).stdout
+        version = re.search(r"Kustomize Version: v(\d+)", shown)
+        if version is not None and int(version[1]) >= 5:
+            return None
+    # Debian's kubectl is too old for components, and PyPI has none.
+    return "platform: there is no kubectl with kustomize 5; install it as in https://kubernetes.io/docs/tasks/tools"
+
+
+def _promtool() -> str | None:
+    return None if shutil.which("promtool") else "there is no promtool: on Debian install prometheus"
+
+
 REQUIREMENTS: dict[str, Callable[[], str | None]] = {
     "compiler": _compiler,
     "hosts": hosts.why_not,
+    "kustomize": _kustomize,
     "postgres": postgres.why_not,
+    "promtool": _promtool,
 }
 """The possible requirements; each function returns why it is missing and what to install, or None if it is there."""
 

@@ -1,15 +1,19 @@
 """Checks of infra/kubernetes and infra/ray-cluster.yaml that need no cluster.
 
-Kubernetes objects are checked against its schemas. No package has the schema of the RayCluster: its start parameters
-are checked with Ray's parser, its pods as Kubernetes pods.
+Objects are checked against the schemas of Kubernetes and of the operators (schemas/), as written and as kustomize
+renders them; start parameters of Ray with its parser, its pods as Kubernetes pods.
 """
 
+import functools
+import json
 import re
+import subprocess
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
@@ -18,7 +22,10 @@ from flows.services import settings
 from tests.infra.command_lines import PROGRAMS, calls_in_script, parse
 
 ROOT = Path(__file__).parents[2]
-FOLDER = ROOT / "infra" / "kubernetes"
+KUBERNETES = ROOT / "infra" / "kubernetes"
+FOLDER = KUBERNETES / "base"
+SCHEMAS = {path.stem: json.loads(path.read_text()) for path in (Path(__file__).parent / "schemas").glob("*.json")}
+OVERLAYS = ("production", "trial")
 VERSIONS = ("1.31", "1.34")
 KUSTOMIZATION: dict[str, Any] = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())
 OBJECTS: list[dict[str, Any]] = [
@@ -50,21 +57,130 @@ def named(kind: str) -> set[str]:
     return {item["metadata"]["name"] for item in OBJECTS if item["kind"] == kind}
 
 
-@pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("item", OBJECTS, ids=lambda item: f"{item['kind']} {item['metadata']['name']}")
-def test_each_object_matches_the_schema_of_kubernetes(item: dict[str, Any], version: str) -> None:
-    if item["kind"] != "RayCluster":
+def validate(item: dict[str, Any], version: str) -> None:
+    """Check an object against the schema of Kubernetes or of the operator that defines its kind."""
+    schema = SCHEMAS.get(item["kind"].lower())
+    if schema is None:
         kubernetes_validate.validate(item, version, strict=True)
         return
-    for name, group in GROUPS.items():
-        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": group["template"]["spec"]}
-        kubernetes_validate.validate(pod, version, strict=True)
+    jsonschema.validate(item, schema)
+    if item["kind"] == "RayCluster":
+        for group in (item["spec"]["headGroupSpec"], *item["spec"]["workerGroupSpecs"]):
+            pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": group["template"]["spec"]}
+            kubernetes_validate.validate(pod, version, strict=True)
+
+
+@functools.cache
+def rendered(overlay: str) -> list[dict[str, Any]]:
+    """The objects that `kubectl apply --kustomize` would send for an overlay."""
+    command = ["kubectl", "kustomize", str(KUBERNETES / "overlays" / overlay)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return list(yaml.safe_load_all(done.stdout))
+
+
+def rendered_object(overlay: str, kind: str, name: str) -> dict[str, Any]:
+    (item,) = [item for item in rendered(overlay) if (item["kind"], item["metadata"]["name"]) == (kind, name)]
+    return item
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("item", OBJECTS, ids=lambda item: f"{item['kind']} {item['metadata']['name']}")
+def test_each_object_matches_its_schema(item: dict[str, Any], version: str) -> None:
+    validate(item, version)
 
 
 def test_the_schemas_refuse_an_invalid_object() -> None:
     service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "x"}, "spec": {"port": 1}}
     with pytest.raises(kubernetes_validate.ValidationError):
-        kubernetes_validate.validate(service, VERSIONS[0], strict=True)
+        validate(service, VERSIONS[0])
+    for change in ({"rayversion": "2.60.0"}, {"workerGroupSpecs": [{"groupName": "x"}]}):
+        with pytest.raises(jsonschema.ValidationError):
+            validate({**RAY, "spec": {**RAY["spec"], **change}}, VERSIONS[0])
+
+
+@pytest.mark.needs("kustomize")
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_each_overlay_renders_to_valid_objects_with_unique_names(overlay: str) -> None:
+    objects = rendered(overlay)
+    for item in objects:
+        validate(item, VERSIONS[-1])
+    names = [(item["kind"], item["metadata"]["name"]) for item in objects]
+    assert len(set(names)) == len(names) > len(OBJECTS)  # with the generated config maps
+    assert {item["metadata"].get("namespace", "igpt") for item in objects} == {"igpt"}
+    assert not [line for line in yaml.safe_dump(objects).splitlines() if "HOST" in line.split("_")]
+
+
+@pytest.mark.needs("kustomize")
+def test_the_registry_is_in_every_image_of_ours() -> None:
+    images = set(re.findall(r"image: (\S+)", yaml.safe_dump_all(rendered("production"))))
+    ours = {image for image in images if "igpt-pipeline" in image}
+    assert len(ours) == 2 and all(image.startswith("registry.example.com/igpt/igpt-pipeline:") for image in ours)
+
+
+@pytest.mark.needs("kustomize")
+def test_trainings_run_on_the_gpu_pool_and_other_pods_do_not() -> None:
+    ray = rendered_object("production", "RayCluster", "ray")["spec"]
+    builds, training = (group["template"]["spec"] for group in ray["workerGroupSpecs"])
+    assert training["nodeSelector"] == {"igpt.io/pool": "gpu"}
+    assert {toleration["key"] for toleration in training["tolerations"]} == {"nvidia.com/gpu", "igpt.io/pool"}
+    assert training["topologySpreadConstraints"][0]["labelSelector"]["matchLabels"] == {"app": "ray-training"}
+    (container,) = training["containers"]
+    variables = {variable["name"]: variable.get("value") for variable in container["env"]}
+    assert variables["NCCL_SOCKET_IFNAME"] == variables["GLOO_SOCKET_IFNAME"] == "eth0"
+    memory = {volume["name"]: volume["emptyDir"] for volume in training["volumes"]}["shared-memory"]
+    assert memory == {"medium": "Memory", "sizeLimit": "16Gi"}
+    locked = re.findall(r"^cuda-toolkit==(\d+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    (rule,) = training["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"][
+        "nodeSelectorTerms"
+    ][0]["matchExpressions"]
+    # NVIDIA's compatibility table: CUDA 13 needs driver 580.
+    assert (locked, rule["operator"], rule["values"]) == (["13"], "Gt", ["579"])
+    assert not {"nodeSelector", "affinity"} & set(builds)
+
+
+@pytest.mark.needs("kustomize")
+def test_consumers_reach_mlflow_under_the_host_name_of_its_certificate() -> None:
+    ingress = rendered_object("production", "Ingress", "mlflow")["spec"]
+    (rule,) = ingress["rules"]
+    host = rule["host"]
+    assert ingress["tls"] == [{"hosts": [host], "secretName": "mlflow-tls"}]
+    assert rule["http"]["paths"][0]["backend"] == {"service": {"name": "mlflow", "port": {"name": "http"}}}
+    deployment = rendered_object("production", "Deployment", "mlflow")
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    variables = {variable["name"]: variable.get("value") for variable in container["env"]}
+    assert variables["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",")[-1] == host
+    assert variables["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"] == f"https://{host}"
+
+
+@pytest.mark.needs("kustomize")
+def test_a_trial_needs_no_gpu_and_its_pods_fit_the_stated_machine() -> None:
+    objects = rendered("trial")
+    assert "nvidia.com" not in yaml.safe_dump_all(objects) and "-cuda" not in yaml.safe_dump_all(objects)
+    ray = rendered_object("trial", "RayCluster", "ray")["spec"]
+    groups = [(group["maxReplicas"], group["template"]["spec"]) for group in ray["workerGroupSpecs"]]
+    groups.append((1, ray["headGroupSpec"]["template"]["spec"]))
+    services = [item for item in objects if item["kind"] in ("Deployment", "StatefulSet")]
+    groups += [(1, item["spec"]["template"]["spec"]) for item in services]
+    requests = [(count, pod["containers"][0]["resources"]["requests"]) for count, pod in groups]
+
+    def cpus(text: str) -> float:
+        return float(text.removesuffix("m")) / (1000 if text.endswith("m") else 1)
+
+    def gibibytes(text: str) -> float:
+        return float(text[:-2]) * {"Gi": 1.0, "Mi": 1 / 1024}[text[-2:]]
+
+    said = re.search(r"with (\d+) CPUs and (\d+) GiB", (KUBERNETES / "overlays/trial/kustomization.yaml").read_text())
+    assert said is not None
+    assert int(said[1]) - 2 < sum(count * cpus(request["cpu"]) for count, request in requests) <= int(said[1])
+    assert int(said[2]) - 4 < sum(count * gibibytes(request["memory"]) for count, request in requests) <= int(said[2])
+    execution = yaml.safe_load((ROOT / "infra" / "refresh.yaml").read_text())["pretrain"]["execution"]
+    (training,) = [group for group in ray["workerGroupSpecs"] if group["groupName"] == "training"]
+    (container,) = training["template"]["spec"]["containers"]
+    assert training["minReplicas"] == execution["workers"]
+    assert int(container["resources"]["limits"]["cpu"]) == execution["cpus_per_worker"]
+    job = rendered_object("trial", "Job", "deploy")["spec"]["template"]["spec"]["containers"][0]
+    assert job["command"] == ["igpt", "deploy", "--file=/etc/igpt/prefect.yaml"]
 
 
 def test_kustomize_finds_every_file() -> None:
@@ -73,6 +189,10 @@ def test_kustomize_finds_every_file() -> None:
     generators = KUSTOMIZATION["configMapGenerator"]
     generated = [name.partition("=")[2] for generator in generators for name in generator.get("files", [])]
     assert generated == ["deployments.yaml"]
+    for path in KUBERNETES.glob("*/*/kustomization.yaml"):
+        content = yaml.safe_load(path.read_text())
+        for name in [*content.get("resources", []), *content.get("components", [])]:
+            assert (path.parent / name).exists(), f"{path}: {name}"
 
 
 @pytest.mark.parametrize(
@@ -117,12 +237,108 @@ def test_ray_and_the_image_have_the_versions_of_the_project() -> None:
 
 
 def test_every_container_has_limits_and_runs_as_an_unprivileged_user() -> None:
+    locked = {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
     for name, container in containers():
         assert set(container["resources"]["limits"]) >= {"cpu", "memory"}, name
         assert set(container["resources"]["requests"]) >= {"cpu", "memory"}, name
-        assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+        assert container["securityContext"] == locked, name
+    assert RAY["spec"]["autoscalerOptions"]["securityContext"] == locked
     for name, pod, _ in pods():
         assert pod["securityContext"]["runAsNonRoot"] is True and pod["securityContext"]["runAsUser"] > 0, name
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, name
+    (namespace,) = [item for item in OBJECTS if item["kind"] == "Namespace"]
+    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+
+
+def test_a_container_can_write_where_its_program_does() -> None:
+    """The root file systems are read-only."""
+    for name, pod, _ in pods():
+        volumes = {volume["name"]: volume for volume in pod.get("volumes", [])}
+        for container in pod["containers"]:
+            writable = {
+                mount["mountPath"]
+                for mount in container["volumeMounts"]
+                if "emptyDir" in volumes.get(mount["name"], {}) and not mount.get("readOnly")
+            }
+            ours = container["image"].startswith("igpt-pipeline:")
+            assert writable >= ({"/tmp", "/home/igpt"} if ours else {"/tmp", "/var/run/postgresql"}), name
+            if "ray" in name or name == "prefect-worker":
+                assert "/dev/shm" in writable, name
+    mounts = {mount["mountPath"] for mount in RAY["spec"]["autoscalerOptions"]["volumeMounts"]}
+    assert mounts == {"/tmp", "/home/igpt"}
+    (server,) = [container for name, container in containers() if name == "prefect-server"]
+    assert {"name": "PREFECT_UI_STATIC_DIRECTORY", "value": "/tmp/prefect-ui"} in server["env"]
+
+
+def test_no_eviction_takes_a_driver_or_what_it_cannot_do_without() -> None:
+    labels_of = {name: labels for name, _, labels in pods()}
+    kept = {
+        name
+        for item in OBJECTS
+        if item["kind"] == "PodDisruptionBudget" and item["spec"]["minAvailable"] == 1
+        for name, labels in labels_of.items()
+        if item["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    }
+    assert kept == {"prefect-worker", "ray head", "ray training", "postgres"}
+    templates = {item["metadata"]["name"]: item["spec"]["template"] for item in OBJECTS if item["kind"] == "Deployment"}
+    for template in (templates["prefect-worker"], GROUPS["head"]["template"], GROUPS["training"]["template"]):
+        annotations = template["metadata"]["annotations"]
+        assert annotations["cluster-autoscaler.kubernetes.io/safe-to-evict"] == "false"
+        assert annotations["karpenter.sh/do-not-disrupt"] == "true"
+
+
+VARIABLES = {
+    name: f"{name.replace('_', '').lower()}{'0123456789' * 3}"
+    for name in (
+        *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "POSTGRES_PASSWORD", "MLFLOW_DB_PASSWORD"),
+        *("PREFECT_DB_PASSWORD", "MLFLOW_PASSWORD", "MLFLOW_SECRET_KEY", "PREFECT_PASSWORD", "RAY_AUTH_TOKEN"),
+    )
+}
+
+
+def make_secret(folder: Path, variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    (folder / ".env").write_text("# for compose\n" + "\n".join(f"{n}={value}" for n, value in variables.items()) + "\n")
+    command = [str(KUBERNETES / "secret"), str(folder / ".env")]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_secret_made_from_the_variables_of_compose_has_the_keys_that_pods_take(tmp_path: Path) -> None:
+    done = make_secret(tmp_path, {**VARIABLES, "AWS_SECRET_ACCESS_KEY": "it's/a+key="})
+    assert (done.returncode, done.stderr) == (0, "")
+    secret = yaml.safe_load(done.stdout)
+    validate(secret, VERSIONS[-1])
+    assert (secret["metadata"]["name"], secret["metadata"]["namespace"]) == ("igpt", KUSTOMIZATION["namespace"])
+    taken = {
+        variable["valueFrom"]["secretKeyRef"]["key"]
+        for _, container in containers()
+        for variable in container.get("env", [])
+        if "valueFrom" in variable
+    }
+    values = secret["stringData"]
+    assert set(values) == taken
+    assert values["AWS_SECRET_ACCESS_KEY"] == "it's/a+key="
+    assert values["PREFECT_AUTH"] == f"igpt:{VARIABLES['PREFECT_PASSWORD']}"
+    url = f"postgresql+asyncpg://prefect:{VARIABLES['PREFECT_DB_PASSWORD']}@postgres:5432/prefect"
+    assert values["PREFECT_DB_URL"] == url
+
+
+@pytest.mark.parametrize("name", VARIABLES)
+@pytest.mark.parametrize("value", [None, "", "short", "with/slash/0123456789012345678901234567890"])
+def test_a_missing_or_unsuitable_secret_is_told_before_anything_starts(
+    name: str, value: str | None, tmp_path: Path
+) -> None:
+    variables = {key: text for key, text in VARIABLES.items() if key != name}
+    done = make_secret(tmp_path, variables if value is None else {**variables, name: value})
+    if value and name.startswith("AWS_"):  # keys of a bucket store are as they are
+        assert done.returncode == 0
+        return
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f".env: {name} " in done.stderr.splitlines()[0]
+    assert not any(secret in done.stderr for secret in VARIABLES.values())
 
 
 def test_no_file_contains_a_secret_and_each_is_explained() -> None:
@@ -130,8 +346,9 @@ def test_no_file_contains_a_secret_and_each_is_explained() -> None:
     assert not named("Secret")
     for name, container in containers():
         for variable in container.get("env", []):
+            assert not re.search(r"://[^/]+@", variable.get("value", "")), f"{name}: {variable['name']} has a password"
             secret = re.search("PASSWORD|TOKEN|SECRET|KEY|AUTH_STRING|DB_|CONNECTION|STORE_URI", variable["name"])
-            if secret and variable["name"] not in ("MLFLOW_AUTH_CONFIG_PATH",):
+            if secret and variable["name"] not in ("MLFLOW_AUTH_CONFIG_PATH", "MLFLOW_BACKEND_STORE_URI"):
                 reference = variable["valueFrom"]["secretKeyRef"]
                 assert reference["name"] == "igpt", f"{name}: {variable['name']}"
                 assert f"`{reference['key']}`" in readme, f"{reference['key']} is not explained in infra/README.md"
@@ -168,7 +385,7 @@ def test_every_called_address_is_a_service_whose_port_leads_to_a_container() -> 
 
 def test_the_network_policies_allow_every_call_and_no_task_to_reach_a_database() -> None:
     policies = {item["metadata"]["name"]: item["spec"] for item in OBJECTS if item["kind"] == "NetworkPolicy"}
-    assert policies["nobody"] == {"podSelector": {}, "policyTypes": ["Ingress"]}
+    assert policies["nobody"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
 
     def matches(selector: dict[str, Any], labels: dict[str, str]) -> bool:
         expressions = selector.get("matchExpressions", [])
@@ -201,14 +418,28 @@ def test_the_network_policies_allow_every_call_and_no_task_to_reach_a_database()
     for task in ("ray builds", "ray training"):
         for called, port in (("postgres", 5432), ("mlflow", 5000), ("prefect-server", 4200)):
             assert not may(task, called, port)
-    assert not may("prefect-worker", "postgres", 5432)
+    assert not may("prefect-worker", "postgres", 5432) and not may("postgres", "mlflow", 5000)
+    assert not may("mlflow", "ray head", 6379) and not may("prefect-server", "ray builds", 10_002)
+    # What leaves the namespace, by who may: DNS for all, the bucket store, and two that call other addresses.
+    outside: dict[str, set[str]] = {}
+    for name, policy in policies.items():
+        for rule in policy.get("egress", []):
+            if not any("podSelector" in peer for peer in rule["to"]):
+                outside[name] = {pod for pod, _, labels in pods() if matches(policy["podSelector"], labels)}
+    everybody = {pod for pod, _, _ in pods()}
+    assert outside == {
+        "dns": everybody,
+        "store": everybody - {"postgres", "prefect-server", "deploy"},
+        "notifications": {"prefect-server"},
+        "autoscaler": {"ray head"},
+    }
 
 
 def test_the_deployments_are_those_of_compose_with_gpus() -> None:
     from flows.prefect_ops.deployments import read
 
     ours, theirs = (
-        yaml.safe_load(path.read_text()) for path in (FOLDER / "deployments.yaml", FOLDER / "../prefect.yaml")
+        yaml.safe_load(path.read_text()) for path in (FOLDER / "deployments.yaml", ROOT / "infra" / "prefect.yaml")
     )
     weekly = next(deployment for deployment in ours["deployments"] if deployment["name"] == "weekly")
     training = weekly["parameters"]["config"]["pretrain"]
