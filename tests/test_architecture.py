@@ -35,6 +35,8 @@ ORDER = {
         *("version", "services", "config", "terminal", "doctor", "prefect_ops", "probe_report", "previews"),
         *("evaluate", "same_images"),
         *("build_dataset", "pretrain", "probe", "earlier_runs", "refresh", "scheduled", "demo", "cli"),
+        *("version", "services", "config", "terminal", "doctor", "prefect_ops", "monitor", "probe_report", "previews"),
+        *("build_dataset", "pretrain", "probe", "refresh", "scheduled", "demo", "cli"),
     ),
 }
 EXCEPTIONS = {
@@ -62,12 +64,13 @@ DOORS = {
         *(f"flows/{name}.py" for name in ("build_dataset", "pretrain", "probe", "refresh", "scheduled", "demo")),
         *(
             f"flows/prefect_ops/{name}.py"
-            for name in ("artifacts", "lease", "flow_runs", "deployments", "termination", "ray_job")
+            for name in ("artifacts", "lease", "flow_runs", "deployments", "termination", "ray_job", "deployment_runs")
         ),
     },
     "fsspec": {f"pipeline/store/{name}.py" for name in ("objects", "bulk", "s3")},
     "s3fs": {"pipeline/store/s3.py"},
     "obstore": {"pipeline/store/s3_reads.py"},
+    "prometheus_client": {"flows/monitor/exporter.py"},
     "tenacity": {"pipeline/store/errors.py"},
 }
 

@@ -95,6 +95,14 @@ class Deployable:
         """The name FLOW/DEPLOYMENT that Prefect's commands take."""
         return f"{self.flow.name}/{self.entry.name}"
 
+    @property
+    def config(self) -> Config | None:
+        """The flow's parameter `config`; None when it has none."""
+        kind = get_type_hints(self.flow.fn).get("config")
+        if not isinstance(kind, type) or not issubclass(kind, Config):
+            return None
+        return config_file.load_fields(kind, self.entry.parameters["config"], origin=self.full_name)
+
 
 def read(path: Path, only: Sequence[str] = ()) -> list[Deployable]:
     """Read and check the deployments of a file, or only the named ones. Raises IgptError for invalid ones."""

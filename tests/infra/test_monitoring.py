@@ -13,12 +13,16 @@ from tests.infra.test_kubernetes import FOLDER, OBJECTS, pods
 ROOT = Path(__file__).parents[2]
 MONITORING = ROOT / "infra" / "monitoring"
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "infra" / "compose.yaml").read_text())
+PROMETHEUS: dict[str, Any] = yaml.safe_load((MONITORING / "prometheus.yaml").read_text())
+MONITORS: dict[str, dict[str, Any]] = {
+    item["metadata"]["name"]: item for item in yaml.safe_load_all((MONITORING / "podmonitor.yaml").read_text())
+}
 PORT = 8090
 
 
 def test_prometheus_scrapes_every_ray_node_of_compose() -> None:
-    (job,) = yaml.safe_load((MONITORING / "prometheus.yaml").read_text())["scrape_configs"]
-    (scraped,) = job["dns_sd_configs"]
+    jobs = {job["job_name"]: job for job in PROMETHEUS["scrape_configs"]}
+    (scraped,) = jobs["igpt-ray"]["dns_sd_configs"]
     serving = {
         name
         for name, service in COMPOSE["services"].items()
@@ -33,20 +37,36 @@ def test_prometheus_scrapes_every_ray_node_of_compose() -> None:
 
 
 def test_the_pod_monitor_selects_the_port_of_every_ray_pod_and_only_prometheus_reaches_it() -> None:
-    monitor = yaml.safe_load((MONITORING / "podmonitor.yaml").read_text())
+    monitor = MONITORS["igpt-ray"]
     labels = monitor["spec"]["selector"]["matchLabels"].items()
     (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
     for name, pod, own in pods():
         exposed = [port for container in pod["containers"] for port in container.get("ports", [])]
         ports = {port["name"]: port["containerPort"] for port in exposed}
-        assert (labels <= own.items()) == (endpoint["port"] in ports), name
-        assert ports.get(endpoint["port"], PORT) == PORT
+        if name != "exporter":
+            assert (labels <= own.items()) == (endpoint["port"] in ports), name
+            assert ports.get(endpoint["port"], PORT) == PORT
     assert f"metrics-export-port={PORT}" in (FOLDER / "prefect.yaml").read_text()
-    (policy,) = [item for item in OBJECTS if item["metadata"]["name"] == "metrics"]
+    (policy,) = [item for item in OBJECTS if (item["kind"], item["metadata"]["name"]) == ("NetworkPolicy", "metrics")]
     (rule,) = policy["spec"]["ingress"]
     assert policy["spec"]["podSelector"]["matchLabels"].items() == labels
     assert rule["ports"] == [{"port": PORT}]
     assert [list(peer) for peer in rule["from"]] == [["namespaceSelector"]]
+
+
+def test_prometheus_scrapes_the_exporter_and_the_store() -> None:
+    jobs = {job["job_name"]: job for job in PROMETHEUS["scrape_configs"]}
+    for job, service, option in (("igpt-exporter", "exporter", "--port="), ("igpt-store", "s3", "-metricsPort=")):
+        ((target,),) = (config["targets"] for config in jobs[job]["static_configs"])
+        (port,) = [word for word in COMPOSE["services"][service]["command"] if word.startswith(option)]
+        assert target == f"{service}:{port.partition('=')[2]}"
+    assert MONITORS["igpt-exporter"]["spec"]["selector"]["matchLabels"] == {"app": "exporter"}
+    (pod,) = [pod for _, pod, labels in pods() if labels["app"] == "exporter"]
+    (container,) = pod["containers"]
+    assert container["ports"] == [{"name": "metrics", "containerPort": 8091}] and "--port=8091" in container["command"]
+    (policy,) = [item for item in OBJECTS if item["kind"] == "NetworkPolicy" and item["metadata"]["name"] == "exporter"]
+    (rule,) = policy["spec"]["ingress"]
+    assert rule["ports"] == [{"port": 8091}] and [list(peer) for peer in rule["from"]] == [["namespaceSelector"]]
 
 
 def test_the_dashboard_draws_the_metrics_of_the_pipeline() -> None:

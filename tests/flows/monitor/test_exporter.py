@@ -1,0 +1,141 @@
+"""The metrics that outlive flow runs: what each source tells, and a scrape while sources fail."""
+
+import time
+import urllib.request
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from flows.monitor import runs
+from flows.monitor.exporter import Exporter
+from flows.monitor.sample import GAUGES, Sample
+from flows.monitor.store import StoreReader
+from flows.monitor.watched import watched
+from flows.prefect_ops import deployments
+from flows.prefect_ops.deployment_runs import RunOfDeployment
+from flows.services.ports import HOST, free_port
+from pipeline.dataset.publish import commit
+from pipeline.store import lease
+from tests.pipeline.dataset.test_snapshot import make
+
+ROOT = Path(__file__).parents[3]
+NOW = datetime(2026, 11, 26, 12, tzinfo=UTC)
+
+
+def values(samples: list[Sample]) -> dict[tuple[str, ...], float]:
+    """The values by name and label values."""
+    assert {sample.name for sample in samples} <= set(GAUGES)
+    result = {(sample.name, *sample.labels.values()): sample.value for sample in samples}
+    assert len(result) == len(samples), "a series twice"
+    return result
+
+
+def run(state: str, *, due: float = 60, started: float | None = None, ended: float | None = None) -> RunOfDeployment:
+    """A run of `nightly`; times are minutes before NOW."""
+
+    def at(minutes: float | None) -> datetime | None:
+        return None if minutes is None else NOW - timedelta(minutes=minutes)
+
+    return RunOfDeployment(deployment="nightly", state=state, due=at(due), started=at(started), ended=at(ended))
+
+
+def test_what_the_deployments_of_production_work_on_is_watched() -> None:
+    deployables = deployments.read(ROOT / "infra" / "prefect.yaml")
+    found = watched([d.entry.name for d in deployables], [d.config for d in deployables])
+    assert found.datasets == ("s3://datasets/imagenet-32",)
+    assert found.leases == (
+        *("s3://datasets/imagenet-32", "s3://datasets/imagenet-32/turn"),
+        "s3://runs/imagenet-32/turn",
+    )
+    assert found.models == ("igpt-s-imagenet-32",)
+    assert found.deployments == ("candidate", "nightly", "watch", "weekly")
+
+
+def test_a_deployment_without_runs_has_zeros() -> None:
+    samples = runs.samples(["weekly"], [run("COMPLETED", ended=5)], NOW)
+    assert set(values(samples).values()) == {0.0}
+    assert {sample.name for sample in samples} == {name for name in GAUGES if name.startswith("igpt_deployment_")}
+
+
+def test_runs_are_counted_by_state_and_lateness() -> None:
+    told = values(
+        runs.samples(
+            ["nightly"],
+            [
+                *(
+                    run("SCHEDULED", due=-60),
+                    run("SCHEDULED", due=0.5),
+                    run("SCHEDULED", due=20),
+                    run("SCHEDULED", due=30),
+                ),
+                *(run("RUNNING", started=90), run("RUNNING", started=10)),
+                *(run("CRASHED", ended=60), run("CRASHED", ended=120), run("CRASHED", ended=60 * 25)),
+                run("COMPLETED", ended=60 * 26),
+            ],
+            NOW,
+        )
+    )
+    assert told["igpt_deployment_runs", "nightly", "SCHEDULED"] == 2
+    assert told["igpt_deployment_runs", "nightly", "LATE"] == 2
+    assert told["igpt_deployment_runs", "nightly", "RUNNING"] == 2
+    assert told["igpt_deployment_late_seconds", "nightly"] == 30 * 60
+    assert told["igpt_deployment_running_seconds", "nightly"] == 90 * 60
+    assert told["igpt_deployment_ended_last_day", "nightly", "CRASHED"] == 2
+    assert told["igpt_deployment_ended_last_day", "nightly", "COMPLETED"] == 0
+    hour_ago = (NOW - timedelta(hours=1)).timestamp()
+    assert told["igpt_deployment_ended_timestamp_seconds", "nightly", "CRASHED"] == hour_ago
+    assert told["igpt_deployment_ended_timestamp_seconds", "nightly", "FAILED"] == 0
+
+
+def test_the_store_tells_of_the_newest_snapshot_and_of_leases(tmp_path: Path) -> None:
+    dataset = str(tmp_path)
+    read = StoreReader((dataset,), (dataset,))
+    empty = values(read())
+    assert empty["igpt_snapshot_number", dataset] == empty["igpt_snapshot_published_timestamp_seconds", dataset] == 0
+    assert empty["igpt_lease_term", dataset] == 0
+    began = time.time()
+    for number in (1, 2):
+        commit(make(tmp_path, number))
+        with lease.hold(dataset):
+            pass
+        told = values(read())
+        assert told["igpt_snapshot_number", dataset] == told["igpt_lease_term", dataset] == number
+    assert began - 2 < told["igpt_snapshot_published_timestamp_seconds", dataset] < time.time() + 2
+    assert told["igpt_snapshot_images", dataset] > 0
+    assert told["igpt_snapshot_rejected", dataset, "truncated"] == 3
+
+
+def scrape(port: int) -> dict[str, float]:
+    """Every line of a scrape that has a value."""
+    with urllib.request.urlopen(f"http://{HOST}:{port}/metrics", timeout=5) as answer:
+        lines = [line for line in answer.read().decode().splitlines() if not line.startswith("#")]
+    return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines}
+
+
+def test_a_source_that_fails_or_hangs_keeps_its_values_and_costs_no_scrape_anything() -> None:
+    answers = iter([[Sample(name="igpt_snapshot_number", value=7, labels={"dataset": "d"})]])
+    said: list[str] = []
+
+    def hangs() -> list[Sample]:
+        time.sleep(3)
+        return []
+
+    exporter = Exporter({"store": lambda: next(answers), "mlflow": hangs}, said.append, every_seconds=0.2)
+    port = free_port()
+    with exporter.serving(HOST, port):
+        deadline = time.monotonic() + 30
+        while (told := scrape(port)).get('igpt_snapshot_number{dataset="d"}') != 7 or told[
+            'igpt_source_up{source="store"}'
+        ]:
+            assert time.monotonic() < deadline, told
+            time.sleep(0.1)
+    assert told['igpt_source_up{source="mlflow"}'] == 0
+    assert told['igpt_source_read_timestamp_seconds{source="store"}'] > 0
+    assert said[0] == "reads store"
+    assert [line for line in said if line.startswith("cannot read store: StopIteration")] == said[1:2], "said once"
+
+
+@pytest.mark.parametrize("name", GAUGES)
+def test_a_time_has_its_unit_in_its_name(name: str) -> None:
+    assert ("When " in GAUGES[name]) == name.endswith("_timestamp_seconds")
