@@ -9,6 +9,7 @@ import pytest
 
 from flows.monitor import runs
 from flows.monitor.exporter import Exporter
+from flows.monitor.models import ModelReader
 from flows.monitor.sample import GAUGES, Sample
 from flows.monitor.store import StoreReader
 from flows.monitor.watched import watched
@@ -104,6 +105,27 @@ def test_the_store_tells_of_the_newest_snapshot_and_of_leases(tmp_path: Path) ->
     assert began - 2 < told["igpt_snapshot_published_timestamp_seconds", dataset] < time.time() + 2
     assert told["igpt_snapshot_images", dataset] > 0
     assert told["igpt_snapshot_rejected", dataset, "truncated"] == 3
+
+
+def test_the_registry_tells_of_the_newest_version_the_champion_and_the_probe(tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    client, read = MlflowClient(uri), ModelReader(uri, ("m",))
+    assert set(values(read()).values()) == {0.0}, "not registered yet"
+    client.create_registered_model("m")
+    for number in ("1", "2"):
+        assert str(client.create_model_version("m", "s3://mlflow/x").version) == number
+        client.set_model_version_tag("m", number, "igpt.probe.d.accuracy", f"0.{number}")
+        client.set_model_version_tag("m", number, "igpt.probe.d.note", "text")
+    client.set_registered_model_alias("m", "champion", "1")
+    told = values(read())
+    assert abs(told.pop(("igpt_model_registered_timestamp_seconds", "m")) - time.time()) < 60
+    assert told == {
+        ("igpt_model_version", "m"): 2,
+        ("igpt_model_champion_version", "m"): 1,
+        ("igpt_model_probe", "m", "d.accuracy"): 0.2,
+    }
 
 
 def scrape(port: int) -> dict[str, float]:
