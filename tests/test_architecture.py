@@ -32,11 +32,9 @@ ORDER = {
         *("registry", "tracking", "train"),
     ),
     "flows": (
-        *("version", "services", "config", "terminal", "doctor", "prefect_ops", "probe_report", "previews"),
+        *("version", "services", "config", "terminal", "doctor", "prefect_ops", "monitor", "probe_report", "previews"),
         *("evaluate", "same_images"),
         *("build_dataset", "pretrain", "probe", "earlier_runs", "refresh", "scheduled", "demo", "cli"),
-        *("version", "services", "config", "terminal", "doctor", "prefect_ops", "monitor", "probe_report", "previews"),
-        *("build_dataset", "pretrain", "probe", "refresh", "scheduled", "demo", "cli"),
     ),
 }
 EXCEPTIONS = {

@@ -9,8 +9,7 @@ import typer
 from typer.exceptions import TyperException
 
 from flows import version
-from flows.cli import datasets, deploy, doctor, evaluate, failures, models, registry, runs
-from flows.cli import datasets, deploy, doctor, failures, models, monitor, registry, runs
+from flows.cli import datasets, deploy, doctor, evaluate, failures, models, monitor, registry, runs
 from flows.cli.options import ConfigFile, Home, Overrides, prepare, read_config
 from flows.config.demo import demo_config
 from flows.config.describe import KINDS, describe
