@@ -9,8 +9,7 @@ PYTEST := $(BIN)/pytest $(PYTEST_FLAGS)
 # Some tests wait more than they compute, hence one process more than the least number of cores.
 THREE := tests --ignore tests/integration --numprocesses 3 --dist loadfile --no-loadscope-reorder
 UNITS := $(THREE) -m "not (services or faults or rig or long)"
-SERVICES := -m "not long and ((services or rig) and not faults or sample)"
-SIDE_BY_SIDE := $(BIN)/python -m tests.side_by_side
+SIDE_BY_SIDE := $(BIN)/python -m tests.side_by_side $(PYTEST_FLAGS)
 
 # A part that fails does not keep the next ones from running; make still exits with an error.
 MAKEFLAGS += --keep-going
@@ -18,7 +17,7 @@ MAKEFLAGS += --keep-going
 unexport PYTHONDONTWRITEBYTECODE
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo check test test-faults test-long test-side-by-side test-unit test-services lint format rehearsal setup lock pin-images clean
+.PHONY: help demo check test test-faults test-long test-unit test-services lint format rehearsal setup lock pin-images clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
@@ -28,20 +27,17 @@ demo: $(RUN) ## install what running needs, start the services, run the main job
 
 check: lint test-unit ## lint, types and unit tests
 
-test: lint test-side-by-side ## check, the tests on real services, and one fault of every kind
-
-test-side-by-side: $(DEV)
-	$(SIDE_BY_SIDE) --beside '$(UNITS)' $(PYTEST_FLAGS) $(SERVICES)
+test: lint test-unit test-services ## check, the tests on real services, and one fault of every kind
 
 test-unit: $(DEV)
 	$(PYTEST) $(UNITS)
 
 test-services: $(DEV)
-	$(SIDE_BY_SIDE) $(PYTEST_FLAGS) $(SERVICES)
+	$(SIDE_BY_SIDE) -m "not long and ((services or rig) and not faults or sample)"
 
 # Together with `test`, without those that it has run.
 test-faults: $(DEV) ## every fault: killed workers, lost nodes, failing stores and servers
-	$(SIDE_BY_SIDE) $(PYTEST_FLAGS) -m "faults and not long$(if $(filter test,$(MAKECMDGOALS)), and not sample)"
+	$(SIDE_BY_SIDE) -m "faults and not long$(if $(filter test,$(MAKECMDGOALS)), and not sample)"
 
 # The second line runs the tests on random inputs with twenty times the examples that `check` gives them.
 test-long: $(DEV) ## the rehearsal, long random histories and fuzzing

@@ -28,7 +28,14 @@ from igpt_model.tracking.curve_logger import CurveLogger
 from igpt_model.tracking.runs import RunLogger
 from igpt_model.tracking.sheets import to_png
 from igpt_model.training.metric_names import TRAINING_METRICS
-from igpt_model.training.ray import ClusterTooSmallError, TrainJob, WorkersDiedError, train_on_cluster
+from igpt_model.training.ray import (
+    ClusterTooSmallError,
+    TrainJob,
+    WorkersDiedError,
+    check_resources,
+    train_on_cluster,
+)
+from pipeline.cluster import tasks
 from pipeline.cluster.metrics import Meter
 from pipeline.dataset import count_shards, snapshot
 from pipeline.dataset.snapshot import Snapshot
@@ -102,6 +109,7 @@ def pretrain(config: PretrainConfig, to_register: bool = False) -> PretrainOutco
             try:
                 with logger.closing():
                     if not done:  # the workers write it too, but a run that never comes so far must be resumable
+                        check_resources(config, tasks.node_resources())
                         record.write_first(run, RunRecord(config=record.pinned(config, data), mlflow_run=logger.run_id))
                     result = train_tracked(config, data, run, logger, reporter, fence)
                     outcome = _show(config, data, run, result, logger, reporter)

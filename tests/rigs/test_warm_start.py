@@ -51,8 +51,8 @@ def test_two_run_at_once_and_a_signal_ends_one(warm: WarmStart, tmp_path: Path) 
 def test_ctrl_c_reaches_the_code(warm: WarmStart, tmp_path: Path) -> None:
     code = """
 import pathlib, sys, time
-pathlib.Path(sys.argv[1]).touch()
 try:
+    pathlib.Path(sys.argv[1]).touch()
     time.sleep(60)
 except KeyboardInterrupt:
     print("interrupted")

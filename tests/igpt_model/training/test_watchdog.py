@@ -132,6 +132,7 @@ def test_a_collective_whose_partner_is_stuck_ends_and_the_run_goes_on(tmp_path: 
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
     recorder = Recorder()
-    train(config, data, str(tmp_path / "calm"), Worker(), recorder)
+    # In this process, which the watchdog would end if the machine stood still for six seconds.
+    train(config.with_fields(hang_seconds=900), data, str(tmp_path / "calm"), Worker(), recorder)
     curve = {entry.step: entry.values["train_loss"] for entry in metric_log.read(str(run))}
     assert curve == pytest.approx({step: values["train_loss"] for step, values in recorder.values.items()}, abs=1e-4)
