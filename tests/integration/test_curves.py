@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from flows.services.ports import HOST, free_port
 from igpt_model.tracking import runs as tracking
 from igpt_model.tracking.curve_logger import CurveLogger
 from igpt_model.tracking.runs import RunLogger
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.services
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    with mlflow_server(tmp_path_factory.mktemp("mlflow"), "127.0.0.1", 20_123) as started:
+    with mlflow_server(tmp_path_factory.mktemp("mlflow"), HOST, free_port()) as started:
         yield started
 
 

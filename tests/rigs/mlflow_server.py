@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-_START_SECONDS = 60
+_START_SECONDS = 120
 
 
 class MlflowServer:
@@ -70,8 +70,8 @@ class MlflowServer:
 def mlflow_server(folder: Path, address: str, port: int = 5000) -> Iterator[MlflowServer]:
     """A running server."""
     server = MlflowServer(folder, address, port)
-    server.start()
     try:
+        server.start()
         yield server
     finally:
         server.stop()
