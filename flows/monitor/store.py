@@ -37,7 +37,7 @@ class StoreReader:
         newest = self._newest.get(dataset)
         yield Sample(name="igpt_snapshot_number", value=number, labels=labels)
         yield Sample(name="igpt_snapshot_published_timestamp_seconds", value=published, labels=labels)
-        images = 0 if newest is None else sum(shard.samples for shard in newest.shards)
+        images = 0 if newest is None else newest.images()
         yield Sample(name="igpt_snapshot_images", value=images, labels=labels)
         for reason, count in ({} if newest is None else newest.rejected).items():
             yield Sample(name="igpt_snapshot_rejected", value=count, labels={**labels, "reason": reason})

@@ -2,6 +2,7 @@
 
 import time
 import urllib.request
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from flows.prefect_ops.deployment_runs import RunOfDeployment
 from flows.services.ports import HOST, free_port
 from pipeline.dataset.publish import commit
 from pipeline.store import lease
-from tests.pipeline.dataset.test_snapshot import make
+from tests.pipeline.dataset.test_snapshot import entry, make
 
 ROOT = Path(__file__).parents[3]
 NOW = datetime(2026, 11, 26, 12, tzinfo=UTC)
@@ -97,14 +98,15 @@ def test_the_store_tells_of_the_newest_snapshot_and_of_leases(tmp_path: Path) ->
     assert empty["igpt_lease_term", dataset] == 0
     began = time.time()
     for number in (1, 2):
-        commit(make(tmp_path, number))
+        crops = replace(entry("train", 0), samples=40, images=10)  # four crops of each image
+        commit(make(tmp_path, number, shards=(crops, entry("validation", 0))))
         with lease.hold(dataset):
             pass
         told = values(read())
         assert told["igpt_snapshot_number", dataset] == told["igpt_lease_term", dataset] == number
     assert began - 2 < told["igpt_snapshot_published_timestamp_seconds", dataset] < time.time() + 2
-    assert told["igpt_snapshot_images", dataset] > 0
-    assert told["igpt_snapshot_rejected", dataset, "truncated"] == 3
+    assert told["igpt_snapshot_images", dataset] == 10 + entry("validation", 0).images
+    assert told["igpt_snapshot_rejected", dataset, "truncated"] == 2
 
 
 def test_the_registry_tells_of_the_newest_version_the_champion_and_the_probe(tmp_path: Path) -> None:
