@@ -7,6 +7,7 @@ from igpt_model.config import PretrainConfig
 from igpt_model.runs import attempts, checkpoint, initial_model, record
 from igpt_model.runs.attempts import Failures
 from igpt_model.runs.result import read_result
+from pipeline.dataset import record as records
 from pipeline.dataset import snapshot as snapshots
 from pipeline.dataset.snapshot import Snapshot
 from pipeline.errors import IgptError
@@ -23,6 +24,8 @@ class Unfinished:
     """Number of its snapshot."""
     snapshot: Snapshot | None
     """None: it is gone, or has other content now."""
+    rolled_back_by: int | None
+    """Number of the snapshot that put an older one in its snapshot's place; None: it stands."""
     step: int
     """Its newest checkpoint; 0: none."""
     failures: Failures
@@ -64,6 +67,8 @@ def choose(begun: Sequence[Unfinished], newest: Snapshot, *, max_failures: int, 
             given_up.append((run, abandon))
         elif run.snapshot is None:
             given_up.append((run, f"its snapshot {run.number} is gone or has other content now"))
+        elif run.rolled_back_by is not None:
+            given_up.append((run, f"its snapshot {run.number} was rolled back by snapshot {run.rolled_back_by}"))
         elif not run.step:
             given_up.append((run, "it had no checkpoint yet, so nothing is lost"))
         elif run.failures.count >= max_failures:
@@ -119,6 +124,7 @@ def find(config: PretrainConfig, dataset: str) -> list[Unfinished]:
                 run=run,
                 number=number,
                 snapshot=_snapshot_of(run, theirs, dataset) if number in numbers else None,
+                rolled_back_by=_rolled_back_by(number, dataset, numbers),
                 step=max(checkpoint.marked_steps(run), default=0),
                 failures=attempts.failures(run),
                 parent=theirs.model.parent,
@@ -139,6 +145,15 @@ def _is_same_recipe(config: PretrainConfig, theirs: PretrainConfig, run: str) ->
     if config.model.precision is None:
         config = config.with_fields(precision=theirs.model.precision)
     return config.recipe == theirs.recipe
+
+
+def _rolled_back_by(number: int, dataset: str, numbers: Sequence[int]) -> int | None:
+    """The first later snapshot that has the content of one before `number`; None: nobody went back behind it."""
+    for later in sorted(one for one in numbers if one > number):
+        beside = records.read(snapshots.read(dataset, later))
+        if beside is not None and beside.restores is not None and beside.restores < number:
+            return later
+    return None
 
 
 def _snapshot_of(run: str, theirs: PretrainConfig, dataset: str) -> Snapshot | None:

@@ -75,14 +75,7 @@ class SourceState:
         if self.record is not None:
             known = self.record.moved_to(self.raw_root)
         if publisher is not None:
-            known = replace(
-                known,
-                published_at=record.now(),
-                published_by=publisher.program,
-                flow_run=publisher.flow_run,
-                tags=(),
-                manifest="",
-            )
+            known = known.published(publisher)
         seen_name = None if table is None else table[0]
         return replace(known, refused_by=refused_by, scans=self.scans, seen=seen_name)
 

@@ -50,6 +50,8 @@ class Record:
     """Names of the scans of the source's containers; a rerun reads them instead of the containers."""
     seen: str | None = None
     """Name of the table of images that are listed with another version than the snapshot has, but are the same."""
+    restores: int | None = None
+    """Number of the snapshot whose content a rollback published anew; None: this one is no rollback."""
     manifest: str = ""
     """Digest of the manifest that it belongs to. A build that lost against another may have left its record."""
 
@@ -59,6 +61,18 @@ class Record:
             return self
         former = [root for root in (*self.former_roots, self.raw_root) if root != raw_root]
         return replace(self, raw_root=raw_root, former_roots=tuple(dict.fromkeys(former)))
+
+    def published(self, publisher: Publisher, *, restores: int | None = None) -> "Record":
+        """A copy for a snapshot that is published now."""
+        return replace(
+            self,
+            published_at=now(),
+            published_by=publisher.program,
+            flow_run=publisher.flow_run,
+            tags=(),
+            restores=restores,
+            manifest="",
+        )
 
     @property
     def published_seconds(self) -> float | None:

@@ -56,11 +56,7 @@ def drop_images(dataset: str, details: Mapping[str, str], reason: str, publisher
 
 def _record(newest: Snapshot, publisher: Publisher) -> record.Record | None:
     known = record.read(newest)
-    if known is None:
-        return None
-    return replace(
-        known, published_at=record.now(), published_by=publisher.program, flow_run=publisher.flow_run, tags=()
-    )
+    return None if known is None else known.published(publisher)
 
 
 def _without(newest: Snapshot, shard: ShardEntry, details: Mapping[str, str], reason: str) -> _Smaller:

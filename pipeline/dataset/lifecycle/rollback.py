@@ -40,10 +40,4 @@ def _record(target: Snapshot, newest: Snapshot, publisher: Publisher) -> record.
         return None
     if today is not None:
         known = known.moved_to(today.raw_root)
-    return replace(
-        known,
-        published_at=record.now(),
-        published_by=publisher.program,
-        flow_run=publisher.flow_run,
-        tags=(),
-    )
+    return known.published(publisher, restores=target.number)

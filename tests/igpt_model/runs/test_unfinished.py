@@ -12,6 +12,8 @@ from igpt_model.runs.attempts import Failures
 from igpt_model.runs.record import RunRecord
 from igpt_model.runs.unfinished import Unfinished, choose
 from pipeline.dataset import snapshot as snapshots
+from pipeline.dataset.lifecycle.rollback import rollback
+from pipeline.dataset.record import Publisher
 from pipeline.dataset.snapshot import Snapshot
 from pipeline.store import objects
 from tests.igpt_model.runs.test_attempts import add_checkpoint
@@ -128,11 +130,38 @@ def test_a_snapshot_that_is_gone_or_has_other_content_is_told(
     assert reason == "its snapshot 1 is gone or has other content now"
 
 
+def test_a_run_on_a_snapshot_that_was_rolled_back_is_given_up(tmp_path: Path) -> None:
+    digits_snapshot(tmp_path)
+    raw, dataset = tmp_path / "raw", tmp_path / "dataset"
+    (raw / "0" / "bad.png").write_bytes(next((raw / "1").glob("*.png")).read_bytes())
+    second = build_here(raw, dataset)
+    wanted = PretrainConfig.from_fields(
+        runs=str(tmp_path / "runs"), preset="tiny", dataset=second.dataset, snapshot=2, steps=40
+    )
+    begin(wanted, second, 20)
+    restored = rollback(second.dataset, 1, Publisher(program="igpt 9.9"))
+    (raw / "0" / "bad.png").unlink()
+    (raw / "0" / "good.png").write_bytes(next((raw / "2").glob("*.png")).read_bytes())
+    mended = build_here(raw, dataset)
+    for newest in (restored, mended):
+        (begun,) = unfinished.find(wanted.with_fields(snapshot=newest.number), newest.dataset)
+        assert begun.snapshot == second
+        ((_, reason),) = choose([begun], newest, max_failures=3).abandon
+        assert reason == "its snapshot 2 was rolled back by snapshot 3"
+    assert choose([begun], second, max_failures=3).abandon == (), "the newest has its content"
+    # The run on the snapshot that was published again is not, and neither is one on a later snapshot.
+    for data in (snapshots.read(second.dataset, 1), mended):
+        begin(wanted.with_fields(seed=1, snapshot=data.number), data, 20)
+    others = unfinished.find(wanted.with_fields(seed=1), second.dataset)
+    assert [run.rolled_back_by for run in others] == [None, None]
+
+
 def an_unfinished(name: str, data: Snapshot, number: int, step: int, failed: int = 0) -> Unfinished:
     return Unfinished(
         run=f"runs/{name}",
         number=number,
         snapshot=replace(data, number=number),
+        rolled_back_by=None,
         step=step,
         failures=Failures(count=failed, step=step, reason="out of memory"),
         parent="",

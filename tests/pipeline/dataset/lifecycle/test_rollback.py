@@ -33,10 +33,14 @@ def test_the_content_of_an_older_snapshot_is_the_newest_again(config: DatasetCon
     assert added == {"snapshots/000003.json"}
     beside = record.read(third)
     assert beside is not None and (beside.published_by, beside.raw_root) == ("igpt 9.9", config.raw)
+    assert beside.restores == 1
     with pytest.raises(IgptError, match="the newest snapshot, 3, has the content of snapshot 1 already"):
         rollback(config.dataset, 1, PUBLISHER)
     # The raw images are what they are: the next build follows them.
-    assert build(config).snapshot.content_digest == second.content_digest
+    followed = build(config).snapshot
+    assert followed.content_digest == second.content_digest
+    beside = record.read(followed)
+    assert beside is not None and beside.restores is None
 
 
 def test_a_rollback_whose_files_are_gone_publishes_nothing(config: DatasetConfig) -> None:
