@@ -32,7 +32,6 @@ def nightly_build(site: Production) -> None:
     run = fire(site, "nightly")
     lose_in_build(site)
     complete(site, run)
-    site.tell("the run is COMPLETED")
     conclude(site, check_dataset(site, {1: IMAGES}))
 
 
@@ -89,14 +88,12 @@ def second_night(site: Production, unfinished: Mapping[str, Any]) -> None:
     site.wait("Prefect", lambda: site.answers("prefect-server", ":4200/api/health"), "prefect-server")
     site.tell(f"Prefect's server is back; the training has gone on to checkpoint {seen} of {STEPS} meanwhile")
     complete(site, run)
-    site.tell("the run is COMPLETED")
     probes = site.wait("a probe of each new version", lambda: runs_of_two_versions(site), "prefect-worker")
     for probe in probes:
         site.tell(f"the registered version's event started: {probe['name']}")
         complete(site, probe)
-    site.tell("the probes are COMPLETED")
     checks = check_dataset(site, {1: IMAGES, 2: IMAGES + ARRIVED})
-    checks.append(("the lost run was closed as Crashed", state(site, unfinished) == "CRASHED"))
+    checks.append(("the lost run was closed as Crashed", current(site, unfinished)["state_type"] == "CRASHED"))
     check_models(site, checks)
 
 
@@ -110,7 +107,7 @@ def fire(site: Production, deployment: str) -> dict[str, Any]:
     *_, run = site.wait(
         "a run by the schedule", lambda: site.runs(deployment)[before:], "prefect-worker", "prefect-server"
     )
-    site.tell(f"the schedule fired: {run['name']}")
+    site.tell(f"the schedule fired: run {run['name']}")
     return run
 
 
@@ -148,9 +145,11 @@ def lose_in_training(site: Production) -> None:
 def complete(site: Production, run: Mapping[str, Any]) -> None:
     """Wait for the end of a run. Raises RehearsalError with the worker's log when it ends otherwise."""
     open_states = ("SCHEDULED", "PENDING", "RUNNING")
-    site.wait("the run's end", lambda: state(site, run) not in open_states, "prefect-worker")
-    if state(site, run) != "COMPLETED":
-        raise RehearsalError(f"the run is {state(site, run)}:\n{site.log('prefect-worker').read_text()[-6000:]}")
+    site.wait("the run's end", lambda: current(site, run)["state_type"] not in open_states, "prefect-worker")
+    ended = current(site, run)
+    site.tell(f"run {ended['name']} is {ended['state_type']}")
+    if ended["state_type"] != "COMPLETED":
+        raise RehearsalError(site.log("prefect-worker").read_text()[-6000:])
 
 
 def checkpoints(site: Production) -> dict[str, int]:
@@ -181,10 +180,10 @@ def runs_of_two_versions(site: Production) -> list[dict[str, Any]]:
     return runs if len({run["parameters"]["model"] for run in runs}) == 2 else []
 
 
-def state(site: Production, run: Mapping[str, Any]) -> str:
-    """The state of a run."""
-    (current,) = site.prefect("flow_runs/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}})
-    return str(current["state_type"])
+def current(site: Production, run: Mapping[str, Any]) -> dict[str, Any]:
+    """A run as it is now; its name says what it makes once it has begun."""
+    runs: list[dict[str, Any]] = site.prefect("flow_runs/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}})
+    return runs[0]
 
 
 def check_dataset(site: Production, images: Mapping[int, int]) -> Checks:
