@@ -203,12 +203,14 @@ class Production:
 
     def deploy(self, scheduled: str) -> str:
         """Register the deployments, with one scheduled in some seconds."""
+        seconds = _SOON_SECONDS
         while True:
-            soon = datetime.now(UTC) + timedelta(seconds=_SOON_SECONDS)
+            soon = datetime.now(UTC) + timedelta(seconds=seconds)
             self.deployment_file.write_text(yaml.safe_dump(deployments(scheduled, soon)))
             said = self.igpt("deploy", "--file", str(self.deployment_file))
             if datetime.now(UTC) < soon:  # otherwise the next run is due in a week
                 return said
+            seconds *= 2
 
     def wait(self, what: str, condition: Callable[[], Any], *services: str, seconds: float = _PATIENCE) -> Any:
         """Wait until a condition is true, and return it. Raises RehearsalError with the logs of the services."""
