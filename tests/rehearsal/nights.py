@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
 
@@ -54,9 +55,10 @@ def first_night(site: Production) -> dict[str, Any]:
 
 def by_day(site: Production) -> None:
     """Stop the services, migrate their databases, start them again; meanwhile images arrive."""
-    stopped = ("exporter", *(name for name in NODES if not site.hosts[name].is_lost), *SERVERS)
-    for name in stopped:
-        site.stop(name)
+    alive = [name for name in NODES if not site.hosts[name].is_lost]
+    for together in (("exporter", *alive), SERVERS):
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(site.stop, together))
     site.tell("upgrade: the services are stopped")
     site.must_run("mlflow", ["mlflow", "db", "upgrade", site.environment("mlflow")["MLFLOW_BACKEND_STORE_URI"]])
     site.must_run("prefect-server", ["prefect", "server", "database", "upgrade", "--yes"])
@@ -71,14 +73,16 @@ def by_day(site: Production) -> None:
 
 def second_night(site: Production, unfinished: Mapping[str, Any]) -> None:
     """The refresh closes the lost run, finishes its training, and trains anew while Prefect's server is away."""
-    began = datetime.now(UTC)
     run = fire(site, "weekly")
+    # The server may have closed the lost run before, after five minutes without a heartbeat.
+    began = datetime.fromisoformat(unfinished["expected_start_time"])
     prometheus.wait_for(site, "IgptRunFailed", began, deployment="weekly")
     message, *_ = site.wait("the notification", lambda: site.webhook.received, "prefect-server")
     site.tell(f"notified: {message['subject']}: {message['body'].splitlines()[0]}")
-    site.wait("the first version", lambda: finished_runs(site) == 1, "prefect-worker")
+    site.wait("the end of that training", lambda: site.files("runs/digits", "result.json") >= 1, "prefect-worker")
     site.tell("the training of the night before is finished")
-    site.wait("a checkpoint of the next training", lambda: len(checkpoints(site)) == 2, "prefect-worker")
+    site.wait("the next training", lambda: site.files("runs/digits", "run.json") == 2, "prefect-worker")
+    site.tell("the training on the new snapshot begins")
     away = datetime.now(UTC)
     site.stop("prefect-server")
     site.tell("Prefect's server is away")
@@ -86,7 +90,7 @@ def second_night(site: Production, unfinished: Mapping[str, Any]) -> None:
     seen = newest_checkpoint(site)
     site.start("prefect-server")
     site.wait("Prefect", lambda: site.answers("prefect-server", ":4200/api/health"), "prefect-server")
-    site.tell(f"Prefect's server is back; the training has gone on to checkpoint {seen} of {STEPS} meanwhile")
+    site.tell(f"Prefect's server is back; the training has come to checkpoint {seen} of {STEPS} meanwhile")
     complete(site, run)
     probes = site.wait("a probe of each new version", lambda: runs_of_two_versions(site), "prefect-worker")
     for probe in probes:
@@ -167,11 +171,6 @@ def newest_checkpoint(site: Production) -> int:
     folder = site.s3.folder / "runs/digits"
     unfinished = [step for run, step in steps.items() if not (folder / run / "result.json").exists()]
     return max(unfinished, default=STEPS if steps else 0)
-
-
-def finished_runs(site: Production) -> int:
-    """The number of trainings with a result."""
-    return site.files("runs/digits", "result.json")
 
 
 def runs_of_two_versions(site: Production) -> list[dict[str, Any]]:
