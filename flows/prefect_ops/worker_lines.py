@@ -11,6 +11,10 @@ from pipeline.printable import printable
 _Logger = logging.Logger | logging.LoggerAdapter
 _A_MINUTE = 60.0
 _LINES = 600
+# What libraries log below warnings is for their developers.
+_OURS = ("pipeline", "igpt_model", "flows", "py.warnings", "ray.train")
+# Ray Train asks for this again and again where there is no dashboard.
+_NOISE = "Failed to query Ray Train Controller actor state"
 _CHARACTERS = 10_000  # of one line, with its traceback; Prefect keeps them in its database
 
 
@@ -25,6 +29,10 @@ class WorkerLines:
         self._minute, self._passed, self._left_out = clock(), 0, 0
 
     def __call__(self, line: WorkerLine) -> None:
+        if line.text.startswith(_NOISE) or (
+            line.logger and line.level < logging.WARNING and not line.logger.startswith(_OURS)
+        ):
+            return
         with self._lock:
             if self._clock() - self._minute >= _A_MINUTE:
                 left_out = self._left_out

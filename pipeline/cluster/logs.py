@@ -53,6 +53,8 @@ class WorkerLine:
     level: int
     """As in `logging`; that of a line in another format is INFO."""
     text: str
+    logger: str = ""
+    """Empty for a line in another format."""
 
 
 def parse(node: str, line: str) -> WorkerLine:
@@ -63,7 +65,7 @@ def parse(node: str, line: str) -> WorkerLine:
         text = "\n".join(part for part in (entry["message"], entry.get("traceback")) if part)
     except (ValueError, KeyError, TypeError):
         return WorkerLine(node=node, level=logging.INFO, text=line.rstrip())
-    return WorkerLine(node=node, level=level, text=text)
+    return WorkerLine(node=node, level=level, text=text, logger=str(entry.get("logger", "")))
 
 
 def worker_setup(ids: Callable[[], dict[str, str]]) -> Callable[[], None]:

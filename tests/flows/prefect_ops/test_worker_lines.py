@@ -27,3 +27,18 @@ def test_of_too_many_lines_the_number_is_told(caplog: pytest.LogCaptureFixture) 
     lines(LINE)
     told = [record.getMessage() for record in caplog.records[600:]]
     assert told == ["400 lines of Ray's workers were left out; their nodes have them", SHOWN]
+
+
+def test_what_libraries_log_below_warnings_and_what_ray_repeats_is_left_on_the_node(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    lines = WorkerLines()
+    for logger in ("pipeline.build", "ray.train.v2", "botocore.credentials", ""):
+        lines(WorkerLine(node="n", level=logging.INFO, text=f"of {logger}", logger=logger))
+    lines(WorkerLine(node="n", level=logging.WARNING, text="of ray", logger="ray.core"))
+    noise = "Failed to query Ray Train Controller actor state. State API may be temporarily unavailable."
+    lines(WorkerLine(node="n", level=logging.WARNING, text=noise, logger="ray.train"))
+    assert [record.getMessage() for record in caplog.records] == [
+        *("n: of pipeline.build", "n: of ray.train.v2", "n: of ", "n: of ray"),
+    ]

@@ -33,7 +33,9 @@ def test_a_record_is_one_line_with_the_ids_of_its_run() -> None:
 
 def test_a_line_of_a_worker_is_read_back_and_any_other_is_taken_as_it_is() -> None:
     line = JsonFormatter().format(record("%d images\nin", 7))
-    assert parse("node", line) == WorkerLine(node="node", level=logging.INFO, text="7 images\nin")
+    assert parse("node", line) == WorkerLine(
+        node="node", level=logging.INFO, text="7 images\nin", logger="prefect.flow_runs"
+    )
     for other in ("Fatal Python error: Segmentation fault", '{"level": "LOUD", "message": ""}', "[1]", "null"):
         assert parse("node", f"{other}\n") == WorkerLine(node="node", level=logging.INFO, text=other)
 
