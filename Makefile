@@ -53,7 +53,7 @@ format: $(DEV) ## fix the style of all Python files in place
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-rehearsal: $(DEV) ## the services of compose.yaml on separate hosts; two Ray nodes are lost (Linux, root)
+rehearsal: $(DEV) ## two nights of production on separate hosts, with lost nodes, an upgrade, alarms (Linux, root)
 	$(BIN)/python -m tests.rehearsal
 
 setup: $(DEV) ## the environment with all that tests need

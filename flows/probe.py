@@ -8,6 +8,8 @@ from prefect.logging import get_run_logger
 
 from flows.prefect_ops import artifacts, ray_job
 from flows.prefect_ops.failures import in_one_line
+from flows.prefect_ops.names import making
+from flows.prefect_ops.progress_page import ProgressPage
 from flows.prefect_ops.termination import terminable
 from flows.probe_report import describe, metrics, table
 from flows.services import settings
@@ -39,7 +41,7 @@ class ProbeOutcome:
     curve: bytes
 
 
-@flow(name="probe")
+@flow(name="probe", flow_run_name=making("probe {}", "config.model"))
 @in_one_line
 def probe(config: ProbeConfig, mlflow_run: str | None = None) -> ProbeOutcome:
     """Evaluate a model on a labelled dataset with classifiers on the features of every layer.
@@ -54,8 +56,8 @@ def probe(config: ProbeConfig, mlflow_run: str | None = None) -> ProbeOutcome:
     bundle, version = _load(config.model, services.mlflow_tracking_uri)
     ray_job.begin(services.ray_address)
     reporter = Reporter("probe")
-    with terminable(), Meter("probe", config.model) as meter:
-        result = probe_on_cluster(bundle, data, config, progress=together(reporter, meter.progress))
+    with terminable(), ProgressPage() as page, Meter("probe", config.model) as meter:
+        result = probe_on_cluster(bundle, data, config, progress=together(reporter, meter.progress, page))
     curve = figures.probe_curve(result)
     run = mlflow_run if version is None else version.run_id
     if run:

@@ -21,6 +21,7 @@ from flows.config.refresh import RefreshConfig
 from flows.prefect_ops import flow_runs
 from flows.prefect_ops.failures import in_one_line
 from flows.prefect_ops.lease import exclusively
+from flows.prefect_ops.names import making
 from flows.terminal.console import console
 from igpt_model.probing.config import ProbeConfig
 from pipeline.config import DatasetConfig
@@ -28,7 +29,7 @@ from pipeline.store import bulk, objects
 from pipeline.store.lease import LeaseHeldError
 
 
-@flow(name="scheduled-build")
+@flow(name="scheduled-build", flow_run_name=making("scheduled build of {}", "config.dataset"))
 @in_one_line
 def scheduled_build(config: DatasetConfig, quiet_seconds: float = 0) -> None:
     """Update a dataset from its source; with `quiet_seconds`, only if no image arrived within that time."""
@@ -42,7 +43,10 @@ def scheduled_build(config: DatasetConfig, quiet_seconds: float = 0) -> None:
     _run_exclusively(config.dataset, work)
 
 
-@flow(name="scheduled-refresh")
+@flow(
+    name="scheduled-refresh",
+    flow_run_name=making("scheduled refresh of {}", "config.pretrain.tracking.model_name"),
+)
 @in_one_line
 def scheduled_refresh(config: RefreshConfig) -> None:
     """Raw images to a registered model: what `igpt refresh` does, on a schedule."""
@@ -55,7 +59,7 @@ def scheduled_refresh(config: RefreshConfig) -> None:
     _run_exclusively(config.pretrain.keeping.runs, work)
 
 
-@flow(name="scheduled-probe")
+@flow(name="scheduled-probe", flow_run_name=making("probe {}", "model"))
 @in_one_line
 def scheduled_probe(config: ProbeConfig, model: str) -> None:
     """Probe a newly registered model; the event of its registration gives `model`."""

@@ -16,7 +16,11 @@ def deploy(
         "infra/prefect.yaml"
     ),
     notify: Annotated[
-        str | None, typer.Option(metavar="TYPE/NAME", help="Prefect notification block that announces failed runs.")
+        str | None,
+        typer.Option(
+            metavar="TYPE/NAME",
+            help="Prefect notification block that announces failed runs; by default those named igpt.",
+        ),
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Only check the file; register nothing.")] = False,
     home: Home = None,

@@ -32,6 +32,8 @@ _HEARTBEAT_TIMEOUT = timedelta(minutes=5)
 # The server updates automations by name: a new name would leave the old automation running.
 SILENT_AUTOMATION = "igpt: close runs that fell silent"
 NOTIFY_AUTOMATION = "igpt: tell of runs that failed"
+NOTIFIER = "igpt"
+"""The name of the notification block that is used unless another one is given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,12 +212,19 @@ def register_automations(
 ) -> None:
     """Let the server close runs without a heartbeat, and announce failed ones through `notify` (TYPE/NAME of a block).
 
-    `say` gets a line for each automation.
+    Without `notify`, through every notification block named igpt. `say` gets a line for each automation, and one if
+    nobody is told.
     """
     automations = [_close_silent(silent_for)]
-    if notify is not None:
-        automations.append(_notification(_block_id(notify)))
+    blocks = _default_blocks() if notify is None else [_block_id(notify)]
+    if blocks:
+        automations.append(_notification(blocks))
     with get_client(sync_client=True) as client:
+        if not blocks and not client.read_automations_by_name(NOTIFY_AUTOMATION):
+            say(
+                f"nobody is told of runs that fail: create a notification block named {NOTIFIER} on Prefect's page "
+                "Blocks, then deploy again"
+            )
         for automation in automations:
             existing = client.read_automations_by_name(automation.name)
             if existing:
@@ -251,7 +260,7 @@ def _close_silent(silent_for: timedelta) -> AutomationCore:
     )
 
 
-def _notification(block_id: UUID) -> AutomationCore:
+def _notification(block_ids: Sequence[UUID]) -> AutomationCore:
     return AutomationCore(
         name=NOTIFY_AUTOMATION,
         description="One message for each deployed run that failed, and none for its subflow runs.",
@@ -270,8 +279,19 @@ def _notification(block_id: UUID) -> AutomationCore:
                 subject="{{ flow.name }} {{ flow_run.state.name }}",
                 body="{{ flow.name }}, run {{ flow_run.name }}: {{ flow_run.state.message }}\n{{ flow_run|ui_url }}",
             )
+            for block_id in block_ids
         ],
     )
+
+
+def _default_blocks() -> list[UUID]:
+    with get_client(sync_client=True) as client:
+        blocks = client.read_block_documents(include_secrets=False)
+    return [
+        block.id
+        for block in blocks
+        if block.name == NOTIFIER and block.block_schema is not None and "notify" in block.block_schema.capabilities
+    ]
 
 
 def _block_id(slug: str) -> UUID:

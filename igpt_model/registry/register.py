@@ -35,6 +35,7 @@ def register(
     tags: Mapping[str, str],
     best_layer: int,
     head: ProbeHead | None = None,
+    description: str = "",
 ) -> Version:
     """Register a model under a name as the candidate. With a `head`, a fitted probe of `best_layer`, it can classify.
 
@@ -55,6 +56,7 @@ def register(
                 run_id=run_id,
                 tags={**_lineage(client, run_id), **tags, IDENTITY: identity},
                 model_id=logged.model_id,
+                description=description,
             )
             number = _of_run(client, name, run_id)
             if number != int(created.version):  # another process registered the same run first

@@ -29,6 +29,9 @@ ABANDONED_TAG = "igpt.abandoned"
 """Tag: why the training run was given up; empty once it is taken up again."""
 CONTENT_TAG = "igpt.content_digest"
 """Tag: digest of the content of the dataset snapshot; what compares data goes by it."""
+PROGRESS_TAG = "igpt.progress"
+"""Tag: how far the training is, in words; renewed with the heartbeat."""
+_NOTE_TAG = "mlflow.note.content"  # which MLflow's page shows as the description
 MANIFEST_TAG = "igpt.manifest_digest"
 """Tag: digest of the manifest of the dataset snapshot, which says when the content was published."""
 _LONGEST_NAME = 150  # MLflow accepts 250 characters, file systems 255 bytes; more text follows
@@ -177,7 +180,12 @@ def open_run(
         logger.run_id,
         params=[Param(key, str(value)[:500]) for key, value in params.items()],
     )
-    logger.tags(lineage_tags(snapshot))
+    note = (
+        f"Trains {config.model.preset} ({model.parameters:,} parameters) for {config.optimizer.steps:,} steps on "
+        f"snapshot {snapshot.number} of `{snapshot.dataset}`. The tag `{PROGRESS_TAG}` says how far it is, "
+        f"`igpt.prefect_url` where the flow run that trains it is shown. Checkpoints and results are in `{run}`."
+    )
+    logger.tags({**lineage_tags(snapshot), _NOTE_TAG: note, PROGRESS_TAG: "waits for its workers"})
     source = json.dumps({"uri": f"{snapshot.dataset}/snapshots/{snapshot.number:06d}.json"})
     dataset = Dataset(
         name=objects.name_of(snapshot.dataset),

@@ -5,7 +5,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -14,6 +14,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from pipeline.cluster import logs
+from pipeline.cluster.logs import WorkerLine
 from pipeline.errors import IgptError, first_line
 
 # How often a task is retried that was lost with its worker or node. So often because a node on which every worker dies
@@ -25,12 +26,14 @@ _LONGEST_WAIT_SECONDS = 2.0
 # connection). So the list of nodes is checked this often, and tasks lost with a node are retried after a grace period.
 _CHECK_SECONDS = 5.0
 _GRACE_SECONDS = 10.0
+_HEARD = "igpt"  # the name of what Ray calls with lines of workers
 
 
-def connect(address: str, *, flow_run_id: str = "") -> None:
+def connect(address: str, *, flow_run_id: str = "", heard: Callable[[WorkerLine], None] | None = None) -> None:
     """Connect this process to a running cluster. Its workers log JSON with the id of the flow run.
 
-    Raises IgptError when the cluster does not respond or refuses the token.
+    `heard` is called, in a thread, with each line that they write, within about a second; so the lines of a node that
+    is lost later are here. Raises IgptError when the cluster does not respond or refuses the token.
     """
     if ray.is_initialized():
         return
@@ -39,7 +42,7 @@ def connect(address: str, *, flow_run_id: str = "") -> None:
     try:
         ray.init(
             address=address,
-            log_to_driver=False,
+            log_to_driver=heard is not None,
             logging_level=logging.ERROR,
             configure_logging=True,
             runtime_env={"worker_process_setup_hook": log_as_json(flow_run_id)},
@@ -54,9 +57,26 @@ def connect(address: str, *, flow_run_id: str = "") -> None:
                 f"Ray at {address} refused the token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN as on the cluster"
             ) from None
         raise
+    if heard is not None:
+        _hear(heard)
     # ray.init installs a handler that ends the process; restore the one that was set before.
     if callable(terminate) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, terminate)
+
+
+def _hear(heard: Callable[[WorkerLine], None]) -> None:
+    """Call a function with the lines of this job's workers, which Ray would print."""
+
+    def receive(data: Mapping[str, Any]) -> None:
+        if data.get("job"):  # not a line of Ray's own processes
+            for line in data["lines"]:
+                heard(logs.parse(data["ip"], line))
+
+    # Ray has no public name for it.
+    dispatcher = ray._private.worker.global_worker_stdstream_dispatcher
+    for name in ("ray_print_logs", _HEARD):
+        dispatcher.remove_handler(name)
+    dispatcher.add_handler(_HEARD, receive)
 
 
 def log_as_json(flow_run_id: str) -> Callable[[], None]:

@@ -318,13 +318,15 @@ def test_a_failed_run_sends_one_notification_with_its_error_message(steady: Prod
     from prefect.blocks.notifications import CustomWebhookNotificationBlock
 
     message = {"subject": "{{subject}}", "body": "{{body}}"}
-    with steady.client() as _:
-        CustomWebhookNotificationBlock(name="tests", url=hook, json_data=message).save("tests", overwrite=True)
     entry = build_entry("s3://raw/nothing-there", "failing")
+    silent = steady.deploy(entry)
+    assert silent.code == 0 and "nobody is told of runs that fail" in silent.out
+    with steady.client() as _:
+        CustomWebhookNotificationBlock(name="igpt", url=hook, json_data=message).save("igpt", overwrite=True)
     unknown = steady.deploy(entry, arguments=("--notify", "custom-webhook/nobody"))
     assert unknown.code == 2 and "has no block custom-webhook/nobody" in unknown.err
-    deployed = steady.deploy(entry, arguments=("--notify", "custom-webhook/tests"))
-    assert deployed.code == 0, deployed.err
+    deployed = steady.deploy(entry)
+    assert deployed.code == 0 and "igpt: tell of runs that failed" in deployed.out, deployed.err
     run = steady.order("scheduled-build/failing")
     assert "IgptError" in steady.wait(run, "FAILED")
     wait_until(lambda: _Hook.received, seconds=60)

@@ -42,7 +42,9 @@ def test_workers_log_the_uppermost_run(flow_run: object, expected: str, monkeypa
 def test_a_process_keeps_the_id_that_it_connected_with(monkeypatch: pytest.MonkeyPatch) -> None:
     connected: list[tuple[str, str]] = []
     lines: list[tuple] = []
-    monkeypatch.setattr(ray_job.tasks, "connect", lambda address, flow_run_id: connected.append((address, flow_run_id)))
+    monkeypatch.setattr(
+        ray_job.tasks, "connect", lambda address, flow_run_id, heard: connected.append((address, flow_run_id))
+    )
     monkeypatch.setattr(ray_job.tasks, "job_id", lambda: "01000000")
     monkeypatch.setattr(ray_job, "get_run_logger", lambda: SimpleNamespace(info=lambda *words: lines.append(words)))
     for number in ("first", "second"):

