@@ -32,7 +32,8 @@ ORDER = {
         *("registry", "tracking", "train"),
     ),
     "flows": (
-        *("version", "services", "config", "terminal", "doctor", "prefect_ops", "monitor", "probe_report", "previews"),
+        *("version", "services", "config", "terminal", "doctor", "prefect_ops", "monitor", "backup"),
+        *("probe_report", "previews"),
         *("evaluate", "same_images"),
         *("build_dataset", "pretrain", "probe", "earlier_runs", "refresh", "scheduled", "demo", "cli"),
     ),
