@@ -114,7 +114,7 @@ class _Copier:
         """Copy files; returns those that were saved, and the URLs of those that were removed meanwhile."""
         wanted = list(files)
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            tries = pool.map(lambda item: self._copy_file(*item, contents), enumerate(wanted))
+            tries = pool.map(lambda item: self._copy_file(item[0], item[1], contents), enumerate(wanted))
             saved = list(tries)
         self._progress("copy", len(self.files) + len(wanted), 0, "files")
         gone = [file.url for file, copy in zip(wanted, saved, strict=True) if copy is None]

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from igpt_model.runs import attempts, checkpoint
+from igpt_model.runs import record as run_record
 from pipeline.dataset import record, snapshot
 from pipeline.errors import IgptError
 from pipeline.store import bulk, objects
@@ -84,18 +85,11 @@ def _listed_late(url: str) -> StoredFile | None:
 
 def runs(root: str) -> Iterator[tuple[str, Selected]]:
     """The folder of each training run below a bucket or folder, and its files without checkpoints."""
-    files = list(bulk.list_files(root))
-    of_run: dict[str, list[StoredFile]] = {
-        file.url.removesuffix("/run.json"): [] for file in files if objects.name_of(file.url) == "run.json"
-    }
-    for file in files:
-        parts = file.url.split("/")
-        folders = ("/".join(parts[:count]) for count in range(len(parts) - 1, 0, -1))
-        run = next((folder for folder in folders if folder in of_run), None)
-        if run is not None and _path(file.url, run).split("/")[0] not in _NOT_OF_RUNS:
-            of_run[run].append(file)
-    for run in sorted(of_run):
-        yield run, Selected(files=tuple(of_run[run]))
+    for run, files in sorted(run_record.by_run(list(bulk.list_files(root))).items()):
+        yield (
+            run,
+            Selected(files=tuple(file for file in files if _path(file.url, run).split("/")[0] not in _NOT_OF_RUNS)),
+        )
 
 
 def newest_checkpoint(run: str) -> Selected:

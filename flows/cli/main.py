@@ -9,7 +9,7 @@ import typer
 from typer.exceptions import TyperException
 
 from flows import version
-from flows.cli import backup, datasets, deploy, doctor, evaluate, failures, models, monitor, registry, runs
+from flows.cli import backup, clean, datasets, deploy, doctor, evaluate, failures, models, monitor, registry, runs
 from flows.cli.options import ConfigFile, Home, Overrides, prepare, read_config
 from flows.config.demo import demo_config
 from flows.config.describe import KINDS, describe
@@ -156,7 +156,7 @@ def refresh(config: ConfigFile = None, overrides: Overrides = None, home: Home =
 @app.command("config")
 def print_config(
     kind: Annotated[
-        str, typer.Argument(help="refresh, dataset, pretrain, probe, evaluate, promotion or backup.")
+        str, typer.Argument(help="refresh, dataset, pretrain, probe, evaluate, promotion, backup or clean.")
     ] = "refresh",
 ) -> None:
     """Print a config file with every field, its description and its default."""
@@ -169,6 +169,7 @@ models.register(app)
 evaluate.register(app)
 deploy.register(app)
 monitor.register(app)
+clean.register(app)
 doctor.register(app)
 
 

@@ -10,6 +10,7 @@ import yaml
 from pydantic import TypeAdapter
 
 from flows.config.backup import BackupConfig
+from flows.config.clean import CleanConfig
 from flows.config.refresh import RefreshConfig
 from igpt_model.config import PretrainConfig
 from igpt_model.evaluating.config import EvaluateConfig
@@ -28,6 +29,7 @@ KINDS: dict[str, type[Config]] = {
     "evaluate": EvaluateConfig,
     "promotion": GateConfig,
     "backup": BackupConfig,
+    "clean": CleanConfig,
 }
 
 

@@ -40,7 +40,8 @@ MACHINES: dict[str, Any] = yaml.safe_load((ROOT / "infra" / "ray-cluster.yaml").
 def pods() -> Iterator[tuple[str, dict[str, Any], dict[str, str]]]:
     """The name, specification and labels of every pod that the objects describe."""
     for item in OBJECTS:
-        template = item.get("spec", {}).get("template")
+        spec = item.get("spec", {})
+        template = spec.get("template") or spec.get("jobTemplate", {}).get("spec", {}).get("template")
         if template:
             yield item["metadata"]["name"], template["spec"], template["metadata"]["labels"]
     for name, group in GROUPS.items():
@@ -414,6 +415,8 @@ def test_the_network_policies_allow_every_call_and_no_task_to_reach_a_database()
     assert may("mlflow", "postgres", 5432) and may("prefect-server", "postgres", 5432)
     assert may("prefect-worker", "mlflow", 5000) and may("prefect-worker", "prefect-server", 4200)
     assert may("deploy", "prefect-server", 4200) and may("prefect-worker", "ray head", 6379)
+    assert may("backup", "postgres", 5432) and not may("backup", "mlflow", 5000)
+    assert all(may("clean", *called) for called in (("postgres", 5432), ("mlflow", 5000), ("prefect-server", 4200)))
     assert may("ray builds", "ray head", 6379) and may("ray training", "ray builds", 10_002)
     for task in ("ray builds", "ray training"):
         for called, port in (("postgres", 5432), ("mlflow", 5000), ("prefect-server", 4200)):
