@@ -30,7 +30,8 @@ def read() -> OldFlowRuns:
         vacuum = answer.json()["server"]["services"]["db_vacuum"]
         seconds = float(vacuum["retention_period"])
         before = datetime.now(UTC) - timedelta(seconds=seconds)
-        due = client.count_flow_runs(flow_run_filter=FlowRunFilter(end_time=FlowRunFilterEndTime(before_=before)))
+        old = FlowRunFilter(end_time=FlowRunFilterEndTime.model_validate({"before_": before}))
+        due = client.count_flow_runs(flow_run_filter=old)
     enabled = vacuum["enabled"]
     removes = enabled is True or (isinstance(enabled, list) and _FLOW_RUNS in enabled)
     return OldFlowRuns(removes=removes, days=seconds / 86_400, due=due)

@@ -37,7 +37,7 @@ def run(tmp_path: Path) -> str:
     return run
 
 
-def found(run: str, days: float | None = 30, versions: tuple[str, ...] = (VERSION,)) -> list[OldFiles]:
+def old_of(run: str, days: float | None = 30, versions: tuple[str, ...] = (VERSION,)) -> list[OldFiles]:
     seconds = None if days is None else days * 86_400
     return list(
         old_checkpoints.find(
@@ -88,22 +88,22 @@ def test_what_is_removed(run: str, situation: str) -> None:
     arrange, count, left = SITUATIONS[situation]
     arrange(run)
     before = {file.url for file in objects.list_files(run)}
-    old = found(run)
+    old = old_of(run)
     assert sum(files.count for files in old) == count
     assert {file.url for file in objects.list_files(run)} == before, "looking removes nothing"
     assert all(old_checkpoints.remove(files) for files in old)
     assert checkpoint.marked_steps(run) == left
     removed = before - {file.url for file in objects.list_files(run)}
     assert removed == {url for files in old for url in files.urls}
-    assert found(run) == [], "a second time there is nothing to do"
+    assert old_of(run) == [], "a second time there is nothing to do"
 
 
 def test_without_a_setting_nothing_is_old(run: str) -> None:
-    assert found(run, days=None) == []
+    assert old_of(run, days=None) == []
 
 
 def test_a_run_that_somebody_works_on_keeps_its_checkpoints(run: str) -> None:
-    (old,) = found(run)
+    (old,) = old_of(run)
     with lease.hold(run):
         assert not old_checkpoints.remove(old)
     assert checkpoint.marked_steps(run) == [10, 20, 30]
@@ -116,7 +116,7 @@ def test_a_removal_that_is_interrupted_leaves_no_checkpoint_that_looks_complete(
     run: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     register(run)
-    (old,) = found(run)
+    (old,) = old_of(run)
     real, deleted = objects.delete, []
 
     def delete(url: str, **options: bool) -> None:
@@ -131,7 +131,7 @@ def test_a_removal_that_is_interrupted_leaves_no_checkpoint_that_looks_complete(
         old_checkpoints.remove(old)
     monkeypatch.undo()
     assert checkpoint.marked_steps(run) == []
-    (rest,) = found(run)
+    (rest,) = old_of(run)
     assert old_checkpoints.remove(rest) and not list(objects.list_files(f"{run}/checkpoints"))
 
 
