@@ -32,7 +32,8 @@ ORDER = {
         *("registry", "tracking", "train"),
     ),
     "flows": (
-        *("version", "services", "config", "terminal", "doctor", "prefect_ops", "monitor", "probe_report", "previews"),
+        *("version", "services", "config", "terminal", "doctor", "prefect_ops", "monitor", "backup", "clean"),
+        *("probe_report", "previews"),
         *("evaluate", "same_images"),
         *("build_dataset", "pretrain", "probe", "earlier_runs", "refresh", "scheduled", "demo", "cli"),
     ),
@@ -47,7 +48,7 @@ PURE_PIPELINE = {
 }
 WITH_MLFLOW = {
     *("igpt_model/registry/client.py", "igpt_model/registry/register.py", "igpt_model/registry/serving.py"),
-    *("igpt_model/tracking/runs.py", "igpt_model/tracking/curve_logger.py"),
+    *(f"igpt_model/tracking/{name}.py" for name in ("runs", "curve_logger", "deleted_runs")),
 }
 # Whoever imports one of these readers asks for its library; the other modules of the room load none of them.
 READERS_WITH_TORCH = {"pipeline/readers/torch_dataset.py", "pipeline/readers/webdataset.py"}
@@ -64,7 +65,7 @@ DOORS = {
             f"flows/prefect_ops/{name}.py"
             for name in (
                 *("artifacts", "lease", "flow_runs", "deployments", "termination", "ray_job", "deployment_runs"),
-                *("names", "progress_page"),
+                *("names", "progress_page", "old_flow_runs"),
             )
         ),
     },

@@ -129,6 +129,11 @@ def up(home: Path, *, say: Say = lambda line: None) -> Stack:
         return record.stack()
 
 
+def mlflow_database(home: Path) -> str:
+    """The SQLAlchemy URL of the database of a home's MLflow server."""
+    return f"sqlite:///{home.absolute()}/mlflow/mlflow.db"
+
+
 def load(home: Path) -> Stack | None:
     """The recorded addresses of a folder's services, without checking them. None unless all were started."""
     record = _read(home.resolve())

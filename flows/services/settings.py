@@ -138,6 +138,16 @@ def prefect_api_url() -> str:
     return _address("PREFECT_API_URL")
 
 
+def mlflow_database(home: Path) -> str | None:
+    """The SQLAlchemy URL of the database behind MLflow, which only some jobs may reach; None: not known here."""
+    if database := os.environ.get("MLFLOW_BACKEND_STORE_URI"):
+        return database
+    stack = local_stack.load(home)
+    if stack is not None and os.environ.get("MLFLOW_TRACKING_URI") == stack.mlflow_url:
+        return local_stack.mlflow_database(home)
+    return None
+
+
 def _address(name: str) -> str:
     address = os.environ.get(name)
     if not address:

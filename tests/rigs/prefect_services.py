@@ -45,6 +45,8 @@ class PrefectServer:
     folder: Path
     auth: str | None = field(default=None, repr=False)
     """The USER:PASSWORD that clients must send."""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """More variables of Prefect."""
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -61,6 +63,7 @@ class PrefectServer:
             "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2",
             "DO_NOT_TRACK": "1",
             **({"PREFECT_SERVER_API_AUTH_STRING": self.auth} if self.auth else {}),
+            **self.settings,
         }
         command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(self.port)]
         log = self.folder / "server.log"
