@@ -122,6 +122,7 @@ def _register(
         tags=tags,
         best_layer=result.best_layer,
         head=result.head,
+        key=settings.store_key("register"),
     )
     reporter.close()
     reporter.say(f"{version.uri}, alias {client.CANDIDATE}")

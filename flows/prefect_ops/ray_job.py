@@ -5,12 +5,16 @@ from functools import cache
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
+from flows.services import settings
 from pipeline.cluster import tasks
 
 
-def begin(address: str) -> None:
-    """Connect to the cluster, unless a parent flow has, and log the id of the Ray job."""
-    tasks.connect(address, flow_run_id=flow_run_id())
+def begin(address: str, step: str) -> None:
+    """Connect to the cluster, unless a parent flow has, and log the id of the Ray job.
+
+    Its tasks get the key of the step, one of store_rights.STEPS, until the next step begins.
+    """
+    tasks.connect(address, flow_run_id=flow_run_id(), key=settings.store_key(step))
     get_run_logger().info("this run is job %s of Ray", tasks.job_id())
 
 
