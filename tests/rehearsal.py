@@ -31,6 +31,7 @@ import yaml
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from flows.services import deployed_keys
 from tests.rigs.compose import Compose
 from tests.rigs.hosts import Host, Network, why_not
 from tests.rigs.postgres import PostgresData, PostgresServer
@@ -122,6 +123,8 @@ class Production:
     hosts: dict[str, Host]
     compose: Compose
     s3: S3Server
+    keys: Path
+    """The volume `keys`."""
     variables: Mapping[str, str] = field(repr=False)
     began: float = field(default_factory=time.monotonic)
 
@@ -151,15 +154,17 @@ class Production:
         return self.contained(service, words)
 
     def contained(self, service: str, command: list[str]) -> list[str]:
-        """The command as in a container: it sees no processes but its own, and /tmp/ray is its host's.
+        """The command as in a container: it sees no processes but its own, its host's /tmp/ray, and its own keys.
 
-        By both a Ray driver finds the node on its machine.
+        By the first two a Ray driver finds the node on its machine.
         """
         folder = self.hosts[service].folder / "ray"
-        folder.mkdir(exist_ok=True)
-        Path("/tmp/ray").mkdir(exist_ok=True)
+        keys = self.keys / (self.compose.service(_of_compose(service)).keys or "none")
+        for path in (folder, keys, Path("/tmp/ray"), Path("/run/igpt/keys")):
+            path.mkdir(parents=True, exist_ok=True)
         own = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
-        return [*own, "sh", "-c", 'mount --bind "$0" /tmp/ray && exec "$@"', str(folder), *command]
+        mounts = f'mount --bind "$0" /tmp/ray && mount --bind {keys} /run/igpt/keys && mount -t tmpfs none {self.keys}'
+        return [*own, "sh", "-c", f'{mounts} && exec "$@"', str(folder), *command]
 
     def start(self, service: str, **more: str) -> None:
         """Start a service on its host."""
@@ -278,8 +283,10 @@ def production() -> Iterator[Production]:
         s3 = stack.enter_context(serve(hosts["s3"].folder / "data", hosts["s3"].address, 8333, hosts["s3"].start))
         keys = {"AWS_ACCESS_KEY_ID": s3.access_key, "AWS_SECRET_ACCESS_KEY": s3.secret_key}
         site = Production(
-            network=network, hosts=hosts, compose=Compose({**variables, **keys}), s3=s3, variables=variables
-        )
+            network=network, hosts=hosts, compose=Compose({**variables, **keys}), s3=s3,
+            keys=network.folder / "keys", variables=variables,
+        )  # fmt: skip
+        deployed_keys.write_all(site.keys, s3.administrator)
         database = stack.enter_context(data.serve(hosts["postgres"].address, 5432, hosts["postgres"].start))
         create_databases(database, variables)
         for key, content in digits().items():
