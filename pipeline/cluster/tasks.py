@@ -212,7 +212,7 @@ def _with_key(function: Callable[..., Any]) -> Callable[..., Any]:
         credentials.use(key)
         return function(*arguments)
 
-    del with_key.__wrapped__  # type: ignore[attr-defined]  (Ray would check calls by the function's own signature)
+    del with_key.__wrapped__  # Ray would check calls by the function's own signature
     return with_key
 
 
