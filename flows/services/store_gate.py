@@ -101,10 +101,10 @@ async def _serve(host: str, port: int, rclone: subprocess.Popen[bytes]) -> str |
     server = await asyncio.start_server(_accept, host, port, limit=_HEAD_BYTES)
     ended = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
-    async with server:
-        while not ended.is_set() and rclone.poll() is None:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(ended.wait(), timeout=0.5)
+    while not ended.is_set() and rclone.poll() is None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(ended.wait(), timeout=0.5)
+    server.close()  # without waiting for its connections, which clients keep open
     return 0 if ended.is_set() else f"rclone ended with status {rclone.returncode}"
 
 
