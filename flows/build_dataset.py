@@ -29,7 +29,7 @@ def build_dataset(
     config: DatasetConfig, refit_palette: bool = False, remake: bool = False, verify_bytes: bool = False
 ) -> BuildResult:
     """Build a committed snapshot of palette-token shards from raw images; a rerun processes only what changed."""
-    ray_job.begin(settings.load().ray_address)
+    ray_job.begin(settings.load().ray_address, "build")
     reporter = Reporter("dataset")
     with terminable(), ProgressPage() as page, Meter("build", config.dataset) as meter:
         result = build.build(

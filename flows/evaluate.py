@@ -37,7 +37,7 @@ def choose_executor(say: Callable[[str], None]) -> Executor:
     if address is None:
         return Executor.here()
     try:
-        tasks.connect(address)
+        tasks.connect(address, key=settings.store_key("probe"))
     except IgptError as error:
         say(f"{error}; evaluating in this process")
         return Executor.here()

@@ -93,7 +93,7 @@ def pretrain(config: PretrainConfig, to_register: bool = False) -> PretrainOutco
         config = config.with_fields(parent=_version_of(alias, config, data, registry, reporter))
     run = record.folder_of(config, data)
     config = record.as_begun(config, run)
-    ray_job.begin(services.ray_address)
+    ray_job.begin(services.ray_address, "train")
     tags = {
         "igpt.prefect_run": str(flow_run.id or ""),
         "igpt.prefect_url": f"{services.prefect_url}/runs/flow-run/{flow_run.id}",
@@ -228,6 +228,7 @@ def train_tracked(
         run=run,
         mlflow_run=logger.run_id,
         flow_run_id=ray_job.flow_run_id(),
+        key=tasks.key(),
         fence=fence,
     )
     try:

@@ -54,7 +54,7 @@ def probe(config: ProbeConfig, mlflow_run: str | None = None) -> ProbeOutcome:
             raise IgptError(f"{name} is empty: give it a value, as in `igpt probe {name}=...`")
     data = snapshot.read(config.dataset, config.snapshot)
     bundle, version = _load(config.model, services.mlflow_tracking_uri)
-    ray_job.begin(services.ray_address)
+    ray_job.begin(services.ray_address, "probe")
     reporter = Reporter("probe")
     with terminable(), ProgressPage() as page, Meter("probe", config.model) as meter:
         result = probe_on_cluster(bundle, data, config, progress=together(reporter, meter.progress, page))

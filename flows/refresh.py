@@ -137,6 +137,7 @@ def _register(
         head=result.head,
         description=f"Trained on snapshot {data.number} of {data.dataset}: {describe_training(trained)}; "
         f"its probe: {describe_probe(result)}.",
+        key=settings.store_key("register"),
     )
     reporter.close()
     reporter.say(f"{version.uri}, alias {client.CANDIDATE}")

@@ -103,7 +103,7 @@ def _dry_run(config: DatasetConfig, as_json: bool, **options: bool) -> None:
     from pipeline.build import build
     from pipeline.cluster import tasks
 
-    tasks.connect(settings.load().ray_address)
+    tasks.connect(settings.load().ray_address, key=settings.store_key("build"))
     reporter = Reporter("dataset")
     planned = build.plan_build(config, **options, progress=reporter)
     reporter.close()
@@ -172,7 +172,7 @@ def retry_failed(
     from pipeline.build import retry
     from pipeline.cluster import tasks
 
-    tasks.connect(settings.load().ray_address)
+    tasks.connect(settings.load().ray_address, key=settings.store_key("build"))
     reporter = Reporter("dataset")
     result = retry.retry_failed(checked, publisher=_publisher(), progress=reporter)
     reporter.say(

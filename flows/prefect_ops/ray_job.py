@@ -6,15 +6,19 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
 from flows.prefect_ops.worker_lines import WorkerLines
+from flows.services import settings
 from pipeline.cluster import tasks
 
 _lines = WorkerLines()
 
 
-def begin(address: str) -> None:
-    """Connect to the cluster, unless a parent flow has, and log the id of the Ray job."""
+def begin(address: str, step: str) -> None:
+    """Connect to the cluster, unless a parent flow has, and log the id of the Ray job.
+
+    Its tasks get the key of the step, one of store_rights.STEPS, until the next step begins.
+    """
     _lines.logger = get_run_logger()
-    tasks.connect(address, flow_run_id=flow_run_id(), heard=_lines)
+    tasks.connect(address, flow_run_id=flow_run_id(), key=settings.store_key(step), heard=_lines)
     get_run_logger().info("this run is job %s of Ray", tasks.job_id())
 
 

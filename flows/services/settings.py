@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows.services import local_stack
+from flows.services.store_keys import Pair
+from flows.services.store_rights import STEPS
 from pipeline.errors import IgptError
+from pipeline.store.credentials import StoreKey
 
 # Keeps log output of libraries off the terminal. Errors are raised, so none of these hides one.
 _QUIET = {
@@ -30,6 +33,7 @@ _QUIET = {
 # minutes each; a failed or cancelled run could not end meanwhile. These values give up after one minute if nothing
 # listens, and after four if nothing answers. Deployed runs get them from compose.yaml and Kubernetes.
 MLFLOW_RETRIES = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "5", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
+_OF_THE_STORE = ("AWS_ACCESS_KEY_ID", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE")
 _SERVICES = {
     "PREFECT_API_URL": "a Prefect server",
     "MLFLOW_TRACKING_URI": "an MLflow server",
@@ -104,6 +108,38 @@ def credentials(service: str) -> str | None:
     return f"{name}:{password}" if name and password else None
 
 
+def store_key(step: str) -> StoreKey | None:
+    """The key of a step (store_rights.STEPS) from the folder IGPT_KEYS, or None where one key serves all steps.
+
+    Its file holds ACCESS_KEY:SECRET_KEY. Raises IgptError when it cannot be used.
+    """
+    folder = os.environ.get("IGPT_KEYS")
+    if not folder:
+        return None
+    path = Path(folder) / step
+    try:
+        access_key, colon, secret_key = path.read_text().strip().partition(":")
+    except OSError as error:
+        raise IgptError(f"{path} cannot be read: {error.strerror}; create it, or correct IGPT_KEYS") from None
+    if not (access_key and colon and secret_key):
+        raise IgptError(f"{path} does not hold ACCESS_KEY:SECRET_KEY; correct it")
+    return StoreKey(role=step, access_key=access_key, secret_key=secret_key)
+
+
+def keys_by_step() -> bool:
+    """Whether each step of a flow has a key of the object store of its own. Raises IgptError as store_key does."""
+    keys = [store_key(step) for step in STEPS]
+    return None not in keys and len({key.access_key for key in keys if key is not None}) == len(STEPS)
+
+
+def own_pair() -> Pair:
+    """The pair of the environment. Raises IgptError when it has none."""
+    access_key, secret_key = (os.environ.get(f"AWS_{part}") for part in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY"))
+    if not access_key or not secret_key:
+        raise IgptError(f"{CREDENTIALS['S3']} are not set")
+    return Pair(access_key=access_key, secret_key=secret_key)
+
+
 def git_commit() -> str | None:
     """The commit that the deployment declares in IGPT_GIT_COMMIT, or None."""
     commit = os.environ.get("IGPT_GIT_COMMIT", "")
@@ -119,7 +155,11 @@ def activate(home: Path) -> None:
     if any(name not in os.environ for name in _SERVICES):
         stack = local_stack.load(home)
         if stack is not None:
-            for name, value in stack.environment().items():
+            variables = stack.environment()
+            # The keys of its steps are of no use at another store.
+            if any(os.environ.get(name, variables.get(name)) != variables.get(name) for name in _OF_THE_STORE):
+                del variables["IGPT_KEYS"]
+            for name, value in variables.items():
                 os.environ.setdefault(name, value)
 
 

@@ -2,14 +2,17 @@
 
 import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version as installed
 from pathlib import Path
 
+import boto3
 import mlflow
 import numpy as np
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact import s3_artifact_repo
 
 from igpt_model import registered
 from igpt_model.convert.hugging_face import to_hugging_face
@@ -19,6 +22,7 @@ from igpt_model.registry import serving
 from igpt_model.registry.client import CANDIDATE, IDENTITY, Registry, Version, one_line
 from igpt_model.registry.code_bundle import copy_code
 from pipeline.hashing import digest
+from pipeline.store.credentials import StoreKey
 
 HUGGING_FACE = "hugging_face"
 _FILES = "image_gpt"
@@ -36,8 +40,11 @@ def register(
     best_layer: int,
     head: ProbeHead | None = None,
     description: str = "",
+    key: StoreKey | None = None,
 ) -> Version:
     """Register a model under a name as the candidate. With a `head`, a fitted probe of `best_layer`, it can classify.
+
+    The files are written with the key, if one is given: no other step of a flow can write models.
 
     A run is registered once: an existing version of the run is returned. Files are uploaded directly to the object
     store, not through the tracking server.
@@ -48,7 +55,8 @@ def register(
         _ensure_registered_model(client, name)
     number = _of_run(client, name, run_id)
     if number is None:
-        logged, identity = _log(bundle, tracking_uri, run_id, best_layer, head)
+        with _uploading_with(key):
+            logged, identity = _log(bundle, tracking_uri, run_id, best_layer, head)
         with one_line(tracking_uri):
             created = client.create_model_version(
                 name,
@@ -116,6 +124,21 @@ def _log(
                 input_example=example,
             )
     return logged, identity
+
+
+@contextmanager
+def _uploading_with(key: StoreKey | None) -> Iterator[None]:
+    """Let MLflow use a key within the block, if there is one; this project's own requests keep theirs."""
+    if key is None:
+        yield
+        return
+    boto3.setup_default_session(aws_access_key_id=key.access_key, aws_secret_access_key=key.secret_key)
+    s3_artifact_repo._cached_get_s3_client.cache_clear()
+    try:
+        yield
+    finally:
+        boto3.DEFAULT_SESSION = None
+        s3_artifact_repo._cached_get_s3_client.cache_clear()
 
 
 def _ensure_registered_model(client: MlflowClient, name: str) -> None:

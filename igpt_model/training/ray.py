@@ -28,7 +28,8 @@ from pipeline.cluster import tasks
 from pipeline.dataset.snapshot import Snapshot
 from pipeline.errors import IgptError
 from pipeline.progress import Progress, silent
-from pipeline.store import objects
+from pipeline.store import credentials, objects
+from pipeline.store.credentials import StoreKey
 from pipeline.store.lease import Fence
 
 _POLL_SECONDS = 0.5
@@ -47,6 +48,8 @@ class TrainJob:
     """Id of the MLflow run, stored in checkpoints."""
     flow_run_id: str = ""
     """Id of the flow run, for the workers' logs."""
+    key: StoreKey | None = None
+    """The key with which the workers use the object store; None: that of their node."""
     fence: Fence | None = None
     """Allows checkpoints to be completed only while the run's lease is held."""
 
@@ -62,6 +65,8 @@ class ClusterTooSmallError(IgptError):
 def _worker_loop(arguments: dict[str, Any]) -> None:
     """The function that each training worker runs."""
     job: TrainJob = arguments["job"]
+    if job.key is not None:
+        credentials.use(job.key)
     mailbox = arguments["mailbox"]
     context = ray.train.get_context()
     rank = context.get_world_rank()
@@ -117,7 +122,7 @@ def train_on_cluster(job: TrainJob, listener: Listener, *, progress: Progress = 
     # On the node of this process: if another node were lost, the messages would be too.
     this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     mailbox = ray.remote(num_cpus=0, scheduling_strategy=this_node)(Mailbox).remote()
-    filesystem, path = objects.arrow_filesystem(objects.join(job.run, "ray"))
+    filesystem, path = objects.arrow_filesystem(objects.join(job.run, "ray"), job.key)
     trainer = TorchTrainer(
         _worker_loop,
         train_loop_config={"job": job, "mailbox": mailbox},
@@ -137,6 +142,7 @@ def train_on_cluster(job: TrainJob, listener: Listener, *, progress: Progress = 
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=execution.max_restarts),
+            worker_runtime_env=None if job.key is None else tasks.own_processes(job.key),
         ),
     )
     logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # failures are reported below, in one line

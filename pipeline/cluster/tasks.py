@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import wraps
 from itertools import islice
 from typing import Any
 
@@ -16,6 +17,8 @@ from ray.exceptions import RayError, RayTaskError
 from pipeline.cluster import logs
 from pipeline.cluster.logs import WorkerLine
 from pipeline.errors import IgptError, first_line
+from pipeline.store import credentials
+from pipeline.store.credentials import StoreKey
 
 # How often a task is retried that was lost with its worker or node. So often because a node on which every worker dies
 # at once (a full disk) is always idle and receives many tasks.
@@ -29,12 +32,30 @@ _GRACE_SECONDS = 10.0
 _HEARD = "igpt"  # the name of what Ray calls with lines of workers
 
 
-def connect(address: str, *, flow_run_id: str = "", heard: Callable[[WorkerLine], None] | None = None) -> None:
+# The key that tasks get from now on. Flows of one process follow each other, and their threads start tasks, too.
+_key: StoreKey | None = None
+
+
+def key() -> StoreKey | None:
+    """The key of the object store for what this process starts on the cluster; None: that of the node."""
+    return _key
+
+
+def connect(
+    address: str,
+    *,
+    flow_run_id: str = "",
+    key: StoreKey | None = None,
+    heard: Callable[[WorkerLine], None] | None = None,
+) -> None:
     """Connect this process to a running cluster. Its workers log JSON with the id of the flow run.
 
-    `heard` is called, in a thread, with each line that they write, within about a second; so the lines of a node that
-    is lost later are here. Raises IgptError when the cluster does not respond or refuses the token.
+    From now on, tasks use the object store with the key; without one, with what their node has. `heard` is called, in a
+    thread, with each line that workers write, within about a second; so the lines of a node that is lost later are
+    here. Raises IgptError when the cluster does not respond or refuses the token.
     """
+    global _key
+    _key = key
     if ray.is_initialized():
         return
     _check_listening(address)
@@ -150,7 +171,14 @@ def map_tasks(
     so functions must be idempotent. After an error, tasks in flight run on until this process disconnects or ends:
     ray.cancel is no option, Ray 2.60 aborts the process when a task ends while it is being cancelled.
     """
-    remote = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=0)(function)
+    with_key = () if _key is None else (_key,)
+    if _key is None:
+        remote = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=0)(function)
+    else:
+        # The key goes by value with the call: it is in no runtime environment, function or object that others can read.
+        remote = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=0, runtime_env=own_processes(_key))(
+            _with_key(function)
+        )
     references = tuple(ray.put(value) for value in shared)
     limit = max(2, 2 * int(total_resources().get("CPU", 1) / max(num_cpus, 0.01)))
     waiting = iter(enumerate(calls))
@@ -161,7 +189,7 @@ def map_tasks(
         # Ray requests no new worker while enough requests for tasks with the same resources are pending, and it keeps
         # waiting for those it sent to a lost node. So tasks require one more byte of memory after each loss.
         task = remote.options(memory=nodes.losses) if nodes.losses else remote
-        in_flight[task.remote(*call, *references)] = _Attempt(number, call, tries, time.monotonic())
+        in_flight[task.remote(*with_key, *call, *references)] = _Attempt(number, call, tries, time.monotonic())
 
     while True:
         for number, call in islice(waiting, max(0, limit - len(in_flight))):
@@ -195,6 +223,23 @@ def map_tasks(
         for duplicate in duplicates:
             del in_flight[duplicate]
         yield attempt.number, result
+
+
+def own_processes(key: StoreKey) -> dict[str, Any]:
+    """A runtime environment that keeps the processes of one role apart from those of another, which Ray would reuse."""
+    return {"env_vars": {"IGPT_ROLE": key.role}}
+
+
+def _with_key(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, for a task whose first argument is the key that it uses."""
+
+    @wraps(function)
+    def with_key(key: StoreKey, *arguments: Any) -> Any:
+        credentials.use(key)
+        return function(*arguments)
+
+    del with_key.__wrapped__  # Ray would check calls by the function's own signature
+    return with_key
 
 
 def map_here(

@@ -23,8 +23,9 @@ from zoneinfo import ZoneInfo
 import pytest
 import yaml
 
-from flows.services import settings
+from flows.services import deployed_keys, settings
 from flows.services.ports import HOST, free_port
+from flows.services.store_keys import Pair
 from tests.infra.command_lines import PROGRAMS, calls_in_script, parse
 from tests.rigs import postgres
 from tests.rigs.compose import VARIABLE
@@ -243,6 +244,9 @@ def test_ports_are_published_on_loopback_only() -> None:
 def test_volumes_configs_and_build_files_exist() -> None:
     for service in SERVICES.values():
         for volume in service.get("volumes", []):
+            if isinstance(volume, dict):
+                assert volume["source"] in COMPOSE["volumes"], volume
+                continue
             source, _, target = volume.partition(":")
             if target:
                 assert source in COMPOSE["volumes"] or (INFRA / source).exists(), volume
@@ -281,7 +285,9 @@ def test_no_service_has_capabilities_or_can_write_to_its_image() -> None:
         assert service["cap_drop"] == ["ALL"] and service["security_opt"] == ["no-new-privileges:true"], name
         assert service["read_only"] is True and "cap_add" not in service and "privileged" not in service, name
         writable = {mount.split(":")[0] for mount in service["tmpfs"]}
-        writable |= {volume.split(":")[-1] for volume in service.get("volumes", [])}
+        volumes = service.get("volumes", [])
+        writable |= {volume.split(":")[-1] for volume in volumes if isinstance(volume, str)}
+        assert all(volume["read_only"] for volume in volumes if isinstance(volume, dict)), name
         if service["image"].startswith("igpt-pipeline:"):
             assert writable >= {"/tmp", "/home/igpt"}, name  # as the user of the image, who is in the Dockerfile
         else:
@@ -347,6 +353,35 @@ def test_mlflow_accepts_its_published_and_its_internal_host_name() -> None:
     assert SERVICES["prefect-worker"]["environment"]["MLFLOW_TRACKING_URI"].removeprefix("http://") in hosts
     assert SERVICES["mlflow"]["ports"][0].rpartition(":")[0] in hosts
     assert "*" not in hosts
+
+
+def test_each_container_sees_the_keys_of_its_own_role(tmp_path: Path) -> None:
+    """A folder of the volume each; the administrator's pair is where keys and buckets are made, and nowhere else."""
+    deployed_keys.write_all(tmp_path, Pair(access_key="igpt", secret_key="a-secret"))
+    folders = {
+        name: mount["volume"]["subpath"]
+        for name, service in SERVICES.items()
+        for mount in service.get("volumes", [])
+        if isinstance(mount, dict) and (mount["source"], mount["target"]) == ("keys", "/run/igpt/keys")
+    }
+    assert folders == {
+        **{name: name for name in ("s3", "mlflow", "exporter", "backup", "clean")},
+        "prefect-worker": "driver",
+        **{"ray-head": "nodes", "ray-worker": "nodes"},
+    }
+    holders = {name for name, service in SERVICES.items() if "AWS_SECRET_ACCESS_KEY" in str(service.get("environment"))}
+    assert holders == {"check", "keys", "buckets"}
+    for name, folder in folders.items():
+        service = SERVICES[name]
+        files = re.findall(r"/run/igpt/keys/(\S+?)['\"]", str([service["command"], service.get("environment")]))
+        assert files and all((tmp_path / folder / file).exists() for file in files), name
+        assert service.get("group_add", []) == (["10001"] if name == "s3" else [])
+    assert "IGPT_KEYS" in SERVICES["prefect-worker"]["environment"]
+    assert [name for name, service in SERVICES.items() if "keys:/run/igpt/keys" in service.get("volumes", [])] == [
+        "keys"
+    ]
+    (user,) = [step for step in dockerfile() if "useradd" in step.words]
+    assert {"--uid", "10001", "/run/igpt/keys"} <= set(user.words)
 
 
 def test_the_buckets_are_those_in_the_configs() -> None:

@@ -4,6 +4,7 @@ Objects are checked against the schemas of Kubernetes and of the operators (sche
 renders them; start parameters of Ray with its parser, its pods as Kubernetes pods.
 """
 
+import configparser
 import functools
 import json
 import re
@@ -19,6 +20,7 @@ import pytest
 import yaml
 
 from flows.services import settings
+from flows.services.store_rights import ROLES, STEPS
 from tests.infra.command_lines import PROGRAMS, calls_in_script, parse
 
 ROOT = Path(__file__).parents[2]
@@ -129,7 +131,7 @@ def test_trainings_run_on_the_gpu_pool_and_other_pods_do_not() -> None:
     (container,) = training["containers"]
     variables = {variable["name"]: variable.get("value") for variable in container["env"]}
     assert variables["NCCL_SOCKET_IFNAME"] == variables["GLOO_SOCKET_IFNAME"] == "eth0"
-    memory = {volume["name"]: volume["emptyDir"] for volume in training["volumes"]}["shared-memory"]
+    memory = {volume["name"]: volume.get("emptyDir") for volume in training["volumes"]}["shared-memory"]
     assert memory == {"medium": "Memory", "sizeLimit": "16Gi"}
     locked = re.findall(r"^cuda-toolkit==(\d+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     (rule,) = training["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"][
@@ -310,7 +312,7 @@ def make_secret(folder: Path, variables: dict[str, str]) -> subprocess.Completed
 def test_the_secret_made_from_the_variables_of_compose_has_the_keys_that_pods_take(tmp_path: Path) -> None:
     done = make_secret(tmp_path, {**VARIABLES, "AWS_SECRET_ACCESS_KEY": "it's/a+key="})
     assert (done.returncode, done.stderr) == (0, "")
-    secret = yaml.safe_load(done.stdout)
+    secret, _ = yaml.safe_load_all(done.stdout)
     validate(secret, VERSIONS[-1])
     assert (secret["metadata"]["name"], secret["metadata"]["namespace"]) == ("igpt", KUSTOMIZATION["namespace"])
     taken = {
@@ -321,10 +323,78 @@ def test_the_secret_made_from_the_variables_of_compose_has_the_keys_that_pods_ta
     }
     values = secret["stringData"]
     assert set(values) == taken
-    assert values["AWS_SECRET_ACCESS_KEY"] == "it's/a+key="
     assert values["PREFECT_AUTH"] == f"igpt:{VARIABLES['PREFECT_PASSWORD']}"
     url = f"postgresql+asyncpg://prefect:{VARIABLES['PREFECT_DB_PASSWORD']}@postgres:5432/prefect"
     assert values["PREFECT_DB_URL"] == url
+
+
+def mounted_keys() -> dict[str, dict[str, str]]:
+    """By pod, the file of each key of the bucket store that it sees."""
+    keys = {}
+    for name, pod, _ in pods():
+        for volume in pod.get("volumes", []):
+            if volume.get("secret", {}).get("secretName") == "store-keys":
+                assert volume["secret"]["defaultMode"] == 0o440 and pod["securityContext"]["fsGroup"] == 10001, name
+                keys[name] = {item["path"]: item["key"] for item in volume["secret"]["items"]}
+                mounts = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
+                assert mounts[volume["name"]] == "/run/igpt/keys", name
+    return keys
+
+
+def test_each_pod_sees_the_keys_of_its_own_role() -> None:
+    of_nodes = {"credentials": "reader"}
+    assert mounted_keys() == {
+        "prefect-worker": {"credentials": "driver", **{f"steps/{step}": step for step in STEPS}},
+        "mlflow": {"credentials": "mlflow"},
+        **{role: {"credentials": role} for role in ("exporter", "backup", "clean")},
+        **dict.fromkeys(("ray head", "ray builds", "ray training"), of_nodes),
+    }
+    literals = KUSTOMIZATION["configMapGenerator"][0]["literals"]
+    assert "AWS_SHARED_CREDENTIALS_FILE=/run/igpt/keys/credentials" in literals
+    steps = {
+        name: variable["value"]
+        for name, container in containers()
+        for variable in container.get("env", [])
+        if variable["name"] == "IGPT_KEYS"
+    }
+    assert steps == {"prefect-worker": "/run/igpt/keys/steps"}
+
+
+def read_keys(folder: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The pair of each role in the second secret, as its reader reads it."""
+    _, secret = yaml.safe_load_all(text)
+    validate(secret, VERSIONS[-1])
+    assert (secret["metadata"]["name"], secret["metadata"]["namespace"]) == ("store-keys", KUSTOMIZATION["namespace"])
+    values = secret["stringData"]
+    assert set(values) == {key for files in mounted_keys().values() for key in files.values()} == set(ROLES)
+    monkeypatch.setenv("IGPT_KEYS", str(folder))
+    read = {}
+    for role, content in values.items():
+        (folder / role).write_text(content)
+        if role in STEPS:
+            key = settings.store_key(role)
+            assert key is not None
+            read[role] = f"{key.access_key}:{key.secret_key}"
+        else:
+            profile = configparser.ConfigParser(interpolation=None)
+            profile.read_string(content)
+            read[role] = ":".join(profile["default"].values())
+    return read
+
+
+def test_each_role_has_its_own_pair_or_all_have_the_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    variables = {**VARIABLES, "AWS_SECRET_ACCESS_KEY": "it's/a+key="}
+    single = f"{variables['AWS_ACCESS_KEY_ID']}:it's/a+key="
+    read = read_keys(tmp_path, make_secret(tmp_path, variables).stdout, monkeypatch)
+    assert read == dict.fromkeys(ROLES, single)
+    assert not settings.keys_by_step()
+    own = {f"STORE_KEY_{role.upper()}": f"{role}:s/{role}+'=" for role in ROLES}
+    read = read_keys(tmp_path, make_secret(tmp_path, {**variables, **own}).stdout, monkeypatch)
+    assert read == {role: own[f"STORE_KEY_{role.upper()}"] for role in ROLES}
+    assert settings.keys_by_step()
+    refused = make_secret(tmp_path, {**variables, "STORE_KEY_BUILD": "no-pair"})
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "STORE_KEY_BUILD is not ACCESS_KEY:SECRET_KEY" in refused.stderr and "no-pair" not in refused.stderr
 
 
 @pytest.mark.parametrize("name", VARIABLES)
@@ -350,7 +420,7 @@ def test_no_file_contains_a_secret_and_each_is_explained() -> None:
             assert not re.search(r"://[^/]+@", variable.get("value", "")), f"{name}: {variable['name']} has a password"
             secrets = "PASSWORD|TOKEN|SECRET|KEY|AUTH_STRING|DB_(?!VACUUM)|CONNECTION|STORE_URI"
             secret = re.search(secrets, variable["name"])
-            if secret and variable["name"] not in ("MLFLOW_AUTH_CONFIG_PATH", "MLFLOW_BACKEND_STORE_URI"):
+            if secret and variable["name"] not in ("MLFLOW_AUTH_CONFIG_PATH", "MLFLOW_BACKEND_STORE_URI", "IGPT_KEYS"):
                 reference = variable["valueFrom"]["secretKeyRef"]
                 assert reference["name"] == "igpt", f"{name}: {variable['name']}"
                 assert f"`{reference['key']}`" in readme, f"{reference['key']} is not explained in infra/README.md"

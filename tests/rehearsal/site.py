@@ -25,6 +25,7 @@ import yaml
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from flows.services import deployed_keys
 from tests.rehearsal.webhook import Webhook
 from tests.rigs.compose import Compose
 from tests.rigs.hosts import Host, Network
@@ -121,6 +122,8 @@ class Production:
     compose: Compose
     s3: S3Server
     webhook: Webhook
+    keys: Path
+    """The volume `keys`."""
     variables: Mapping[str, str] = field(repr=False)
     began: float = field(default_factory=time.monotonic)
     _started: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
@@ -159,15 +162,17 @@ class Production:
         return self.contained(service, words)
 
     def contained(self, service: str, command: list[str]) -> list[str]:
-        """The command as in a container: it sees no processes but its own, and /tmp/ray is its host's.
+        """The command as in a container: it sees no processes but its own, its host's /tmp/ray, and its own keys.
 
-        By both a Ray driver finds the node on its machine.
+        By the first two a Ray driver finds the node on its machine.
         """
         folder = self.hosts[service].folder / "ray"
-        folder.mkdir(exist_ok=True)
-        Path("/tmp/ray").mkdir(exist_ok=True)
+        keys = self.keys / (self.compose.service(_of_compose(service)).keys or "none")
+        for path in (folder, keys, Path("/tmp/ray"), Path("/run/igpt/keys")):
+            path.mkdir(parents=True, exist_ok=True)
         own = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
-        return [*own, "sh", "-c", 'mount --bind "$0" /tmp/ray && exec "$@"', str(folder), *command]
+        mounts = f'mount --bind "$0" /tmp/ray && mount --bind {keys} /run/igpt/keys && mount -t tmpfs none {self.keys}'
+        return [*own, "sh", "-c", f'{mounts} && exec "$@"', str(folder), *command]
 
     def start(self, service: str, *options: str) -> None:
         """Start a service on its host; it is started anew when it ends, until it is stopped or lost."""
@@ -329,8 +334,10 @@ def production() -> Iterator[Production]:
             compose=Compose({**variables, **keys}),
             s3=s3,
             webhook=stack.enter_context(Webhook(network.address)),
+            keys=network.folder / "keys",
             variables=variables,
         )
+        deployed_keys.write_all(site.keys, s3.administrator)
         database = stack.enter_context(data.serve(hosts["postgres"].address, 5432, hosts["postgres"].start))
         create_databases(database, variables)
         files = digits(0, IMAGES)

@@ -12,6 +12,7 @@ STACK = Stack(
     s3_url="http://127.0.0.1:1",
     s3_access_key="key",
     s3_secret_key="secret",
+    keys_folder=Path("/no/such/folder"),
     prefect_url="http://127.0.0.1:2",
     mlflow_url="http://127.0.0.1:3",
     ray_address="127.0.0.1:4",
