@@ -55,7 +55,9 @@ def for_seaweedfs(administrator: Pair) -> dict[str, Any]:
     for role, pair in derive(administrator).items():
         rights = ROLES[role]
         reading = [f"{action}:{bucket}" for bucket in rights.read for action in ("Read", "List")]
-        identities.append(identity(role, pair, [*reading, *(f"Write:{place}" for place in rights.write)]))
+        # Its right to write is the one to delete, too.
+        writing = [f"Write:{place}" for place in (*rights.write, *rights.delete)]
+        identities.append(identity(role, pair, [*reading, *writing]))
     return {"identities": identities}
 
 

@@ -22,15 +22,25 @@ class Rights:
     read: Sequence[str]
     """Buckets."""
     write: Sequence[str] = ()
-    """Buckets, or patterns of BUCKET/KEY in which * and ? also stand for slashes."""
+    """Buckets, or patterns of BUCKET/KEY in which * and ? also stand for slashes; what is there may be deleted, too."""
+    delete: Sequence[str] = ()
+    """The same, of what may be deleted and not written."""
 
     def may_read(self, bucket: str) -> bool:
         """Whether its objects may be read and listed."""
         return bucket in self.read
 
     def may_write(self, bucket: str, key: str) -> bool:
-        """Whether an object may be written and deleted."""
-        return any(bucket == place or fnmatchcase(f"{bucket}/{key}", place) for place in self.write)
+        """Whether an object may be written."""
+        return _is_in(self.write, bucket, key)
+
+    def may_delete(self, bucket: str, key: str) -> bool:
+        """Whether an object may be deleted."""
+        return _is_in((*self.write, *self.delete), bucket, key)
+
+
+def _is_in(places: Sequence[str], bucket: str, key: str) -> bool:
+    return any(bucket == place or fnmatchcase(f"{bucket}/{key}", place) for place in places)
 
 
 ROLES = {
@@ -51,7 +61,7 @@ ROLES = {
     # `igpt backup save`, every night. A restore is the administrator's.
     "backup": Rights(read=("datasets", "runs", "mlflow")),
     # `igpt clean`, every night, which removes checkpoints, features, and with `mlflow gc` what was deleted in MLflow.
-    "clean": Rights(read=("datasets", "runs", "mlflow"), write=("runs", "datasets/*-features/*", "mlflow")),
+    "clean": Rights(read=("datasets", "runs", "mlflow"), write=("runs", "datasets/*-features/*"), delete=("mlflow",)),
     # Ray's nodes, for tasks that no flow has started, such as those of Ray Data.
     "reader": Rights(read=("datasets",)),
 }
@@ -119,9 +129,10 @@ def check(request: StoreRequest, deleted: Sequence[str] = ()) -> None:
     elif not key and not request.deletes_many:
         raise RefusedError("this key may not create or delete buckets")
     else:
+        deletes = request.deletes_many or (request.method == "DELETE" and "uploadId" not in request.query)
         for name in deleted if request.deletes_many else [key]:
-            if not rights.may_write(bucket, name):
-                raise RefusedError(f"this key may not write {bucket}/{name}")
+            if not (rights.may_delete if deletes else rights.may_write)(bucket, name):
+                raise RefusedError(f"this key may not {'delete' if deletes else 'write'} {bucket}/{name}")
 
 
 def _rights(request: StoreRequest) -> Rights | None:

@@ -167,7 +167,7 @@ class Production:
         By the first two a Ray driver finds the node on its machine.
         """
         folder = self.hosts[service].folder / "ray"
-        keys = self.keys / (self.compose.service(_of_compose(service)).keys or "none")
+        keys = self.keys / (self.compose.service(of_compose(service)).keys or "none")
         for path in (folder, keys, Path("/tmp/ray"), Path("/run/igpt/keys")):
             path.mkdir(parents=True, exist_ok=True)
         own = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]

@@ -12,7 +12,7 @@ import os, signal, threading, time
 import ray
 from prefect.exceptions import TerminationSignal
 from flows.prefect_ops.termination import terminable
-ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
 def terminate(number, frame):
     raise TerminationSignal(number)
 signal.signal(signal.SIGTERM, terminate)

@@ -16,7 +16,7 @@ from botocore.exceptions import ClientError
 
 from flows.services.ports import HOST, free_port
 from flows.services.store_rights import ROLES
-from tests.flows.services.test_store_rights import MAY_READ, MAY_WRITE, PLACES
+from tests.flows.services.test_store_rights import MAY_DELETE, MAY_READ, MAY_WRITE, PLACES
 from tests.rigs.s3_server import S3Server, launch_here, serve
 
 BYTES = 3_000_000
@@ -70,6 +70,7 @@ def test_a_key_does_what_its_role_may_and_no_more(server: S3Server, role: str) -
         expected = None if name in MAY_WRITE[role] else "AccessDenied"
         assert refused(s3.put_object, **where, Body=b"x" * BYTES) == expected
         assert ((server.folder / place).read_bytes() == before) == (expected is not None)
+        expected = None if name in MAY_DELETE[role] else "AccessDenied"
         objects = {"Objects": [{"Key": where["Key"]}]}
         assert refused(s3.delete_objects, Bucket=where["Bucket"], Delete=objects) == expected
         assert (server.folder / place).exists() == (expected is not None)

@@ -56,4 +56,4 @@ def test_seaweedfs_has_an_identity_of_each_role_with_its_rights() -> None:
         "Write:datasets",
     ]
     writers = {name for name, identity in identities.items() if "Write:mlflow" in identity["actions"]}
-    assert writers == {"register"}
+    assert writers == {"register", "clean"}, "SeaweedFS has one right to write and to delete"

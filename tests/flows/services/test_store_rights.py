@@ -39,8 +39,12 @@ MAY_WRITE = {
     "mlflow": set(),
     "exporter": set(),
     "backup": set(),
-    "clean": set(PLACES) - {"an image", "a shard"},
+    "clean": {"a feature", "a checkpoint"},
     "reader": set(),
+}
+MAY_DELETE = {
+    **MAY_WRITE,
+    "clean": set(PLACES) - {"an image", "a shard"},
 }
 
 
@@ -68,14 +72,16 @@ def test_a_role_may_do_what_the_table_says(role: str) -> None:
     assert set(MAY_READ) == set(MAY_WRITE) == set(ROLES)
     for method in ("GET", "HEAD"):
         assert allowed(method) == MAY_READ[role]
-    for method, suffix in (("PUT", ""), ("DELETE", ""), ("POST", "?uploads"), ("PUT", "?partNumber=1&uploadId=x")):
+    part = "?partNumber=1&uploadId=x"
+    for method, suffix in (("PUT", ""), ("POST", "?uploads"), ("PUT", part), ("DELETE", "?uploadId=x")):
         assert allowed(method, suffix) == MAY_WRITE[role], method
+    assert allowed("DELETE") == MAY_DELETE[role]
     deletable = {
         name
         for name, place in PLACES.items()
         if is_allowed(asked(role, "POST", f"/{place.split('/')[0]}?delete"), place.partition("/")[2])
     }
-    assert deletable == MAY_WRITE[role]
+    assert deletable == MAY_DELETE[role]
     assert is_allowed(asked(role, "GET", "/")), "the list of buckets"
     for bucket in BUCKETS:
         may_list = any(PLACES[name].startswith(f"{bucket}/") for name in MAY_READ[role])
