@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+import sqlalchemy
 from mlflow import MlflowClient
 from mlflow.entities import LifecycleStage, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import _get_store  # as `mlflow gc` does
 
 from igpt_model.registry.client import Registry, Version, one_line
-from pipeline.errors import IgptError
+from pipeline.errors import IgptError, first_line
 from pipeline.printable import printable
 
 
@@ -42,6 +43,7 @@ def find(database: str, days: float) -> Deleted:
     if urlsplit(database).password:
         raise IgptError("MLFLOW_BACKEND_STORE_URI carries a password: leave it out there and set PGPASSWORD instead")
     milliseconds = int(days * 86_400_000)
+    _check_answers(database)
     with one_line(database):
         store = _get_store(database)
         now = int(time.time() * 1000)
@@ -53,6 +55,19 @@ def find(database: str, days: float) -> Deleted:
             models=tuple(store._get_deleted_logged_models(older_than=milliseconds)),
             experiments=tuple(experiment.experiment_id for experiment in experiments),
         )
+
+
+def _check_answers(database: str) -> None:
+    """Raise IgptError soon when a database does not answer; MLflow would try again for minutes."""
+    try:
+        engine = sqlalchemy.create_engine(database)
+        with engine.connect():
+            pass
+        engine.dispose()
+    except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
+        raise IgptError(
+            f"MLFLOW_BACKEND_STORE_URI is {database}: {first_line(error)}; correct it, or set mlflow=null"
+        ) from None
 
 
 def used_by(tracking_uri: str) -> Iterator[str]:
