@@ -31,7 +31,6 @@ from igpt_model.runs.open_model import open_model, opened_once
 from igpt_model.tracking import runs
 from pipeline.build.build import BuildResult
 from pipeline.dataset.snapshot import Snapshot
-from pipeline.hashing import digest
 from pipeline.store import objects
 
 
@@ -104,15 +103,14 @@ def _register(
     reporter = Reporter("register")
     reporter("upload", 0, 0, "the model")
     result, data = probed.result, trained.snapshot
-    held_out = sorted(shard.sha256 for shard in data.shards if shard.split != "train")
     tags = {
         **runs.lineage_tags(data),
         "igpt.run": trained.run,
-        "igpt.probe_best_layer": str(result.best_layer),
+        register.BEST_LAYER: str(result.best_layer),
         "igpt.probe_test_accuracy": f"{result.best.test_accuracy:.5f}",
         gate.BITS: f"{trained.result.validation_loss / math.log(2):.5f}",
         gate.ACCURACY: f"{result.best.validation_accuracy:.5f}",
-        gate.SPLITS: digest(held_out),
+        gate.SPLITS: runs.splits_digest(data),
     }
     version = register.register(
         open_model(trained.run, client.Registry(services.mlflow_tracking_uri).open),

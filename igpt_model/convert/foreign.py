@@ -53,9 +53,9 @@ def open_foreign(url: str, palette_K3: np.ndarray | None) -> ForeignModel | None
     """
     url = objects.absolute(url)
     objects.check_reachable(url)
+    _refuse_parts(url)
     form = form_of(url)
     if form is None:
-        _refuse_checkpoint(url)
         return None
     if form == OPENAI and palette_K3 is None:
         raise IgptError(f"{url}: OpenAI's variables hold no palette; give kmeans_centers.npy with --palette")
@@ -95,7 +95,7 @@ def licence_of(folder: Path) -> str | None:
     return printable(text.strip())[:_LONGEST_LICENCE] or None
 
 
-def _refuse_checkpoint(url: str) -> None:
+def _refuse_parts(url: str) -> None:
     """Raise IgptError for what looks like a model and is none: OpenAI's files as published, one file of a folder."""
     if objects.exists(f"{url}.index") or url.endswith((".index", ".meta")):
         raise IgptError(
@@ -124,8 +124,8 @@ def _local_folder(url: str) -> Iterator[Path]:
     if objects.protocol(url) == "file":
         yield objects.local_path(url)
         return
-    prefix = objects.join(url, "")
-    present = {file.url.removeprefix(prefix) for file in objects.list_files(url)}
+    prefix = f"{_path(url)}/"
+    present = {_path(file.url).removeprefix(prefix) for file in objects.list_files(url)}
     small = {hugging_face.CONFIG, hugging_face.PROCESSOR, _CARD, *hugging_face.INDEXES} & present
     with _temporary(url) as folder:
         folder.mkdir()
@@ -134,6 +134,10 @@ def _local_folder(url: str) -> Iterator[Path]:
         for name in hugging_face.weight_files(folder, present):
             objects.download(objects.join(url, name), folder / name)
         yield folder
+
+
+def _path(url: str) -> str:
+    return url.partition("://")[2].strip("/")
 
 
 @contextmanager

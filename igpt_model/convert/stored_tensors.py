@@ -81,10 +81,7 @@ def of_npz(path: Path) -> dict[str, StoredTensor]:
         if not isinstance(file, np.lib.npyio.NpzFile):
             raise IgptError(f"{path}: not an .npz file but one array; give one array a variable")
         for name in file.files:
-            with file.zip.open(f"{name}.npy") as entry:
-                version = np.lib.format.read_magic(entry)
-                read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-                shape, _, dtype = read_header[version](entry)
+            shape, dtype = _header(path, f"{name}.npy")
             if dtype.hasobject:
                 raise ValueError(f"{name} holds objects")
             stored[name] = StoredTensor(
@@ -97,6 +94,14 @@ def of_npz(path: Path) -> dict[str, StoredTensor]:
     except (OSError, ValueError, AttributeError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise IgptError(f"{path}: not an .npz file of arrays ({first_line(error)})") from None
     return stored
+
+
+def _header(path: Path, entry: str) -> tuple[tuple[int, ...], np.dtype]:
+    """The shape and type of an array in an .npz file."""
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    with zipfile.ZipFile(path) as archive, archive.open(entry) as stream:
+        shape, _, dtype = readers[np.lib.format.read_magic(stream)](stream)
+    return shape, dtype
 
 
 def _array(file: np.lib.npyio.NpzFile, name: str, origin: str) -> Tensor:

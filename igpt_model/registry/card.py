@@ -19,6 +19,8 @@ ORIGIN_SHA256 = "igpt.origin_sha256"
 """Tag: the files of the weights there, with their SHA-256."""
 PROBED_ON = "igpt.probed_on"
 """Tag: dataset and snapshot of the probe that a version classifies with."""
+PROBED_VERSION = "igpt.probed_version"
+"""Tag: the version that was probed to make this one."""
 WRITTEN = "igpt.card_sha256"
 """Tag: digest of the description as this module made it; another one is a person's, and stays."""
 _LONGEST = 5000  # what MLflow keeps of a description
@@ -28,19 +30,15 @@ _PROBE = "igpt.probe."
 
 def architecture(config: ModelConfig) -> str:
     """The shape and kind of a model in words."""
-    side = config.resolution
-    kind = {
-        "a masked (BERT) Image GPT": config.objective == "masked",
-        "a class-conditional super-resolution Image GPT": bool(config.classes and config.low_resolution),
-        "a class-conditional Image GPT": config.classes is not None,
-        f"a super-resolution Image GPT (from {config.low_resolution}x{config.low_resolution})": (
-            config.low_resolution is not None
-        ),
-        "an Image GPT": True,
-    }
+    if config.objective == "masked":
+        kind = "a masked (BERT) Image GPT"
+    else:
+        kind = "a class-conditional Image GPT" if config.classes is not None else "an Image GPT"
+    if config.low_resolution is not None:
+        kind += f" that upscales from {config.low_resolution}x{config.low_resolution}"
     return (
-        f"{next(words for words, applies in kind.items() if applies)}: {config.layers} layers, width {config.width}, "
-        f"{config.heads} heads, {config.parameters:,} parameters; {side}x{side} pixels of {config.colours} colours"
+        f"{kind}: {config.layers} layers, width {config.width}, {config.heads} heads, {config.parameters:,} "
+        f"parameters; {config.resolution}x{config.resolution} pixels of {config.colours} colours"
     )
 
 
@@ -50,7 +48,7 @@ def text(name: str, number: int, tags: Mapping[str, str]) -> str:
     what = tags.get(ARCHITECTURE, "an Image GPT")
     lines = [f"**{_safe(name)}, version {number}** is {_safe(what)}.", ""]
     facts = {
-        "Origin": ", ".join(_code(tags[tag]) if tag == ORIGIN else tags[tag] for tag in _ORIGINS if tag in tags),
+        "Origin": f"{tags.get(ORIGIN_FORM, 'file')} {_code(tags[ORIGIN])}" if ORIGIN in tags else "",
         "Trained on": _dataset(tags),
         "Parent": _code(tags["igpt.parent_model"]) if "igpt.parent_model" in tags else "",
         "Classifies with a probe on": _code(tags[PROBED_ON]) if PROBED_ON in tags else "",
@@ -71,9 +69,6 @@ def text(name: str, number: int, tags: Mapping[str, str]) -> str:
     while len("\n".join(lines + example)) > _LONGEST:
         lines.pop()
     return "\n".join(lines + example)
-
-
-_ORIGINS = (ORIGIN_FORM, ORIGIN)
 
 
 def is_ours(description: str, tags: Mapping[str, str]) -> bool:

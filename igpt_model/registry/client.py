@@ -36,7 +36,7 @@ _AGAINST = "igpt.promotion_against"
 _NUMBERS = "igpt.promotion_numbers"
 _OF = "igpt.promotion_of"
 """Tag: the version of which the tags of a promotion tell; MLflow copies tags to the copies of a version."""
-_OF_PROMOTION = (_DECISION, _PREVIOUS, _TIME, _AGAINST, _NUMBERS, _OF)
+OF_PROMOTION = (_DECISION, _PREVIOUS, _TIME, _AGAINST, _NUMBERS, _OF)
 _LOGGED_MODEL = re.compile(r"m-\w+")
 _TRIES = 5
 _CONCURRENT_SECONDS = 60.0
@@ -83,6 +83,12 @@ Compare = Callable[[Version, Version], Comparison]
 def as_tagged(candidate: Version, champion: Version) -> Comparison:
     """The tags of both as they are; `decide` refuses them when they were measured on other images."""
     return Comparison(candidate=candidate.tags, champion=champion.tags)
+
+
+def check_name(name: str) -> None:
+    """Raise IgptError for what cannot be the name of a model."""
+    if not name or any(character in name for character in "/:'\"`"):
+        raise IgptError(f"{name!r} is not a model name: it must not be empty or have a slash, colon or quote")
 
 
 class Registry:
@@ -135,8 +141,7 @@ class Registry:
 
     def aliases_of(self, name: str) -> dict[str, int]:
         """The version number of each alias of a model. Raises IgptError when there is no such model."""
-        if not name or any(character in name for character in "/:'\"`"):
-            raise IgptError(f"{name!r} is not a model name: it must not be empty or have a slash, colon or quote")
+        check_name(name)
         try:
             model = self._client.get_registered_model(name)
         except MlflowException as error:
@@ -309,7 +314,7 @@ def _version(entity: ModelVersion, aliases: Mapping[str, int]) -> Version:
     )
     if copied_from is None or version.tags.get(_OF) == version.uri:
         return version
-    return replace(version, tags={tag: text for tag, text in version.tags.items() if tag not in _OF_PROMOTION})
+    return replace(version, tags={tag: text for tag, text in version.tags.items() if tag not in OF_PROMOTION})
 
 
 def _decision_tags(version: Version, decision: Decision, champion: Version | None) -> dict[str, str]:
