@@ -55,7 +55,7 @@ def convert(
 ) -> ModelBundle:
     """Build a model from foreign tensors. Errors name `origin`, the file or folder.
 
-    A bias may be missing, as it counts as zero. Raises IgptError when any other tensor is missing, unknown, of another
+    All biases may be missing: ImageGPT has none. Raises IgptError when any other tensor is missing, unknown, of another
     shape or no float, when the palette has another size, or the memory of this machine does not suffice: before a value
     is read. Also for a bias that is not zero, and for values that are not finite or that float32 does not hold.
     """
@@ -86,7 +86,7 @@ def check(stored: Mapping[str, StoredTensor], pieces: Iterable[Piece], origin: s
 
     Stops at the first that is missing: a config may claim any number of layers.
     """
-    parts = []
+    parts: list[Piece] = []
     for piece in pieces:
         parts.append(piece)
         tensor = stored.get(piece.source)
@@ -100,6 +100,10 @@ def check(stored: Mapping[str, StoredTensor], pieces: Iterable[Piece], origin: s
             )
         if tensor.dtype not in _FLOATS:
             raise IgptError(f"{origin}: {piece.source} is {_name(tensor.dtype)}: give float32, float16 or bfloat16")
+    biases = [piece.source for piece in parts if piece.target is None]
+    missing = [bias for bias in biases if bias not in stored]
+    if missing and len(missing) < len(biases):
+        raise IgptError(f"{origin}: {missing[0]} is missing")
     if unknown := set(stored) - {piece.source for piece in parts}:
         raise IgptError(f"{origin}: {min(unknown)} is not a weight of an Image GPT; give a file of one")
     return parts

@@ -121,7 +121,7 @@ def test_values_that_are_none_or_would_be_rounded_are_refused(values: Tensor, ex
 
 
 @pytest.mark.parametrize(("bias", "refused"), [(None, False), (0.0, False), (-0.5, True)])
-def test_a_bias_is_zero_or_missing(bias: float | None, refused: bool) -> None:
+def test_a_bias_is_zero_or_all_are_missing(bias: float | None, refused: bool) -> None:
     given = dict(make(SMALL).state_dict())
     if bias is not None:
         given["bias"] = torch.tensor([0.0, bias])
