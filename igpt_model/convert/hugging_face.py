@@ -202,6 +202,11 @@ def _prefix(stored: Mapping[str, StoredTensor], folder: Path, *, tied: bool) -> 
         raise IgptError(
             f"{folder}: a classifier (ImageGPTForImageClassification), which has no output layer for colours; {_WANTED}"
         )
+    if tied and "lm_head.weight" in stored:
+        raise IgptError(
+            f"{folder}: tie_word_embeddings is true, and it has an output layer of its own (lm_head.weight); correct "
+            f"{CONFIG}, or leave that out"
+        )
     bare = "wte.weight" in stored
     if "lm_head.weight" not in stored and not tied:
         kind = "saved by ImageGPTModel, " if bare else ""

@@ -16,7 +16,7 @@ from igpt_model.convert.hugging_face import to_hugging_face
 from igpt_model.model.bundle import ModelBundle
 from igpt_model.probing.head import ProbeHead
 from igpt_model.registry import card, serving
-from igpt_model.registry.client import CANDIDATE, IDENTITY, OF_PROMOTION, Registry, Version, one_line
+from igpt_model.registry.client import CANDIDATE, CHAMPION, IDENTITY, OF_PROMOTION, Registry, Version, one_line
 from igpt_model.registry.code_bundle import copy_code
 from igpt_model.registry.gate import ROLLED_BACK
 from pipeline.errors import IgptError
@@ -227,7 +227,10 @@ def _log(
 
 def _ensure_registered_model(client: MlflowClient, name: str) -> None:
     try:
-        client.create_registered_model(name)
+        client.create_registered_model(
+            name,
+            description=f"Image GPTs. `{CANDIDATE}` is the newest version, `{CHAMPION}` the one that passed the gate.",
+        )
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise

@@ -399,6 +399,11 @@ TOLD = {
         lambda folder: None,
         "saved by ImageGPTModel, without an output layer .* ImageGPTForCausalImageModeling",
     ),
+    "tied, with an output layer of its own": (
+        {},
+        lambda folder: edit(folder / "config.json", tie_word_embeddings=True),
+        "tie_word_embeddings is true, and it has an output layer of its own",
+    ),
     "another activation": ({"activation_function": "gelu"}, lambda folder: None, "activation_function is 'gelu'"),
     "another attention": ({"scale_attn_weights": False}, lambda folder: None, "scale_attn_weights is False"),
     "another vocabulary": ({}, of_another_vocabulary, "vocab_size is 17 and the palette has as many colours"),
