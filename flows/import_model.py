@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from igpt_model.config import check_model_name
 from igpt_model.convert import foreign
 from igpt_model.model.bundle import ModelBundle
 from igpt_model.registry import card
@@ -60,6 +61,7 @@ def import_model(
     `palette_K3` is for foreign models without one. `licence` is for the tag, instead of what the source names. `commit`
     is that of this code. The same model is registered once. Raises IgptError.
     """
+    check_model_name(name, "--name")
     check_name(name)
     source = open_source(url, palette_K3)
     stated = licence or source.licence

@@ -21,7 +21,7 @@ from igpt_model.registry.gate import PALETTE, GateConfig
 from igpt_model.registry.register import HUGGING_FACE
 from pipeline.images import palette
 from pipeline.store import objects
-from tests.igpt_model.convert.test_hugging_face import hf_inputs, write_processor
+from tests.igpt_model.convert.test_hugging_face import colours_of, hf_inputs, published, write_processor
 from tests.igpt_model.convert.test_openai import openai_variables
 from tests.integration.conftest import Refreshed, igpt
 
@@ -161,8 +161,9 @@ def test_a_failed_import_leaves_nothing(what: str, imported: str, stack: Stack) 
     (line,) = command.err.splitlines()
     assert expected in line
     assert Registry(stack.mlflow_url).names() == before
-    wrong = igpt("models", "import", "anything", "--name", "a/b")
-    assert wrong.code == 2 and "'a/b' is not a model name" in wrong.err
+    for name in ("a/b", "it's", "..", "n" * 251):
+        wrong = igpt("models", "import", "anything", "--name", name)
+        assert wrong.code == 2 and len(wrong.err.splitlines()) == 1 and "name" in wrong.err
 
 
 def test_it_is_probed_classifies_and_has_children(
@@ -197,6 +198,21 @@ def test_it_is_probed_classifies_and_has_children(
     assert child.code == 0, child.out + child.err
     unregistered = igpt("probe", f"model={refreshed.run}", "dataset=s3://datasets/refreshed", "register=true")
     assert unregistered.code == 2 and "give a registered version" in unregistered.err
+
+
+@pytest.mark.long
+def test_the_small_published_shape_is_registered_whole(stack: Stack, tmp_path: Path) -> None:
+    """Random weights in the configuration of openai/imagegpt-small: 306 MB."""
+    from transformers import ImageGPTForCausalImageModeling
+
+    torch.manual_seed(0)
+    ImageGPTForCausalImageModeling(published("small")[0]).save_pretrained(tmp_path / "small")
+    write_processor(tmp_path / "small", colours_of(512), 32)
+    command = igpt("models", "import", str(tmp_path / "small"), "--name", "imagegpt-small")
+    assert command.code == 0, command.err
+    assert "24 layers, width 512, 8 heads, 76,571,648 parameters; 32x32 pixels of 512 colours" in command.out
+    model = mlflow.pyfunc.load_model("models:/imagegpt-small@candidate")
+    assert model.predict(np.zeros((1, 40, 50, 3), np.uint8)).shape == (1, 512)
 
 
 def test_a_copy_is_probed_compared_promoted_and_rolled_back(refreshed: Refreshed, stack: Stack) -> None:
