@@ -17,9 +17,7 @@ from flows.prefect_ops.failures import in_one_line
 from flows.prefect_ops.names import making
 from flows.prefect_ops.progress_page import ProgressPage
 from flows.pretrain import PretrainOutcome, pretrain
-from flows.pretrain import describe as describe_training
 from flows.probe import ProbeOutcome, probe
-from flows.probe_report import describe as describe_probe
 from flows.same_images import SameImages
 from flows.services import settings
 from flows.terminal.console import Reporter
@@ -35,7 +33,6 @@ from igpt_model.runs.open_model import open_model, opened_once
 from igpt_model.tracking import runs
 from pipeline.build.build import BuildResult
 from pipeline.dataset.snapshot import Snapshot
-from pipeline.hashing import digest
 from pipeline.progress import Progress
 from pipeline.store import objects
 
@@ -117,15 +114,14 @@ def _register(
     reporter = Reporter("register")
     reporter("upload", 0, 0, "the model")
     result, data = probed.result, trained.snapshot
-    held_out = sorted(shard.sha256 for shard in data.shards if shard.split != "train")
     tags = {
         **runs.lineage_tags(data),
         "igpt.run": trained.run,
-        "igpt.probe_best_layer": str(result.best_layer),
+        register.BEST_LAYER: str(result.best_layer),
         "igpt.probe_test_accuracy": f"{result.best.test_accuracy:.5f}",
         gate.BITS: f"{trained.result.validation_loss / math.log(2):.5f}",
         gate.ACCURACY: f"{result.best.validation_accuracy:.5f}",
-        gate.SPLITS: digest(held_out),
+        gate.SPLITS: runs.splits_digest(data),
     }
     version = register.register(
         open_model(trained.run, client.Registry(services.mlflow_tracking_uri).open),
@@ -135,8 +131,6 @@ def _register(
         tags=tags,
         best_layer=result.best_layer,
         head=result.head,
-        description=f"Trained on snapshot {data.number} of {data.dataset}: {describe_training(trained)}; "
-        f"its probe: {describe_probe(result)}.",
         key=settings.store_key("register"),
     )
     reporter.close()

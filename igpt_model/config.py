@@ -236,15 +236,23 @@ class TrackingSettings(Config):
 
 def check_names(tracking: TrackingSettings) -> None:
     """Raise IgptError for a name that MLflow does not take."""
-    name = tracking.model_name
+    check_model_name(tracking.model_name, "model_name")
+    _check_length(tracking.experiment, "experiment")
+
+
+def check_model_name(name: str, field: str) -> None:
+    """Raise IgptError for a name of a model that MLflow does not take; `field` is what it was given as."""
     if not name.strip() or "/" in name or ":" in name or name == "." or name.startswith(".."):
         raise IgptError(
-            f"model_name is {name!r}: MLflow takes names that are not blank, without / and :, and that do not begin "
+            f"{field} is {name!r}: MLflow takes names that are not blank, without / and :, and that do not begin "
             "with .."
         )
-    for field, text in (("model_name", name), ("experiment", tracking.experiment)):
-        if len(text) > LONGEST_NAME:
-            raise IgptError(f"{field} has {len(text)} characters: it must have at most {LONGEST_NAME}")
+    _check_length(name, field)
+
+
+def _check_length(text: str, field: str) -> None:
+    if len(text) > LONGEST_NAME:
+        raise IgptError(f"{field} has {len(text)} characters: it must have at most {LONGEST_NAME}")
 
 
 @dataclass(frozen=True, kw_only=True)

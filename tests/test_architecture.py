@@ -34,7 +34,7 @@ ORDER = {
     "flows": (
         *("version", "services", "config", "terminal", "doctor", "prefect_ops", "monitor", "backup", "clean"),
         *("probe_report", "previews"),
-        *("evaluate", "same_images"),
+        *("evaluate", "same_images", "import_model"),
         *("build_dataset", "pretrain", "probe", "earlier_runs", "refresh", "scheduled", "demo", "cli"),
     ),
 }

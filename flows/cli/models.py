@@ -200,7 +200,7 @@ def convert(
     source: Annotated[
         str, typer.Argument(help="An igpt model, a Hugging Face folder, or an .npz of OpenAI's variables.")
     ],
-    folder: Annotated[Path, typer.Argument(help="Folder to create.")],
+    folder: Annotated[str, typer.Argument(help="Folder to create, a path or s3:// URL.")],
     palette: Annotated[
         str | None,
         typer.Option(help="Palette for a model without one: .npy [colours, 3] in [-1, 1] or JSON.", show_default=False),
@@ -208,32 +208,48 @@ def convert(
 ) -> None:
     """Convert an igpt model to a folder for Hugging Face's from_pretrained, or a foreign model to an igpt model."""
     _prepare(None)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise IgptError(f"{folder}: it exists already; give a folder that does not exist yet")
-    if not folder.absolute().parent.is_dir():
-        raise IgptError(f"{folder}: the folder {folder.absolute().parent} does not exist; create it first")
-    from igpt_model.convert import hugging_face, openai
+    _check_new(folder)
+    from igpt_model.convert import foreign, hugging_face
 
-    palette_K3 = None if palette is None else _palette(palette)
+    palette_K3 = None if palette is None else read_palette(palette)
     write: Callable[[Path], object]
-    if source.endswith(".npz"):
-        if palette_K3 is None:
-            raise IgptError(f"{source}: OpenAI's variables hold no palette; give kmeans_centers.npy with --palette")
-        write, kind = openai.from_openai(Path(source), palette_K3).save, "a model folder"
-    elif (Path(source) / "config.json").exists():
-        write = hugging_face.from_hugging_face(Path(source), palette_K3).save
-        kind = "a model folder"
+    opened = None if source.startswith("models:") else foreign.open_foreign(source, palette_K3)
+    if opened is not None:
+        write, kind, last = opened.bundle.save, "a model folder", "model.json"
     else:
         if palette_K3 is not None:
             raise IgptError(f"--palette is {palette}: an igpt model has its own, leave it out")
         bundle = _load(source, "cpu")
         write, kind = lambda path: hugging_face.to_hugging_face(bundle, path), "a Hugging Face folder"
-    with tempfile.TemporaryDirectory(prefix=".igpt-convert-", dir=folder.absolute().parent) as temporary:
+        last = hugging_face.CONFIG
+    remote = objects.protocol(folder) != "file"
+    with tempfile.TemporaryDirectory(
+        prefix=".igpt-convert-", dir=None if remote else objects.local_path(folder).absolute().parent
+    ) as temporary:
         converted = Path(temporary) / "model"
         converted.mkdir()
         write(converted)
-        converted.replace(folder)  # atomically
+        if remote:
+            # The file by which a folder is known as a model comes last.
+            for path in sorted(converted.iterdir(), key=lambda path: path.name == last):
+                objects.upload(path, objects.join(folder, path.name))
+        else:
+            converted.replace(objects.local_path(folder))  # atomically
     console.print(f"{folder} is now {kind}")
+
+
+def _check_new(folder: str) -> None:
+    """Raise IgptError unless a folder can be created: nothing is there, and what holds it is."""
+    if objects.protocol(folder) != "file":
+        objects.check_reachable(folder)
+        if next(objects.list_files(folder), None) is not None:
+            raise IgptError(f"{folder}: it exists already; give a folder that does not exist yet")
+        return
+    path = objects.local_path(objects.absolute(folder))
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise IgptError(f"{folder}: it exists already; give a folder that does not exist yet")
+    if not path.parent.is_dir():
+        raise IgptError(f"{folder}: the folder {path.parent} does not exist; create it first")
 
 
 def _prepare(output: Path | None) -> None:
@@ -271,7 +287,7 @@ def _load(model: str, device: str | None) -> "ModelBundle":
     return on_device(open_model(model, from_registry), device)
 
 
-def _palette(url: str) -> np.ndarray:
+def read_palette(url: str) -> np.ndarray:
     """Read a palette, float32 [colours, 3]. Raises IgptError when the file is missing or not a palette."""
     try:
         return palette.from_bytes(objects.read_bytes(objects.absolute(url)), url)
