@@ -11,6 +11,7 @@ from igpt_model.probing import feature_cache
 from igpt_model.registry.client import Registry
 from igpt_model.runs import old_checkpoints
 from igpt_model.tracking import deleted_runs, runs
+from igpt_model.tracking.deleted_runs import Deleted
 from pipeline.errors import IgptError
 from pipeline.store import bulk, objects
 
@@ -44,11 +45,17 @@ def clean(
     """Remove what is old by the config, and yield it; with `dry_run`, only yield it.
 
     What a process works on stays, and is yielded with the reason. Raises IgptError, before anything is removed, when a
-    bucket or MLflow does not answer.
+    bucket, MLflow or its database does not answer.
     """
     runs.check_reachable(tracking_uri)
     for root in (*config.runs, *config.datasets):
         objects.check_reachable(objects.absolute(root))
+    deleted = None
+    if config.mlflow is not None:
+        if mlflow_database is None:
+            say("what was deleted in MLflow stays: MLFLOW_BACKEND_STORE_URI is not set to its database")
+        else:
+            deleted = deleted_runs.find(mlflow_database, config.mlflow)
     registry = Registry(tracking_uri)
     for root in config.runs:
         yield from _runs(objects.absolute(root), config, registry, dry_run)
@@ -57,11 +64,11 @@ def clean(
             yield from _features(objects.absolute(root), config.features * _DAY, dry_run)
     if config.logs is not None:
         yield from _tracebacks(logs, config.logs * _DAY, dry_run)
-    if config.mlflow is not None:
-        if mlflow_database is None:
-            say("what was deleted in MLflow stays: MLFLOW_BACKEND_STORE_URI is not set to its database")
-        else:
-            yield from _mlflow(mlflow_database, tracking_uri, config.mlflow, dry_run)
+    if deleted and mlflow_database is not None and config.mlflow is not None:
+        reason = next(deleted_runs.used_by(tracking_uri), "")
+        if not reason and not dry_run:
+            deleted_runs.remove(mlflow_database, tracking_uri, config.mlflow)
+        yield from _of_mlflow(deleted, reason)
 
 
 def _runs(root: str, config: CleanConfig, registry: Registry, dry_run: bool) -> Iterator[Cleaned]:
@@ -119,13 +126,7 @@ def _tracebacks(folder: Path, min_seconds: float, dry_run: bool) -> Iterator[Cle
         yield Cleaned(what="tracebacks", where=str(folder), count=len(old), bytes=size)
 
 
-def _mlflow(database: str, tracking_uri: str, days: float, dry_run: bool) -> Iterator[Cleaned]:
-    deleted = deleted_runs.find(database, days)
-    if not len(deleted):
-        return
-    reason = next(deleted_runs.used_by(tracking_uri), "")
-    if not reason and not dry_run:
-        deleted_runs.remove(database, tracking_uri, days)
+def _of_mlflow(deleted: Deleted, reason: str) -> Iterator[Cleaned]:
     for kind in ("runs", "models", "experiments"):
         if ids := getattr(deleted, kind):
             yield Cleaned(what=f"MLflow {kind}", where=", ".join(ids), count=len(ids), bytes=None, kept_because=reason)

@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterEndTime
+from pydantic import TypeAdapter
 
 SETTING = "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED"
 _FLOW_RUNS = "flow_runs"
@@ -28,10 +29,10 @@ def read() -> OldFlowRuns:
         answer = client.request("GET", "/admin/settings")
         answer.raise_for_status()
         vacuum = answer.json()["server"]["services"]["db_vacuum"]
-        seconds = float(vacuum["retention_period"])
-        before = datetime.now(UTC) - timedelta(seconds=seconds)
+        kept = TypeAdapter(timedelta).validate_python(vacuum["retention_period"])  # in ISO 8601, as P90D
+        before = datetime.now(UTC) - kept
         old = FlowRunFilter(end_time=FlowRunFilterEndTime.model_validate({"before_": before}))
         due = client.count_flow_runs(flow_run_filter=old)
     enabled = vacuum["enabled"]
     removes = enabled is True or (isinstance(enabled, list) and _FLOW_RUNS in enabled)
-    return OldFlowRuns(removes=removes, days=seconds / 86_400, due=due)
+    return OldFlowRuns(removes=removes, days=kept / timedelta(days=1), due=due)
