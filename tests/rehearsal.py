@@ -296,6 +296,11 @@ def start_services(site: Production) -> None:
     made = site.hosts["prefect-worker"].run(buckets.command, buckets.environment)
     if made.returncode != 0:
         raise RehearsalError(f"buckets: {made.stdout}{made.stderr}")
+    for job in ("migrate-mlflow", "migrate-prefect"):
+        service = site.compose.service(job)
+        migrated = site.hosts["mlflow"].run(service.command, service.environment, seconds=120)
+        if migrated.returncode != 0:
+            raise RehearsalError(f"{job}: {migrated.stdout}{migrated.stderr}")
     site.start("mlflow", MLFLOW_AUTH_CONFIG_PATH=str(ROOT / "infra" / "mlflow-auth.ini"))
     site.start("prefect-server", PREFECT_HOME=str(site.hosts["prefect-server"].folder))
     site.start("ray-head")
