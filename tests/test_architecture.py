@@ -54,7 +54,7 @@ WITH_MLFLOW = {
 READERS_WITH_TORCH = {"pipeline/readers/torch_dataset.py", "pipeline/readers/webdataset.py"}
 DOORS = {
     "ray": {
-        *("pipeline/cluster/tasks.py", "pipeline/cluster/metrics.py"),
+        *("pipeline/cluster/tasks.py", "pipeline/cluster/metrics.py", "pipeline/cluster/same_code.py"),
         *("igpt_model/training/ray.py", "igpt_model/training/ray_mailbox.py", "pipeline/readers/ray_data.py"),
     },
     "webdataset": {"pipeline/readers/webdataset.py"},

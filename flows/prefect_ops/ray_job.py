@@ -5,12 +5,13 @@ from functools import cache
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
+from flows.services import cluster
 from pipeline.cluster import tasks
 
 
 def begin(address: str) -> None:
     """Connect to the cluster, unless a parent flow has, and log the id of the Ray job."""
-    tasks.connect(address, flow_run_id=flow_run_id())
+    cluster.connect(address, flow_run_id=flow_run_id())
     get_run_logger().info("this run is job %s of Ray", tasks.job_id())
 
 
