@@ -28,6 +28,7 @@ pytestmark = pytest.mark.services
 ROOT = Path(__file__).parents[2]
 OTHER = "0123456789abcdef0123456789abcdef01234567"
 ADDRESS = "127.0.0.2"
+_SEVERAL_NODES = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 _NODES = """
 import sys, time
 from ray._raylet import GcsClient
@@ -38,6 +39,18 @@ for _ in range(600):
         sys.exit()
     time.sleep(0.1)
 sys.exit(f"{address} is among {alive}: {not wanted}")
+"""
+
+
+# The local services are a cluster of one node on loopback: Ray would refuse a second one, or seek the head elsewhere.
+_START = f"""
+import os, sys
+os.environ["{_SEVERAL_NODES}"] = "1"
+from ray._private import services
+from ray.scripts.scripts import main
+services.resolve_ip_for_localhost = lambda host: host
+os.environ["{_SEVERAL_NODES}"] = "0"
+main()
 """
 
 
@@ -56,10 +69,9 @@ def other_code(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def node(stack: Stack, *, cpus: int, **variables: str) -> Iterator[None]:
     """A second node of the cluster, with variables for its workers."""
     environment = {**os.environ, **stack.environment(), "RAY_USAGE_STATS_ENABLED": "0", **variables}
-    environment["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "1"  # the local services are a cluster of one node
     del environment["RAY_ADDRESS"]
     command = [
-        sys.executable, "-m", "ray.scripts.scripts", "start", "--address", stack.ray_address, "--block",
+        sys.executable, "-c", _START, "start", "--address", stack.ray_address, "--block",
         "--disable-usage-stats", "--node-ip-address", ADDRESS, "--num-cpus", str(cpus),
         "--object-store-memory", "80000000", "--min-worker-port", "0", "--max-worker-port", "0",
         "--dashboard-agent-listen-port", "0",
