@@ -6,7 +6,7 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
 from flows.prefect_ops.worker_lines import WorkerLines
-from flows.services import settings
+from flows.services import cluster
 from pipeline.cluster import tasks
 
 _lines = WorkerLines()
@@ -18,7 +18,7 @@ def begin(address: str, step: str) -> None:
     Its tasks get the key of the step, one of store_rights.STEPS, until the next step begins.
     """
     _lines.logger = get_run_logger()
-    tasks.connect(address, flow_run_id=flow_run_id(), key=settings.store_key(step), heard=_lines)
+    cluster.connect(address, step, flow_run_id=flow_run_id(), heard=_lines)
     get_run_logger().info("this run is job %s of Ray", tasks.job_id())
 
 

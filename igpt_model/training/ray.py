@@ -91,6 +91,7 @@ def _worker_loop(arguments: dict[str, Any]) -> None:
     measures_host = context.get_local_rank() == 0  # one worker per machine
     monitor = host_monitor(lambda values: mailbox.host.remote(address, values)) if measures_host else nullcontext()
     try:
+        arguments["before_work"]()
         if job.fence is not None:
             job.fence.check()  # on every rank: a restarted group without the lease ends without failing
         with monitor:
@@ -125,7 +126,7 @@ def train_on_cluster(job: TrainJob, listener: Listener, *, progress: Progress = 
     filesystem, path = objects.arrow_filesystem(objects.join(job.run, "ray"), job.key)
     trainer = TorchTrainer(
         _worker_loop,
-        train_loop_config={"job": job, "mailbox": mailbox},
+        train_loop_config={"job": job, "mailbox": mailbox, "before_work": tasks.before_work()},
         torch_config=process_group(execution),
         scaling_config=ScalingConfig(
             num_workers=execution.workers

@@ -138,7 +138,9 @@ def test_every_program_is_called_somewhere() -> None:
     starts = {tuple(word for word in words if not word.startswith("-"))[:3] for _, words in command_lines()}
     assert {
         ("mlflow", "server"),
+        ("mlflow", "db", "upgrade"),
         ("prefect", "server", "start"),
+        ("prefect", "server", "database"),
         ("prefect", "worker", "start"),
         ("ray", "start"),
         ("ray", "health-check"),
@@ -402,6 +404,18 @@ def test_the_databases_are_those_the_servers_open() -> None:
     url = interpolated(SERVICES["prefect-server"]["environment"]["PREFECT_SERVER_DATABASE_CONNECTION_URL"])
     assert url.startswith("postgresql+asyncpg://prefect:word@postgres:5432/")
     opened.add(("prefect", url))
+    # The migrations reach the same databases.
+    migration = SERVICES["migrate-mlflow"]
+    assert set(re.findall(r"postgresql\S+", migration["command"][-1])) == {
+        url for role, url in opened if role == "mlflow"
+    }
+    assert migration["environment"].items() <= mlflow.items()
+    variables = SERVICES["prefect-server"]["environment"]
+    assert SERVICES["migrate-prefect"]["environment"].items() <= variables.items()
+    assert variables["PREFECT_SERVER_DATABASE_MIGRATE_ON_START"] == "false"
+    for server in ("mlflow", "prefect-server"):
+        waits = SERVICES[server]["depends_on"][f"migrate-{server.removesuffix('-server')}"]
+        assert waits == {"condition": "service_completed_successfully"}
     assert all(re.match(r"postgresql\+(psycopg2:///|asyncpg://)", url) for _, url in opened)
     for role, url in opened:
         assert f"CREATE DATABASE {url.rpartition('/')[2]} OWNER {role};" in script

@@ -8,6 +8,7 @@ import configparser
 import functools
 import json
 import re
+import shutil
 import subprocess
 import tomllib
 from collections.abc import Iterator
@@ -52,7 +53,7 @@ def pods() -> Iterator[tuple[str, dict[str, Any], dict[str, str]]]:
 
 def containers() -> Iterator[tuple[str, dict[str, Any]]]:
     for name, pod, _ in pods():
-        for container in pod["containers"]:
+        for container in [*pod.get("initContainers", []), *pod["containers"]]:
             yield name, container
 
 
@@ -76,7 +77,11 @@ def validate(item: dict[str, Any], version: str) -> None:
 @functools.cache
 def rendered(overlay: str) -> list[dict[str, Any]]:
     """The objects that `kubectl apply --kustomize` would send for an overlay."""
-    command = ["kubectl", "kustomize", str(KUBERNETES / "overlays" / overlay)]
+    return render(KUBERNETES / "overlays" / overlay)
+
+
+def render(folder: Path) -> list[dict[str, Any]]:
+    command = ["kubectl", "kustomize", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return list(yaml.safe_load_all(done.stdout))
@@ -186,9 +191,75 @@ def test_a_trial_needs_no_gpu_and_its_pods_fit_the_stated_machine() -> None:
     assert job["command"] == ["igpt", "deploy", "--file=/etc/igpt/prefect.yaml"]
 
 
+# Upgrades
+
+
+def config_maps_read(value: Any) -> set[str]:
+    """The names of the config maps to which an object refers, wherever in it."""
+    if isinstance(value, list):
+        return set().union(*(config_maps_read(item) for item in value))
+    if not isinstance(value, dict):
+        return set()
+    own = {value[key]["name"] for key in ("configMapRef", "configMap", "configMapKeyRef") if key in value}
+    return own.union(*(config_maps_read(item) for item in value.values()))
+
+
+@pytest.mark.needs("kustomize")
+def test_a_changed_config_map_rolls_what_reads_it(tmp_path: Path) -> None:
+    """The names change with the content, and so do the pods that name them."""
+    folder = shutil.copytree(KUBERNETES, tmp_path / "kubernetes")
+    (folder / "base" / "kustomization.yaml").write_text(
+        (FOLDER / "kustomization.yaml").read_text().replace("AWS_DEFAULT_REGION=us-east-1", "AWS_DEFAULT_REGION=eu")
+    )
+    with (folder / "base" / "deployments.yaml").open("a") as file:
+        file.write("# changed\n")
+    readers: dict[str, set[str]] = {"storage": set(), "deployments": set()}
+    both = zip(rendered("production"), render(folder / "overlays" / "production"), strict=True)
+    for before, after in both:
+        if before["kind"] == "ConfigMap":
+            continue
+        old, new = config_maps_read(before), config_maps_read(after)
+        for name in old - {"postgres-databases"}:  # read once, when the volume is empty
+            assert name not in new
+            readers[name.rpartition("-")[0]].add(before["metadata"]["name"])
+        existing = {item["metadata"]["name"] for item in rendered("production") if item["kind"] == "ConfigMap"}
+        assert old <= existing, f"{before['metadata']['name']} names a config map that is not there"
+    assert readers["storage"] == {"mlflow", "prefect-worker", "exporter", "ray"}
+    assert readers["deployments"] == {"deploy", "exporter"}
+    ray = rendered_object("production", "RayCluster", "ray")
+    groups = [ray["spec"]["headGroupSpec"], *ray["spec"]["workerGroupSpecs"]]
+    assert all(len(config_maps_read(group)) == 1 for group in groups)
+
+
+def test_a_changed_image_replaces_every_ray_node_and_no_old_server_meets_a_new_schema() -> None:
+    assert RAY["spec"]["upgradeStrategy"] == {"type": "Recreate"}
+    deployments = {item["metadata"]["name"]: item["spec"] for item in OBJECTS if item["kind"] == "Deployment"}
+    for name, migrating in (("mlflow", ("mlflow db upgrade", "mlflow.server.auth db upgrade")),
+                            ("prefect-server", ("prefect server database upgrade --yes",))):  # fmt: skip
+        # The old pod has ended before the first container of the new one starts, and there is one pod.
+        assert deployments[name]["strategy"] == {"type": "Recreate"} and deployments[name]["replicas"] == 1
+        pod = deployments[name]["template"]["spec"]
+        (job,), (server,) = pod["initContainers"], pod["containers"]
+        assert job["image"] == server["image"]
+        assert all(command in " ".join(job["command"]) for command in migrating)
+        variables = {variable["name"]: variable for variable in server["env"]}
+        assert all(variables[variable["name"]] == variable for variable in job["env"]), "another database"
+    assert variables["PREFECT_SERVER_DATABASE_MIGRATE_ON_START"]["value"] == "false"
+
+
+def test_jobs_can_be_applied_again() -> None:
+    """A Job cannot be changed, so it must be gone soon; what it does again must change nothing."""
+    jobs = [item for item in OBJECTS if item["kind"] == "Job"]
+    assert [job["metadata"]["name"] for job in jobs] == ["deploy"]
+    for job in jobs:
+        assert 0 < job["spec"]["ttlSecondsAfterFinished"] <= 60
+        assert job["spec"]["template"]["spec"]["containers"][0]["command"][:2] == ["igpt", "deploy"]
+
+
 def test_kustomize_finds_every_file() -> None:
     files = {path.name for path in FOLDER.iterdir()}
-    assert files == {"kustomization.yaml", "deployments.yaml", *KUSTOMIZATION["resources"]}
+    configurations = KUSTOMIZATION["configurations"]
+    assert files == {"kustomization.yaml", "deployments.yaml", *configurations, *KUSTOMIZATION["resources"]}
     generators = KUSTOMIZATION["configMapGenerator"]
     generated = [name.partition("=")[2] for generator in generators for name in generator.get("files", [])]
     assert generated == ["deployments.yaml"]
@@ -261,7 +332,7 @@ def test_a_container_can_write_where_its_program_does() -> None:
     """The root file systems are read-only."""
     for name, pod, _ in pods():
         volumes = {volume["name"]: volume for volume in pod.get("volumes", [])}
-        for container in pod["containers"]:
+        for container in [*pod.get("initContainers", []), *pod["containers"]]:
             writable = {
                 mount["mountPath"]
                 for mount in container["volumeMounts"]
@@ -273,7 +344,7 @@ def test_a_container_can_write_where_its_program_does() -> None:
                 assert "/dev/shm" in writable, name
     mounts = {mount["mountPath"] for mount in RAY["spec"]["autoscalerOptions"]["volumeMounts"]}
     assert mounts == {"/tmp", "/home/igpt"}
-    (server,) = [container for name, container in containers() if name == "prefect-server"]
+    (server,) = [container for _, container in containers() if container["name"] == "prefect-server"]
     assert {"name": "PREFECT_UI_STATIC_DIRECTORY", "value": "/tmp/prefect-ui"} in server["env"]
 
 

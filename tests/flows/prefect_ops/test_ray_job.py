@@ -43,15 +43,14 @@ def test_a_process_keeps_the_id_that_it_connected_with(monkeypatch: pytest.Monke
     connected: list[tuple[str, str, str]] = []
     lines: list[tuple] = []
     monkeypatch.setattr(
-        ray_job.tasks,
+        ray_job.cluster,
         "connect",
-        lambda address, flow_run_id, key, heard: connected.append((address, flow_run_id, key)),
+        lambda address, step, flow_run_id, heard: connected.append((address, step, flow_run_id)),
     )
-    monkeypatch.setattr(ray_job.settings, "store_key", lambda step: f"the key of {step}")
     monkeypatch.setattr(ray_job.tasks, "job_id", lambda: "01000000")
     monkeypatch.setattr(ray_job, "get_run_logger", lambda: SimpleNamespace(info=lambda *words: lines.append(words)))
     for number in ("first", "second"):
         monkeypatch.setattr(ray_job, "flow_run", SimpleNamespace(root_flow_run_id=number, id=number))
         ray_job.begin("127.0.0.1:6379", "build")
-    assert connected == [("127.0.0.1:6379", "first", "the key of build")] * 2
+    assert connected == [("127.0.0.1:6379", "build", "first")] * 2
     assert [words[0] % words[1:] for words in lines] == ["this run is job 01000000 of Ray"] * 2
