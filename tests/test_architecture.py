@@ -62,7 +62,10 @@ DOORS = {
         *(f"flows/{name}.py" for name in ("build_dataset", "pretrain", "probe", "refresh", "scheduled", "demo")),
         *(
             f"flows/prefect_ops/{name}.py"
-            for name in ("artifacts", "lease", "flow_runs", "deployments", "termination", "ray_job", "deployment_runs")
+            for name in (
+                *("artifacts", "lease", "flow_runs", "deployments", "termination", "ray_job", "deployment_runs"),
+                *("driver", "outage"),
+            )
         ),
     },
     "fsspec": {f"pipeline/store/{name}.py" for name in ("objects", "bulk", "s3")},

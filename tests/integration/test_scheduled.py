@@ -7,7 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -52,10 +52,11 @@ class Production:
     """Runs the command line in that environment."""
     workers: list[Worker] = field(default_factory=list)
 
-    def worker(self, pool: str = POOL) -> Worker:
-        """Start one more worker."""
+    def worker(self, pool: str = POOL, **variables: str) -> Worker:
+        """Start one more worker, with variables of its own."""
         name = f"worker{len(self.workers)}"
-        worker = Worker(pool=pool, environment=self.environment, folder=self.folder, name=name)
+        environment = {**self.environment, **variables}
+        worker = Worker(pool=pool, environment=environment, folder=self.folder, name=name)
         self.workers.append(worker)
         worker.start()
         return worker
@@ -98,6 +99,11 @@ class Production:
         with self.client() as client:
             state = client.read_flow_run(run).state
             return state.type.value, state.message or ""
+
+    def history(self, run: UUID) -> list[tuple[str, str]]:
+        """The type and message of every state that a run had."""
+        with self.client() as client:
+            return [(state.type.value, state.message or "") for state in client.read_flow_run_states(run)]
 
     def wait(self, run: UUID, *states: str, seconds: float = 240) -> str:
         """Wait until a run is in one of the states (by default the final ones); returns its message."""
@@ -355,17 +361,57 @@ def test_cancelling_a_run_ends_its_work_on_ray(stage: str, steady: Production) -
     assert set(steady.runs_below(run).values()) <= {"CANCELLED", "COMPLETED", "CRASHED"}
 
 
+@contextmanager
+def held(stack: Stack) -> Iterator[None]:
+    """Freeze the tasks of a build within the block, so that it does not end."""
+    wait_until(lambda: ray_processes(stack, "ray::make_shard"))
+    tasks = ray_processes(stack, "ray::make_shard")
+    for task in tasks:
+        task.suspend()
+    try:
+        yield
+    finally:
+        for task in tasks:
+            with suppress(psutil.Error):
+                task.resume()
+
+
 @pytest.mark.faults
 @pytest.mark.sample
-def test_a_server_restarted_under_a_running_flow_does_not_end_it(steady: Production) -> None:
-    run = steady.order("scheduled-build/restarted")
-    wait_until(has_files("s3://datasets/restarted/shards", 3), said=steady.said)
-    steady.server.kill()
-    time.sleep(3)
-    steady.server.start()
-    steady.wait(run, "COMPLETED")
-    assert snapshot.read("s3://datasets/restarted").number == 1
-    steady.end_workers()  # after a failed poll, a worker polls less often for a while
+@pytest.mark.timeout(900)
+def test_a_run_outlives_its_worker_and_the_server_which_then_shows_its_true_state(workers: Production) -> None:
+    """By the settings a worker gives up after 22 s (not 22 minutes; what it has started has 30 s more), and a run
+    counts as silent after 31 s (five minutes)."""
+    from flows.prefect_ops import deployments, flow_runs
+
+    server, folder = workers.server, "s3://datasets/restarted"
+    with workers.client():
+        deployments.register_automations(None, print, silent_for=timedelta(seconds=31))
+    worker = workers.worker(PREFECT_CLIENT_MAX_RETRIES="0", PREFECT_WORKER_QUERY_SECONDS="0.5")
+    run = workers.order("scheduled-build/restarted")
+    wait_until(has_files(f"{folder}/shards", 3), said=workers.said)
+    with held(workers.stack):
+        (driver,) = worker.drivers()
+        server.kill()
+        wait_until(lambda: "the worker of pool tried ended" in worker.said(), said=worker.said)
+        server.start()
+        wait_until(lambda: flow_runs.ALIVE in [message for _, message in workers.history(run)], seconds=90)
+        assert workers.state(run)[0] == "RUNNING" and driver.is_running()
+        server.kill()  # and is away when the work ends
+    wait_until(lambda: objects.exists(f"{folder}/LATEST"), said=worker.said)
+    polling = worker.polling()
+    if polling is not None:  # it may have ended by itself again
+        polling.kill()
+    time.sleep(5)
+    assert worker.drivers() == [driver], "it waits for the server, to tell it of its end"
+    server.start()
+    wait_until(lambda: workers.state(run)[0] == "COMPLETED", seconds=90, said=worker.said)
+    assert workers.runs_below(run) == {"build-dataset": "COMPLETED"}
+    assert snapshot.read(folder).number == 1
+    workers.wait(workers.order("scheduled-build/restarted"), "COMPLETED")  # the same worker takes the next run
+    assert worker.process is not None and worker.process.poll() is None
+    with workers.client():
+        deployments.register_automations(None, print)
 
 
 @pytest.mark.faults
