@@ -20,12 +20,15 @@ from flows.build_dataset import build_dataset
 from flows.config.refresh import RefreshConfig
 from flows.prefect_ops import flow_runs
 from flows.prefect_ops.failures import in_one_line
-from flows.prefect_ops.lease import exclusively
+from flows.prefect_ops.lease import await_free, exclusively
 from flows.terminal.console import console
 from igpt_model.probing.config import ProbeConfig
 from pipeline.config import DatasetConfig
 from pipeline.store import bulk, objects
 from pipeline.store.lease import LeaseHeldError
+
+# How long a refresh waits for a build of its dataset by another run.
+_BUILD_SECONDS = 24 * 3600.0
 
 
 @flow(name="scheduled-build")
@@ -50,6 +53,8 @@ def scheduled_refresh(config: RefreshConfig) -> None:
     def work() -> None:
         from flows.refresh import refresh  # noqa: PLC0415 (loads PyTorch, Ray Train and MLflow: only when it works)
 
+        # Builds have a worker of their own. Their work is not to be lost for this run, nor this run for it.
+        await_free(config.dataset.dataset, get_run_logger().info, _BUILD_SECONDS)
         refresh(config)
 
     _run_exclusively(config.pretrain.keeping.runs, work)

@@ -64,7 +64,7 @@ DOORS = {
             f"flows/prefect_ops/{name}.py"
             for name in (
                 *("artifacts", "lease", "flow_runs", "deployments", "termination", "ray_job", "deployment_runs"),
-                *("driver", "outage"),
+                *("driver", "events", "outage"),
             )
         ),
     },

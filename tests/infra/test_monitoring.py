@@ -8,7 +8,7 @@ import yaml
 from igpt_model.training.metric_names import TRAINING_METRICS
 from pipeline.cluster.metrics import STAGE_GAUGES
 from tests.infra.monitoring_names import DASHBOARD, queries
-from tests.infra.test_kubernetes import FOLDER, OBJECTS, pods
+from tests.infra.test_kubernetes import FOLDER, OBJECTS, WORKERS, pods
 
 ROOT = Path(__file__).parents[2]
 MONITORING = ROOT / "infra" / "monitoring"
@@ -31,7 +31,7 @@ def test_prometheus_scrapes_every_ray_node_of_compose() -> None:
     with_ray = {
         name for name, service in COMPOSE["services"].items() if "ray start" in " ".join(service.get("command", []))
     }
-    assert set(scraped["names"]) == serving == with_ray == {"ray-head", "ray-worker", "prefect-worker"}
+    assert set(scraped["names"]) == serving == with_ray == {"ray-head", "ray-worker", *WORKERS}
     assert scraped["port"] == PORT
     assert not any(str(PORT) in str(service.get("ports", "")) for service in COMPOSE["services"].values())
 
@@ -46,7 +46,7 @@ def test_the_pod_monitor_selects_the_port_of_every_ray_pod_and_only_prometheus_r
         if name != "exporter":
             assert (labels <= own.items()) == (endpoint["port"] in ports), name
             assert ports.get(endpoint["port"], PORT) == PORT
-    assert f"metrics-export-port={PORT}" in (FOLDER / "prefect.yaml").read_text()
+    assert f"metrics-export-port={PORT}" in (FOLDER / "workers.yaml").read_text()
     (policy,) = [item for item in OBJECTS if (item["kind"], item["metadata"]["name"]) == ("NetworkPolicy", "metrics")]
     (rule,) = policy["spec"]["ingress"]
     assert policy["spec"]["podSelector"]["matchLabels"].items() == labels
