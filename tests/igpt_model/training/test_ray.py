@@ -83,8 +83,10 @@ try:
     await_resources(config(2, 1), said.append)
 except ClusterTooSmallError as error:
     print("after a second:", error)
-threading.Thread(target=autoscale, daemon=True).start()
-await_resources(config(2, 120), said.append)
+training = threading.Thread(target=await_resources, args=(config(2, 120), said.append))
+training.start()
+autoscale()  # here, because Ray's nodes set handlers of signals
+training.join()
 print(said, demands)
 deadline = time.monotonic() + 20
 while ray.available_resources().get("GPU") != 2.0 and time.monotonic() < deadline:
@@ -97,9 +99,11 @@ def test_a_training_waits_for_nodes_that_an_autoscaler_adds_for_it() -> None:
     done = subprocess.run(
         [sys.executable, "-c", GROWING], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
     )
+    assert done.returncode == 0, done.stdout + done.stderr
     at_once, after, told, free = done.stdout.strip().splitlines()[-4:]
-    assert at_once.startswith("at once: workers 2 need 1 CPU and 1 GPU each"), done.stdout + done.stderr
+    assert at_once.startswith("at once: workers 2 need 1 CPU and 1 GPU each")
     assert after.startswith("after a second: workers 2 need")
     bundle = {"CPU": 1.0, "GPU": 1.0}
-    assert told == f"{['waiting up to 120 s for nodes for 2 workers']} {[[bundle, bundle]]}"
+    waited = [f"waiting up to {seconds} s for nodes for 2 workers" for seconds in (1, 120)]
+    assert told == f"{waited} {[[bundle, bundle]]}"
     assert free == "2.0 free", "the training itself takes them"
