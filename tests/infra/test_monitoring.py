@@ -8,7 +8,7 @@ import yaml
 from igpt_model.training.metric_names import TRAINING_METRICS
 from pipeline.cluster.metrics import STAGE_GAUGES
 from tests.infra.monitoring_names import DASHBOARD, queries
-from tests.infra.test_kubernetes import FOLDER, OBJECTS, WORKERS, pods
+from tests.infra.test_kubernetes import FOLDER, OBJECTS, pods
 
 ROOT = Path(__file__).parents[2]
 MONITORING = ROOT / "infra" / "monitoring"
@@ -31,7 +31,7 @@ def test_prometheus_scrapes_every_ray_node_of_compose() -> None:
     with_ray = {
         name for name, service in COMPOSE["services"].items() if "ray start" in " ".join(service.get("command", []))
     }
-    assert set(scraped["names"]) == serving == with_ray == {"ray-head", "ray-worker", *WORKERS}
+    assert set(scraped["names"]) == serving == with_ray == {"ray-head", "ray-worker", "prefect-worker"}
     assert scraped["port"] == PORT
     assert not any(str(PORT) in str(service.get("ports", "")) for service in COMPOSE["services"].values())
 
