@@ -35,10 +35,9 @@ from igpt_model.training.ray import (
     ClusterTooSmallError,
     TrainJob,
     WorkersDiedError,
-    check_resources,
+    await_resources,
     train_on_cluster,
 )
-from pipeline.cluster import tasks
 from pipeline.cluster.metrics import Meter
 from pipeline.dataset import count_shards, snapshot
 from pipeline.dataset.snapshot import Snapshot
@@ -117,7 +116,7 @@ def pretrain(config: PretrainConfig, to_register: bool = False) -> PretrainOutco
             try:
                 with logger.closing():
                     if not done:  # the workers write it too, but a run that never comes so far must be resumable
-                        check_resources(config, tasks.node_resources())
+                        await_resources(config, reporter.say)
                         record.write_first(run, RunRecord(config=record.pinned(config, data), mlflow_run=logger.run_id))
                     result = train_tracked(config, data, run, logger, reporter, fence, page)
                     outcome = _show(config, data, run, result, logger, reporter, page)

@@ -6,13 +6,12 @@ from dataclasses import dataclass, replace
 from urllib.parse import quote
 
 from prefect import flow
-from prefect.events import emit_event
 from prefect.logging import get_run_logger
 
 from flows import earlier_runs
 from flows.build_dataset import build_dataset
 from flows.config.refresh import RefreshConfig
-from flows.prefect_ops import artifacts
+from flows.prefect_ops import artifacts, events
 from flows.prefect_ops.failures import in_one_line
 from flows.prefect_ops.names import making
 from flows.prefect_ops.progress_page import ProgressPage
@@ -139,8 +138,7 @@ def _register(
     artifacts.link("registered-model", page, version.uri)
     get_run_logger().info("registered %s", version.uri)
     # Triggers deployments that wait for it, such as the probe in infra/prefect.yaml.
-    resource = {"prefect.resource.id": f"igpt.model.{version.name}"}
-    emit_event("igpt.model.registered", resource=resource, payload={"uri": version.uri})
+    events.announce("igpt.model.registered", f"igpt.model.{version.name}", {"uri": version.uri})
     if config.promotion is not None:
         _promote(version, services.mlflow_tracking_uri, config.promotion, config.probe, reporter)
     return version.uri

@@ -165,6 +165,9 @@ class ExecutionSettings(Config):
     """CPU cores each worker reserves and uses."""
     use_gpu: bool = False
     """Whether each worker gets a GPU."""
+    nodes_seconds: Seconds = 0.0
+    """Seconds to wait for free nodes when a training begins: for an autoscaler to add them, or for other work to leave
+    them. Elastic training then begins with the nodes that there are; 0: do not wait."""
     micro_batch: Count | None = None
     """Images per forward and backward pass of a worker, with gradient accumulation; none: its whole batch at once."""
     compile: bool | None = None

@@ -44,8 +44,7 @@ def deploy(
     deployments.register_automations(notify, say)
     pools = {deployable.entry.work_pool.name for deployable in deployables}
     for pool in sorted(pools):
-        command = f"prefect worker start --pool {pool} --type process --limit 1"
-        console.print(f"start a worker to run them: {command}")
+        console.print(f"start a worker to run them: igpt worker {pool}")
 
 
 def register(app: typer.Typer) -> None:

@@ -9,7 +9,20 @@ import typer
 from typer.exceptions import TyperException
 
 from flows import version
-from flows.cli import backup, clean, datasets, deploy, doctor, evaluate, failures, models, monitor, registry, runs
+from flows.cli import (
+    backup,
+    clean,
+    datasets,
+    deploy,
+    doctor,
+    evaluate,
+    failures,
+    models,
+    monitor,
+    registry,
+    runs,
+    worker,
+)
 from flows.cli.options import ConfigFile, Home, Overrides, prepare, read_config
 from flows.config.demo import demo_config
 from flows.config.describe import KINDS, describe
@@ -168,6 +181,7 @@ def print_config(
 models.register(app)
 evaluate.register(app)
 deploy.register(app)
+worker.register(app)
 monitor.register(app)
 clean.register(app)
 doctor.register(app)

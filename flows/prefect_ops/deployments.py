@@ -21,6 +21,7 @@ from prefect.flows import load_flow_from_entrypoint
 from prefect.schedules import Schedule
 from prefect.workers.process import ProcessWorker
 
+from flows.prefect_ops.flow_runs import SILENT
 from pipeline.errors import IgptError
 from pipeline.typed_config import config_file, values
 from pipeline.typed_config.config import Config
@@ -29,6 +30,8 @@ _ENDED = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Canc
 # Runs send a heartbeat every 30 s (PREFECT_FLOWS_HEARTBEAT_FREQUENCY). Long enough that a restarted server does not
 # close live runs whose heartbeats it missed.
 _HEARTBEAT_TIMEOUT = timedelta(minutes=5)
+# `igpt worker` puts the right Python first on PATH.
+_LAUNCHER = "python -m flows.prefect_ops.launcher"
 # The server updates automations by name: a new name would leave the old automation running.
 SILENT_AUTOMATION = "igpt: close runs that fell silent"
 NOTIFY_AUTOMATION = "igpt: tell of runs that failed"
@@ -167,16 +170,20 @@ def register(deployables: Sequence[Deployable], say: Callable[[str], None]) -> N
     with get_client(sync_client=True) as client:
         for pool in sorted({deployable.entry.work_pool.name for deployable in deployables}):
             client.create_work_pool(
-                WorkPoolCreate(
-                    name=pool, type="process", base_job_template=ProcessWorker.get_default_base_job_template()
-                ),
-                overwrite=True,
+                WorkPoolCreate(name=pool, type="process", base_job_template=_job_template()), overwrite=True
             )
             say(f"work pool {pool}")
     for deployable in deployables:
         _deployment(deployable).apply()
         schedules = [schedule.cron or f"every {schedule.interval:g} s" for schedule in deployable.entry.schedules]
         say(f"deployment {deployable.full_name} ({', '.join(schedules) or 'no schedule'})")
+
+
+def _job_template() -> dict[str, Any]:
+    """Prefect's template of a process pool, with a command that starts a run's driver apart from its worker."""
+    template = ProcessWorker.get_default_base_job_template()
+    template["variables"]["properties"]["command"]["default"] = _LAUNCHER
+    return template
 
 
 def _deployment(deployable: Deployable) -> RunnerDeployment:
@@ -253,8 +260,7 @@ def _close_silent(silent_for: timedelta) -> AutomationCore:
                 state=StateType.CRASHED,
                 name="Crashed",
                 force=False,
-                message=f"its process sent no heartbeat for {silent_for.total_seconds():.0f} s; the next run continues "
-                "its work",
+                message=f"{SILENT} for {silent_for.total_seconds():.0f} s; the next run continues its work",
             )
         ],
     )

@@ -4,11 +4,13 @@ Variables that are not set come from the services that `igpt up` started for the
 """
 
 import os
+import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 from flows.services import local_stack
+from flows.services.ports import HOST
 from flows.services.store_keys import Pair
 from flows.services.store_rights import STEPS
 from pipeline.errors import IgptError
@@ -146,9 +148,29 @@ def git_commit() -> str | None:
     return None if commit in ("", "unknown") else commit  # "unknown" in an image built without GIT_COMMIT
 
 
-def activate(home: Path) -> None:
-    """Prepare this process's environment for the libraries. To be called before Prefect, Ray or MLflow is imported."""
-    for name, value in {**_QUIET, **MLFLOW_RETRIES}.items():
+def prepare_driver() -> str:
+    """Prepare the environment of a flow run's process, and return the run's id. Raises IgptError without a run."""
+    run_id = os.environ.get("PREFECT__FLOW_RUN_ID")
+    if not run_id:
+        raise IgptError("no flow run is named: PREFECT__FLOW_RUN_ID, which a Prefect worker sets, is missing")
+    # Its worker may be gone when the run is cancelled.
+    os.environ["PREFECT__ENABLE_CANCELLATION_AND_CRASHED_HOOKS"] = "true"
+    return run_id
+
+
+def worker_environment(health_port: int) -> dict[str, str]:
+    """The environment of a Prefect worker whose runs use this Python, and whose health page is on a loopback port."""
+    programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    page = {"PREFECT_WORKER_WEBSERVER_HOST": HOST, "PREFECT_WORKER_WEBSERVER_PORT": str(health_port)}
+    return {**os.environ, **page, "PATH": programs}
+
+
+def activate(home: Path, *, quiet: bool = True) -> None:
+    """Prepare this process's environment for the libraries. To be called before Prefect, Ray or MLflow is imported.
+
+    Not `quiet`: the libraries log as they are configured to.
+    """
+    for name, value in {**(_QUIET if quiet else {}), **MLFLOW_RETRIES}.items():
         os.environ.setdefault(name, value)
     # Where the user has no home folder that can be written; the client needs none.
     warnings.filterwarnings("ignore", message="Failed to create the Prefect home directory")

@@ -1,10 +1,12 @@
 """MLflow runs: one per training run, reused after a restart, with config, lineage, metrics and images."""
 
+import http
 import http.client
 import json
 import re
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +20,7 @@ from mlflow.exceptions import MlflowException
 
 from igpt_model.config import PretrainConfig
 from pipeline.dataset.snapshot import Snapshot
-from pipeline.errors import IgptError, first_line
+from pipeline.errors import IgptError, NoAnswerError, first_line
 from pipeline.hashing import digest
 from pipeline.store import objects
 
@@ -42,14 +44,15 @@ REASON_LENGTH = 160  # maximum characters of a quoted error; MLflow's client rep
 
 
 def check_reachable(tracking_uri: str) -> None:
-    """Raise IgptError when no MLflow server answers at a URI, within seconds."""
+    """Raise NoAnswerError when no MLflow server answers at a URI, within seconds; IgptError for no URI of one."""
     if not tracking_uri.startswith(("http://", "https://")):
         raise IgptError(f"MLFLOW_TRACKING_URI is {tracking_uri!r}: give the http:// address of an MLflow server")
     try:
         with urllib.request.urlopen(f"{tracking_uri.rstrip('/')}/health", timeout=5) as answer:
             answer.read()
     except (http.client.HTTPException, OSError, ValueError) as error:
-        raise IgptError(
+        answered = isinstance(error, urllib.error.HTTPError) and error.code < http.HTTPStatus.INTERNAL_SERVER_ERROR
+        raise (IgptError if answered or isinstance(error, ValueError) else NoAnswerError)(
             f"MLflow at {tracking_uri} does not answer ({getattr(error, 'reason', error)}); "
             "start it (`igpt up`) or correct MLFLOW_TRACKING_URI"
         ) from None

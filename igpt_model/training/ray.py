@@ -4,7 +4,7 @@ import logging
 import math
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,7 @@ import ray.train
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from igpt_model.config import ExecutionSettings, PretrainConfig
@@ -34,6 +35,7 @@ from pipeline.store.lease import Fence
 
 _POLL_SECONDS = 0.5
 _HEARTBEAT_SECONDS = 0.25  # a message at every step would slow short steps down by some percent
+_SHORT_WAIT_SECONDS = 2.0
 _MAX_LISTED_NODES = 8  # in an error message
 
 
@@ -175,6 +177,26 @@ def process_group(execution: ExecutionSettings) -> TorchConfig:
 
 def _worker_resources(config: PretrainConfig) -> dict[str, float]:
     return {"CPU": config.execution.cpus_per_worker, **({"GPU": 1} if config.execution.use_gpu else {})}
+
+
+def await_resources(config: PretrainConfig, say: Callable[[str], None]) -> None:
+    """Wait up to `nodes_seconds` for room for the workers, which an autoscaler makes; say so when it takes a while.
+
+    Raises ClusterTooSmallError when the nodes that there are then cannot hold the workers, or their minimum number.
+    """
+    execution = config.execution
+    if execution.nodes_seconds:
+        # An autoscaler acts on a placement group that waits, and Ray forgets it with this process. Training makes one
+        # of its own at once, so no node is idle for long enough to be taken away.
+        bundles = [_worker_resources(config)] * execution.workers
+        group = placement_group(bundles, strategy=execution.placement)
+        try:
+            if not group.wait(min(execution.nodes_seconds, _SHORT_WAIT_SECONDS)):
+                say(f"waiting up to {execution.nodes_seconds:.0f} s for nodes for {execution.workers} workers")
+                group.wait(execution.nodes_seconds)
+        finally:
+            remove_placement_group(group)
+    check_resources(config, tasks.node_resources())
 
 
 def check_resources(config: PretrainConfig, nodes: Mapping[str, Mapping[str, float]]) -> None:

@@ -141,11 +141,11 @@ def test_every_program_is_called_somewhere() -> None:
         ("mlflow", "db", "upgrade"),
         ("prefect", "server", "start"),
         ("prefect", "server", "database"),
-        ("prefect", "worker", "start"),
         ("ray", "start"),
         ("ray", "health-check"),
         ("igpt",),
         ("igpt", "deploy"),
+        ("igpt", "worker", "trainings"),
     } <= starts
 
 
@@ -538,9 +538,19 @@ def test_prefect_runs_the_nightly_build_once_a_night() -> None:
 
 
 def test_a_worker_serves_the_pool_of_every_deployment() -> None:
-    (pool,) = {deployment["work_pool"]["name"] for deployment in DEPLOYMENTS.values()}
-    (worker,) = [words for _, words in command_lines() if words[:3] == ["prefect", "worker", "start"]]
-    assert f"--pool={pool}" in worker and "--type=process" in worker and "--limit=1" in worker
+    pools = {deployment["work_pool"]["name"] for deployment in DEPLOYMENTS.values()}
+    calls = [words for _, words in command_lines() if words[:2] == ["igpt", "worker"]]
+    assert sorted(words[2] for words in calls) == sorted(pools) == ["builds", "probes", "trainings"]
+    assert all("--limit=1" in words for words in calls)
+    # The container's health is that of `igpt worker`, which works while Prefect's server is away.
+    ports = [word.partition("=")[2] for words in calls for word in words if word.startswith("--port=")]
+    assert len(set(ports)) == 3
+    assert f"for port in ({', '.join(ports)})" in SERVICES["prefect-worker"]["healthcheck"]["test"][-1]
+
+
+def test_builds_trainings_and_probes_do_not_wait_for_each_other() -> None:
+    pool_of = {name: deployment["work_pool"]["name"] for name, deployment in DEPLOYMENTS.items()}
+    assert pool_of["nightly"] == pool_of["watch"] != pool_of["weekly"] != pool_of["candidate"] != pool_of["nightly"]
 
 
 def test_the_deployments_have_the_values_of_the_example_config() -> None:

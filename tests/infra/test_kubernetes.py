@@ -32,8 +32,12 @@ OVERLAYS = ("production", "trial")
 VERSIONS = ("1.31", "1.34")
 KUSTOMIZATION: dict[str, Any] = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())
 OBJECTS: list[dict[str, Any]] = [
-    item for name in KUSTOMIZATION["resources"] for item in yaml.safe_load_all((FOLDER / name).read_text())
+    item
+    for name in KUSTOMIZATION["resources"]
+    for document in yaml.safe_load_all((FOLDER / name).read_text())
+    for item in (document["items"] if document["kind"] == "List" else [document])
 ]
+WORKERS = ("worker-builds", "worker-trainings", "worker-probes")
 RAY: dict[str, Any] = next(item for item in OBJECTS if item["kind"] == "RayCluster")
 WORKER_GROUPS = RAY["spec"]["workerGroupSpecs"]
 GROUPS = {"head": RAY["spec"]["headGroupSpec"]} | {group["groupName"]: group for group in WORKER_GROUPS}
@@ -224,7 +228,7 @@ def test_a_changed_config_map_rolls_what_reads_it(tmp_path: Path) -> None:
             readers[name.rpartition("-")[0]].add(before["metadata"]["name"])
         existing = {item["metadata"]["name"] for item in rendered("production") if item["kind"] == "ConfigMap"}
         assert old <= existing, f"{before['metadata']['name']} names a config map that is not there"
-    assert readers["storage"] == {"mlflow", "prefect-worker", "exporter", "ray"}
+    assert readers["storage"] == {"mlflow", *WORKERS, "exporter", "ray", "backup", "clean"}
     assert readers["deployments"] == {"deploy", "exporter"}
     ray = rendered_object("production", "RayCluster", "ray")
     groups = [ray["spec"]["headGroupSpec"], *ray["spec"]["workerGroupSpecs"]]
@@ -340,7 +344,7 @@ def test_a_container_can_write_where_its_program_does() -> None:
             }
             ours = container["image"].startswith("igpt-pipeline:")
             assert writable >= ({"/tmp", "/home/igpt"} if ours else {"/tmp", "/var/run/postgresql"}), name
-            if "ray" in name or name == "prefect-worker":
+            if "ray" in name or name in WORKERS:
                 assert "/dev/shm" in writable, name
     mounts = {mount["mountPath"] for mount in RAY["spec"]["autoscalerOptions"]["volumeMounts"]}
     assert mounts == {"/tmp", "/home/igpt"}
@@ -357,9 +361,14 @@ def test_no_eviction_takes_a_driver_or_what_it_cannot_do_without() -> None:
         for name, labels in labels_of.items()
         if item["spec"]["selector"]["matchLabels"].items() <= labels.items()
     }
-    assert kept == {"prefect-worker", "ray head", "ray training", "postgres"}
+    assert kept == {*WORKERS, "ray head", "ray training", "postgres"}
     templates = {item["metadata"]["name"]: item["spec"]["template"] for item in OBJECTS if item["kind"] == "Deployment"}
-    for template in (templates["prefect-worker"], GROUPS["head"]["template"], GROUPS["training"]["template"]):
+    kept_templates = [
+        *(templates[name] for name in WORKERS),
+        GROUPS["head"]["template"],
+        GROUPS["training"]["template"],
+    ]
+    for template in kept_templates:
         annotations = template["metadata"]["annotations"]
         assert annotations["cluster-autoscaler.kubernetes.io/safe-to-evict"] == "false"
         assert annotations["karpenter.sh/do-not-disrupt"] == "true"
@@ -390,7 +399,7 @@ def test_the_secret_made_from_the_variables_of_compose_has_the_keys_that_pods_ta
         variable["valueFrom"]["secretKeyRef"]["key"]
         for _, container in containers()
         for variable in container.get("env", [])
-        if "valueFrom" in variable
+        if "secretKeyRef" in variable.get("valueFrom", {})
     }
     values = secret["stringData"]
     assert set(values) == taken
@@ -415,7 +424,7 @@ def mounted_keys() -> dict[str, dict[str, str]]:
 def test_each_pod_sees_the_keys_of_its_own_role() -> None:
     of_nodes = {"credentials": "reader"}
     assert mounted_keys() == {
-        "prefect-worker": {"credentials": "driver", **{f"steps/{step}": step for step in STEPS}},
+        **dict.fromkeys(WORKERS, {"credentials": "driver", **{f"steps/{step}": step for step in STEPS}}),
         "mlflow": {"credentials": "mlflow"},
         **{role: {"credentials": role} for role in ("exporter", "backup", "clean")},
         **dict.fromkeys(("ray head", "ray builds", "ray training"), of_nodes),
@@ -428,7 +437,7 @@ def test_each_pod_sees_the_keys_of_its_own_role() -> None:
         for variable in container.get("env", [])
         if variable["name"] == "IGPT_KEYS"
     }
-    assert steps == {"prefect-worker": "/run/igpt/keys/steps"}
+    assert steps == dict.fromkeys(WORKERS, "/run/igpt/keys/steps")
 
 
 def read_keys(folder: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
@@ -507,9 +516,26 @@ def test_every_ray_node_and_driver_has_the_token() -> None:
 
 
 def test_drivers_retry_mlflow_requests_like_the_command_line() -> None:
-    (worker,) = [container for name, container in containers() if name == "prefect-worker"]
-    variables = {variable["name"]: variable.get("value") for variable in worker["env"]}
-    assert settings.MLFLOW_RETRIES.items() <= variables.items()
+    workers = [container for name, container in containers() if name in WORKERS]
+    assert len(workers) == 3
+    for worker in workers:
+        variables = {variable["name"]: variable.get("value") for variable in worker["env"]}
+        assert settings.MLFLOW_RETRIES.items() <= variables.items()
+
+
+def test_a_worker_serves_the_pool_of_every_deployment_and_is_healthy_without_prefects_server() -> None:
+    templates = {name: labels for name, _, labels in pods() if name in WORKERS}
+    deployments = yaml.safe_load((FOLDER / "deployments.yaml").read_text())["deployments"]
+    pools = {deployment["work_pool"]["name"] for deployment in deployments}
+    assert {labels["igpt.io/work"] for labels in templates.values()} == pools == {"builds", "trainings", "probes"}
+    for name, container in containers():
+        if name in WORKERS:
+            label = {"fieldRef": {"fieldPath": "metadata.labels['igpt.io/work']"}}
+            assert {"name": "POOL", "valueFrom": label} in container["env"]
+            (call,) = [call for call in calls_in_script(container["command"][-1]) if call[0] == "igpt"]
+            assert call[:3] == ["igpt", "worker", "$POOL"] and {"--limit=1", "--address=0.0.0.0"} <= set(call)
+            page = container["livenessProbe"]["httpGet"]  # of `igpt worker`, not of Prefect's worker
+            assert f"--port={page['port']}" in call and page["path"] == "/health"
 
 
 def test_every_called_address_is_a_service_whose_port_leads_to_a_container() -> None:
@@ -555,15 +581,17 @@ def test_the_network_policies_allow_every_call_and_no_task_to_reach_a_database()
         return True
 
     assert may("mlflow", "postgres", 5432) and may("prefect-server", "postgres", 5432)
-    assert may("prefect-worker", "mlflow", 5000) and may("prefect-worker", "prefect-server", 4200)
-    assert may("deploy", "prefect-server", 4200) and may("prefect-worker", "ray head", 6379)
+    for worker in WORKERS:
+        assert may(worker, "mlflow", 5000) and may(worker, "prefect-server", 4200) and may(worker, "ray head", 6379)
+        assert not may(worker, "postgres", 5432)
+    assert may("deploy", "prefect-server", 4200)
     assert may("backup", "postgres", 5432) and not may("backup", "mlflow", 5000)
     assert all(may("clean", *called) for called in (("postgres", 5432), ("mlflow", 5000), ("prefect-server", 4200)))
     assert may("ray builds", "ray head", 6379) and may("ray training", "ray builds", 10_002)
     for task in ("ray builds", "ray training"):
         for called, port in (("postgres", 5432), ("mlflow", 5000), ("prefect-server", 4200)):
             assert not may(task, called, port)
-    assert not may("prefect-worker", "postgres", 5432) and not may("postgres", "mlflow", 5000)
+    assert not may("postgres", "mlflow", 5000)
     assert not may("mlflow", "ray head", 6379) and not may("prefect-server", "ray builds", 10_002)
     # What leaves the namespace, by who may: DNS for all, the bucket store, and two that call other addresses.
     outside: dict[str, set[str]] = {}
@@ -590,12 +618,16 @@ def test_the_deployments_are_those_of_compose_with_gpus() -> None:
     training = weekly["parameters"]["config"]["pretrain"]
     execution = training["execution"]
     assert execution.pop("use_gpu") is True  # which stands for bfloat16, compiled
+    waits = execution.pop("nodes_seconds")
     execution["cpus_per_worker"] = 2
     assert ours == theirs
     assert len(read(FOLDER / "deployments.yaml")) == len(ours["deployments"])
     group = GROUPS["training"]
     limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
-    assert group["minReplicas"] == execution["workers"] and limits["nvidia.com/gpu"] == "1" and limits["cpu"] == "8"
+    # Empty until a training waits for it; machines with GPUs take minutes to start.
+    assert (group["replicas"], group["minReplicas"]) == (0, 0) and group["maxReplicas"] >= execution["workers"]
+    assert waits >= 1800
+    assert limits["nvidia.com/gpu"] == "1" and limits["cpu"] == "8"
 
 
 def test_ray_up_accepts_the_file_for_machines() -> None:

@@ -48,7 +48,7 @@ def test_the_pod_monitor_selects_the_port_of_every_ray_pod_and_only_prometheus_r
         if name != "exporter":
             assert (labels <= own.items()) == (endpoint["port"] in ports), name
             assert ports.get(endpoint["port"], PORT) == PORT
-    assert f"metrics-export-port={PORT}" in (FOLDER / "prefect.yaml").read_text()
+    assert f"metrics-export-port={PORT}" in (FOLDER / "workers.yaml").read_text()
     (policy,) = [item for item in OBJECTS if (item["kind"], item["metadata"]["name"]) == ("NetworkPolicy", "metrics")]
     (rule,) = policy["spec"]["ingress"]
     assert policy["spec"]["podSelector"]["matchLabels"].items() == labels
