@@ -38,6 +38,7 @@ from igpt_model.training.ray import (
     await_resources,
     train_on_cluster,
 )
+from pipeline.cluster import tasks
 from pipeline.cluster.metrics import Meter
 from pipeline.dataset import count_shards, snapshot
 from pipeline.dataset.snapshot import Snapshot

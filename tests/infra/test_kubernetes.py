@@ -422,9 +422,12 @@ def mounted_keys() -> dict[str, dict[str, str]]:
 
 
 def test_each_pod_sees_the_keys_of_its_own_role() -> None:
-    of_nodes = {"credentials": "reader"}
+    of_driver, of_nodes = (
+        {"credentials": "driver"} | {f"steps/{step}": step for step in STEPS},
+        {"credentials": "reader"},
+    )
     assert mounted_keys() == {
-        **dict.fromkeys(WORKERS, {"credentials": "driver", **{f"steps/{step}": step for step in STEPS}}),
+        **dict.fromkeys(WORKERS, of_driver),
         "mlflow": {"credentials": "mlflow"},
         **{role: {"credentials": role} for role in ("exporter", "backup", "clean")},
         **dict.fromkeys(("ray head", "ray builds", "ray training"), of_nodes),
