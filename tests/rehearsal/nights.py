@@ -29,17 +29,25 @@ def two_nights(site: Production) -> None:
 
 def nightly_build(site: Production) -> None:
     """The nightly build only, with a node lost in it."""
-    prometheus.start(site)
+    begin(site)
     run = fire(site, "nightly")
     lose_in_build(site)
     complete(site, run)
     conclude(site, check_dataset(site, {1: IMAGES}))
 
 
+def begin(site: Production) -> None:
+    """Deploy, without a schedule yet, and start Prometheus and the worker."""
+    prometheus.start(site)
+    for line in site.deploy().strip().splitlines():
+        site.tell(line.strip())
+    site.start_worker()
+
+
 def first_night(site: Production) -> dict[str, Any]:
     """The refresh loses a node in the build, another in the training, and then its driver; returns its run."""
-    prometheus.start(site)
     site.must_run("prefect-worker", ["python", "-c", _BLOCK, site.webhook.url])
+    begin(site)
     run = fire(site, "weekly")
     site.start("exporter", "--every=2")
     lose_in_build(site)
@@ -68,6 +76,7 @@ def by_day(site: Production) -> None:
         site.hosts[name].plug()
     start_services(site)
     site.start("exporter", "--every=2")
+    site.start_worker()
     site.tell(f"upgrade: the services answer again; {ARRIVED} images have arrived")
 
 
@@ -102,16 +111,14 @@ def second_night(site: Production, unfinished: Mapping[str, Any]) -> None:
 
 
 def fire(site: Production, deployment: str) -> dict[str, Any]:
-    """Deploy, and wait for the run that the schedule of a deployment starts."""
-    before = len(site.runs(deployment)) if site.deployment_file.exists() else 0
-    for line in site.deploy(deployment).strip().splitlines():
-        site.tell(line.strip())
-    site.start("prefect-worker")
+    """Schedule a deployment, and wait for the run that the schedule starts."""
+    before = len(site.runs(deployment))
+    site.deploy(deployment)
     run: dict[str, Any]
     *_, run = site.wait(
         "a run by the schedule", lambda: site.runs(deployment)[before:], "prefect-worker", "prefect-server"
     )
-    site.tell(f"the schedule fired: run {run['name']}")
+    site.tell(f"the schedule of {deployment} fired")
     return run
 
 

@@ -71,8 +71,8 @@ def refresh_config() -> dict[str, Any]:
     }
 
 
-def deployments(scheduled: str, due: datetime) -> dict[str, Any]:
-    """The file for `igpt deploy`: infra/prefect.yaml with small parameters; one deployment is scheduled at `due`."""
+def deployments(scheduled: str | None, due: datetime) -> dict[str, Any]:
+    """The file for `igpt deploy`: infra/prefect.yaml with small parameters; at most one is scheduled, at `due`."""
     content: dict[str, Any] = yaml.safe_load((ROOT / "infra" / "prefect.yaml").read_text())
     config = refresh_config()
     dataset = config["dataset"]
@@ -206,14 +206,14 @@ class Production:
         """Run a command where the driver runs. Raises RehearsalError with what it says when it fails."""
         return self.must_run("prefect-worker", ["igpt", *arguments])
 
-    def deploy(self, scheduled: str) -> str:
-        """Register the deployments, with one scheduled in some seconds."""
+    def deploy(self, scheduled: str | None = None) -> str:
+        """Register the deployments, with at most one that is scheduled, in some seconds."""
         seconds = _SOON_SECONDS
         while True:
             soon = datetime.now(UTC) + timedelta(seconds=seconds)
             self.deployment_file.write_text(yaml.safe_dump(deployments(scheduled, soon)))
             said = self.igpt("deploy", "--file", str(self.deployment_file))
-            if datetime.now(UTC) < soon:  # otherwise the next run is due in a week
+            if scheduled is None or datetime.now(UTC) < soon:  # otherwise the next run is due in a week
                 return said
             seconds *= 2
 
@@ -279,15 +279,15 @@ class Production:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
 
-    def nodes(self) -> int:
-        """The number of live Ray nodes with a CPU, according to the head."""
+    def nodes(self) -> set[str]:
+        """The hosts with a live Ray node, according to the head; none while it does not answer."""
         code = (
             "from ray._raylet import GcsClient\n"
             "nodes = GcsClient(address='ray-head:6379').get_all_node_info(timeout=10).values()\n"
-            "print(sum(node.state == 0 and node.resources_total.get('CPU', 0) > 0 for node in nodes))"
+            "print(*(node.node_manager_address for node in nodes if node.state == 0))"
         )
-        done = self.run("ray-head", [sys.executable, "-c", code])
-        return int(done.stdout or 0)
+        addresses = self.run("ray-head", [sys.executable, "-c", code]).stdout.split()
+        return {name for name, host in self.hosts.items() if host.address in addresses}
 
     def lose(self, service: str) -> None:
         """Disconnect a host and kill what runs on it."""
@@ -298,7 +298,12 @@ class Production:
         """Connect the host again and start a new node on it."""
         self.hosts[service].plug()
         self.start(service)
-        self.wait("two Ray nodes", lambda: self.nodes() == 2, service)
+        self.wait(f"a Ray node on {service}", lambda: service in self.nodes(), service)
+
+    def start_worker(self) -> None:
+        """Start Prefect's worker, and wait until the Ray node beside it is there, which drivers need."""
+        self.start("prefect-worker")
+        self.wait("a Ray node beside the worker", lambda: "prefect-worker" in self.nodes(), "prefect-worker")
 
 
 def create_databases(server: PostgresServer, variables: Mapping[str, str]) -> None:
@@ -364,4 +369,4 @@ def start_services(site: Production) -> None:
             pool.submit(site.start, name)
     site.wait("MLflow", lambda: site.answers("mlflow", ":5000/health"), "mlflow")
     site.wait("Prefect", lambda: site.answers("prefect-server", ":4200/api/health"), "prefect-server")
-    site.wait("two Ray nodes", lambda: site.nodes() == 2, *NODES)
+    site.wait("three Ray nodes", lambda: set(NODES) <= site.nodes(), *NODES)
