@@ -36,8 +36,10 @@ def architecture(config: ModelConfig) -> str:
         kind = "a class-conditional Image GPT" if config.classes is not None else "an Image GPT"
     if config.low_resolution is not None:
         kind += f" that upscales from {config.low_resolution}x{config.low_resolution}"
+    layers = f"{config.layers} layer{'s' if config.layers > 1 else ''}"
+    heads = f"{config.heads} head{'s' if config.heads > 1 else ''}"
     return (
-        f"{kind}: {config.layers} layers, width {config.width}, {config.heads} heads, {config.parameters:,} "
+        f"{kind}: {layers}, width {config.width}, {heads}, {config.parameters:,} "
         f"parameters; {config.resolution}x{config.resolution} pixels of {config.colours} colours"
     )
 
@@ -93,7 +95,8 @@ def _numbers(tags: Mapping[str, str]) -> list[tuple[str, str, str]]:
     for tag, value in sorted(tags.items()):
         dataset, _, number = tag.removeprefix(_PROBE).rpartition(".")
         if tag.startswith(_PROBE) and dataset and number != "snapshot":
-            rows.append((dataset, number.replace("_", " "), value))
+            whole = number.endswith("layer")
+            rows.append((dataset, number.replace("_", " "), value.partition(".")[0] if whole else value))
     return rows
 
 

@@ -18,6 +18,7 @@ TAGS = {
     PALETTE: "p" * 64,
     "igpt.git_commit": "c0ffee",
     "igpt.probe.cifar10.best_test_accuracy": "0.73210",
+    "igpt.probe.cifar10.best_layer": "12.00000",
     "igpt.probe.cifar10.snapshot": "3 d1ge57",
 }
 
@@ -26,6 +27,7 @@ TAGS = {
     ("config", "words"),
     [
         (SMALL, "an Image GPT: 3 layers, width 32, 4 heads"),
+        (replace(SMALL, layers=1, heads=1), "an Image GPT: 1 layer, width 32, 1 head,"),
         (MASKED, r"a masked \(BERT\) Image GPT: 3 layers"),
         (BY_CLASS, "a class-conditional Image GPT: 3 layers"),
         (UPSCALING, "an Image GPT that upscales from 2x2: 3 layers"),
@@ -44,6 +46,7 @@ def test_an_imported_version_has_its_origin_licence_and_what_was_measured() -> N
         "- Licence: apache-2.0",
         f"- Palette: SHA-256 `{'p' * 64}`",
         "- Code: commit `c0ffee`",
+        "| cifar10 | best layer | 12 |",
         "| cifar10 | best test accuracy | 0.73210 |",
         'model = mlflow.pyfunc.load_model("models:/imagegpt-small/2")',
     ):
