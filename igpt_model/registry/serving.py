@@ -57,8 +57,9 @@ class RegisteredImageGPT:
     - `sample`: params["samples"] new images, uint8 [samples, R, R, 3]; ignores the input images
     - `upscale`: uint8 [N, samples, R, R, 3], sampled from small versions of the images
     - `score`: bits per pixel, [N]
-    Sampling uses temperature, top_k, top_p and seed. A class-conditional model samples and scores images of the class
-    number params["label"].
+    Sampling uses temperature, top_k, top_p and seed. A completion depends on its image, the seed and the number of the
+    sample, not on the other images. A class-conditional model samples and scores images of the class number
+    params["label"].
     """
 
     def __init__(self, bundle: ModelBundle, best_layer: int, head: ProbeHead | None = None) -> None:
@@ -150,7 +151,8 @@ class RegisteredImageGPT:
             known_BT[:, : rows * side] = True
         elif condition.low_BP is None:
             raise IgptError("task is upscale, and this model was trained without low_resolution: it does not upscale")
-        drawn = complete(self._bundle.model, tokens_BT, known_BT, _drawing(settings), condition=condition)
+        drawing = _drawing(settings)
+        drawn = complete(self._bundle.model, tokens_BT, known_BT, drawing, condition=condition, draws=count)
         return self._bundle.pictures(drawn.numpy()).reshape(len(pictures), count, side, side, 3)
 
 
