@@ -114,11 +114,12 @@ def _log(
             if config.objective == "autoregressive" and config.classes is None and config.low_resolution is None:
                 to_hugging_face(bundle, hf_folder)
                 mlflow.log_artifacts(str(hf_folder), HUGGING_FACE)
+            code = copy_code(registered.__name__, Path(temporary))
             logged = mlflow.pyfunc.log_model(
                 name="model",
-                loader_module=registered.__name__,
+                loader_module=f"{code.name}.{registered.__name__}",
                 data_path=str(files),
-                code_paths=[str(path) for path in copy_code(registered.__name__, Path(temporary) / "code")],
+                code_paths=[str(code)],
                 pip_requirements=[f"{package}=={installed(package).split('+')[0]}" for package in _REQUIREMENTS],
                 signature=serving.signature(),
                 input_example=example,
