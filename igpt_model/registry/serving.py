@@ -14,10 +14,11 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import DataType, ParamSchema, ParamSpec
 
-from igpt_model.inference.features import image_features
+from igpt_model.inference.features import BATCH, image_features
 from igpt_model.inference.images import as_pandas, index_of, to_pictures
 from igpt_model.inference.sample import Drawing, complete, draw
 from igpt_model.inference.score import score
+from igpt_model.inference.threads import one_thread_if_forked, threads_for
 from igpt_model.model.bundle import ModelBundle
 from igpt_model.model.network import Condition
 from igpt_model.probing.head import ProbeHead
@@ -71,6 +72,7 @@ class RegisteredImageGPT:
         Raises MlflowException for invalid images or parameters: callers can catch it without this package, and MLflow's
         server returns its message.
         """
+        one_thread_if_forked()
         try:
             given = {name: value for name, value in (params or {}).items() if value is not None}
             return self._run(model_input, {**default_params(), **given})
@@ -88,18 +90,23 @@ class RegisteredImageGPT:
             raise IgptError(f"samples is {settings['samples']}: it must be at least 1")
         config, samples = self._bundle.model.config, settings["samples"]
         if task == "sample":
-            drawn = draw(self._bundle.model, samples, _drawing(settings), condition=self._condition(samples, settings))
+            with threads_for(config, images=samples, positions=1):
+                drawn = draw(
+                    self._bundle.model, samples, _drawing(settings), condition=self._condition(samples, settings)
+                )
             return self._bundle.pictures(drawn.numpy())
         images = as_pandas(images)
         pictures = to_pictures(images, config.resolution)
         if task in ("complete", "upscale"):
-            return self._complete_or_upscale(pictures, settings)
-        if task == "features":
-            return self._features(pictures, settings)
-        if task == "classify":
-            return self._classify(pictures, index_of(images))
-        condition = self._condition(len(pictures), settings, pictures)
-        return score(self._bundle.model, self._tokens(pictures), condition=condition).bits_per_pixel.numpy()
+            with threads_for(config, images=samples * len(pictures), positions=1):
+                return self._complete_or_upscale(pictures, settings)
+        with threads_for(config, images=min(len(pictures), BATCH), positions=config.sequence):
+            if task == "features":
+                return self._features(pictures, settings)
+            if task == "classify":
+                return self._classify(pictures, index_of(images))
+            condition = self._condition(len(pictures), settings, pictures)
+            return score(self._bundle.model, self._tokens(pictures), condition=condition).bits_per_pixel.numpy()
 
     def _tokens(self, pictures: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(self._bundle.quantize(pictures))
