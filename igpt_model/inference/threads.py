@@ -9,7 +9,7 @@ image at width 512: 1.3 s and 1.6 s.)
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 
@@ -39,8 +39,9 @@ def threads_for(config: ModelConfig, *, images: int, positions: int) -> Iterator
             # This also became the number of threads that begin later. Only a thread can take it back without taking
             # back its own.
             restore = threading.Thread(target=torch.set_num_threads, args=(before,))
-            restore.start()
-            restore.join()
+            with suppress(RuntimeError):  # at the end of a program none begins
+                restore.start()
+                restore.join()
     try:
         yield
     finally:
