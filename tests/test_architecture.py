@@ -50,6 +50,7 @@ PURE_PIPELINE = {
 WITH_MLFLOW = {
     *("igpt_model/registry/client.py", "igpt_model/registry/register.py", "igpt_model/registry/serving.py"),
     *(f"igpt_model/tracking/{name}.py" for name in ("runs", "curve_logger", "deleted_runs")),
+    "igpt_model/registry/short_answers.py",
 }
 # Whoever imports one of these readers asks for its library; the other modules of the room load none of them.
 READERS_WITH_TORCH = {"pipeline/readers/torch_dataset.py", "pipeline/readers/webdataset.py"}

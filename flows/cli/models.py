@@ -41,6 +41,7 @@ TopP = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same images.", min=0, max=2**32 - 1)]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; by default a GPU if there is one.", show_default=False)]
+_SAMPLES = 60
 
 
 def register(app: typer.Typer) -> None:
@@ -52,7 +53,14 @@ def register(app: typer.Typer) -> None:
 def sample(
     model: Model,
     output: Output = Path("samples.png"),
-    count: Annotated[int, typer.Option(help="Number of images.", min=1)] = 60,
+    count: Annotated[
+        int | None,
+        typer.Option(
+            help="Number of images; by default 60, of a class-conditional model as many of each class.",
+            min=1,
+            show_default=False,
+        ),
+    ] = None,
     columns: Annotated[int, typer.Option(help="Number of images in a row of the sheet.", min=1)] = 10,
     class_name: ClassName = None,
     temperature: Temperature = 1.0,
@@ -61,19 +69,20 @@ def sample(
     seed: Seed = 0,
     device: Device = None,
 ) -> None:
-    """Draw images from a model. A class-conditional model draws a row of each class, unless --class names one."""
+    """Draw images from a model. A class-conditional model draws every class in rows of its own, or that of --class."""
     _prepare(output)
     from igpt_model.tracking import sheets
 
     drawing = _drawing(temperature, top_k, top_p, seed)
     bundle = _load(model, device)
     _refuse_upscaling(bundle, model)
-    labels = _labels(bundle, class_name, count)
+    labels = _labels(bundle, class_name, count or _SAMPLES)
     if labels is None and bundle.model.config.classes is not None:
-        labels = np.arange(count) // columns % bundle.model.config.classes
+        labels = _every_class(bundle.model.config.classes, count)
+    number = (count or _SAMPLES) if labels is None else len(labels)
     reporter = Reporter("sample")
-    sheet = sheets.sample_sheet(bundle, drawing, count=count, columns=columns, labels_N=labels, progress=reporter)
-    _write(output, sheets.to_png(sheet), reporter, f"{count} images")
+    sheet = sheets.sample_sheet(bundle, drawing, count=number, columns=columns, labels_N=labels, progress=reporter)
+    _write(output, sheets.to_png(sheet), reporter, f"{number} images")
 
 
 def complete(
@@ -321,6 +330,21 @@ def _labels(bundle: "ModelBundle", class_name: str | None, count: int) -> np.nda
         names = ", ".join(bundle.classes[:20]) + (", ..." if len(bundle.classes) > 20 else "")
         raise IgptError(f"--class is {class_name!r}: it must be one of {names}, or a number below {classes}")
     return np.full(count, number)
+
+
+def _every_class(classes: int, count: int | None) -> np.ndarray:
+    """The class numbers of `count` images that show every class about equally often, in order.
+
+    By default as many of each as 60 images allow, and one at least. Raises IgptError for fewer images than classes.
+    """
+    if count is None:
+        count = max(1, _SAMPLES // classes) * classes
+    if count < classes:
+        raise IgptError(
+            f"--count is {count}: the model has {classes} classes and draws each; give {classes} or more, or name one "
+            "class with --class"
+        )
+    return np.sort(np.arange(count) % classes)
 
 
 def _needed_labels(bundle: "ModelBundle", class_name: str | None, count: int) -> np.ndarray | None:

@@ -236,11 +236,12 @@ def _log(
             if plain and hugging_face:
                 to_hugging_face(bundle, hf_folder)
                 mlflow.log_artifacts(str(hf_folder), HUGGING_FACE)
+            code = copy_code(registered.__name__, Path(temporary))
             return mlflow.pyfunc.log_model(
                 name="model",
-                loader_module=registered.__name__,
+                loader_module=f"{code.name}.{registered.__name__}",
                 data_path=str(files),
-                code_paths=[str(path) for path in copy_code(registered.__name__, Path(temporary) / "code")],
+                code_paths=[str(code)],
                 pip_requirements=[f"{package}=={installed(package).split('+')[0]}" for package in _REQUIREMENTS],
                 signature=serving.signature(),
                 input_example=example,

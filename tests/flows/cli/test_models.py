@@ -91,7 +91,11 @@ def test_score_prints_the_likelihood_of_an_image_and_draws_it_by_pixel(igpt, roo
 
 
 def test_class_conditional_and_super_resolution_models(igpt, root: Path) -> None:
-    assert igpt("sample", "-m", root / "by_class", "--count", 6, "--columns", 2).code == 0
+    for given, images, rows in (((), 60, 6), (("--count", 7, "--columns", 2), 7, 4), (("--count", 3), 3, 3)):
+        sampled = igpt("sample", "-m", root / "by_class", *given)
+        assert sampled.code == 0 and f"{images} images" in sampled.out, sampled
+        sheet = np.asarray(Image.open("samples.png"))
+        assert sheet.shape[0] % (rows * 10 + 2) == 0, "every class has rows of its own"
     assert (
         igpt("sample", "-m", root / "by_class", "--count", 4, "--columns", 2, "--class", "two", "-o", "2.png").code == 0
     )
@@ -156,6 +160,7 @@ BAD = {
     "a bad top-p": ("complete {root}/0.png -m {root}/run --top-p 2", "top_p is 2.0"),
     "a class for an unconditional model": ("sample -m {root}/run --class two", "trained without class_conditional"),
     "an unknown class": ("sample -m {root}/by_class --class four", "it must be one of one, two, three"),
+    "fewer samples than classes": ("sample -m {root}/by_class --count 2", "--count is 2: the model has 3 classes"),
     "no class for a conditional model": (
         "complete {root}/0.png -m {root}/by_class",
         "name the class of the images with --class",
