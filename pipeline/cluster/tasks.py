@@ -17,6 +17,7 @@ from ray.exceptions import RayError, RayTaskError
 from pipeline.cluster import logs
 from pipeline.cluster.logs import WorkerLine
 from pipeline.errors import IgptError, first_line
+from pipeline.garbage import collect_less_often
 from pipeline.store import credentials
 from pipeline.store.credentials import StoreKey
 
@@ -66,7 +67,7 @@ def connect(
             log_to_driver=heard is not None,
             logging_level=logging.ERROR,
             configure_logging=True,
-            runtime_env={"worker_process_setup_hook": log_as_json(flow_run_id)},
+            runtime_env={"worker_process_setup_hook": worker_setup(flow_run_id)},
         )
     except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
         raise IgptError(
@@ -100,8 +101,19 @@ def _hear(heard: Callable[[WorkerLine], None]) -> None:
     dispatcher.add_handler(_HEARD, receive)
 
 
+def worker_setup(flow_run_id: str) -> Callable[[], None]:
+    """The setup hook of a worker process: log as JSON, and let its imports take less time."""
+    log = log_as_json(flow_run_id)
+
+    def setup() -> None:
+        collect_less_often()
+        log()
+
+    return setup
+
+
 def log_as_json(flow_run_id: str) -> Callable[[], None]:
-    """The setup hook of a worker process: log JSON with the ids of the flow run and of Ray's job, node and task."""
+    """Makes a worker process log JSON with the ids of the flow run and of Ray's job, node and task."""
 
     def ids() -> dict[str, str]:
         if not ray.is_initialized():  # while the worker shuts down
