@@ -4,6 +4,7 @@ A server imports what the command line needs, in the environment in which it is 
 A fork has the server's environment and working directory, and writes its output to files.
 """
 
+import gc
 import json
 import os
 import signal
@@ -120,7 +121,9 @@ class WarmStart:
 def serve(path: str) -> Callable[[], object]:
     """Import the libraries, then fork for every request on a socket; returns, in the fork only, what it shall run."""
     from flows.services import settings
+    from pipeline.garbage import collect_less_often
 
+    collect_less_often()
     settings.activate(settings.default_home())
     import flows.build_dataset
     import flows.cli.main
@@ -128,6 +131,7 @@ def serve(path: str) -> Callable[[], object]:
     import flows.probe
     import flows.refresh
 
+    gc.freeze()  # else the first search for cycles in each fork would copy the pages of all objects
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(f"{path}.new")
