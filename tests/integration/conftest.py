@@ -18,6 +18,7 @@ from flows.services import local_stack, settings
 from flows.services.local_stack import Stack
 from pipeline.store import objects
 from tests.conftest import Command
+from tests.rigs.databases import with_databases
 from tests.rigs.warm_start import WarmProcess, WarmStart
 
 IGPT = [sys.executable, "-m", "flows.cli"]
@@ -71,7 +72,8 @@ def stack(home: Path) -> Iterator[Stack]:
     Only the children get Ray's address and token, through IGPT_HOME: other modules start a Ray in this process.
     """
     before = dict(os.environ)
-    started = local_stack.up(home)
+    databases = [home / "prefect" / "prefect.db", home / "mlflow" / "mlflow.db"]
+    started = with_databases("stack", databases, lambda: local_stack.up(home))
     os.environ["IGPT_HOME"] = str(home)
     settings.activate(home)
     settings.use(started)
