@@ -94,9 +94,9 @@ class WarmStart:
         self._server.wait()
         self._folder.cleanup()
 
-    def command(self, *arguments: str) -> WarmProcess:
-        """Start the command line with these arguments."""
-        return self._start({"arguments": arguments})
+    def command(self, *arguments: str, variables: Mapping[str, str] | None = None) -> WarmProcess:
+        """Start the command line with these arguments, and with variables that no library reads when it is imported."""
+        return self._start({"arguments": arguments, "variables": dict(variables or {})})
 
     def program(self, code: str, *arguments: str) -> WarmProcess:
         """Start Python code with these arguments, as `python -c` does."""
@@ -156,6 +156,7 @@ def serve(path: str) -> Callable[[], object]:
         file = os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, number)
         os.close(file)
+    os.environ.update(request.get("variables", {}))
     sys.argv = ["igpt", *request["arguments"]]
     if "code" not in request:
         return flows.cli.main.main
