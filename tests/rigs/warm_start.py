@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -63,35 +64,30 @@ class WarmProcess:
 
 
 class WarmStart:
-    """The server: a context manager. Forked processes outlive it."""
+    """The server: a context manager. It starts when it is first asked for a process. Forked processes outlive it."""
 
     def __init__(self, root: Path, variables: Mapping[str, str] | None = None) -> None:
         """Describe a server with a working directory, and variables in addition to those of this process."""
         self._root = root
         self._variables = variables or {}
+        self._server: subprocess.Popen[bytes] | None = None
+        self._launching = threading.Lock()
 
     def __enter__(self) -> Self:
+        self._environment = {**os.environ, **self._variables}
         self._folder = tempfile.TemporaryDirectory(prefix="warm-")
         self._socket = f"{self._folder.name}/socket"
         self._count = 0
         self._log = Path(self._folder.name) / "log"
-        with self._log.open("wb") as log:
-            self._server = subprocess.Popen(
-                [sys.executable, "-c", _SERVER.format(socket=self._socket)],
-                cwd=self._root,
-                env={**os.environ, **self._variables},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._server.kill()
-        self._server.wait()
+        if self._server is not None:
+            self._server.kill()
+            self._server.wait()
+            self._server = None
         self._folder.cleanup()
 
     def command(self, *arguments: str, variables: Mapping[str, str] | None = None) -> WarmProcess:
@@ -102,9 +98,23 @@ class WarmStart:
         """Start Python code with these arguments, as `python -c` does."""
         return self._start({"arguments": arguments, "code": code})
 
+    def _launch(self) -> subprocess.Popen[bytes]:
+        with self._log.open("wb") as log:
+            return subprocess.Popen(
+                [sys.executable, "-c", _SERVER.format(socket=self._socket)],
+                cwd=self._root,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
     def _start(self, request: dict[str, Any]) -> WarmProcess:
-        self._count += 1
-        out, err = (Path(self._folder.name) / f"{self._count}.{name}" for name in ("out", "err"))
+        with self._launching:
+            self._server = self._server or self._launch()
+            self._count += 1
+            out, err = (Path(self._folder.name) / f"{self._count}.{name}" for name in ("out", "err"))
         connection = socket.socket(socket.AF_UNIX)
         deadline = time.monotonic() + _START_SECONDS
         while True:
