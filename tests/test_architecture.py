@@ -23,8 +23,9 @@ ALLOWED_PACKAGES = {
 ORDER = {
     "pipeline": (
         "one_installation",
-        *("operating_system", "printable", "errors", "progress", "hashing", "partition", "background", "typed_config"),
-        *("store", "cluster", "images", "config", "dataset", "samples", "source", "build", "inspect", "readers"),
+        *("operating_system", "garbage", "printable", "errors", "progress", "hashing", "partition", "background"),
+        *("typed_config", "store", "cluster", "images", "config", "dataset", "samples", "source", "build", "inspect"),
+        "readers",
         "logs",  # the name of the JSON formatter for logging configurations
     ),
     "igpt_model": (
@@ -44,8 +45,8 @@ EXCEPTIONS = {
 }
 # Of the data side, the model side may use only what needs no cluster; its Ray modules may use the cluster's.
 PURE_PIPELINE = {
-    *("operating_system", "printable", "errors", "progress", "hashing", "partition", "background", "typed_config"),
-    *("config", "images", "dataset", "samples", "store"),
+    *("operating_system", "garbage", "printable", "errors", "progress", "hashing", "partition", "background"),
+    *("typed_config", "config", "images", "dataset", "samples", "store"),
 }
 WITH_MLFLOW = {
     *("igpt_model/registry/client.py", "igpt_model/registry/register.py", "igpt_model/registry/serving.py"),

@@ -21,7 +21,6 @@ from igpt_model.config import ExecutionSettings, PretrainConfig
 from igpt_model.runs.events import Listener
 from igpt_model.runs.result import TrainResult, read_result
 from igpt_model.training.host_metrics import host_monitor
-from igpt_model.training.loop import train
 from igpt_model.training.ray_mailbox import Mailbox, MailboxListener, News
 from igpt_model.worker import Worker, collective_timeout
 from pipeline.background import Ended, in_background
@@ -66,6 +65,9 @@ class ClusterTooSmallError(IgptError):
 
 def _worker_loop(arguments: dict[str, Any]) -> None:
     """The function that each training worker runs."""
+    # Loads a third of PyTorch's modules, which the driver and Ray Train's controller do not need.
+    from igpt_model.training.loop import train  # noqa: PLC0415
+
     job: TrainJob = arguments["job"]
     if job.key is not None:
         credentials.use(job.key)

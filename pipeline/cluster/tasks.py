@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import wraps
 from itertools import islice
@@ -74,7 +74,7 @@ def connect(
             log_to_driver=heard is not None,
             logging_level=logging.ERROR,
             configure_logging=True,
-            runtime_env={"worker_process_setup_hook": log_as_json(flow_run_id)},
+            runtime_env={"worker_process_setup_hook": worker_setup(flow_run_id)},
         )
     except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
         if "Version mismatch" in str(error):
@@ -122,8 +122,24 @@ def _nothing() -> None:
     pass
 
 
+def worker_setup(flow_run_id: str) -> Callable[[], None]:
+    """The setup hook of a worker process: log as JSON, and let its imports take less time."""
+    log = log_as_json(flow_run_id)
+
+    def set_up() -> None:
+        # A worker process whose hook fails does not start. One of another commit must, to be asked for its code.
+        try:
+            from pipeline.garbage import collect_less_often  # noqa: PLC0415 (imported by the worker)
+        except ImportError:
+            return
+        collect_less_often()
+        log()
+
+    return set_up
+
+
 def log_as_json(flow_run_id: str) -> Callable[[], None]:
-    """The setup hook of a worker process: log JSON with the ids of the flow run and of Ray's job, node and task."""
+    """Makes a worker process log JSON with the ids of the flow run and of Ray's job, node and task."""
 
     def ids() -> dict[str, str]:
         if not ray.is_initialized():  # while the worker shuts down
@@ -137,12 +153,10 @@ def log_as_json(flow_run_id: str) -> Callable[[], None]:
         return {"flow_run_id": flow_run_id, **{name: value for name, value in ray_ids.items() if value}}
 
     def set_up() -> None:
-        # A worker process whose hook fails does not start. One of another commit must, to be asked for its code.
-        try:
+        with suppress(ImportError):  # of another commit, as above
             from pipeline.cluster import logs  # noqa: PLC0415 (imported by the worker)
-        except ImportError:
-            return
-        logs.worker_setup(ids)()
+
+            logs.worker_setup(ids)()
 
     return set_up
 

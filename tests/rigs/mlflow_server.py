@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from tests.rigs.databases import with_databases
+
 _START_SECONDS = 120
 
 
@@ -84,7 +86,7 @@ def mlflow_server(folder: Path, address: str, port: int = 5000) -> Iterator[Mlfl
     """A running server."""
     server = MlflowServer(folder, address, port)
     try:
-        server.start()
+        with_databases("served-artifacts", [folder / "mlflow.db"], server.start)
         yield server
     finally:
         server.stop()
