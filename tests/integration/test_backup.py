@@ -38,7 +38,7 @@ from tests.rigs.s3_server import launch_here
 from tests.rigs.waiting import wait_until
 from tests.rigs.warm_start import WarmStart
 
-pytestmark = [pytest.mark.services, pytest.mark.faults]
+pytestmark = [pytest.mark.services, pytest.mark.long]
 
 DATASET, RUNS = "s3://datasets/digits", "s3://runs/digits"
 TRAINING = {
