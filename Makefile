@@ -40,7 +40,7 @@ test-faults: $(DEV) ## every fault: killed workers, lost nodes, failing stores a
 	$(SIDE_BY_SIDE) -m "faults and not long$(if $(filter test,$(MAKECMDGOALS)), and not sample)"
 
 # The second line runs the tests on random inputs with twenty times the examples that `check` gives them.
-test-long: $(DEV) ## the rehearsal, long random histories and fuzzing
+test-long: $(DEV) ## the rehearsal, a restore, long random histories and fuzzing
 	$(PYTEST) -m long
 	$(PYTEST) $(THREE) --hypothesis-profile long -m "hypothesis and not (services or faults or long)"
 
