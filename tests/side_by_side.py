@@ -30,7 +30,7 @@ def main(*arguments: str) -> int:
     """Run all parts; returns the exit status of the first that failed, or 0."""
     *options, markers = arguments
     # Without the option, pytest prints where a process crashed only until its last test has ended.
-    command = [sys.executable, "-X", "faulthandler", "-m", "pytest", *options]
+    command = [sys.executable, "-X", "faulthandler", "-m", "tests.run_pytest", *options]
     codes = []
     with ExitStack() as files:
         folder_of_databases = files.enter_context(tempfile.TemporaryDirectory(prefix="igpt-databases-"))
