@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import parse_qs, unquote
 
 BUCKETS = ("raw", "datasets", "runs", "mlflow")
 # MLflow stores the files of a run below mlflow/EXPERIMENT/RUN/artifacts, and a model below mlflow/EXPERIMENT/models/ID.
@@ -90,9 +90,9 @@ class StoreRequest:
     """The header x-amz-copy-source."""
 
     @cached_property
-    def query(self) -> frozenset[str]:
-        """The names in its query."""
-        return frozenset(dict(parse_qsl(self.target.partition("?")[2], keep_blank_values=True)))
+    def query(self) -> dict[str, list[str]]:
+        """The values of its query, by name."""
+        return parse_qs(self.target.partition("?")[2], keep_blank_values=True)
 
     @property
     def deletes_many(self) -> bool:
@@ -124,7 +124,7 @@ def check(request: StoreRequest, deleted: Sequence[str] = ()) -> None:
     if request.method in ("GET", "HEAD"):
         if bucket and not rights.may_read(bucket):
             raise RefusedError(f"this key may not read from {bucket}")
-    elif request.method == "POST" and not _WRITING_POSTS & request.query:
+    elif request.method == "POST" and not _WRITING_POSTS & request.query.keys():
         raise RefusedError("this key may not upload with a form")
     elif not key and not request.deletes_many:
         raise RefusedError("this key may not create or delete buckets")
@@ -137,15 +137,23 @@ def check(request: StoreRequest, deleted: Sequence[str] = ()) -> None:
 
 def _rights(request: StoreRequest) -> Rights | None:
     """The rights of the key that a request names; None for a key that carries no role, and for no key at all."""
-    if {"X-Amz-Credential", "AWSAccessKeyId"} & request.query:
-        raise RefusedError("signed URLs are not accepted")
+    signers = request.query.get("X-Amz-Credential", [])
+    if signers or "AWSAccessKeyId" in request.query:
+        # A role has no use for signed URLs. With a header beside it, or another signer, the store might take that one.
+        if len(signers) != 1 or request.authorization or "AWSAccessKeyId" in request.query or _role_of(signers[0]):
+            raise RefusedError("signed URLs are not accepted")
+        return None
     if not request.authorization:
         return None  # the store refuses it
     # As the store reads it, which drops the spaces.
     named = _CREDENTIAL.match(request.authorization.replace(" ", ""))
     if named is None:
         raise RefusedError("only signatures of version 4 are accepted")
-    return ROLES.get(named[1].partition("-")[0])
+    return _role_of(named[1])
+
+
+def _role_of(access_key: str) -> Rights | None:
+    return ROLES.get(access_key.partition("-")[0])
 
 
 def _bucket_and_key(path: str) -> tuple[str, str]:

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import psutil
 import torch
 from torch import Tensor
 
@@ -65,6 +64,8 @@ def convert(
             f"{origin}: the model has {config.colours} colours and the palette {len(palette_K3)}: "
             "give the model's own palette"
         )
+    import psutil  # noqa: PLC0415 (not on a machine that only trains, which imports this module)
+
     needed, free = 4 * config.parameters, psutil.virtual_memory().available
     if needed > free:
         raise IgptError(

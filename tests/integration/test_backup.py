@@ -21,7 +21,8 @@ from mlflow.entities import ViewType
 from flows.services import process
 from flows.services.local_stack import Stack
 from flows.services.ports import HOST, free_port
-from flows.services.services import BUCKETS, services, short_folder
+from flows.services.services import services, short_folder
+from flows.services.store_rights import BUCKETS
 from igpt_model.registry import client, register
 from igpt_model.runs import checkpoint, record
 from igpt_model.runs.open_model import load_model
