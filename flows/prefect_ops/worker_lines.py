@@ -29,6 +29,8 @@ class WorkerLines:
         self._minute, self._passed, self._left_out = clock(), 0, 0
 
     def __call__(self, line: WorkerLine) -> None:
+        if not threading.main_thread().is_alive():
+            return  # the process ends: Prefect's handler would start a thread again, which then hangs
         if line.text.startswith(_NOISE) or (
             line.logger and line.level < logging.WARNING and not line.logger.startswith(_OURS)
         ):

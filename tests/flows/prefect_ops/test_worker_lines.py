@@ -1,6 +1,7 @@
 """Lines of Ray's workers in the log of their flow run: with their level and node, and not without limit."""
 
 import logging
+import threading
 
 import pytest
 
@@ -15,6 +16,14 @@ def test_a_line_names_its_node_and_keeps_its_level(caplog: pytest.LogCaptureFixt
     WorkerLines()(LINE)
     (record,) = caplog.records
     assert (record.levelno, record.getMessage()) == (logging.WARNING, SHOWN)
+
+
+def test_a_process_that_ends_passes_nothing_on(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threading, "main_thread", lambda: threading.Thread())
+    WorkerLines()(LINE)
+    assert caplog.records == []
 
 
 def test_of_too_many_lines_the_number_is_told(caplog: pytest.LogCaptureFixture) -> None:
