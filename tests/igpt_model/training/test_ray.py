@@ -73,7 +73,7 @@ def autoscale():
     while not demands:
         time.sleep(0.2)
         for gang in get_cluster_resource_state(client).pending_gang_resource_requests:
-            demands.append([dict(request.resources_bundle) for request in gang.requests])
+            demands.append([dict(sorted(request.resources_bundle.items())) for request in gang.requests])
     cluster.add_node(num_cpus=2, num_gpus=2)
 try:
     await_resources(config(2, 0), said.append)
