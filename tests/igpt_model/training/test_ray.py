@@ -74,6 +74,7 @@ def autoscale():
         time.sleep(0.2)
         for gang in get_cluster_resource_state(client).pending_gang_resource_requests:
             demands.append([dict(sorted(request.resources_bundle.items())) for request in gang.requests])
+    time.sleep(3)  # longer than a wait of which nothing is said
     cluster.add_node(num_cpus=2, num_gpus=2)
 try:
     await_resources(config(2, 0), said.append)
