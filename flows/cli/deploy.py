@@ -16,11 +16,7 @@ def deploy(
         "infra/prefect.yaml"
     ),
     notify: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TYPE/NAME",
-            help="Prefect notification block that announces failed runs; by default those named igpt.",
-        ),
+        str | None, typer.Option(metavar="TYPE/NAME", help="Prefect notification block that announces failed runs.")
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Only check the file; register nothing.")] = False,
     home: Home = None,
@@ -44,7 +40,8 @@ def deploy(
     deployments.register_automations(notify, say)
     pools = {deployable.entry.work_pool.name for deployable in deployables}
     for pool in sorted(pools):
-        console.print(f"start a worker to run them: igpt worker {pool}")
+        command = f"prefect worker start --pool {pool} --type process --limit 1"
+        console.print(f"start a worker to run them: {command}")
 
 
 def register(app: typer.Typer) -> None:

@@ -13,7 +13,6 @@ from rich.cells import cell_len
 
 from pipeline.errors import IgptError
 from pipeline.printable import printable
-from pipeline.progress import in_words
 
 _PLAIN_SECONDS = 10.0  # between two plain lines
 _WIDTH = 80  # of what is no terminal
@@ -100,7 +99,8 @@ class Reporter:
         if step != self._step:
             self._finish_line()
             self._step, self._began, self._printed = step, now, now
-        text = in_words(f"{self._stage}: {step}", done, total, detail)
+        count = f"{done:,} of {total:,} {detail}" if total else f"{done:,} {detail}" if done else detail
+        text = " ".join(f"  {self._stage}: {step} {count}".split())
         if text == self._last_text:
             return
         self._line = f"  {text} ({now - self._began:.0f} s)"

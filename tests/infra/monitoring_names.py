@@ -14,9 +14,6 @@ class Query:
 
     panel: str
     metrics: frozenset[str]
-    """Those that Ray's nodes serve."""
-    exported: frozenset[str]
-    """Those of `igpt metrics`."""
     labels: frozenset[str]
     """The labels in its legend and its filters."""
 
@@ -30,6 +27,5 @@ def queries() -> list[Query]:
             labels = set(re.findall(r"{{(\w+)}}", target["legendFormat"]))
             labels |= set(re.findall(r"(\w+)=~", expression)) - {"job"}
             metrics = frozenset(re.findall(r"\bray_\w+", expression))
-            exported = frozenset(re.findall(r"\bigpt_\w+", expression))
-            result.append(Query(panel["title"], metrics, exported, frozenset(labels)))
+            result.append(Query(panel["title"], metrics, frozenset(labels)))
     return result
