@@ -2,8 +2,8 @@
 
     python -m tests.run_pytest [OPTION ...]
 
-A process that has used Ray, PyTorch, Arrow and the object store's client has crashed in one of some twenty runs when
-the interpreter took their threads down after that, with all tests passed.
+Once, one of four such processes, with Ray, PyTorch, Arrow and the object store's client in it, was ended by a
+segmentation fault although all tests had passed: so after them, while the interpreter took their threads down.
 """
 
 import os

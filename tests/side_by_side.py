@@ -3,7 +3,7 @@
     python -m tests.side_by_side [OPTION ...] -m MARKERS
 
 They spend some of their time waiting. The output of all but the first is printed when they have ended, and after it a
-line for a part that has failed. A part that crashes, also while it ends, prints where.
+line for a part that has failed. A part that crashes prints where.
 """
 
 import signal
@@ -26,17 +26,13 @@ _NO_TESTS = 5  # pytest's exit status
 def main(*arguments: str) -> int:
     """Run all parts; returns the exit status of the first that failed, or 0."""
     *options, markers = arguments
-    # Without the option, pytest prints where a process crashed only until its last test has ended.
+    # Without the option, pytest prints where a process crashes only until its last test has ended.
     command = [sys.executable, "-X", "faulthandler", "-m", "tests.run_pytest", *options]
     codes = []
     with ExitStack() as files:
         outputs = [None, *(files.enter_context(tempfile.TemporaryFile("w+")) for _ in _PARTS[1:])]
         runs = [
-            subprocess.Popen(
-                [*command, f"{part} and ({markers})", folder],
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
+            subprocess.Popen([*command, f"{part} and ({markers})", folder], stdout=output, stderr=subprocess.STDOUT)
             for (part, folder), output in zip(_PARTS, outputs, strict=True)
         ]
         for run, output in zip(runs, outputs, strict=True):
