@@ -40,7 +40,7 @@ test-faults: $(DEV) ## every fault: killed workers, lost nodes, failing stores a
 	$(SIDE_BY_SIDE) -m "faults and not long$(if $(filter test,$(MAKECMDGOALS)), and not sample)"
 
 # The second line runs the tests on random inputs with twenty times the examples that `check` gives them.
-test-long: $(DEV) ## the rehearsal, long random histories and fuzzing
+test-long: $(DEV) ## the rehearsal, a restore, long random histories and fuzzing
 	$(PYTEST) -m long
 	$(PYTEST) $(THREE) --hypothesis-profile long -m "hypothesis and not (services or faults or long)"
 
@@ -53,7 +53,7 @@ format: $(DEV) ## fix the style of all Python files in place
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-rehearsal: $(DEV) ## the services of compose.yaml on separate hosts; two Ray nodes are lost (Linux, root)
+rehearsal: $(DEV) ## two nights of production on separate hosts, with lost nodes, an upgrade, alarms (Linux, root)
 	$(BIN)/python -m tests.rehearsal
 
 setup: $(DEV) ## the environment with all that tests need

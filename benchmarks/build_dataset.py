@@ -244,7 +244,7 @@ def main() -> None:
     from pipeline.cluster import tasks  # noqa: PLC0415
 
     try:
-        tasks.connect(stack.ray_address)
+        tasks.connect(stack.ray_address, key=settings.store_key("build"))
         upload(photographs)
         objects.write_bytes("s3://raw/palette.npy", fit_palette(photographs))
         steps: dict[str, dict] = {}

@@ -142,7 +142,7 @@ def on_ray(config: PretrainConfig, data: Snapshot, run: str, beats: _StepTimes) 
     """The same training on the Ray cluster that this process is connected to."""
     from igpt_model.training import ray as ray_train  # noqa: PLC0415
 
-    job = ray_train.TrainJob(config=config, snapshot=data, run=run, mlflow_run="")
+    job = ray_train.TrainJob(config=config, snapshot=data, run=run, mlflow_run="", key=settings.store_key("train"))
     return ray_train.train_on_cluster(job, _Quiet(), progress=beats)
 
 
@@ -373,7 +373,7 @@ def main() -> None:
         cache=str(home / "cache"),
     )
     try:
-        tasks.connect(stack.ray_address)
+        tasks.connect(stack.ray_address, key=settings.store_key("build"))
         data = build_digits()
         results = compare(config, data, options, home)
         ray.shutdown()

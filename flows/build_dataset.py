@@ -7,6 +7,8 @@ from prefect.runtime import flow_run
 from flows.prefect_ops import artifacts, ray_job
 from flows.prefect_ops.failures import in_one_line
 from flows.prefect_ops.lease import exclusively
+from flows.prefect_ops.names import making
+from flows.prefect_ops.progress_page import ProgressPage
 from flows.prefect_ops.termination import terminable
 from flows.services import settings
 from flows.terminal.console import Reporter
@@ -21,22 +23,22 @@ from pipeline.progress import together
 from pipeline.source import left_out
 
 
-@flow(name="build-dataset")
+@flow(name="build-dataset", flow_run_name=making("build {}", "config.dataset"))
 @in_one_line
 def build_dataset(
     config: DatasetConfig, refit_palette: bool = False, remake: bool = False, verify_bytes: bool = False
 ) -> BuildResult:
     """Build a committed snapshot of palette-token shards from raw images; a rerun processes only what changed."""
-    ray_job.begin(settings.load().ray_address)
+    ray_job.begin(settings.load().ray_address, "build")
     reporter = Reporter("dataset")
-    with terminable(), Meter("build", config.dataset) as meter:
+    with terminable(), ProgressPage() as page, Meter("build", config.dataset) as meter:
         result = build.build(
             config,
             refit_palette=refit_palette,
             remake=remake,
             verify_bytes=verify_bytes,
             publisher=Publisher(program=f"igpt {version()}", flow_run=_flow_run()),
-            progress=together(reporter, meter.progress),
+            progress=together(reporter, meter.progress, page),
             announce=lambda planned: _announce(planned, reporter),
             exclusively=lambda dataset: exclusively(dataset, reporter.say),
         )

@@ -15,6 +15,7 @@ from prefect import flow
 from flows.config.demo import DIGITS_URL
 from flows.config.refresh import RefreshConfig
 from flows.prefect_ops.failures import in_one_line
+from flows.prefect_ops.names import making
 from flows.refresh import RefreshOutcome, run_stages
 from flows.terminal.console import Reporter, console
 from flows.terminal.memory import StageMeter
@@ -43,7 +44,7 @@ def upload_digits() -> None:
         objects.write_many(missing)
 
 
-@flow(name="demo")
+@flow(name="demo", flow_run_name=making("demo of {}", "config.pretrain.tracking.model_name"))
 @in_one_line
 def demo(config: RefreshConfig, roots: list[int], folder: Path) -> None:
     """Run a refresh, then write its pictures and summary.json to a folder and print the summary."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from flows.services import settings
+from flows.services import cluster, settings
 from igpt_model.evaluating.config import EvaluateConfig
 from igpt_model.evaluating.ray import Executor, split_loss
 from igpt_model.evaluating.split_loss import SplitLoss
@@ -11,7 +11,6 @@ from igpt_model.model.losses import Baselines, baselines
 from igpt_model.registry.client import IDENTITY, Registry, Version
 from igpt_model.runs.open_model import load_model, open_model
 from igpt_model.tracking import runs
-from pipeline.cluster import tasks
 from pipeline.dataset import count_shards, snapshot
 from pipeline.dataset.snapshot import Snapshot
 from pipeline.errors import IgptError
@@ -37,7 +36,7 @@ def choose_executor(say: Callable[[str], None]) -> Executor:
     if address is None:
         return Executor.here()
     try:
-        tasks.connect(address)
+        cluster.connect(address, "probe")
     except IgptError as error:
         say(f"{error}; evaluating in this process")
         return Executor.here()

@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from prefect import flow
 from prefect.logging import get_run_logger
@@ -13,6 +14,8 @@ from flows import version
 from flows.prefect_ops import artifacts, ray_job
 from flows.prefect_ops.failures import in_one_line
 from flows.prefect_ops.lease import exclusively
+from flows.prefect_ops.names import making
+from flows.prefect_ops.progress_page import ProgressPage
 from flows.previews import CheckpointPreviews, draw_all
 from flows.services import settings
 from flows.terminal.console import Reporter
@@ -32,7 +35,7 @@ from igpt_model.training.ray import (
     ClusterTooSmallError,
     TrainJob,
     WorkersDiedError,
-    check_resources,
+    await_resources,
     train_on_cluster,
 )
 from pipeline.cluster import tasks
@@ -40,7 +43,7 @@ from pipeline.cluster.metrics import Meter
 from pipeline.dataset import count_shards, snapshot
 from pipeline.dataset.snapshot import Snapshot
 from pipeline.errors import IgptError
-from pipeline.progress import together
+from pipeline.progress import Progress, silent, together
 from pipeline.store import objects
 from pipeline.store.lease import Fence
 
@@ -64,7 +67,12 @@ class PretrainOutcome:
     loss_curve: bytes
 
 
-@flow(name="pretrain")
+_NAME = making(
+    "train {} on {}, snapshot {}", "config.tracking.model_name", "config.data.dataset", "config.data.snapshot"
+)
+
+
+@flow(name="pretrain", flow_run_name=_NAME)
 @in_one_line
 def pretrain(config: PretrainConfig, to_register: bool = False) -> PretrainOutcome:
     """Train on a dataset snapshot, or continue an unfinished run; log metrics and pictures to MLflow.
@@ -85,7 +93,7 @@ def pretrain(config: PretrainConfig, to_register: bool = False) -> PretrainOutco
         config = config.with_fields(parent=_version_of(alias, config, data, registry, reporter))
     run = record.folder_of(config, data)
     config = record.as_begun(config, run)
-    ray_job.begin(services.ray_address)
+    ray_job.begin(services.ray_address, "train")
     tags = {
         "igpt.prefect_run": str(flow_run.id or ""),
         "igpt.prefect_url": f"{services.prefect_url}/runs/flow-run/{flow_run.id}",
@@ -94,7 +102,7 @@ def pretrain(config: PretrainConfig, to_register: bool = False) -> PretrainOutco
         tags["igpt.git_commit"] = commit
     # A finished run is only read: nothing is written to its folder, not even a lease.
     done = finished(config, data, run) is not None
-    with nullcontext() if done else exclusively(run, reporter.say) as fence:
+    with nullcontext() if done else exclusively(run, reporter.say) as fence, ProgressPage() as page:
         if not done:
             attempts.refuse_abandoned(run)
             _keep_parent(run, config, data, alias, registry)
@@ -104,15 +112,15 @@ def pretrain(config: PretrainConfig, to_register: bool = False) -> PretrainOutco
             tags["igpt.parent_model"] = started_from
         while True:
             if not done:
-                _wait_or_give_up(run, config, services.mlflow_tracking_uri, reporter)
+                _wait_or_give_up(run, config, services.mlflow_tracking_uri, reporter, page)
             logger = open_tracked(config, data, run, tags, services.mlflow_tracking_uri, reporter)
             try:
                 with logger.closing():
                     if not done:  # the workers write it too, but a run that never comes so far must be resumable
-                        check_resources(config, tasks.node_resources())
+                        await_resources(config, reporter.say)
                         record.write_first(run, RunRecord(config=record.pinned(config, data), mlflow_run=logger.run_id))
-                    result = train_tracked(config, data, run, logger, reporter, fence)
-                    outcome = _show(config, data, run, result, logger, reporter)
+                    result = train_tracked(config, data, run, logger, reporter, fence, page)
+                    outcome = _show(config, data, run, result, logger, reporter, page)
                 break
             except WorkersDiedError as error:
                 reporter.say(str(error))
@@ -148,7 +156,9 @@ def _keep_parent(run: str, config: PretrainConfig, data: Snapshot, alias: str, r
         initial_model.keep_alias(run, alias)
 
 
-def _wait_or_give_up(run: str, config: PretrainConfig, tracking_uri: str, reporter: Reporter) -> None:
+def _wait_or_give_up(
+    run: str, config: PretrainConfig, tracking_uri: str, reporter: Reporter, progress: Progress
+) -> None:
     """Wait until the pause after the last failure is over. Raises AbandonedError after too many failures."""
     failures, limit = attempts.failures(run), config.execution.max_failures
     if failures.count >= limit:
@@ -157,6 +167,8 @@ def _wait_or_give_up(run: str, config: PretrainConfig, tracking_uri: str, report
     pause = failures.pause(config.execution, time.time())
     if pause:
         reporter.say(f"{run} {failures.text}; attempt {failures.count + 1} of {limit} begins in {pause:.0f} s")
+        begins = datetime.fromtimestamp(time.time() + pause, UTC)
+        progress("pause", 0, 0, f"until {begins:%H:%M:%S} UTC for attempt {failures.count + 1} of {limit}")
         time.sleep(pause)
 
 
@@ -182,11 +194,14 @@ def open_tracked(
 class _Listener:
     """Sends training metrics to MLflow and Prometheus, warnings to the terminal and checkpoints to the previews."""
 
-    def __init__(self, curve: CurveLogger, meter: Meter, reporter: Reporter, previews: CheckpointPreviews) -> None:
+    def __init__(
+        self, curve: CurveLogger, meter: Meter, reporter: Reporter, previews: CheckpointPreviews, steps: int
+    ) -> None:
         self.warn, self.saved = reporter.say, previews.saved
-        self._curve, self._meter = curve, meter
+        self._curve, self._meter, self._steps = curve, meter, steps
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
+        self._curve.progress = f"trained {step:,} of {self._steps:,} steps"
         self._curve.metrics(step, values)
         self._meter.record(step, values)
 
@@ -198,6 +213,7 @@ def train_tracked(
     logger: RunLogger,
     reporter: Reporter,
     fence: Fence | None = None,
+    progress: Progress = silent,
 ) -> TrainResult:
     """Train on the cluster, or continue, unless the run is finished; its MLflow run then has every value once."""
     curve = CurveLogger(logger, reporter.say)
@@ -212,6 +228,7 @@ def train_tracked(
         run=run,
         mlflow_run=logger.run_id,
         flow_run_id=ray_job.flow_run_id(),
+        key=tasks.key(),
         fence=fence,
     )
     try:
@@ -219,9 +236,10 @@ def train_tracked(
             CheckpointPreviews(config, data, run, logger, reporter) as previews,
             Meter("pretrain", run, TRAINING_METRICS) as meter,
         ):
-            listener = _Listener(curve, meter, reporter, previews)
+            listener = _Listener(curve, meter, reporter, previews, config.optimizer.steps)
+            told = together(reporter, meter.progress, progress)
             with attempts.counted(run, uncounted=(ClusterTooSmallError,)):
-                result = train_on_cluster(job, listener, progress=together(reporter, meter.progress))
+                result = train_on_cluster(job, listener, progress=told)
     except BaseException:
         with suppress(IgptError):
             curve.flush(seconds=_FINAL_FLUSH_SECONDS)
@@ -231,11 +249,18 @@ def train_tracked(
 
 
 def _show(
-    config: PretrainConfig, data: Snapshot, run: str, result: TrainResult, logger: RunLogger, reporter: Reporter
+    config: PretrainConfig,
+    data: Snapshot,
+    run: str,
+    result: TrainResult,
+    logger: RunLogger,
+    reporter: Reporter,
+    page: Progress,
 ) -> PretrainOutcome:
     """Compare a finished run with its baselines, draw its sheets, and log all of it to MLflow."""
-    levels = baselines(*(count_shards.of_split(data, split, reporter) for split in ("train", "validation")))
-    sheets = draw_all(config, data, open_model(run, Registry(logger.tracking_uri).open), reporter)
+    progress = together(reporter, page)
+    levels = baselines(*(count_shards.of_split(data, split, progress) for split in ("train", "validation")))
+    sheets = draw_all(config, data, open_model(run, Registry(logger.tracking_uri).open), progress)
     level_by_name = {
         "uniform": levels.uniform,
         "unigram": levels.unigram,
@@ -253,6 +278,7 @@ def _show(
         result.steps, {f"baseline_{name.replace('-', '_').replace(' ', '_')}": v for name, v in level_by_name.items()}
     )
     curve.flush()
+    logger.tags({runs.PROGRESS_TAG: f"trained {result.steps:,} of {config.optimizer.steps:,} steps, finished"})
     return PretrainOutcome(
         run=run,
         snapshot=data,

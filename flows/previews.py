@@ -13,9 +13,13 @@ from igpt_model.tracking.sheets import draw_checkpoint, draw_sheet, sheet_names
 from pipeline.cluster import tasks
 from pipeline.dataset.snapshot import Snapshot
 from pipeline.errors import first_line
+from pipeline.progress import Progress
 from pipeline.samples.shard_cache import ShardCache
 
 _SHOWN_IMAGES = 6
+# Up to this product of parameters and positions, a CPU draws a sheet in half a second (measured); a worker takes two
+# seconds to import PyTorch.
+_DRAWN_HERE = 60_000_000
 # How long the end of a training waits for the sheet that is being drawn.
 _FINAL_WAIT_SECONDS = 60.0
 
@@ -27,17 +31,23 @@ def held_out_images(config: PretrainConfig, data: Snapshot) -> tuple[np.ndarray,
     return tokens_NHW.reshape(len(tokens_NHW), -1), np.array(images.labels_N[:_SHOWN_IMAGES])
 
 
-def draw_all(config: PretrainConfig, data: Snapshot, bundle: ModelBundle, reporter: Reporter) -> dict[str, np.ndarray]:
-    """The sheets of a finished model by name, one Ray task per sheet, on a GPU if training used GPUs."""
+def draw_all(config: PretrainConfig, data: Snapshot, bundle: ModelBundle, progress: Progress) -> dict[str, np.ndarray]:
+    """The sheets of a finished model by name, one Ray task per sheet, on a GPU if training used GPUs.
+
+    Those of a small model are drawn on this process's CPU.
+    """
     tokens_NT, labels_N = held_out_images(config, data)
     names = sheet_names(bundle)
     device, gpus = ("cuda", 1) if config.execution.use_gpu else ("cpu", 0)
+    parameters = sum(weights.numel() for weights in bundle.model.parameters())
+    is_small = not gpus and parameters * bundle.model.config.positions <= _DRAWN_HERE
+    map_tasks = tasks.map_here if is_small else tasks.map_tasks
     calls = ((bundle, name, tokens_NT, labels_N, config.optimizer.seed, device) for name in names)
     sheets: dict[str, np.ndarray] = {}
-    reporter("draw", 0, len(names), "pictures")
-    for done, (number, sheet) in enumerate(tasks.map_tasks(draw_sheet, calls, num_gpus=gpus), 1):
+    progress("draw", 0, len(names), "pictures")
+    for done, (number, sheet) in enumerate(map_tasks(draw_sheet, calls, num_gpus=gpus), 1):
         sheets[names[number]] = sheet
-        reporter("draw", done, len(names), "pictures")
+        progress("draw", done, len(names), "pictures")
     return {name: sheets[name] for name in names}
 
 

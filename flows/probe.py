@@ -1,13 +1,15 @@
 """The flow that evaluates a model's features with classifiers on a labelled dataset."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from prefect import flow
 from prefect.logging import get_run_logger
 
 from flows.prefect_ops import artifacts, ray_job
 from flows.prefect_ops.failures import in_one_line
+from flows.prefect_ops.names import making
+from flows.prefect_ops.progress_page import ProgressPage
 from flows.prefect_ops.termination import terminable
 from flows.probe_report import describe, metrics, table
 from flows.services import settings
@@ -17,7 +19,8 @@ from igpt_model.probing.config import ProbeConfig
 from igpt_model.probing.ray import probe_on_cluster
 from igpt_model.probing.result import ProbeResult
 from igpt_model.registry import gate
-from igpt_model.registry.client import Registry, Version
+from igpt_model.registry.client import CANDIDATE, Registry, Version
+from igpt_model.registry.register import check_has_run, register_probed, write_card
 from igpt_model.runs.open_model import open_model
 from igpt_model.tracking import figures, runs, sheets
 from igpt_model.tracking.runs import RunLogger
@@ -39,7 +42,7 @@ class ProbeOutcome:
     curve: bytes
 
 
-@flow(name="probe")
+@flow(name="probe", flow_run_name=making("probe {}", "config.model"))
 @in_one_line
 def probe(config: ProbeConfig, mlflow_run: str | None = None) -> ProbeOutcome:
     """Evaluate a model on a labelled dataset with classifiers on the features of every layer.
@@ -52,11 +55,19 @@ def probe(config: ProbeConfig, mlflow_run: str | None = None) -> ProbeOutcome:
             raise IgptError(f"{name} is empty: give it a value, as in `igpt probe {name}=...`")
     data = snapshot.read(config.dataset, config.snapshot)
     bundle, version = _load(config.model, services.mlflow_tracking_uri)
-    ray_job.begin(services.ray_address)
+    if config.register:
+        if version is None:
+            raise IgptError(
+                f"register is set and model is {config.model}: give a registered version, as models:/NAME/1"
+            )
+        check_has_run(version)
+    ray_job.begin(services.ray_address, "probe")
     reporter = Reporter("probe")
-    with terminable(), Meter("probe", config.model) as meter:
-        result = probe_on_cluster(bundle, data, config, progress=together(reporter, meter.progress))
-    curve = figures.probe_curve(result)
+    with terminable(), ProgressPage() as page, Meter("probe", config.model) as meter:
+        result = probe_on_cluster(bundle, data, config, progress=together(reporter, meter.progress, page))
+    curve, registered = figures.probe_curve(result), None
+    if version is not None:  # first: the run of a copied version may be gone
+        version = _log_version(Registry(services.mlflow_tracking_uri), version, result, data)
     run = mlflow_run if version is None else version.run_id
     if run:
         trained_on_it = version is None or runs.trained_on(version.tags, data)
@@ -65,13 +76,16 @@ def probe(config: ProbeConfig, mlflow_run: str | None = None) -> ProbeOutcome:
         _log(logger, bundle, result, curve, data, prefix)
         if version is None:
             _log_new(logger, {name: [value] for name, value in metrics(result).items()})
-    if version is not None:
-        _log_version(Registry(services.mlflow_tracking_uri), version, result, data)
+    if version is not None and config.register:
+        reporter("register", 0, 0, "the model with its probe")
+        registered = _register(version, bundle, result, data, services.mlflow_tracking_uri)
     artifacts.table("probe", table(result, data.classes), describe(result))
     get_run_logger().info(describe(result))
     reporter.close()
     reporter.say(f"features of {result.shards_computed} shards computed, of {result.shards_cached} found in the cache")
     reporter.say(describe(result))
+    if registered is not None:
+        reporter.say(f"{registered.uri}, alias {CANDIDATE}, classifies")
     return ProbeOutcome(result=result, classes=data.classes, curve=curve)
 
 
@@ -110,9 +124,11 @@ def _log_new(logger: RunLogger, values: Mapping[str, Sequence[float]]) -> None:
                 logger.metrics(step, {name: value})
 
 
-def _log_version(registry: Registry, version: Version, result: ProbeResult, data: Snapshot) -> None:
-    """Record the results with a version: as metrics of its model, and as tags named after the dataset."""
-    registry.measure(version, metrics(result), dataset=data.dataset, digest=data.content_digest)
+def _log_version(registry: Registry, version: Version, result: ProbeResult, data: Snapshot) -> Version:
+    """Record the results with a version: as tags named after the dataset, in its card, and as metrics of its model.
+
+    Returns the version with them.
+    """
     values = metrics(result).items()
     tags = {runs.probe_tag(data, key.removeprefix("probe_")): f"{value:.5f}" for key, value in values}
     tags[runs.probe_tag(data, "snapshot")] = f"{data.number} {data.content_digest}"
@@ -121,3 +137,21 @@ def _log_version(registry: Registry, version: Version, result: ProbeResult, data
         tags[gate.ACCURACY] = f"{result.best.validation_accuracy:.5f}"
         tags["igpt.probe_test_accuracy"] = f"{result.best.test_accuracy:.5f}"
     registry.tag(version, tags)
+    version = registry.find(version.uri)
+    write_card(registry, version)
+    registry.measure(version, metrics(result), dataset=data.dataset, digest=data.content_digest)
+    return version
+
+
+def _register(version: Version, bundle: ModelBundle, result: ProbeResult, data: Snapshot, tracking_uri: str) -> Version:
+    """Register the probed version with its probe, which knows the classes of the dataset."""
+    assert result.head is not None
+    return register_probed(
+        replace(bundle, classes=tuple(data.classes)),
+        version,
+        tracking_uri=tracking_uri,
+        dataset=f"{data.dataset}, snapshot {data.number}",
+        best_layer=result.best_layer,
+        head=result.head,
+        key=settings.store_key("register"),
+    )[0]

@@ -6,14 +6,15 @@ from dataclasses import dataclass, replace
 from urllib.parse import quote
 
 from prefect import flow
-from prefect.events import emit_event
 from prefect.logging import get_run_logger
 
 from flows import earlier_runs
 from flows.build_dataset import build_dataset
 from flows.config.refresh import RefreshConfig
-from flows.prefect_ops import artifacts
+from flows.prefect_ops import artifacts, events
 from flows.prefect_ops.failures import in_one_line
+from flows.prefect_ops.names import making
+from flows.prefect_ops.progress_page import ProgressPage
 from flows.pretrain import PretrainOutcome, pretrain
 from flows.probe import ProbeOutcome, probe
 from flows.same_images import SameImages
@@ -31,8 +32,10 @@ from igpt_model.runs.open_model import open_model, opened_once
 from igpt_model.tracking import runs
 from pipeline.build.build import BuildResult
 from pipeline.dataset.snapshot import Snapshot
-from pipeline.hashing import digest
+from pipeline.progress import Progress
 from pipeline.store import objects
+
+_STAGES = 4  # build, train, probe, register
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +55,7 @@ class RefreshOutcome(Registered):
     build: BuildResult
 
 
-@flow(name="refresh")
+@flow(name="refresh", flow_run_name=making("refresh {}", "config.pretrain.tracking.model_name"))
 @in_one_line
 def refresh(config: RefreshConfig) -> RefreshOutcome:
     """Build the dataset, pretrain on it, probe the features and register the model as the candidate.
@@ -69,29 +72,35 @@ def run_stages(config: RefreshConfig, meter: StageMeter) -> RefreshOutcome:
     runs.check_reachable(services.mlflow_tracking_uri)
     for url in (config.dataset.raw, config.dataset.dataset, config.pretrain.keeping.runs):
         objects.check_reachable(objects.absolute(url))
-    with meter.measure("build_dataset"):
-        built = build_dataset(config.dataset)
-    wanted = config.pretrain.with_fields(dataset=built.snapshot.dataset, snapshot=built.snapshot.number)
-    earlier = earlier_runs.decide(wanted, built.snapshot, config.unfinished, services.mlflow_tracking_uri)
-    if earlier is not None:
-        with opened_once(), earlier_runs.unless_given_up():
-            _train_probe_and_register(config, earlier.config(wanted), services, meter)
-    with opened_once():
-        new = _train_probe_and_register(config, wanted, services, meter)
+    with ProgressPage() as page:
+        page("build the dataset", 0, _STAGES, "stages")
+        with meter.measure("build_dataset"):
+            built = build_dataset(config.dataset)
+        wanted = config.pretrain.with_fields(dataset=built.snapshot.dataset, snapshot=built.snapshot.number)
+        earlier = earlier_runs.decide(wanted, built.snapshot, config.unfinished, services.mlflow_tracking_uri)
+        if earlier is not None:
+            with opened_once(), earlier_runs.unless_given_up():
+                _train_probe_and_register(config, earlier.config(wanted), services, meter, page)
+        with opened_once():
+            new = _train_probe_and_register(config, wanted, services, meter, page)
     return RefreshOutcome(build=built, **vars(new))
 
 
 def _train_probe_and_register(
-    config: RefreshConfig, training: PretrainConfig, services: settings.Settings, meter: StageMeter
+    config: RefreshConfig, training: PretrainConfig, services: settings.Settings, meter: StageMeter, progress: Progress
 ) -> Registered:
     dataset, number = training.data.dataset, training.data.snapshot
+    detail = f"stages, on snapshot {number}"
+    progress("train", 1, _STAGES, detail)
     with meter.measure("pretrain"):
         trained = pretrain(training, to_register=True)
     # Failures count here too, so that a run that cannot be probed does not keep later snapshots waiting for ever.
     with attempts.counted(trained.run) if attempts.awaits_registration(trained.run) else nullcontext():
+        progress("probe", 2, _STAGES, detail)
         with meter.measure("probe"):
             model = replace(config.probe, model=trained.run, dataset=dataset, snapshot=number)
             probed = probe(model, mlflow_run=trained.mlflow_run)
+        progress("register", 3, _STAGES, detail)
         with meter.measure("register"):
             uri = _register(config, services, trained, probed)
             attempts.note_registration(trained.run, uri)
@@ -104,15 +113,14 @@ def _register(
     reporter = Reporter("register")
     reporter("upload", 0, 0, "the model")
     result, data = probed.result, trained.snapshot
-    held_out = sorted(shard.sha256 for shard in data.shards if shard.split != "train")
     tags = {
         **runs.lineage_tags(data),
         "igpt.run": trained.run,
-        "igpt.probe_best_layer": str(result.best_layer),
+        register.BEST_LAYER: str(result.best_layer),
         "igpt.probe_test_accuracy": f"{result.best.test_accuracy:.5f}",
         gate.BITS: f"{trained.result.validation_loss / math.log(2):.5f}",
         gate.ACCURACY: f"{result.best.validation_accuracy:.5f}",
-        gate.SPLITS: digest(held_out),
+        gate.SPLITS: runs.splits_digest(data),
     }
     version = register.register(
         open_model(trained.run, client.Registry(services.mlflow_tracking_uri).open),
@@ -122,6 +130,7 @@ def _register(
         tags=tags,
         best_layer=result.best_layer,
         head=result.head,
+        key=settings.store_key("register"),
     )
     reporter.close()
     reporter.say(f"{version.uri}, alias {client.CANDIDATE}")
@@ -129,8 +138,7 @@ def _register(
     artifacts.link("registered-model", page, version.uri)
     get_run_logger().info("registered %s", version.uri)
     # Triggers deployments that wait for it, such as the probe in infra/prefect.yaml.
-    resource = {"prefect.resource.id": f"igpt.model.{version.name}"}
-    emit_event("igpt.model.registered", resource=resource, payload={"uri": version.uri})
+    events.announce("igpt.model.registered", f"igpt.model.{version.name}", {"uri": version.uri})
     if config.promotion is not None:
         _promote(version, services.mlflow_tracking_uri, config.promotion, config.probe, reporter)
     return version.uri

@@ -1,11 +1,18 @@
-"""The version and the commit of the installed project. The version is declared in pyproject.toml only."""
+"""The version, the commit and a digest of the installed code. The version is declared in pyproject.toml only.
 
+Sent by value to Ray's nodes, whose code may be another: it imports the standard library alone.
+"""
+
+import hashlib
+import importlib.util
 import json
+import socket
 import subprocess
 from importlib import metadata
 from pathlib import Path
 
 DISTRIBUTION = "igpt-pipeline"
+_PACKAGES = ("pipeline", "igpt_model", "flows")
 _CHECKOUT = Path(__file__).parents[1]
 
 
@@ -14,12 +21,38 @@ def version() -> str:
     return metadata.version(DISTRIBUTION)
 
 
-def commit(declared: str | None) -> str | None:
+def commit(declared: str | None, checkout: Path | None = None) -> str | None:
     """The commit of the code: the one the deployment declares, else the checkout's, else the one pip recorded, or None.
 
     For a checkout with changes, "-dirty" is appended.
     """
-    return declared or _of_checkout(_CHECKOUT) or _recorded()
+    return declared or _of_checkout(_CHECKOUT if checkout is None else checkout) or _recorded()
+
+
+def describe_code(declared: str | None) -> dict[str, str]:
+    """The code that this process imports: its version, commit, digest and place, each empty where there is none.
+
+    The place is the machine and the folder; the digest covers the path and the content of each Python file.
+    """
+    found = importlib.util.find_spec("pipeline")
+    if found is None or found.origin is None:
+        return {"version": "", "commit": "", "declared": "", "digest": "", "place": socket.gethostname()}
+    folder = Path(found.origin).parents[1]
+    try:
+        installed, recorded = version(), commit(declared, folder)
+    except metadata.PackageNotFoundError:
+        installed, recorded = "", declared or _of_checkout(folder)
+    digest = hashlib.sha256()
+    for path in sorted(path for package in _PACKAGES for path in (folder / package).rglob("*.py")):
+        digest.update(f"{path.relative_to(folder).as_posix()}\0".encode())
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return {
+        "version": installed,
+        "commit": recorded or "",
+        "declared": declared or "",
+        "digest": digest.hexdigest(),
+        "place": f"{socket.gethostname()}:{folder}",
+    }
 
 
 def _of_checkout(folder: Path) -> str | None:

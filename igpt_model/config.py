@@ -165,6 +165,9 @@ class ExecutionSettings(Config):
     """CPU cores each worker reserves and uses."""
     use_gpu: bool = False
     """Whether each worker gets a GPU."""
+    nodes_seconds: Seconds = 0.0
+    """Seconds to wait for free nodes when a training begins: for an autoscaler to add them, or for other work to leave
+    them. Elastic training then begins with the nodes that there are; 0: do not wait."""
     micro_batch: Count | None = None
     """Images per forward and backward pass of a worker, with gradient accumulation; none: its whole batch at once."""
     compile: bool | None = None
@@ -236,15 +239,23 @@ class TrackingSettings(Config):
 
 def check_names(tracking: TrackingSettings) -> None:
     """Raise IgptError for a name that MLflow does not take."""
-    name = tracking.model_name
+    check_model_name(tracking.model_name, "model_name")
+    _check_length(tracking.experiment, "experiment")
+
+
+def check_model_name(name: str, field: str) -> None:
+    """Raise IgptError for a name of a model that MLflow does not take; `field` is what it was given as."""
     if not name.strip() or "/" in name or ":" in name or name == "." or name.startswith(".."):
         raise IgptError(
-            f"model_name is {name!r}: MLflow takes names that are not blank, without / and :, and that do not begin "
+            f"{field} is {name!r}: MLflow takes names that are not blank, without / and :, and that do not begin "
             "with .."
         )
-    for field, text in (("model_name", name), ("experiment", tracking.experiment)):
-        if len(text) > LONGEST_NAME:
-            raise IgptError(f"{field} has {len(text)} characters: it must have at most {LONGEST_NAME}")
+    _check_length(name, field)
+
+
+def _check_length(text: str, field: str) -> None:
+    if len(text) > LONGEST_NAME:
+        raise IgptError(f"{field} has {len(text)} characters: it must have at most {LONGEST_NAME}")
 
 
 @dataclass(frozen=True, kw_only=True)

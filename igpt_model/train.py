@@ -4,12 +4,14 @@ import sys
 from pathlib import Path
 
 from pipeline.errors import IgptError
+from pipeline.garbage import collect_less_often
 from pipeline.operating_system import end_on_windows
 
 
 def main() -> None:
     """Train as a worker of torchrun, or as the only worker. Bad input prints one line and exits with 2."""
     end_on_windows()
+    collect_less_often()
     from igpt_model.config import PretrainConfig
     from igpt_model.runs import record
     from igpt_model.runs.result import finished

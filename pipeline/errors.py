@@ -47,6 +47,10 @@ def system_error_line(error: OSError) -> str | None:
     return printable(f"{place}: {error.strerror or type(error).__name__}; {remedy}")
 
 
+class NoAnswerError(IgptError):
+    """A service does not answer; the same may succeed once it does."""
+
+
 class UnforeseenError(Exception):
     """Stands for an error that is a bug, with one line on it; the error itself is its cause."""
 

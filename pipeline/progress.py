@@ -1,4 +1,4 @@
-"""How a long step reports its progress to its caller."""
+"""How a long step reports its progress to its caller, and how that is written."""
 
 from typing import Protocol
 
@@ -21,3 +21,9 @@ def together(*listeners: Progress) -> Progress:
 
 def silent(step: str, done: int, total: int, detail: str = "") -> None:
     """A progress that does nothing."""
+
+
+def in_words(step: str, done: int, total: int, detail: str = "") -> str:
+    """One line: `shards 1,200 of 50,000 images`."""
+    count = f"{done:,} of {total:,} {detail}" if total else f"{done:,} {detail}" if done else detail
+    return " ".join(f"{step} {count}".split())

@@ -18,7 +18,11 @@ import threadpoolctl
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 
+from pipeline.garbage import collect_less_often
 from tests.side_by_side import STACK_FOLDER
+
+# Most objects of a test process stay: modules of large libraries, and tests.
+collect_less_often()
 
 # One thread per process, also in processes that tests start: threads that wait for each other on busy cores take many
 # times as long. PyTorch, imported later, reads the variable; the libraries of NumPy and scikit-learn are limited here.

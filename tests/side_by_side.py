@@ -6,11 +6,14 @@ They spend some of their time waiting. The output of all but the first is printe
 line for a part that has failed. A part that crashes prints where.
 """
 
+import os
 import signal
 import subprocess
 import sys
 import tempfile
 from contextlib import ExitStack
+
+from tests.rigs import databases
 
 STACK_FOLDER = "tests/integration"
 # What each part selects, and the folder that it collects (which takes seconds).
@@ -26,13 +29,19 @@ _NO_TESTS = 5  # pytest's exit status
 def main(*arguments: str) -> int:
     """Run all parts; returns the exit status of the first that failed, or 0."""
     *options, markers = arguments
-    # Without the option, pytest prints where a process crashes only until its last test has ended.
+    # Without the option, pytest prints where a process crashed only until its last test has ended.
     command = [sys.executable, "-X", "faulthandler", "-m", "tests.run_pytest", *options]
     codes = []
     with ExitStack() as files:
+        folder_of_databases = files.enter_context(tempfile.TemporaryDirectory(prefix="igpt-databases-"))
         outputs = [None, *(files.enter_context(tempfile.TemporaryFile("w+")) for _ in _PARTS[1:])]
         runs = [
-            subprocess.Popen([*command, f"{part} and ({markers})", folder], stdout=output, stderr=subprocess.STDOUT)
+            subprocess.Popen(
+                [*command, f"{part} and ({markers})", folder],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, databases.VARIABLE: folder_of_databases},
+            )
             for (part, folder), output in zip(_PARTS, outputs, strict=True)
         ]
         for run, output in zip(runs, outputs, strict=True):

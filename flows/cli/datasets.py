@@ -100,10 +100,10 @@ def _config(path: Path | None, overrides: list[str] | None, palette: str | None)
 
 def _dry_run(config: DatasetConfig, as_json: bool, **options: bool) -> None:
     from flows.build_dataset import describe_plan
+    from flows.services import cluster
     from pipeline.build import build
-    from pipeline.cluster import tasks
 
-    tasks.connect(settings.load().ray_address)
+    cluster.connect(settings.load().ray_address, "build")
     reporter = Reporter("dataset")
     planned = build.plan_build(config, **options, progress=reporter)
     reporter.close()
@@ -169,10 +169,10 @@ def retry_failed(
     """Decode the images in quarantine again, and publish a snapshot if any is recovered. Takes the build's config."""
     prepare(home, as_json=as_json)
     checked: DatasetConfig = config_file.load(DatasetConfig, config, overrides or [])
+    from flows.services import cluster
     from pipeline.build import retry
-    from pipeline.cluster import tasks
 
-    tasks.connect(settings.load().ray_address)
+    cluster.connect(settings.load().ray_address, "build")
     reporter = Reporter("dataset")
     result = retry.retry_failed(checked, publisher=_publisher(), progress=reporter)
     reporter.say(

@@ -16,7 +16,11 @@ def deploy(
         "infra/prefect.yaml"
     ),
     notify: Annotated[
-        str | None, typer.Option(metavar="TYPE/NAME", help="Prefect notification block that announces failed runs.")
+        str | None,
+        typer.Option(
+            metavar="TYPE/NAME",
+            help="Prefect notification block that announces failed runs; by default those named igpt.",
+        ),
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Only check the file; register nothing.")] = False,
     home: Home = None,
@@ -40,8 +44,7 @@ def deploy(
     deployments.register_automations(notify, say)
     pools = {deployable.entry.work_pool.name for deployable in deployables}
     for pool in sorted(pools):
-        command = f"prefect worker start --pool {pool} --type process --limit 1"
-        console.print(f"start a worker to run them: {command}")
+        console.print(f"start a worker to run them: igpt worker {pool}")
 
 
 def register(app: typer.Typer) -> None:

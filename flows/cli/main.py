@@ -9,7 +9,20 @@ import typer
 from typer.exceptions import TyperException
 
 from flows import version
-from flows.cli import datasets, deploy, doctor, evaluate, failures, models, monitor, registry, runs
+from flows.cli import (
+    backup,
+    clean,
+    datasets,
+    deploy,
+    doctor,
+    evaluate,
+    failures,
+    models,
+    monitor,
+    registry,
+    runs,
+    worker,
+)
 from flows.cli.options import ConfigFile, Home, Overrides, prepare, read_config
 from flows.config.demo import demo_config
 from flows.config.describe import KINDS, describe
@@ -33,6 +46,7 @@ app = typer.Typer(
 app.add_typer(datasets.app, name="dataset")
 app.add_typer(registry.app, name="models")
 app.add_typer(runs.app, name="runs")
+app.add_typer(backup.app, name="backup")
 
 _INTERRUPTED = 130  # 128 plus the number of SIGINT, as in shells
 _OUTPUT_CLOSED = 141  # 128 plus the number of SIGPIPE
@@ -154,7 +168,9 @@ def refresh(config: ConfigFile = None, overrides: Overrides = None, home: Home =
 
 @app.command("config")
 def print_config(
-    kind: Annotated[str, typer.Argument(help="refresh, dataset, pretrain, probe, evaluate or promotion.")] = "refresh",
+    kind: Annotated[
+        str, typer.Argument(help="refresh, dataset, pretrain, probe, evaluate, promotion, backup or clean.")
+    ] = "refresh",
 ) -> None:
     """Print a config file with every field, its description and its default."""
     if kind not in KINDS:
@@ -165,7 +181,9 @@ def print_config(
 models.register(app)
 evaluate.register(app)
 deploy.register(app)
+worker.register(app)
 monitor.register(app)
+clean.register(app)
 doctor.register(app)
 
 

@@ -41,6 +41,7 @@ TopP = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same images.", min=0, max=2**32 - 1)]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; by default a GPU if there is one.", show_default=False)]
+_SAMPLES = 60
 
 
 def register(app: typer.Typer) -> None:
@@ -52,7 +53,14 @@ def register(app: typer.Typer) -> None:
 def sample(
     model: Model,
     output: Output = Path("samples.png"),
-    count: Annotated[int, typer.Option(help="Number of images.", min=1)] = 60,
+    count: Annotated[
+        int | None,
+        typer.Option(
+            help="Number of images; by default 60, of a class-conditional model as many of each class.",
+            min=1,
+            show_default=False,
+        ),
+    ] = None,
     columns: Annotated[int, typer.Option(help="Number of images in a row of the sheet.", min=1)] = 10,
     class_name: ClassName = None,
     temperature: Temperature = 1.0,
@@ -61,19 +69,20 @@ def sample(
     seed: Seed = 0,
     device: Device = None,
 ) -> None:
-    """Draw images from a model. A class-conditional model draws a row of each class, unless --class names one."""
+    """Draw images from a model. A class-conditional model draws every class in rows of its own, or that of --class."""
     _prepare(output)
     from igpt_model.tracking import sheets
 
     drawing = _drawing(temperature, top_k, top_p, seed)
     bundle = _load(model, device)
     _refuse_upscaling(bundle, model)
-    labels = _labels(bundle, class_name, count)
+    labels = _labels(bundle, class_name, count or _SAMPLES)
     if labels is None and bundle.model.config.classes is not None:
-        labels = np.arange(count) // columns % bundle.model.config.classes
+        labels = _every_class(bundle.model.config.classes, count)
+    number = (count or _SAMPLES) if labels is None else len(labels)
     reporter = Reporter("sample")
-    sheet = sheets.sample_sheet(bundle, drawing, count=count, columns=columns, labels_N=labels, progress=reporter)
-    _write(output, sheets.to_png(sheet), reporter, f"{count} images")
+    sheet = sheets.sample_sheet(bundle, drawing, count=number, columns=columns, labels_N=labels, progress=reporter)
+    _write(output, sheets.to_png(sheet), reporter, f"{number} images")
 
 
 def complete(
@@ -200,7 +209,7 @@ def convert(
     source: Annotated[
         str, typer.Argument(help="An igpt model, a Hugging Face folder, or an .npz of OpenAI's variables.")
     ],
-    folder: Annotated[Path, typer.Argument(help="Folder to create.")],
+    folder: Annotated[str, typer.Argument(help="Folder to create, a path or s3:// URL.")],
     palette: Annotated[
         str | None,
         typer.Option(help="Palette for a model without one: .npy [colours, 3] in [-1, 1] or JSON.", show_default=False),
@@ -208,32 +217,48 @@ def convert(
 ) -> None:
     """Convert an igpt model to a folder for Hugging Face's from_pretrained, or a foreign model to an igpt model."""
     _prepare(None)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise IgptError(f"{folder}: it exists already; give a folder that does not exist yet")
-    if not folder.absolute().parent.is_dir():
-        raise IgptError(f"{folder}: the folder {folder.absolute().parent} does not exist; create it first")
-    from igpt_model.convert import hugging_face, openai
+    _check_new(folder)
+    from igpt_model.convert import foreign, hugging_face
 
-    palette_K3 = None if palette is None else _palette(palette)
+    palette_K3 = None if palette is None else read_palette(palette)
     write: Callable[[Path], object]
-    if source.endswith(".npz"):
-        if palette_K3 is None:
-            raise IgptError(f"{source}: OpenAI's variables hold no palette; give kmeans_centers.npy with --palette")
-        write, kind = openai.from_openai(Path(source), palette_K3).save, "a model folder"
-    elif (Path(source) / "config.json").exists():
-        write = hugging_face.from_hugging_face(Path(source), palette_K3).save
-        kind = "a model folder"
+    opened = None if source.startswith("models:") else foreign.open_foreign(source, palette_K3)
+    if opened is not None:
+        write, kind, last = opened.bundle.save, "a model folder", "model.json"
     else:
         if palette_K3 is not None:
             raise IgptError(f"--palette is {palette}: an igpt model has its own, leave it out")
         bundle = _load(source, "cpu")
         write, kind = lambda path: hugging_face.to_hugging_face(bundle, path), "a Hugging Face folder"
-    with tempfile.TemporaryDirectory(prefix=".igpt-convert-", dir=folder.absolute().parent) as temporary:
+        last = hugging_face.CONFIG
+    remote = objects.protocol(folder) != "file"
+    with tempfile.TemporaryDirectory(
+        prefix=".igpt-convert-", dir=None if remote else objects.local_path(folder).absolute().parent
+    ) as temporary:
         converted = Path(temporary) / "model"
         converted.mkdir()
         write(converted)
-        converted.replace(folder)  # atomically
+        if remote:
+            # The file by which a folder is known as a model comes last.
+            for path in sorted(converted.iterdir(), key=lambda path: path.name == last):
+                objects.upload(path, objects.join(folder, path.name))
+        else:
+            converted.replace(objects.local_path(folder))  # atomically
     console.print(f"{folder} is now {kind}")
+
+
+def _check_new(folder: str) -> None:
+    """Raise IgptError unless a folder can be created: nothing is there, and what holds it is."""
+    if objects.protocol(folder) != "file":
+        objects.check_reachable(folder)
+        if next(objects.list_files(folder), None) is not None:
+            raise IgptError(f"{folder}: it exists already; give a folder that does not exist yet")
+        return
+    path = objects.local_path(objects.absolute(folder))
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise IgptError(f"{folder}: it exists already; give a folder that does not exist yet")
+    if not path.parent.is_dir():
+        raise IgptError(f"{folder}: the folder {path.parent} does not exist; create it first")
 
 
 def _prepare(output: Path | None) -> None:
@@ -271,7 +296,7 @@ def _load(model: str, device: str | None) -> "ModelBundle":
     return on_device(open_model(model, from_registry), device)
 
 
-def _palette(url: str) -> np.ndarray:
+def read_palette(url: str) -> np.ndarray:
     """Read a palette, float32 [colours, 3]. Raises IgptError when the file is missing or not a palette."""
     try:
         return palette.from_bytes(objects.read_bytes(objects.absolute(url)), url)
@@ -305,6 +330,21 @@ def _labels(bundle: "ModelBundle", class_name: str | None, count: int) -> np.nda
         names = ", ".join(bundle.classes[:20]) + (", ..." if len(bundle.classes) > 20 else "")
         raise IgptError(f"--class is {class_name!r}: it must be one of {names}, or a number below {classes}")
     return np.full(count, number)
+
+
+def _every_class(classes: int, count: int | None) -> np.ndarray:
+    """The class numbers of `count` images that show every class about equally often, in order.
+
+    By default as many of each as 60 images allow, and one at least. Raises IgptError for fewer images than classes.
+    """
+    if count is None:
+        count = max(1, _SAMPLES // classes) * classes
+    if count < classes:
+        raise IgptError(
+            f"--count is {count}: the model has {classes} classes and draws each; give {classes} or more, or name one "
+            "class with --class"
+        )
+    return np.sort(np.arange(count) % classes)
 
 
 def _needed_labels(bundle: "ModelBundle", class_name: str | None, count: int) -> np.ndarray | None:

@@ -1,4 +1,4 @@
-"""The commands of `igpt models`: show registered versions, and choose the champion."""
+"""The commands of `igpt models`: import a model, show registered versions, and choose the champion."""
 
 from functools import cache
 from pathlib import Path
@@ -23,12 +23,66 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Registered models: ls, show, compare, promote, rollback and palette.",
+    help="Registered models: import, ls, show, compare, promote, rollback and palette.",
 )
 
 Reference = Annotated[
     str, typer.Argument(metavar="MODEL", help="A version: NAME@candidate, NAME@champion, NAME/3, or models:/... .")
 ]
+
+
+@app.command("import")
+def import_model(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="A Hugging Face folder, an .npz of OpenAI's variables, or an igpt run, checkpoint or model folder; a "
+            "path or s3:// URL.",
+        ),
+    ],
+    name: Annotated[str, typer.Option(help="Name to register the model under.")],
+    palette_file: Annotated[
+        str | None,
+        typer.Option(
+            "--palette",
+            help="Palette of a model without one: .npy [colours, 3] in [-1, 1] or JSON.",
+            show_default=False,
+        ),
+    ] = None,
+    licence: Annotated[
+        str | None, typer.Option(help="Licence of the weights, if SOURCE names none.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+    home: Home = None,
+) -> None:
+    """Register a model from outside as the candidate: published weights, or a model of igpt.
+
+    The same model is registered once. Nothing is registered when the model cannot be used exactly as it is.
+    """
+    registry = _registry(home, as_json=as_json)
+    from flows import import_model as importing
+    from flows import version as code
+    from flows.cli.models import read_palette
+
+    reporter = Reporter("import")
+    reporter("read", 0, 0, "the model")
+    imported = importing.import_model(
+        source,
+        name=name,
+        tracking_uri=registry.tracking_uri,
+        palette_K3=None if palette_file is None else read_palette(palette_file),
+        licence=licence,
+        commit=code.commit(settings.git_commit()),
+    )
+    reporter.close()
+    version = imported.version
+    if as_json:
+        print_json({**_fields(version), "is_new": imported.is_new})
+        return
+    console.print(
+        f"{version.uri} {'is registered' if imported.is_new else 'has these files already'}: {_said(version)}"
+    )
 
 
 @app.command("ls")
@@ -46,7 +100,7 @@ def ls(
         return
     print_table([_row(version) for version in versions])
     if not versions:
-        console.print("No model is registered; `igpt refresh` registers one.")
+        console.print("No model is registered; `igpt refresh` and `igpt models import` register one.")
 
 
 @app.command("show")
@@ -57,6 +111,8 @@ def show(model: Reference, as_json: Json = False, home: Home = None) -> None:
         print_json(_fields(version))
         return
     print_table([_row(version)])
+    if version.copied_from is not None:
+        console.print(f"A copy of {version.copied_from}.")
     console.print()
     print_table([{"tag": key, "value": value} for key, value in sorted(version.tags.items())])
 
@@ -163,6 +219,15 @@ def _row(version: "Version") -> dict[str, object]:
         "dataset": f"{version.tags.get('igpt.dataset', '-')} {version.tags.get('igpt.snapshot', '')}".strip(),
         "created": f"{version.created:%Y-%m-%d %H:%M}",
     }
+
+
+def _said(version: "Version") -> str:
+    """What a version is, and its licence, in words."""
+    from igpt_model.registry import card
+
+    return (
+        f"{version.tags.get(card.ARCHITECTURE, 'a model')}; licence {version.tags.get(card.LICENCE, card.NOT_STATED)}"
+    )
 
 
 def _fields(version: "Version") -> dict[str, object]:

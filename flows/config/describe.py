@@ -9,6 +9,8 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter
 
+from flows.config.backup import BackupConfig
+from flows.config.clean import CleanConfig
 from flows.config.refresh import RefreshConfig
 from igpt_model.config import PretrainConfig
 from igpt_model.evaluating.config import EvaluateConfig
@@ -26,6 +28,8 @@ KINDS: dict[str, type[Config]] = {
     "probe": ProbeConfig,
     "evaluate": EvaluateConfig,
     "promotion": GateConfig,
+    "backup": BackupConfig,
+    "clean": CleanConfig,
 }
 
 

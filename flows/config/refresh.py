@@ -58,6 +58,8 @@ class RefreshConfig(Config):
             raise IgptError(
                 "probe.model, pretrain.data.snapshot and probe.snapshot: a refresh sets them, leave them out"
             )
+        if self.probe.register:
+            raise IgptError("probe.register is set: a refresh registers the model with its probe anyway, leave it out")
         if self.pretrain.model.class_conditional:
             raise IgptError(
                 "pretrain.model.class_conditional is set: a refresh probes features, and a class-conditional model "

@@ -21,6 +21,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from flows.services import settings
 from flows.services.process import shortened
+from pipeline.errors import IgptError
 
 _SECONDS = 10
 _RAY_SECONDS = 60  # mostly for Ray's import
@@ -48,6 +49,8 @@ class Answer:
     """Empty if none is configured, or if it must not be shown."""
     problem: str = ""
     """Why it cannot be used; empty if it answers."""
+    keys_by_step: bool = True
+    """Whether each step of a flow has a key of its own, for S3."""
     version: str | None = None
     """The server's version if it is known; for S3, the Server header."""
     client: str | None = None
@@ -85,8 +88,11 @@ def _ask_s3(address: str) -> Answer:
     timeouts = Config(connect_timeout=_SECONDS, read_timeout=_SECONDS, retries={"total_max_attempts": 1})
     fields: dict[str, Any] = {"service": "S3", "address": address}
     try:
+        fields["keys_by_step"] = settings.keys_by_step()
         client = boto3.client("s3", endpoint_url=None if address == settings.AMAZON else address, config=timeouts)
         response = client.list_buckets()
+    except IgptError as error:
+        return Answer(**fields, problem=str(error))
     except ClientError as error:
         response = error.response
         code = str(response.get("Error", {}).get("Code", "unknown"))

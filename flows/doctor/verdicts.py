@@ -54,6 +54,7 @@ def judge(machine: Machine, stack: Sequence[ServiceStatus], answers: Sequence[An
         _gpus(machine.gpus, machine.torch),
         *_stack(stack),
         *(_answer(answer, machine) for answer in answers),
+        *(verdict for answer in answers for verdict in _keys(answer)),
         *(verdict for answer in answers for verdict in _clock(answer)),
     ]
 
@@ -224,6 +225,13 @@ def _fits(answer: Answer) -> bool:
         return True
     parts = None if answer.service == "Ray" else 2
     return answer.client.split(".")[:parts] == answer.version.split(".")[:parts]
+
+
+def _keys(answer: Answer) -> Iterator[Verdict]:
+    if answer.service == "S3" and answer.address and not answer.problem and not answer.keys_by_step:
+        detail = "one key of S3 serves every step: what decodes images or trains can write models, too"
+        advice = "give each step a key of its own (infra/SECURITY.md), or leave it so where nobody else adds images"
+        yield Verdict(check="keys", state="warning", detail=detail, advice=advice)
 
 
 def _clock(answer: Answer) -> Iterator[Verdict]:

@@ -14,12 +14,12 @@ _URL_CHARACTERS = ":/?#[]@!$&'*+,;=%~"  # that stay as they are; not the parenth
 
 def link(key: str, url: str, text: str, description: str = "") -> None:
     """A link with its text."""
-    create_link_artifact(key=key, link=_url(url), link_text=_markdown(text), description=_markdown(description))
+    create_link_artifact(key=key, link=_url(url), link_text=plain(text), description=plain(description))
 
 
 def image(key: str, url: str, description: str) -> None:
     """A picture at a URL."""
-    create_image_artifact(key=key, image_url=_url(url), description=_markdown(description))
+    create_image_artifact(key=key, image_url=_url(url), description=plain(description))
 
 
 def table(key: str, rows: Sequence[Mapping[str, object]], description: str) -> None:
@@ -28,10 +28,11 @@ def table(key: str, rows: Sequence[Mapping[str, object]], description: str) -> N
         {printable(name): printable(value) if isinstance(value, str) else value for name, value in row.items()}
         for row in rows
     ]
-    create_table_artifact(key=key, table=shown, description=_markdown(description))
+    create_table_artifact(key=key, table=shown, description=plain(description))
 
 
-def _markdown(text: str) -> str:
+def plain(text: str) -> str:
+    """Markdown that shows a text as it is."""
     return _MARKUP.sub(r"\\\1", printable(text))
 
 

@@ -21,6 +21,7 @@ from prefect.flows import load_flow_from_entrypoint
 from prefect.schedules import Schedule
 from prefect.workers.process import ProcessWorker
 
+from flows.prefect_ops.flow_runs import SILENT
 from pipeline.errors import IgptError
 from pipeline.typed_config import config_file, values
 from pipeline.typed_config.config import Config
@@ -29,9 +30,13 @@ _ENDED = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Canc
 # Runs send a heartbeat every 30 s (PREFECT_FLOWS_HEARTBEAT_FREQUENCY). Long enough that a restarted server does not
 # close live runs whose heartbeats it missed.
 _HEARTBEAT_TIMEOUT = timedelta(minutes=5)
+# `igpt worker` puts the right Python first on PATH.
+_LAUNCHER = "python -m flows.prefect_ops.launcher"
 # The server updates automations by name: a new name would leave the old automation running.
 SILENT_AUTOMATION = "igpt: close runs that fell silent"
 NOTIFY_AUTOMATION = "igpt: tell of runs that failed"
+NOTIFIER = "igpt"
+"""The name of the notification block that is used unless another one is given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,16 +170,20 @@ def register(deployables: Sequence[Deployable], say: Callable[[str], None]) -> N
     with get_client(sync_client=True) as client:
         for pool in sorted({deployable.entry.work_pool.name for deployable in deployables}):
             client.create_work_pool(
-                WorkPoolCreate(
-                    name=pool, type="process", base_job_template=ProcessWorker.get_default_base_job_template()
-                ),
-                overwrite=True,
+                WorkPoolCreate(name=pool, type="process", base_job_template=_job_template()), overwrite=True
             )
             say(f"work pool {pool}")
     for deployable in deployables:
         _deployment(deployable).apply()
         schedules = [schedule.cron or f"every {schedule.interval:g} s" for schedule in deployable.entry.schedules]
         say(f"deployment {deployable.full_name} ({', '.join(schedules) or 'no schedule'})")
+
+
+def _job_template() -> dict[str, Any]:
+    """Prefect's template of a process pool, with a command that starts a run's driver apart from its worker."""
+    template = ProcessWorker.get_default_base_job_template()
+    template["variables"]["properties"]["command"]["default"] = _LAUNCHER
+    return template
 
 
 def _deployment(deployable: Deployable) -> RunnerDeployment:
@@ -210,12 +219,19 @@ def register_automations(
 ) -> None:
     """Let the server close runs without a heartbeat, and announce failed ones through `notify` (TYPE/NAME of a block).
 
-    `say` gets a line for each automation.
+    Without `notify`, through every notification block named igpt. `say` gets a line for each automation, and one if
+    nobody is told.
     """
     automations = [_close_silent(silent_for)]
-    if notify is not None:
-        automations.append(_notification(_block_id(notify)))
+    blocks = _default_blocks() if notify is None else [_block_id(notify)]
+    if blocks:
+        automations.append(_notification(blocks))
     with get_client(sync_client=True) as client:
+        if not blocks and not client.read_automations_by_name(NOTIFY_AUTOMATION):
+            say(
+                f"nobody is told of runs that fail: create a notification block named {NOTIFIER} on Prefect's page "
+                "Blocks, then deploy again"
+            )
         for automation in automations:
             existing = client.read_automations_by_name(automation.name)
             if existing:
@@ -244,14 +260,13 @@ def _close_silent(silent_for: timedelta) -> AutomationCore:
                 state=StateType.CRASHED,
                 name="Crashed",
                 force=False,
-                message=f"its process sent no heartbeat for {silent_for.total_seconds():.0f} s; the next run continues "
-                "its work",
+                message=f"{SILENT} for {silent_for.total_seconds():.0f} s; the next run continues its work",
             )
         ],
     )
 
 
-def _notification(block_id: UUID) -> AutomationCore:
+def _notification(block_ids: Sequence[UUID]) -> AutomationCore:
     return AutomationCore(
         name=NOTIFY_AUTOMATION,
         description="One message for each deployed run that failed, and none for its subflow runs.",
@@ -270,8 +285,19 @@ def _notification(block_id: UUID) -> AutomationCore:
                 subject="{{ flow.name }} {{ flow_run.state.name }}",
                 body="{{ flow.name }}, run {{ flow_run.name }}: {{ flow_run.state.message }}\n{{ flow_run|ui_url }}",
             )
+            for block_id in block_ids
         ],
     )
+
+
+def _default_blocks() -> list[UUID]:
+    with get_client(sync_client=True) as client:
+        blocks = client.read_block_documents(include_secrets=False)
+    return [
+        block.id
+        for block in blocks
+        if block.name == NOTIFIER and block.block_schema is not None and "notify" in block.block_schema.capabilities
+    ]
 
 
 def _block_id(slug: str) -> UUID:

@@ -14,9 +14,9 @@ from prefect.client.schemas.filters import (
     FlowRunFilterState,
     FlowRunFilterStateType,
 )
-from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.exceptions import Abort, ObjectNotFound
-from prefect.states import Cancelled, Crashed
+from prefect.states import Cancelled, Crashed, Running
 
 # A run that starts later than this after its due time gives way to a newer waiting run. Not earlier: if runs are
 # scheduled faster than they start, each would give way to the next, and none would work.
@@ -26,6 +26,10 @@ _ACQUIRE_TIMEOUT = timedelta(minutes=2)
 # A live worker has started the process of a run within this time after taking the run.
 _START_TIMEOUT = timedelta(minutes=10)
 _PAGE = 200
+SILENT = "its process sent no heartbeat"
+"""How the message begins with which the server closes a run that fell silent (deployments.py)."""
+ALIVE = "its process is alive; the server had missed its heartbeats"
+"""The message with which a run that fell silent is opened again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +119,35 @@ def close(run_id: str, successor_id: str | None) -> bool:
         if successor is not None and successor.id == root.id:  # the same run, restarted
             return False
         return _close_tree(client, root, successor.name if successor else "another process")
+
+
+def state(run_id: UUID) -> State[Any]:
+    """The state of a run. Raises ObjectNotFound for a deleted one."""
+    with get_client(sync_client=True) as client:
+        current = client.read_flow_run(run_id).state
+    assert current is not None
+    return current
+
+
+def fell_silent(run: State[Any]) -> bool:
+    """Whether the server closed a run because its heartbeats did not arrive."""
+    return run.is_crashed() and (run.message or "").startswith(SILENT)
+
+
+def reopen(run_id: UUID) -> None:
+    """Set a run and its subflow runs in the same process to Running, where the server closed them as silent."""
+    with get_client(sync_client=True) as client:
+        for run in _tree(client, client.read_flow_run(run_id)):
+            if run.state is not None and fell_silent(run.state):
+                client.set_flow_run_state(run.id, Running(message=ALIVE), force=True)
+
+
+def cancel_all(run_id: UUID, message: str) -> None:
+    """Close a run and all other open runs of its process as Cancelled."""
+    with get_client(sync_client=True) as client:
+        for run in _tree(client, client.read_flow_run(run_id)):
+            if run.state is not None and not run.state.is_final():
+                client.set_flow_run_state(run.id, Cancelled(message=message), force=True)
 
 
 def _of_same_deployment(client: SyncPrefectClient, run_id: UUID) -> tuple[DeployedRun, list[DeployedRun]]:

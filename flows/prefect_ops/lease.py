@@ -1,5 +1,6 @@
 """Let one flow run at a time work on a dataset or training run, and close the flow runs of dead holders."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -10,8 +11,10 @@ from prefect.runtime import flow_run
 
 from flows.prefect_ops import flow_runs
 from flows.prefect_ops.termination import terminable
-from pipeline.store import lease
-from pipeline.store.lease import Fence
+from pipeline.store import lease, objects
+from pipeline.store.lease import Fence, LeaseHeldError
+
+_ASK_SECONDS = 15.0
 
 
 @contextmanager
@@ -33,3 +36,19 @@ def exclusively(folder: str, say: Callable[[str], None]) -> Iterator[Fence]:
                     get_run_logger().warning("flow run %s died while working on %s; closed it", dead_run, folder)
         with terminable():
             yield held.fence
+
+
+def await_free(folder: str, say: Callable[[str], None], seconds: float) -> None:
+    """Wait until no live process holds the lease of a folder. Raises LeaseHeldError when one does after `seconds`."""
+    deadline, told = time.monotonic() + seconds, False
+    while True:
+        try:
+            with exclusively(objects.absolute(folder), (lambda line: None) if told else say):
+                return
+        except LeaseHeldError as error:
+            if time.monotonic() > deadline:
+                raise
+            if not told:
+                say(f"{error}; waiting for its end")
+                told = True
+            time.sleep(_ASK_SECONDS)

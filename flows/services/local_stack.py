@@ -29,7 +29,9 @@ from flows.services.process import (
     service_processes,
     start,
 )
-from flows.services.services import BUCKETS, Stack, services, short_folder
+from flows.services.services import Stack, services, short_folder
+from flows.services.store_keys import derive, write_steps
+from flows.services.store_rights import BUCKETS
 from pipeline.errors import IgptError
 
 __all__ = ["ServiceStatus", "Stack", "down", "load", "process_ids", "status", "up"]
@@ -85,12 +87,13 @@ class _Record:
         if set(self.ports) != set(_NAMES) or not set(self.processes) <= set(_NAMES):
             raise ValueError(f"the services are {_NAMES}")
 
-    def stack(self) -> Stack:
+    def stack(self, home: Path) -> Stack:
         urls = {name: f"http://{HOST}:{port}" for name, port in self.ports.items()}
         return Stack(
             s3_url=urls["s3"],
             s3_access_key=self.s3_access_key,
             s3_secret_key=self.s3_secret_key,
+            keys_folder=home / "keys",
             prefect_url=urls["prefect"],
             mlflow_url=urls["mlflow"],
             ray_address=f"{HOST}:{self.ports['ray']}",
@@ -98,7 +101,7 @@ class _Record:
         )
 
     def services(self, home: Path) -> list[Service]:
-        return services(home, self.stack(), self.ray_folder)
+        return services(home, self.stack(home), self.ray_folder)
 
     def find(self, name: str) -> psutil.Process | None:
         return self.processes[name].find() if name in self.processes else None
@@ -122,17 +125,25 @@ def up(home: Path, *, say: Say = lambda line: None) -> Stack:
         raise IgptError(f"{home} cannot hold the services: {error.strerror}; give another folder") from None
     with _locked(home, say):
         record = _read(home) or _new_record(home)
+        stack = record.stack(home)
+        write_steps(stack.keys_folder, derive(stack.administrator))
         to_start = _end_unusable(home, record, say)
         if to_start:
             _make_folders(home, record, to_start)
             _start(home, record, to_start, say)
-        return record.stack()
+        return record.stack(home)
+
+
+def mlflow_database(home: Path) -> str:
+    """The SQLAlchemy URL of the database of a home's MLflow server."""
+    return f"sqlite:///{home.absolute()}/mlflow/mlflow.db"
 
 
 def load(home: Path) -> Stack | None:
     """The recorded addresses of a folder's services, without checking them. None unless all were started."""
-    record = _read(home.resolve())
-    return record.stack() if record is not None and len(record.processes) == len(_NAMES) else None
+    home = home.resolve()
+    record = _read(home)
+    return record.stack(home) if record is not None and len(record.processes) == len(_NAMES) else None
 
 
 def status(home: Path) -> list[ServiceStatus]:

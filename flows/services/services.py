@@ -22,10 +22,10 @@ from botocore.credentials import Credentials
 
 from flows.services.ports import HOST, free_port, is_free
 from flows.services.process import Service, inherited_environment, owner_variable, shortened
+from flows.services.store_keys import Pair, derive, for_rclone
 from pipeline.errors import IgptError
 from pipeline.hashing import sha256
 
-BUCKETS = ("raw", "datasets", "runs", "mlflow")
 _REGION = "us-east-1"
 _OBJECT_STORE_BYTES = 10**9
 _CHECK_SECONDS = 10
@@ -48,6 +48,8 @@ class Stack:
     s3_url: str
     s3_access_key: str
     s3_secret_key: str = field(repr=False)
+    keys_folder: Path
+    """Has a file with the key of each step of a flow."""
     prefect_url: str
     mlflow_url: str
     ray_address: str
@@ -63,6 +65,7 @@ class Stack:
             "AWS_SECRET_ACCESS_KEY": self.s3_secret_key,
             "AWS_ENDPOINT_URL": self.s3_url,
             "AWS_DEFAULT_REGION": _REGION,
+            "IGPT_KEYS": str(self.keys_folder),
             "MLFLOW_S3_ENDPOINT_URL": self.s3_url,
             "MLFLOW_TRACKING_URI": self.mlflow_url,
             "PREFECT_API_URL": f"{self.prefect_url}/api",
@@ -72,6 +75,11 @@ class Stack:
             **_RAY_ON_LOOPBACK,
         }
 
+    @property
+    def administrator(self) -> Pair:
+        """The pair of this machine's user, who has all rights."""
+        return Pair(access_key=self.s3_access_key, secret_key=self.s3_secret_key)
+
 
 def services(home: Path, stack: Stack, ray_folder: Path) -> list[Service]:
     """The four services of a stack. Raises IgptError when a program is missing."""
@@ -79,24 +87,17 @@ def services(home: Path, stack: Stack, ray_folder: Path) -> list[Service]:
 
 
 def _s3(home: Path, stack: Stack) -> Service:
-    # No VFS cache: with one, a PUT is acknowledged before the object is in the folder, reads during an overwrite return
-    # the old bytes or an error far more often, and every ranged GET hashes the whole object again.
-    # Directory cache of 2 s (5 minutes by default): files put directly into the folder are hidden for that long; writes
-    # through S3 are visible at once. With 0, every request reads the whole directory: with 2,500 files in it, the rate
-    # fell from 200 GETs per second to 6.
-    # XXH3: listing or opening an object hashes all of it for its ETag, unless the directory cache has it. That takes
-    # 0.1 s for 400 MB, 0.65 s with MD5. Its 16 digits cannot be mistaken for an MD5.
-    # No checksum: otherwise every GET hashes the bytes it reads from local disk, which was half of its cost.
     command = (
-        _program("rclone"), "serve", "s3", str(home / "s3"), "--addr", f"{HOST}:{_port(stack.s3_url)}",
-        "--vfs-cache-mode", "off", "--dir-cache-time", "2s", "--etag-hash", "XXH3", "--no-checksum", "--config", "",
-    )  # fmt: skip
-    # In the environment, because other users can read command lines. The quotes are those of CSV.
-    environment = {"RCLONE_AUTH_KEY": f'"{stack.s3_access_key},{stack.s3_secret_key}"'}
+        *(sys.executable, "-m", "flows.services.store_gate", _program("rclone"), str(home / "s3")),
+        f"{HOST}:{_port(stack.s3_url)}",
+    )
+    # In the environment, because other users can read command lines.
+    environment = for_rclone(stack.administrator)
 
     def check() -> str | None:
         request = AWSRequest(method="GET", url=f"{stack.s3_url}/")
-        keys = Credentials(stack.s3_access_key, stack.s3_secret_key)
+        pair = derive(stack.administrator)["reader"]  # which a server of an earlier version refuses
+        keys = Credentials(pair.access_key, pair.secret_key)
         S3SigV4Auth(keys, "s3", _REGION).add_auth(request)
         status, _ = _get(stack.s3_url, "/", dict(request.headers.items()))
         if status == http.HTTPStatus.FORBIDDEN:
@@ -136,6 +137,7 @@ def _mlflow(home: Path, stack: Stack) -> Service:
     )  # fmt: skip
     environment = {
         **{name: v for name, v in stack.environment().items() if name.startswith(("AWS_", "MLFLOW_S3_"))},
+        **derive(stack.administrator)["mlflow"].environment(),
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         # Its job runner is for evaluations of language models, and takes eight processes of 140 MiB each.
@@ -160,7 +162,8 @@ def _ray(home: Path, stack: Stack, ray_folder: Path) -> Service:
     if importlib.util.find_spec("grpc"):  # only then Ray starts its client server, which takes no port 0
         command += ["--ray-client-server-port", str(free_port())]
     environment = {
-        **{name: value for name, value in stack.environment().items() if name != "RAY_ADDRESS"},
+        **{name: v for name, v in stack.environment().items() if name not in ("RAY_ADDRESS", "IGPT_KEYS")},
+        **derive(stack.administrator)["reader"].environment(),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         # There is no dashboard. Without an address, Ray Train would look for one for 20 s at the end of a training.

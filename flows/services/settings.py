@@ -4,12 +4,17 @@ Variables that are not set come from the services that `igpt up` started for the
 """
 
 import os
+import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 from flows.services import local_stack
+from flows.services.ports import HOST
+from flows.services.store_keys import Pair
+from flows.services.store_rights import STEPS
 from pipeline.errors import IgptError
+from pipeline.store.credentials import StoreKey
 
 # Keeps log output of libraries off the terminal. Errors are raised, so none of these hides one.
 _QUIET = {
@@ -30,6 +35,7 @@ _QUIET = {
 # minutes each; a failed or cancelled run could not end meanwhile. These values give up after one minute if nothing
 # listens, and after four if nothing answers. Deployed runs get them from compose.yaml and Kubernetes.
 MLFLOW_RETRIES = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "5", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
+_OF_THE_STORE = ("AWS_ACCESS_KEY_ID", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE")
 _SERVICES = {
     "PREFECT_API_URL": "a Prefect server",
     "MLFLOW_TRACKING_URI": "an MLflow server",
@@ -104,22 +110,78 @@ def credentials(service: str) -> str | None:
     return f"{name}:{password}" if name and password else None
 
 
+def store_key(step: str) -> StoreKey | None:
+    """The key of a step (store_rights.STEPS) from the folder IGPT_KEYS, or None where one key serves all steps.
+
+    Its file holds ACCESS_KEY:SECRET_KEY. Raises IgptError when it cannot be used.
+    """
+    folder = os.environ.get("IGPT_KEYS")
+    if not folder:
+        return None
+    path = Path(folder) / step
+    try:
+        access_key, colon, secret_key = path.read_text().strip().partition(":")
+    except OSError as error:
+        raise IgptError(f"{path} cannot be read: {error.strerror}; create it, or correct IGPT_KEYS") from None
+    if not (access_key and colon and secret_key):
+        raise IgptError(f"{path} does not hold ACCESS_KEY:SECRET_KEY; correct it")
+    return StoreKey(role=step, access_key=access_key, secret_key=secret_key)
+
+
+def keys_by_step() -> bool:
+    """Whether each step of a flow has a key of the object store of its own. Raises IgptError as store_key does."""
+    keys = [store_key(step) for step in STEPS]
+    return None not in keys and len({key.access_key for key in keys if key is not None}) == len(STEPS)
+
+
+def own_pair() -> Pair:
+    """The pair of the environment. Raises IgptError when it has none."""
+    access_key, secret_key = (os.environ.get(f"AWS_{part}") for part in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY"))
+    if not access_key or not secret_key:
+        raise IgptError(f"{CREDENTIALS['S3']} are not set")
+    return Pair(access_key=access_key, secret_key=secret_key)
+
+
 def git_commit() -> str | None:
     """The commit that the deployment declares in IGPT_GIT_COMMIT, or None."""
     commit = os.environ.get("IGPT_GIT_COMMIT", "")
     return None if commit in ("", "unknown") else commit  # "unknown" in an image built without GIT_COMMIT
 
 
-def activate(home: Path) -> None:
-    """Prepare this process's environment for the libraries. To be called before Prefect, Ray or MLflow is imported."""
-    for name, value in {**_QUIET, **MLFLOW_RETRIES}.items():
+def prepare_driver() -> str:
+    """Prepare the environment of a flow run's process, and return the run's id. Raises IgptError without a run."""
+    run_id = os.environ.get("PREFECT__FLOW_RUN_ID")
+    if not run_id:
+        raise IgptError("no flow run is named: PREFECT__FLOW_RUN_ID, which a Prefect worker sets, is missing")
+    # Its worker may be gone when the run is cancelled.
+    os.environ["PREFECT__ENABLE_CANCELLATION_AND_CRASHED_HOOKS"] = "true"
+    return run_id
+
+
+def worker_environment(health_port: int) -> dict[str, str]:
+    """The environment of a Prefect worker whose runs use this Python, and whose health page is on a loopback port."""
+    programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    page = {"PREFECT_WORKER_WEBSERVER_HOST": HOST, "PREFECT_WORKER_WEBSERVER_PORT": str(health_port)}
+    return {**os.environ, **page, "PATH": programs}
+
+
+def activate(home: Path, *, quiet: bool = True) -> None:
+    """Prepare this process's environment for the libraries. To be called before Prefect, Ray or MLflow is imported.
+
+    Not `quiet`: the libraries log as they are configured to.
+    """
+    for name, value in {**(_QUIET if quiet else {}), **MLFLOW_RETRIES}.items():
         os.environ.setdefault(name, value)
     # Where the user has no home folder that can be written; the client needs none.
     warnings.filterwarnings("ignore", message="Failed to create the Prefect home directory")
     if any(name not in os.environ for name in _SERVICES):
         stack = local_stack.load(home)
         if stack is not None:
-            for name, value in stack.environment().items():
+            variables = stack.environment()
+            # The keys of its steps are of no use at another store.
+            if any(os.environ.get(name, variables.get(name)) != variables.get(name) for name in _OF_THE_STORE):
+                del variables["IGPT_KEYS"]
+            for name, value in variables.items():
                 os.environ.setdefault(name, value)
 
 
@@ -136,6 +198,16 @@ def tracking_uri() -> str:
 def prefect_api_url() -> str:
     """The address of the Prefect server. Raises IgptError if it is not set or carries a password."""
     return _address("PREFECT_API_URL")
+
+
+def mlflow_database(home: Path) -> str | None:
+    """The SQLAlchemy URL of the database behind MLflow, which only some jobs may reach; None: not known here."""
+    if database := os.environ.get("MLFLOW_BACKEND_STORE_URI"):
+        return database
+    stack = local_stack.load(home)
+    if stack is not None and os.environ.get("MLFLOW_TRACKING_URI") == stack.mlflow_url:
+        return local_stack.mlflow_database(home)
+    return None
 
 
 def _address(name: str) -> str:

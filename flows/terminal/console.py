@@ -13,6 +13,7 @@ from rich.cells import cell_len
 
 from pipeline.errors import IgptError
 from pipeline.printable import printable
+from pipeline.progress import in_words
 
 _PLAIN_SECONDS = 10.0  # between two plain lines
 _WIDTH = 80  # of what is no terminal
@@ -99,8 +100,7 @@ class Reporter:
         if step != self._step:
             self._finish_line()
             self._step, self._began, self._printed = step, now, now
-        count = f"{done:,} of {total:,} {detail}" if total else f"{done:,} {detail}" if done else detail
-        text = " ".join(f"  {self._stage}: {step} {count}".split())
+        text = in_words(f"{self._stage}: {step}", done, total, detail)
         if text == self._last_text:
             return
         self._line = f"  {text} ({now - self._began:.0f} s)"

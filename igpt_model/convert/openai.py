@@ -17,13 +17,13 @@ is a layer, C the width, H the heads, K the colours, T the pixels:
     head.weight [K, C]                          wtet [K, C]
 """
 
-import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from igpt_model.convert.weights import NORMS, ForeignWeights, side_of
+from igpt_model.convert import stored_tensors
+from igpt_model.convert.weights import NORMS, Piece, StoredTensor, convert, side_of
 from igpt_model.model.bundle import ModelBundle
 from igpt_model.model.config import ModelConfig
 from pipeline.errors import IgptError
@@ -35,51 +35,59 @@ def from_openai(path: Path, palette_K3: np.ndarray) -> ModelBundle:
     Names that do not start with `model/`, and variables of the optimizer and the classifier (`model/clf`), are ignored.
     A file without `model/sos` holds a masked model. Raises IgptError for a file with missing or unknown variables.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name.removesuffix(":0"): file[name] for name in file.files}
-    except FileNotFoundError:
-        raise IgptError(f"{path}: no such file; give an .npz file of OpenAI's variables") from None
-    except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
-        raise IgptError(f"{path}: not an .npz file of arrays ({error})") from None
+    arrays = {name.removesuffix(":0"): array for name, array in stored_tensors.of_npz(path).items()}
     kept = {
-        name.removeprefix("model/"): torch.from_numpy(array)
+        name.removeprefix("model/"): array
         for name, array in arrays.items()
         if name.startswith("model/") and not name.startswith("model/clf/") and not name.endswith(("/Adam", "/Adam_1"))
     }
+    config = _model_config(kept, path)
+    return convert(config, kept, pieces(config), palette_K3, f"{path}: model")
+
+
+def _model_config(arrays: Mapping[str, StoredTensor], path: Path) -> ModelConfig:
+    """The shape of the model of these variables."""
     for name, dimensions in (("wte", 2), ("wpe", 2), ("h0/attn/q_proj", 3)):
-        if name not in kept or kept[name].ndim != dimensions:
+        if name not in arrays or len(arrays[name].shape) != dimensions:
             raise IgptError(
                 f"{path}: there is no model/{name} with {dimensions} dimensions; name each array like its variable in "
                 "OpenAI's checkpoint"
             )
-    (colours, width), heads = kept["wte"].shape, len(kept["h0/attn/q_proj"])
-    config = ModelConfig(
-        layers=len({name.split("/")[0] for name in kept if name[0] == "h"}),
+    colours, width = arrays["wte"].shape
+    return ModelConfig(
+        layers=len({name.split("/")[0] for name in arrays if name.startswith("h")}),
         width=width,
-        heads=heads,
-        resolution=side_of(len(kept["wpe"]), str(path)),
+        heads=arrays["h0/attn/q_proj"].shape[0],
+        resolution=side_of(arrays["wpe"].shape[0], str(path)),
         colours=colours,
-        objective="autoregressive" if "sos" in kept else "masked",
+        objective="autoregressive" if "sos" in arrays else "masked",
     )
-    openai_weights = ForeignWeights(kept, f"{path}: model")
-    weights = {
-        "tokens.weight": openai_weights.take("wte", colours, width),
-        "positions": openai_weights.take("wpe", config.positions, width),
-        "norm.weight": openai_weights.take("ln_f/g", width),
-        "head.weight": openai_weights.take("wtet", colours, width),
-    }
-    if "sos" in openai_weights:
-        weights["start"] = openai_weights.take("sos", width)
+
+
+def pieces(config: ModelConfig) -> Iterator[Piece]:
+    """What becomes of each of OpenAI's variables in a model of this shape."""
+    colours, width, heads = config.colours, config.width, config.heads
+    yield Piece(source="wte", shape=(colours, width), target="tokens.weight")
+    yield Piece(source="wpe", shape=(config.positions, width), target="positions")
+    yield Piece(source="ln_f/g", shape=(width,), target="norm.weight")
+    yield Piece(source="wtet", shape=(colours, width), target="head.weight")
+    if config.objective == "autoregressive":
+        yield Piece(source="sos", shape=(width,), target="start")
     projection = (heads, width // heads, width)
     for layer in range(config.layers):
-        block, openai_block = f"blocks.{layer}", f"h{layer}"
-        for name, openai_name in NORMS.items():
-            weights[f"{block}.{name}.weight"] = openai_weights.take(f"{openai_block}/{openai_name}/g", width)
-        parts = [openai_weights.take(f"{openai_block}/attn/{which}_proj", *projection) for which in "qkv"]
-        weights[f"{block}.attention.qkv.weight"] = torch.cat([part.reshape(width, width) for part in parts])
-        out = openai_weights.take(f"{openai_block}/attn/c_proj", *projection)
-        weights[f"{block}.attention.out.weight"] = out.reshape(width, width).T
-        weights[f"{block}.mlp_in.weight"] = openai_weights.take(f"{openai_block}/mlp/c_fc/w", width, 4 * width).T
-        weights[f"{block}.mlp_out.weight"] = openai_weights.take(f"{openai_block}/mlp/c_proj/w", 4 * width, width).T
-    return openai_weights.assemble(config, weights, palette_K3)
+        block, theirs = f"blocks.{layer}", f"h{layer}"
+        for name, their_name in NORMS.items():
+            yield Piece(source=f"{theirs}/{their_name}/g", shape=(width,), target=f"{block}.{name}.weight")
+        for number, which in enumerate("qkv"):
+            yield Piece(
+                source=f"{theirs}/attn/{which}_proj",
+                shape=projection,
+                target=f"{block}.attention.qkv.weight",
+                target_rows=(number * width, (number + 1) * width),
+            )
+        for source, shape, target in (
+            ("attn/c_proj", projection, "attention.out"),
+            ("mlp/c_fc/w", (width, 4 * width), "mlp_in"),
+            ("mlp/c_proj/w", (4 * width, width), "mlp_out"),
+        ):
+            yield Piece(source=f"{theirs}/{source}", shape=shape, target=f"{block}.{target}.weight", transposed=True)

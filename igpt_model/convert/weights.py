@@ -1,6 +1,7 @@
-"""Converting weights of other implementations: takes tensors by name and shape, and checks that all were used."""
+"""Converts weights of other implementations: checks names, shapes and types first, then reads a tensor at a time."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,41 +14,125 @@ from pipeline.errors import IgptError
 
 # Normalizations of a block: name in ImageGPT and name in OpenAI's code, which Hugging Face kept.
 NORMS = {"attention_norm": "ln_1", "mlp_norm": "ln_2"}
+# float64 as far as float32 holds its values exactly.
+_FLOATS = {torch.float32, torch.float16, torch.bfloat16, torch.float64}
+_GIB = 1 << 30
 
 
-class ForeignWeights:
-    """The tensors of a file by their original names; error messages name the file as `origin`."""
+@dataclass(frozen=True, kw_only=True)
+class StoredTensor:
+    """A tensor of a file, whose values are read when they are needed."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], origin: str) -> None:
-        self._tensors, self._origin = dict(tensors), origin
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    read: Callable[[], Tensor]
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._tensors
 
-    def take(self, name: str, *shape: int) -> Tensor:
-        """Remove and return a weight. Raises IgptError when it is missing or has another shape."""
-        if name not in self._tensors:
-            raise IgptError(f"{self._origin}: {name} is missing")
-        weight = self._tensors.pop(name)
-        if tuple(weight.shape) != shape:
-            raise IgptError(f"{self._origin}: {name} has the shape {list(weight.shape)}, expected {list(shape)}")
-        return weight
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """Where a tensor of a foreign model goes."""
 
-    def assemble(self, config: ModelConfig, weights: Mapping[str, Tensor], palette_K3: np.ndarray) -> ModelBundle:
-        """Build the model from converted weights. Raises IgptError for unused tensors, or a palette of another size."""
-        if self._tensors:
-            raise IgptError(f"{self._origin}: {min(self._tensors)} is not a weight of an Image GPT; give a file of one")
-        if len(palette_K3) != config.colours:
+    source: str
+    """Its name in the foreign model."""
+    shape: tuple[int, ...]
+    """Its shape there."""
+    target: str | None
+    """The parameter of ImageGPT that it becomes, or a part of it; None: a bias, which ImageGPT does not have."""
+    source_rows: tuple[int, int] | None = None
+    """The first row to take and the one after the last, of a matrix whose rows are the last dimension; None: all."""
+    target_rows: tuple[int, int] | None = None
+    """Likewise the rows of the parameter that it becomes."""
+    transposed: bool = False
+
+
+def convert(
+    config: ModelConfig,
+    stored: Mapping[str, StoredTensor],
+    pieces: Iterable[Piece],
+    palette_K3: np.ndarray,
+    origin: str,
+) -> ModelBundle:
+    """Build a model from foreign tensors. Errors name `origin`, the file or folder.
+
+    All biases may be missing: ImageGPT has none. Raises IgptError when any other tensor is missing, unknown, of another
+    shape or no float, when the palette has another size, or the memory of this machine does not suffice: before a value
+    is read. Also for a bias that is not zero, and for values that are not finite or that float32 does not hold.
+    """
+    parts = check(stored, pieces, origin)
+    if len(palette_K3) != config.colours:
+        raise IgptError(
+            f"{origin}: the model has {config.colours} colours and the palette {len(palette_K3)}: "
+            "give the model's own palette"
+        )
+    import psutil  # noqa: PLC0415 (not on a machine that only trains, which imports this module)
+
+    needed, free = 4 * config.parameters, psutil.virtual_memory().available
+    if needed > free:
+        raise IgptError(
+            f"{origin}: the model takes {needed / _GIB:.1f} GiB of memory and {free / _GIB:.1f} GiB are free; convert "
+            "it on a larger machine"
+        )
+    with torch.device("meta"):
+        model = ImageGPT(config)
+    model.to_empty(device="cpu")
+    parameters = model.state_dict()
+    for piece in parts:
+        if piece.source in stored:
+            _put(stored[piece.source].read(), piece, parameters, origin)
+    return ModelBundle(model=model.eval(), palette_K3=palette_K3, classes=())
+
+
+def check(stored: Mapping[str, StoredTensor], pieces: Iterable[Piece], origin: str) -> list[Piece]:
+    """Raise IgptError unless the tensors of a file are those of the pieces, which are returned; reads no values.
+
+    Stops at the first that is missing: a config may claim any number of layers.
+    """
+    parts: list[Piece] = []
+    for piece in pieces:
+        parts.append(piece)
+        tensor = stored.get(piece.source)
+        if tensor is None:
+            if piece.target is None:
+                continue
+            raise IgptError(f"{origin}: {piece.source} is missing")
+        if tensor.shape != piece.shape:
             raise IgptError(
-                f"{self._origin}: the model has {config.colours} colours and the palette {len(palette_K3)}: "
-                "give the model's own palette"
+                f"{origin}: {piece.source} has the shape {list(tensor.shape)}, expected {list(piece.shape)}"
             )
-        with torch.device("meta"):
-            model = ImageGPT(config)
-        # Copies, because some weights are slices or transposed views of one tensor.
-        kept = {name: weight.float().clone(memory_format=torch.contiguous_format) for name, weight in weights.items()}
-        model.load_state_dict(kept, assign=True)
-        return ModelBundle(model=model.eval(), palette_K3=palette_K3, classes=())
+        if tensor.dtype not in _FLOATS:
+            raise IgptError(f"{origin}: {piece.source} is {_name(tensor.dtype)}: give float32, float16 or bfloat16")
+    biases = [piece.source for piece in parts if piece.target is None]
+    missing = [bias for bias in biases if bias not in stored]
+    if missing and len(missing) < len(biases):
+        raise IgptError(f"{origin}: {missing[0]} is missing")
+    if unknown := set(stored) - {piece.source for piece in parts}:
+        raise IgptError(f"{origin}: {min(unknown)} is not a weight of an Image GPT; give a file of one")
+    return parts
+
+
+def _put(tensor: Tensor, piece: Piece, parameters: Mapping[str, Tensor], origin: str) -> None:
+    """Copy a tensor into the parameter that it becomes."""
+    if not torch.isfinite(tensor).all():
+        raise IgptError(f"{origin}: {piece.source} has values that are not finite; the file is damaged")
+    if piece.target is None:
+        if tensor.any():
+            raise IgptError(
+                f"{origin}: {piece.source} is not zero (largest {tensor.abs().max():.3g}); only models without biases "
+                "can be converted"
+            )
+        return
+    if tensor.dtype == torch.float64 and not torch.equal(tensor.float().double(), tensor):
+        raise IgptError(
+            f"{origin}: {piece.source} has float64 values that float32 does not hold; round them to float32"
+        )
+    matrix = tensor.flatten(0, -2) if tensor.ndim > 2 else tensor
+    rows = matrix[slice(*(piece.source_rows or (None,)))]
+    target = parameters[piece.target][slice(*(piece.target_rows or (None,)))]
+    target.copy_((rows.T if piece.transposed else rows).reshape(target.shape))
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def side_of(positions: int, origin: str) -> int:

@@ -9,7 +9,7 @@ from igpt_model.model.config import ModelConfig
 from igpt_model.model.network import UNCONDITIONAL, Condition, ImageGPT
 from pipeline.errors import IgptError
 
-_BATCH = 128
+BATCH = 128
 
 
 @torch.inference_mode()
@@ -47,7 +47,7 @@ def image_features(bundle: ModelBundle, tokens_BT: Tensor) -> Tensor:
     A super-resolution model is given the small versions of the images. Otherwise like `pooled_features`.
     """
     parts = []
-    for part_BT in tokens_BT.split(_BATCH):
+    for part_BT in tokens_BT.split(BATCH):
         low_BP = None
         if bundle.model.config.low_resolution is not None:
             low_BP = torch.from_numpy(bundle.shrink(bundle.pictures(part_BT.cpu().numpy()))).to(part_BT.device)

@@ -29,7 +29,7 @@ class Drawing:
     top_p: float | None = None
     """After top_k, sample only from the fewest most likely colours whose probabilities add up to this; none: all."""
     seed: int = 0
-    """The same seed gives the same images for any batch size, up to rounding of the logits."""
+    """The same seed gives the same images for any batch size, up to rounding of the logits; see `complete`."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
@@ -46,14 +46,22 @@ def draw(
     drawing: Drawing = Drawing(),
     *,
     condition: Condition = UNCONDITIONAL,
+    draws: int | None = None,
     cache_bytes: int | None = None,
     progress: Progress = silent,
 ) -> Tensor:
-    """Sample whole images, int64 [count, T]. Otherwise like `complete`."""
+    """Sample whole images, int64 [count, T]. Otherwise like `complete`, where an image is what the condition gives."""
     tokens_BT = torch.zeros(count, model.config.positions, dtype=torch.int64, device=model.positions.device)
     known_BT = torch.zeros_like(tokens_BT, dtype=torch.bool)
     return complete(
-        model, tokens_BT, known_BT, drawing, condition=condition, cache_bytes=cache_bytes, progress=progress
+        model,
+        tokens_BT,
+        known_BT,
+        drawing,
+        condition=condition,
+        draws=draws,
+        cache_bytes=cache_bytes,
+        progress=progress,
     )
 
 
@@ -65,6 +73,7 @@ def complete(
     drawing: Drawing = Drawing(),
     *,
     condition: Condition = UNCONDITIONAL,
+    draws: int | None = None,
     cache_bytes: int | None = None,
     progress: Progress = silent,
 ) -> Tensor:
@@ -73,6 +82,10 @@ def complete(
     Pixels are sampled in raster order, each given all pixels before it, known or sampled. If the known pixels come
     first, the results are samples of the model's distribution given them. Known pixels after unknown ones are kept, but
     do not influence the unknown pixels before them: an autoregressive model cannot look ahead.
+
+    With `draws`, so many rows in a row are draws of one image, and a row depends on its image and the number of its
+    draw, not on the images before it: the same draw of any image uses the same random numbers. Without, every row uses
+    numbers of its own.
 
     Any number of images is sampled, in batches whose keys and values fit into `cache_bytes` (none: 1 GiB, or on a GPU
     half of the free memory). Raises IgptError for a masked model.
@@ -88,6 +101,8 @@ def complete(
         rows = slice(begin, begin + batch)
         part_BT, part_known_BT = tokens_BT[rows].clone(), known_BT[rows]
         numbers_B = torch.arange(begin, begin + len(part_BT), device=tokens_BT.device)
+        if draws is not None:
+            numbers_B %= draws
         drawn_BT = uniform(drawing.seed, "draw", numbers_B, positions)
         choose = partial(_choose, drawing=drawing)
 

@@ -57,6 +57,9 @@ class ProbeConfig(Config):
     seed: Seed = 0
     """Seed of the untrained network to compare with, and of the images drawn for low-data probes."""
 
+    register: bool = False
+    """Whether to register the model with its fitted probe as a new version of the same name, which classifies."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.strengths:

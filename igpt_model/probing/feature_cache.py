@@ -1,12 +1,15 @@
 """A cache of extracted features in a store: one file per network, shard and layer.
 
 Files are keyed by the network's contents and the shard's checksum, not by model name or snapshot: a new model version
-needs new features for all shards, a new snapshot only for its new shards. Files are never deleted automatically.
+needs new features for all shards, a new snapshot only for its new shards. `remove_old` removes networks for which
+nothing was extracted for long; a probe that needs them later extracts them again.
 """
 
 import hashlib
 import io
 import json
+import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -14,7 +17,7 @@ import numpy as np
 from igpt_model.model.bundle import ModelBundle
 from pipeline.dataset.snapshot import ShardEntry
 from pipeline.images import palette
-from pipeline.store import objects
+from pipeline.store import objects, presence
 
 
 def network_digest(bundle: ModelBundle) -> str:
@@ -67,3 +70,38 @@ class FeatureCache:
     def read(self, shard: ShardEntry, rows: int, layer: int) -> np.ndarray:
         """The features of one layer, float32 [n, width]."""
         return np.load(io.BytesIO(objects.read_bytes(self.file(shard, rows, layer))), allow_pickle=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OldFeatures:
+    """The features of a network for which none were extracted for long."""
+
+    network: str
+    """Name of its folder."""
+    files: int
+    bytes: int
+
+
+def find_old(url: str, min_seconds: float) -> list[OldFeatures]:
+    """The networks of a cache whose newest file is older than `min_seconds`."""
+    prefix = len(url.rstrip("/")) + 1
+    of_network: dict[str, list[objects.StoredFile]] = {}
+    for file in objects.list_files(url):
+        network, slash, rest = file.url[prefix:].partition("/")
+        if slash and network != presence.FOLDER and rest.endswith(".npy"):
+            of_network.setdefault(network, []).append(file)
+    now = time.time()
+    return [
+        OldFeatures(network=network, files=len(files), bytes=sum(file.size for file in files))
+        for network, files in of_network.items()
+        if now - max(file.modified for file in files) > min_seconds
+    ]
+
+
+def remove_old(url: str, min_seconds: float) -> Sequence[OldFeatures]:
+    """Remove what `find_old` finds. Raises IgptError, and removes nothing, while a probe uses the cache."""
+    with presence.collecting(url):
+        old = find_old(url, min_seconds)
+        for features in old:
+            objects.delete_tree(objects.join(url, features.network))
+    return old

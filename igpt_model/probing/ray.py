@@ -31,7 +31,7 @@ from pipeline.errors import IgptError
 from pipeline.images import palette
 from pipeline.progress import Progress, silent
 from pipeline.samples.shard_cache import ShardCache
-from pipeline.store import objects
+from pipeline.store import objects, presence
 
 _SHEET_IMAGES, _SHEET_NEIGHBOURS = 8, 6
 _log = logging.getLogger(__name__)
@@ -205,11 +205,25 @@ def probe_on_cluster(
     cluster = _Cluster(data, bundle.palette_K3, config, progress)
     by_split = cluster.labels()
     _check_labels(snapshot, by_split)
+    url = objects.absolute(config.features or f"{snapshot.dataset.rstrip('/')}-features")
+    with presence.probing(url):
+        return _probe(bundle, data, config, cluster, by_split, url)
+
+
+def _probe(
+    bundle: ModelBundle,
+    data: _Data,
+    config: ProbeConfig,
+    cluster: _Cluster,
+    by_split: dict[str, np.ndarray],
+    url: str,
+) -> ProbeResult:
+    """Probe every layer with the features in the cache at a URL, which no other process removes meanwhile."""
+    snapshot = data.snapshot
     fresh = replace(bundle, model=untrained(bundle.model, config.seed))
-    url = config.features or f"{snapshot.dataset.rstrip('/')}-features"
     layers = bundle.model.config.layers + 1
     caches = [
-        FeatureCache(url=objects.absolute(url), network=network_digest(network), layers=layers, on_gpu=cluster.has_gpus)
+        FeatureCache(url=url, network=network_digest(network), layers=layers, on_gpu=cluster.has_gpus)
         for network in (bundle, fresh)
     ]
     missing = [(number, *call) for number, cache in enumerate(caches) for call in cache.missing(data.calls)]

@@ -4,11 +4,12 @@ register.py adds versions; serving.py is the code of a loaded version.
 """
 
 import json
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -31,6 +32,12 @@ IDENTITY = "igpt.files_sha256"
 _DECISION = "igpt.promotion"
 _PREVIOUS = "igpt.previous_champion"
 _TIME = "igpt.promotion_time"
+_AGAINST = "igpt.promotion_against"
+_NUMBERS = "igpt.promotion_numbers"
+_OF = "igpt.promotion_of"
+"""Tag: the version of which the tags of a promotion tell; MLflow copies tags to the copies of a version."""
+OF_PROMOTION = (_DECISION, _PREVIOUS, _TIME, _AGAINST, _NUMBERS, _OF)
+_LOGGED_MODEL = re.compile(r"m-\w+")
 _TRIES = 5
 _CONCURRENT_SECONDS = 60.0
 
@@ -43,10 +50,14 @@ class Version:
     number: int
     run_id: str
     model_id: str
-    """Id of MLflow's LoggedModel, to which metrics are attached."""
+    """Id of MLflow's LoggedModel, to which metrics are attached; empty: `Registry.logged_model` looks it up."""
     tags: Mapping[str, str]
+    """Those of a promotion only if they are the version's own, not those of the version that it is a copy of."""
     aliases: tuple[str, ...]
     created: datetime
+    copied_from: str | None = None
+    """The version that it is a copy of, models:/NAME/NUMBER; None: it is no copy."""
+    description: str = ""
 
     @property
     def uri(self) -> str:
@@ -72,6 +83,12 @@ Compare = Callable[[Version, Version], Comparison]
 def as_tagged(candidate: Version, champion: Version) -> Comparison:
     """The tags of both as they are; `decide` refuses them when they were measured on other images."""
     return Comparison(candidate=candidate.tags, champion=champion.tags)
+
+
+def check_name(name: str) -> None:
+    """Raise IgptError for what cannot be the name of a model."""
+    if not name or any(character in name for character in "/:'\"`"):
+        raise IgptError(f"{name!r} is not a model name: it must not be empty or have a slash, colon or quote")
 
 
 class Registry:
@@ -124,8 +141,7 @@ class Registry:
 
     def aliases_of(self, name: str) -> dict[str, int]:
         """The version number of each alias of a model. Raises IgptError when there is no such model."""
-        if not name or any(character in name for character in "/:'\"`"):
-            raise IgptError(f"{name!r} is not a model name: it must not be empty or have a slash, colon or quote")
+        check_name(name)
         try:
             model = self._client.get_registered_model(name)
         except MlflowException as error:
@@ -140,15 +156,41 @@ class Registry:
             for key, value in tags.items():
                 self._client.set_model_version_tag(version.name, str(version.number), key, value)
 
+    def describe(self, version: Version, text: str) -> None:
+        """Set the description of a version, in Markdown."""
+        with one_line(self.tracking_uri):
+            self._client.update_model_version(version.name, str(version.number), text)
+
     def measure(self, version: Version, values: Mapping[str, float], *, dataset: str, digest: str) -> None:
-        """Attach metrics measured on a snapshot to a version's model and to its run."""
-        now, name = int(time.time() * 1000), objects.name_of(dataset)
+        """Attach metrics measured on a snapshot to a version's model, as far as MLflow has it, and to its run.
+
+        A version that was registered without a run has no place for them.
+        """
+        if not version.run_id:
+            return
+        now, name, model = int(time.time() * 1000), objects.name_of(dataset), self.logged_model(version)
         points = [
-            Metric(key, value, now, 0, model_id=version.model_id, dataset_name=name, dataset_digest=digest[:12])
+            Metric(key, value, now, 0, model_id=model, dataset_name=name, dataset_digest=digest[:12])
             for key, value in values.items()
         ]
         with one_line(self.tracking_uri):
             self._client.log_batch(version.run_id, metrics=points)
+
+    def logged_model(self, version: Version) -> str | None:
+        """The id of the LoggedModel of a version, of a copy that of what was copied; None: MLflow has none."""
+        model = version.model_id
+        with one_line(self.tracking_uri):
+            if not model:
+                # A copy of a copy names a version that may be gone; where its files lie, MLflow knows for good.
+                url = self._client.get_model_version_download_uri(version.name, str(version.number))
+                placed = re.search(r"/models/(m-\w+)(/|$)", url)
+                model = "" if placed is None else placed[1]
+            try:
+                return self._client.get_logged_model(model).model_id if model else None
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                return None
 
     def champion(self, name: str) -> Version | None:
         """The champion of a model; none: no champion yet."""
@@ -174,14 +216,14 @@ class Registry:
                 decision = decide_compared(compare(candidate, champion), gate)
             previous = None if champion is None else champion.number
             if not decision.passed:
-                self.tag(candidate, _decision_tags(decision, champion))
+                self.tag(candidate, _decision_tags(candidate, decision, champion))
                 return Promotion(version=candidate, previous=previous, decision=decision)
             current = self.aliases_of(candidate.name).get(CHAMPION)
             if current != previous:
                 continue
             # Tags before the alias: a champion without the tag of its predecessor could not be rolled back.
             tags = {_PREVIOUS: "" if previous is None else str(previous)}
-            self.tag(candidate, {**_decision_tags(decision, champion), **tags})
+            self.tag(candidate, {**_decision_tags(candidate, decision, champion), **tags})
             with one_line(self.tracking_uri):
                 self._client.set_registered_model_alias(candidate.name, CHAMPION, str(candidate.number))
             better = self._best_rival(candidate, previous, gate, compare)
@@ -189,7 +231,7 @@ class Registry:
                 with one_line(self.tracking_uri):
                     self._client.set_registered_model_alias(candidate.name, CHAMPION, str(better.number))
                 decision = decide_compared(compare(candidate, better), gate)
-                self.tag(candidate, _decision_tags(decision, better))
+                self.tag(candidate, _decision_tags(candidate, decision, better))
             return Promotion(version=self.find(candidate.uri), previous=previous, decision=decision)
         raise IgptError(
             f"{candidate.uri}: other promotions of {candidate.name} keep interfering; run the same command again"
@@ -256,25 +298,32 @@ class Registry:
 
 
 def _version(entity: ModelVersion, aliases: Mapping[str, int]) -> Version:
-    number = int(entity.version)
-    return Version(
+    number, source = int(entity.version), str(entity.source).removeprefix("models:/")
+    # MLflow's database stores do not keep model_id; the source contains it, as models:/m-..., or names what was copied.
+    copied_from = f"models:/{source}" if source != str(entity.source) and "/" in source else None
+    version = Version(
         name=entity.name,
         number=number,
         run_id=entity.run_id or "",
-        # MLflow's database stores do not keep model_id; the source contains it, as models:/m-...
-        model_id=entity.model_id or str(entity.source).removeprefix("models:/"),
+        model_id=entity.model_id or (source if _LOGGED_MODEL.fullmatch(source) else ""),
         tags=dict(entity.tags),
         aliases=tuple(sorted(alias for alias, aliased in aliases.items() if aliased == number)),
         created=datetime.fromtimestamp(entity.creation_timestamp / 1000, UTC),
+        copied_from=copied_from,
+        description=entity.description or "",
     )
+    if copied_from is None or version.tags.get(_OF) == version.uri:
+        return version
+    return replace(version, tags={tag: text for tag, text in version.tags.items() if tag not in OF_PROMOTION})
 
 
-def _decision_tags(decision: Decision, champion: Version | None) -> dict[str, str]:
+def _decision_tags(version: Version, decision: Decision, champion: Version | None) -> dict[str, str]:
     return {
+        _OF: version.uri,
         _DECISION: decision.text,
         _TIME: _now(),
-        "igpt.promotion_against": "" if champion is None else str(champion.number),
-        "igpt.promotion_numbers": json.dumps(dict(decision.compared), sort_keys=True),
+        _AGAINST: "" if champion is None else str(champion.number),
+        _NUMBERS: json.dumps(dict(decision.compared), sort_keys=True),
     }
 
 

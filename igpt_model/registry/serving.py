@@ -14,15 +14,16 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import DataType, ParamSchema, ParamSpec
 
-from igpt_model.inference.features import image_features
-from igpt_model.inference.images import to_pictures
+from igpt_model.inference.features import BATCH, image_features
+from igpt_model.inference.images import as_pandas, index_of, to_pictures
 from igpt_model.inference.sample import Drawing, complete, draw
 from igpt_model.inference.score import score
+from igpt_model.inference.threads import one_thread_if_forked, threads_for
 from igpt_model.model.bundle import ModelBundle
 from igpt_model.model.network import Condition
 from igpt_model.probing.head import ProbeHead
-from igpt_model.registry import checksums
-from pipeline.errors import IgptError
+from igpt_model.registry import checksums, short_answers
+from pipeline.errors import IgptError, unforeseen_line
 
 TASKS = ("features", "classify", "complete", "sample", "upscale", "score")
 PROBED = "probed.json"
@@ -44,19 +45,22 @@ _PARAMETERS: tuple[tuple[str, DataType, Any], ...] = (
 class RegisteredImageGPT:
     """The model that `mlflow.pyfunc.load_model` returns: predict(images, params).
 
-    Images are uint8 [N, H, W, 3] of any size, a list of images of different sizes, PNG or JPEG files as bytes, or a
-    table with one of these in its column `image`; over HTTP files are base64. R is the model's resolution.
+    Images are uint8 [N, H, W, 3] of any size, one image [H, W, 3] or [H, W], a list of images of different sizes
+    (arrays, tensors, Pillow's, PNG or JPEG files as bytes), or a table of pandas or pyarrow with one of these in its
+    column `image`; over HTTP files are base64. R is the model's resolution.
 
-    params["task"] is one of:
+    A parameter that is None is as if absent. params["task"] is one of:
     - `features`: float32 [N, width] of the best layer in the linear probe, or of params["layer"]; with
       params["all_layers"], [N, layers + 1, width]
-    - `classify`: a table of probabilities with one column per class; needs an attached probe
+    - `classify`: a table of probabilities with one column per class, and the index of the images' table; needs an
+      attached probe
     - `complete`: keeps the upper params["rows"] rows (none: half), uint8 [N, samples, R, R, 3]
     - `sample`: params["samples"] new images, uint8 [samples, R, R, 3]; ignores the input images
     - `upscale`: uint8 [N, samples, R, R, 3], sampled from small versions of the images
     - `score`: bits per pixel, [N]
-    Sampling uses temperature, top_k, top_p and seed. A class-conditional model samples and scores images of the class
-    number params["label"].
+    Sampling uses temperature, top_k, top_p and seed. A completion depends on its image, the seed and the number of the
+    sample, not on the other images. A class-conditional model samples and scores images of the class number
+    params["label"].
     """
 
     def __init__(self, bundle: ModelBundle, best_layer: int, head: ProbeHead | None = None) -> None:
@@ -68,30 +72,41 @@ class RegisteredImageGPT:
         Raises MlflowException for invalid images or parameters: callers can catch it without this package, and MLflow's
         server returns its message.
         """
+        one_thread_if_forked()
         try:
-            return self._run(model_input, {**default_params(), **(params or {})})
+            given = {name: value for name, value in (params or {}).items() if value is not None}
+            return self._run(model_input, {**default_params(), **given})
         except IgptError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from None
+        except Exception as error:
+            # MLflow's server puts the traceback of any other error into its answer.
+            raise MlflowException(f"this is a bug, or too little memory: {unforeseen_line(error)}") from error
 
     def _run(self, images: Any, settings: dict[str, Any]) -> Any:
         task = settings["task"]
         if task not in TASKS:
-            raise IgptError(f"task is {task!r}: it must be one of {', '.join(TASKS)}")
+            raise IgptError(f"task is {str(task)[:50]!r}: it must be one of {', '.join(TASKS)}")
         if settings["samples"] < 1:
             raise IgptError(f"samples is {settings['samples']}: it must be at least 1")
+        config, samples = self._bundle.model.config, settings["samples"]
         if task == "sample":
-            condition = self._condition(settings["samples"], settings)
-            drawn = draw(self._bundle.model, settings["samples"], _drawing(settings), condition=condition)
+            with threads_for(config, images=samples, positions=1):
+                drawn = draw(
+                    self._bundle.model, samples, _drawing(settings), condition=self._condition(samples, settings)
+                )
             return self._bundle.pictures(drawn.numpy())
-        pictures = to_pictures(images, self._bundle.model.config.resolution)
-        if task == "features":
-            return self._features(pictures, settings)
-        if task == "classify":
-            return self._classify(pictures)
-        if task == "score":
+        images = as_pandas(images)
+        pictures = to_pictures(images, config.resolution)
+        if task in ("complete", "upscale"):
+            with threads_for(config, images=samples * len(pictures), positions=1):
+                return self._complete_or_upscale(pictures, settings)
+        with threads_for(config, images=min(len(pictures), BATCH), positions=config.sequence):
+            if task == "features":
+                return self._features(pictures, settings)
+            if task == "classify":
+                return self._classify(pictures, index_of(images))
             condition = self._condition(len(pictures), settings, pictures)
             return score(self._bundle.model, self._tokens(pictures), condition=condition).bits_per_pixel.numpy()
-        return self._complete_or_upscale(pictures, settings)
 
     def _tokens(self, pictures: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(self._bundle.quantize(pictures))
@@ -120,14 +135,14 @@ class RegisteredImageGPT:
         features_LNC = image_features(self._bundle, self._tokens(pictures))
         return features_LNC.transpose(0, 1).numpy() if settings["all_layers"] else features_LNC[layer].numpy()
 
-    def _classify(self, pictures: np.ndarray) -> Any:
+    def _classify(self, pictures: np.ndarray, index: Any) -> Any:
         if self._head is None:
             raise IgptError("task is classify, and no probe is attached to this version: use task features")
         import pandas as pd  # noqa: PLC0415 (a dependency of the pyfunc flavor, not of training)
 
         features_NC = image_features(self._bundle, self._tokens(pictures))[self._best_layer].numpy()
         names = [self._bundle.classes[label] for label in self._head.labels_K]
-        return pd.DataFrame(self._head.probabilities(features_NC), columns=names)
+        return pd.DataFrame(self._head.probabilities(features_NC), columns=names, index=index)
 
     def _complete_or_upscale(self, pictures: np.ndarray, settings: dict[str, Any]) -> np.ndarray:
         """Completions or upscaled versions of pictures, uint8 [N, samples, R, R, 3]."""
@@ -143,7 +158,8 @@ class RegisteredImageGPT:
             known_BT[:, : rows * side] = True
         elif condition.low_BP is None:
             raise IgptError("task is upscale, and this model was trained without low_resolution: it does not upscale")
-        drawn = complete(self._bundle.model, tokens_BT, known_BT, _drawing(settings), condition=condition)
+        drawing = _drawing(settings)
+        drawn = complete(self._bundle.model, tokens_BT, known_BT, drawing, condition=condition, draws=count)
         return self._bundle.pictures(drawn.numpy()).reshape(len(pictures), count, side, side, 3)
 
 
@@ -176,6 +192,7 @@ def write_files(folder: Path, model: ModelBundle, best_layer: int, head: ProbeHe
 
 def _load_pyfunc(data_path: str) -> RegisteredImageGPT:
     """Load a registered model from its files. MLflow calls this through igpt_model.registered."""
+    short_answers.shorten()
     folder = Path(data_path)
     checksums.verify(folder, data_path)
     best_layer = int(json.loads((folder / PROBED).read_text())["best_layer"])

@@ -134,8 +134,13 @@ def note_registration(run: str, model: str) -> None:
 
 def awaits_registration(run: str) -> bool:
     """Whether a refresh began the run and has not registered its model."""
+    return registration(run) == ""
+
+
+def registration(run: str) -> str | None:
+    """The version that a refresh registered a run's model as; empty: not yet; None: no refresh began the run."""
     stored = _read(run, _REGISTRATION)
-    return stored is not None and not stored["model"]
+    return None if stored is None else str(stored["model"])
 
 
 def _read(run: str, name: str) -> dict[str, Any] | None:

@@ -30,7 +30,7 @@ Used = TypeVar("Used")
 Fetch = Callable[[str], Path]
 
 FORMAT = 2
-_INDEX_FILE = "index.json"
+INDEX_FILE = "index.json"  # marks a checkpoint as complete
 _RANDOM = "optimizer_random"  # state of the random number generator, in the optimizer files
 # Exceptions that reading a damaged checkpoint can raise.
 DAMAGE = (ValueError, KeyError, TypeError, FileNotFoundError, SafetensorError)
@@ -162,12 +162,12 @@ def complete(url: str, state: TrainingState, index: Index, files: Mapping[str, b
         objects.write_bytes(objects.join(url, name), data)
         described[name] = FileChecksum(bytes=len(data), sha256=sha256(data))
     fields = {"format": FORMAT, "state": asdict(state), **asdict(replace(index, files=described))}
-    objects.write_bytes(objects.join(url, _INDEX_FILE), json.dumps(fields, sort_keys=True).encode())
+    objects.write_bytes(objects.join(url, INDEX_FILE), json.dumps(fields, sort_keys=True).encode())
 
 
 def read(url: str) -> Checkpoint:
     """Read the index file of a checkpoint. Raises FileNotFoundError without one, another of DAMAGE for a bad one."""
-    fields = json.loads(objects.read_bytes(objects.join(url, _INDEX_FILE)))
+    fields = json.loads(objects.read_bytes(objects.join(url, INDEX_FILE)))
     if fields["format"] != FORMAT:
         raise IgptError(
             f"{url}: the checkpoint has format {fields['format']}, this version reads {FORMAT}; continue with the "
@@ -187,7 +187,7 @@ def marked_steps(run: str) -> list[int]:
     """The steps of the run's complete checkpoints, ascending. Raises IgptError for those of an earlier version."""
     folder = objects.join(run, "checkpoints")
     names = [file.url.rsplit("/checkpoints/", 1)[-1] for file in objects.list_files(folder)]
-    steps = sorted(int(name[:8]) for name in names if name[:8].isdigit() and name[8:] == f"/{_INDEX_FILE}")
+    steps = sorted(int(name[:8]) for name in names if name[:8].isdigit() and name[8:] == f"/{INDEX_FILE}")
     if not steps and any(name[:8].isdigit() and name[8:] == ".json" for name in names):
         raise IgptError(
             f"{run}: its checkpoints are of an earlier version of igpt-pipeline, which this one cannot read; finish "
@@ -271,7 +271,7 @@ def is_good(checkpoint: Checkpoint) -> bool:
 
 def is_checkpoint(url: str) -> bool:
     """Whether a folder is that of a complete checkpoint."""
-    return objects.exists(objects.join(url, _INDEX_FILE))
+    return objects.exists(objects.join(url, INDEX_FILE))
 
 
 def to_prune(losses: Mapping[int, float | None], *, keep_last: int, keep_best: int) -> list[int]:
@@ -285,7 +285,7 @@ def to_prune(losses: Mapping[int, float | None], *, keep_last: int, keep_best: i
 def remove(run: str, step: int) -> None:
     """Delete a checkpoint: its index file first, so that a partly deleted checkpoint does not count as complete."""
     url = folder_of(run, step)
-    objects.delete(objects.join(url, _INDEX_FILE))
+    objects.delete(objects.join(url, INDEX_FILE))
     objects.delete_tree(url)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from igpt_model.model.bundle import FILES, ModelBundle
-from igpt_model.runs import checkpoint
+from igpt_model.runs import attempts, checkpoint
 from pipeline.errors import IgptError, first_line
 from pipeline.store import objects
 
@@ -31,17 +31,32 @@ def opened_once() -> Iterator[None]:
 def open_model(reference: str, from_registry: Callable[[str], ModelBundle]) -> ModelBundle:
     """Open the model of a run (its newest undamaged checkpoint), a checkpoint, a model folder, or models:/NAME@ALIAS.
 
-    `from_registry` opens a registry URI. Raises IgptError when there is no model or it is damaged.
+    A registered run whose checkpoints were removed opens as its version. `from_registry` opens a registry URI. Raises
+    IgptError when there is no model or it is damaged.
     """
     registered = reference.startswith("models:")
     url = reference if registered else objects.absolute(reference)
     open_models = _open.get()
     if open_models is not None and url in open_models:
         return open_models[url]
-    bundle = from_registry(url) if registered else load_model(url)
+    bundle = from_registry(url) if registered else _load(url, from_registry)
     if open_models is not None:
         open_models[url] = bundle
     return bundle
+
+
+def _load(url: str, from_registry: Callable[[str], ModelBundle]) -> ModelBundle:
+    """Open a model by URL. The model of a run without checkpoints is the version that it was registered as.
+
+    Old checkpoints of finished runs are removed (old_checkpoints.py), perhaps while this process reads one.
+    """
+    try:
+        return load_model(url)
+    except IgptError:
+        version = attempts.registration(url)
+        if not version or checkpoint.marked_steps(url):
+            raise
+    return from_registry(version)
 
 
 def load_model(url: str) -> ModelBundle:

@@ -1,12 +1,14 @@
 """The folder of a training run and its record, {run}/run.json."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from igpt_model.config import PretrainConfig
 from pipeline.dataset.snapshot import Snapshot
 from pipeline.errors import IgptError
 from pipeline.store import objects
+from pipeline.store.objects import StoredFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,3 +83,17 @@ def read(run: str) -> RunRecord:
 def find(runs: str) -> list[str]:
     """The folders of all runs in a runs folder, by name."""
     return [file.url.removesuffix("/run.json") for file in objects.list_files(runs) if file.url.endswith("/run.json")]
+
+
+def by_run(files: Sequence[StoredFile]) -> dict[str, list[StoredFile]]:
+    """The files of each run in the listing of a runs folder, by the run's folder; others are left out."""
+    of_run: dict[str, list[StoredFile]] = {
+        file.url.removesuffix("/run.json"): [] for file in files if objects.name_of(file.url) == "run.json"
+    }
+    for file in files:
+        parts = file.url.split("/")
+        folders = ("/".join(parts[:count]) for count in range(len(parts) - 1, 0, -1))
+        run = next((folder for folder in folders if folder in of_run), None)
+        if run is not None:
+            of_run[run].append(file)
+    return of_run

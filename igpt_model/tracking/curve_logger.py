@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
-from igpt_model.tracking.runs import BEAT_TAG, REASON_LENGTH, RunLogger
+from igpt_model.tracking.runs import BEAT_TAG, PROGRESS_TAG, REASON_LENGTH, RunLogger
 from pipeline.errors import IgptError, first_line
 
 _BEAT_SECONDS = 20.0
@@ -27,6 +27,8 @@ class CurveLogger:
     """
 
     def __init__(self, logger: RunLogger, warn: Callable[[str], None] = lambda line: None) -> None:
+        self.progress = ""
+        """How far the training is, in words; sent with the heartbeat."""
         self._logger, self._warn = logger, warn
         self._written: dict[str, set[int]] = {}
         self._beaten = 0.0
@@ -100,7 +102,8 @@ class CurveLogger:
         self._beat()
 
     def _beat(self) -> None:
-        """Update the heartbeat tag of the run from time to time: see `runs.close_abandoned`."""
+        """Update the tags of heartbeat and progress from time to time: see `runs.close_abandoned`."""
         if time.time() - self._beaten > _BEAT_SECONDS:
             self._beaten = time.time()
-            self._logger.tags({BEAT_TAG: f"{self._beaten:.0f}"})
+            progress = {PROGRESS_TAG: self.progress} if self.progress else {}
+            self._logger.tags({BEAT_TAG: f"{self._beaten:.0f}", **progress})

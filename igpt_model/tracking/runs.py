@@ -1,10 +1,12 @@
 """MLflow runs: one per training run, reused after a restart, with config, lineage, metrics and images."""
 
+import http
 import http.client
 import json
 import re
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +20,8 @@ from mlflow.exceptions import MlflowException
 
 from igpt_model.config import PretrainConfig
 from pipeline.dataset.snapshot import Snapshot
-from pipeline.errors import IgptError, first_line
+from pipeline.errors import IgptError, NoAnswerError, first_line
+from pipeline.hashing import digest
 from pipeline.store import objects
 
 _RUN_TAG = "igpt.run"
@@ -29,21 +32,27 @@ ABANDONED_TAG = "igpt.abandoned"
 """Tag: why the training run was given up; empty once it is taken up again."""
 CONTENT_TAG = "igpt.content_digest"
 """Tag: digest of the content of the dataset snapshot; what compares data goes by it."""
+PROGRESS_TAG = "igpt.progress"
+"""Tag: how far the training is, in words; renewed with the heartbeat."""
+_NOTE_TAG = "mlflow.note.content"  # which MLflow's page shows as the description
 MANIFEST_TAG = "igpt.manifest_digest"
 """Tag: digest of the manifest of the dataset snapshot, which says when the content was published."""
+# Else MLflow guesses the kind, and shows the pages for language models.
+_KIND = {"mlflow.experimentKind": "custom_model_development"}
 _LONGEST_NAME = 150  # MLflow accepts 250 characters, file systems 255 bytes; more text follows
 REASON_LENGTH = 160  # maximum characters of a quoted error; MLflow's client repeats the address three times
 
 
 def check_reachable(tracking_uri: str) -> None:
-    """Raise IgptError when no MLflow server answers at a URI, within seconds."""
+    """Raise NoAnswerError when no MLflow server answers at a URI, within seconds; IgptError for no URI of one."""
     if not tracking_uri.startswith(("http://", "https://")):
         raise IgptError(f"MLFLOW_TRACKING_URI is {tracking_uri!r}: give the http:// address of an MLflow server")
     try:
         with urllib.request.urlopen(f"{tracking_uri.rstrip('/')}/health", timeout=5) as answer:
             answer.read()
     except (http.client.HTTPException, OSError, ValueError) as error:
-        raise IgptError(
+        answered = isinstance(error, urllib.error.HTTPError) and error.code < http.HTTPStatus.INTERNAL_SERVER_ERROR
+        raise (IgptError if answered or isinstance(error, ValueError) else NoAnswerError)(
             f"MLflow at {tracking_uri} does not answer ({getattr(error, 'reason', error)}); "
             "start it (`igpt up`) or correct MLFLOW_TRACKING_URI"
         ) from None
@@ -149,8 +158,7 @@ def open_run(
     """Find the MLflow run of the training run in folder `run`, or create it with its config and dataset."""
     client = MlflowClient(tracking_uri)
     try:
-        experiment = client.get_experiment_by_name(config.tracking.experiment)
-        experiment_id = experiment.experiment_id if experiment else client.create_experiment(config.tracking.experiment)
+        experiment_id = _experiment(client, config.tracking.experiment)
         existing = client.search_runs([experiment_id], f"tags.`{_RUN_TAG}` = '{run}'", max_results=1)
     except MlflowException as error:
         raise IgptError(
@@ -177,7 +185,12 @@ def open_run(
         logger.run_id,
         params=[Param(key, str(value)[:500]) for key, value in params.items()],
     )
-    logger.tags(lineage_tags(snapshot))
+    note = (
+        f"Trains {config.model.preset} ({model.parameters:,} parameters) for {config.optimizer.steps:,} steps on "
+        f"snapshot {snapshot.number} of `{snapshot.dataset}`. The tag `{PROGRESS_TAG}` says how far it is, "
+        f"`igpt.prefect_url` where the flow run that trains it is shown. Checkpoints and results are in `{run}`."
+    )
+    logger.tags({**lineage_tags(snapshot), _NOTE_TAG: note, PROGRESS_TAG: "waits for its workers"})
     source = json.dumps({"uri": f"{snapshot.dataset}/snapshots/{snapshot.number:06d}.json"})
     dataset = Dataset(
         name=objects.name_of(snapshot.dataset),
@@ -189,6 +202,37 @@ def open_run(
     context = [InputTag("mlflow.data.context", "training")]
     client.log_inputs(logger.run_id, datasets=[DatasetInput(dataset, tags=context)])
     return logger
+
+
+def create_run(
+    tracking_uri: str, experiment: str, name: str, params: Mapping[str, object], tags: Mapping[str, str]
+) -> str:
+    """Create a run of something other than a training in an experiment, which is made if need be; returns its id."""
+    client = MlflowClient(tracking_uri)
+    try:
+        run = client.create_run(_experiment(client, experiment), run_name=name, tags=dict(tags))
+        client.log_batch(run.info.run_id, params=[Param(key, str(value)) for key, value in params.items()])
+    except MlflowException as error:
+        raise IgptError(
+            f"MLflow at {tracking_uri}: experiment {experiment!r}: {first_line(error, REASON_LENGTH)}"
+        ) from None
+    return run.info.run_id
+
+
+def _experiment(client: MlflowClient, name: str) -> str:
+    """The id of an experiment, created if need be. Raises MlflowException."""
+    existing = client.get_experiment_by_name(name)
+    if existing is None:
+        try:
+            return client.create_experiment(name, tags=_KIND)
+        except MlflowException:  # made by another process at the same time
+            existing = client.get_experiment_by_name(name)
+            if existing is None:
+                raise
+    if _KIND.keys() - existing.tags.keys():
+        for tag, value in _KIND.items():
+            client.set_experiment_tag(existing.experiment_id, tag, value)
+    return existing.experiment_id
 
 
 def close_abandoned(tracking_uri: str, experiment: str) -> list[str]:
@@ -236,6 +280,11 @@ def lineage_tags(snapshot: Snapshot) -> dict[str, str]:
         MANIFEST_TAG: snapshot.manifest_digest,
         "igpt.palette_sha256": snapshot.palette_sha256,
     }
+
+
+def splits_digest(snapshot: Snapshot) -> str:
+    """The identity of the held-out images of a snapshot: with the same one, versions were measured on the same."""
+    return digest(sorted(shard.sha256 for shard in snapshot.shards if shard.split != "train"))
 
 
 def probe_tag(snapshot: Snapshot, name: str) -> str:

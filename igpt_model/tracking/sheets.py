@@ -1,10 +1,11 @@
 """Image sheets of a model's outputs: samples, completions, upscaled images and reconstructions."""
 
 import io
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from igpt_model.inference.sample import Drawing, complete, draw
@@ -13,16 +14,22 @@ from igpt_model.model.losses import draw_masks
 from igpt_model.model.network import Condition
 from igpt_model.probing.result import NeighbourSheet
 from igpt_model.runs import open_model
+from pipeline.printable import printable
 from pipeline.progress import Progress, silent
 
 _GAP = 2  # pixels between images, before scaling
 _LONG_SIDE = 900  # approximate size in pixels that sheets are enlarged to
 _WHITE, _GREEN, _RED = (255, 255, 255), (0, 160, 60), (220, 40, 40)
 _GREY = 200  # value of unknown pixels
+_FONT_SIZES = (8, 20)  # pixels
+_MAX_LABEL = 30  # characters
 
 
-def sheet(rows: list[list[np.ndarray]]) -> np.ndarray:
-    """Arrange images, uint8 [H, W, 3] each, on white; enlarged by an integer factor without smoothing."""
+def sheet(rows: list[list[np.ndarray]], labels: Sequence[str] | None = None) -> np.ndarray:
+    """Arrange images, uint8 [H, W, 3] each, on white; enlarged by an integer factor without smoothing.
+
+    `labels` are written to the left of the rows, as much as fits into a line.
+    """
     height, width, _ = rows[0][0].shape
     columns = max(len(row) for row in rows)
     canvas = np.full((len(rows) * (height + _GAP) + _GAP, columns * (width + _GAP) + _GAP, 3), 255, np.uint8)
@@ -31,7 +38,23 @@ def sheet(rows: list[list[np.ndarray]]) -> np.ndarray:
             top, left = _GAP + i * (height + _GAP), _GAP + j * (width + _GAP)
             canvas[top : top + height, left : left + width] = image
     factor = max(1, _LONG_SIDE // max(canvas.shape[:2]))
-    return canvas.repeat(factor, 0).repeat(factor, 1)
+    enlarged = canvas.repeat(factor, 0).repeat(factor, 1)
+    if labels is None:
+        return enlarged
+    return np.concatenate([_margin(labels, (height + _GAP) * factor, len(enlarged)), enlarged], 1)
+
+
+def _margin(labels: Sequence[str], row: int, height: int) -> np.ndarray:
+    """A column of texts, uint8 [height, W, 3], each in the middle of its row of `row` pixels."""
+    smallest, largest = _FONT_SIZES
+    font = ImageFont.load_default(max(smallest, min(largest, row - 2)))
+    texts = [printable(label)[:_MAX_LABEL] for label in labels]
+    margin = max(smallest, row // 8)
+    width = 2 * margin + round(max(font.getlength(text) for text in texts))
+    image = Image.new("RGB", (width, height), _WHITE)
+    for number, text in enumerate(texts):
+        ImageDraw.Draw(image).text((margin, number * row + row // 2), text, fill="black", font=font, anchor="lm")
+    return np.asarray(image)
 
 
 def to_png(image: np.ndarray) -> bytes:
@@ -50,10 +73,27 @@ def sample_sheet(
     labels_N: np.ndarray | None = None,
     progress: Progress = silent,
 ) -> np.ndarray:
-    """Samples of the model, not selected; `labels_N` are their classes, int64 [count]."""
+    """Samples of the model, not selected. With the classes `labels_N`, int64 [count], a row is of one class, named."""
     drawn_NT = draw(bundle.model, count, drawing, condition=_condition(bundle, labels_N), progress=progress)
     images = bundle.pictures(drawn_NT.cpu().numpy())
-    return sheet([list(images[start : start + columns]) for start in range(0, count, columns)])
+    if labels_N is None:
+        return sheet(_wrapped(images, columns))
+    rows, names = [], []
+    for label in np.unique(labels_N).tolist():
+        of_class = _wrapped(images[labels_N == label], columns)
+        rows += of_class
+        names += [_class_name(bundle, label)] * len(of_class)
+    return sheet(rows, names)
+
+
+def _wrapped(images: np.ndarray, columns: int) -> list[list[np.ndarray]]:
+    return [list(images[start : start + columns]) for start in range(0, len(images), columns)]
+
+
+def _class_name(bundle: ModelBundle, label: int) -> str:
+    """The number and the name of a class, one of them where they are the same."""
+    name = bundle.classes[label] if label < len(bundle.classes) else str(label)
+    return name if name == str(label) else f"{label} {name}"
 
 
 def completion_sheet(
@@ -70,7 +110,7 @@ def completion_sheet(
     tokens_BT = _tensor(bundle, tokens_NT).repeat_interleave(draws, 0)
     known_BT = _tensor(bundle, known_T).bool().expand(tokens_BT.shape)
     condition = _condition(bundle, None if labels_N is None else np.repeat(labels_N, draws))
-    drawn_BT = complete(bundle.model, tokens_BT, known_BT, drawing, condition=condition, progress=progress)
+    drawn_BT = complete(bundle.model, tokens_BT, known_BT, drawing, condition=condition, draws=draws, progress=progress)
     originals = bundle.pictures(tokens_NT)
     given = originals.copy()
     given.reshape(len(given), -1, 3)[:, ~known_T] = _GREY
@@ -91,7 +131,7 @@ def upscaling_sheet(
     low_BP = _tensor(bundle, low_NP).repeat_interleave(draws, 0)
     condition = _condition(bundle, None if labels_N is None else np.repeat(labels_N, draws))
     condition = Condition(labels_B=condition.labels_B, low_BP=low_BP)
-    drawn_BT = draw(bundle.model, len(low_BP), drawing, condition=condition, progress=progress)
+    drawn_BT = draw(bundle.model, len(low_BP), drawing, condition=condition, draws=draws, progress=progress)
     small = bundle.pictures(low_NP)
     factor = originals.shape[1] // small.shape[1]
     enlarged = small.repeat(factor, 1).repeat(factor, 2)

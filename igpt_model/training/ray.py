@@ -4,7 +4,7 @@ import logging
 import math
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -14,13 +14,13 @@ import ray.train
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from igpt_model.config import ExecutionSettings, PretrainConfig
 from igpt_model.runs.events import Listener
 from igpt_model.runs.result import TrainResult, read_result
 from igpt_model.training.host_metrics import host_monitor
-from igpt_model.training.loop import train
 from igpt_model.training.ray_mailbox import Mailbox, MailboxListener, News
 from igpt_model.worker import Worker, collective_timeout
 from pipeline.background import Ended, in_background
@@ -28,11 +28,13 @@ from pipeline.cluster import tasks
 from pipeline.dataset.snapshot import Snapshot
 from pipeline.errors import IgptError
 from pipeline.progress import Progress, silent
-from pipeline.store import objects
+from pipeline.store import credentials, objects
+from pipeline.store.credentials import StoreKey
 from pipeline.store.lease import Fence
 
 _POLL_SECONDS = 0.5
 _HEARTBEAT_SECONDS = 0.25  # a message at every step would slow short steps down by some percent
+_SHORT_WAIT_SECONDS = 2.0
 _MAX_LISTED_NODES = 8  # in an error message
 
 
@@ -47,6 +49,8 @@ class TrainJob:
     """Id of the MLflow run, stored in checkpoints."""
     flow_run_id: str = ""
     """Id of the flow run, for the workers' logs."""
+    key: StoreKey | None = None
+    """The key with which the workers use the object store; None: that of their node."""
     fence: Fence | None = None
     """Allows checkpoints to be completed only while the run's lease is held."""
 
@@ -61,7 +65,12 @@ class ClusterTooSmallError(IgptError):
 
 def _worker_loop(arguments: dict[str, Any]) -> None:
     """The function that each training worker runs."""
+    # Loads a third of PyTorch's modules, which the driver and Ray Train's controller do not need.
+    from igpt_model.training.loop import train  # noqa: PLC0415
+
     job: TrainJob = arguments["job"]
+    if job.key is not None:
+        credentials.use(job.key)
     mailbox = arguments["mailbox"]
     context = ray.train.get_context()
     rank = context.get_world_rank()
@@ -86,6 +95,7 @@ def _worker_loop(arguments: dict[str, Any]) -> None:
     measures_host = context.get_local_rank() == 0  # one worker per machine
     monitor = host_monitor(lambda values: mailbox.host.remote(address, values)) if measures_host else nullcontext()
     try:
+        arguments["before_work"]()
         if job.fence is not None:
             job.fence.check()  # on every rank: a restarted group without the lease ends without failing
         with monitor:
@@ -117,10 +127,10 @@ def train_on_cluster(job: TrainJob, listener: Listener, *, progress: Progress = 
     # On the node of this process: if another node were lost, the messages would be too.
     this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     mailbox = ray.remote(num_cpus=0, scheduling_strategy=this_node)(Mailbox).remote()
-    filesystem, path = objects.arrow_filesystem(objects.join(job.run, "ray"))
+    filesystem, path = objects.arrow_filesystem(objects.join(job.run, "ray"), job.key)
     trainer = TorchTrainer(
         _worker_loop,
-        train_loop_config={"job": job, "mailbox": mailbox},
+        train_loop_config={"job": job, "mailbox": mailbox, "before_work": tasks.before_work()},
         torch_config=process_group(execution),
         scaling_config=ScalingConfig(
             num_workers=execution.workers
@@ -137,6 +147,7 @@ def train_on_cluster(job: TrainJob, listener: Listener, *, progress: Progress = 
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=execution.max_restarts),
+            worker_runtime_env=None if job.key is None else tasks.own_processes(job.key),
         ),
     )
     logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # failures are reported below, in one line
@@ -168,6 +179,26 @@ def process_group(execution: ExecutionSettings) -> TorchConfig:
 
 def _worker_resources(config: PretrainConfig) -> dict[str, float]:
     return {"CPU": config.execution.cpus_per_worker, **({"GPU": 1} if config.execution.use_gpu else {})}
+
+
+def await_resources(config: PretrainConfig, say: Callable[[str], None]) -> None:
+    """Wait up to `nodes_seconds` for room for the workers, which an autoscaler makes; say so when it takes a while.
+
+    Raises ClusterTooSmallError when the nodes that there are then cannot hold the workers, or their minimum number.
+    """
+    execution = config.execution
+    if execution.nodes_seconds:
+        # An autoscaler acts on a placement group that waits, and Ray forgets it with this process. Training makes one
+        # of its own at once, so no node is idle for long enough to be taken away.
+        bundles = [_worker_resources(config)] * execution.workers
+        group = placement_group(bundles, strategy=execution.placement)
+        try:
+            if not group.wait(min(execution.nodes_seconds, _SHORT_WAIT_SECONDS)):
+                say(f"waiting up to {execution.nodes_seconds:.0f} s for nodes for {execution.workers} workers")
+                group.wait(execution.nodes_seconds)
+        finally:
+            remove_placement_group(group)
+    check_resources(config, tasks.node_resources())
 
 
 def check_resources(config: PretrainConfig, nodes: Mapping[str, Mapping[str, float]]) -> None:

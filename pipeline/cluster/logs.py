@@ -1,4 +1,4 @@
-"""Structured logs: one JSON object per line, with the ids of the flow run and the Ray task that wrote it.
+"""Structured logs: one JSON object per line, with the ids of the flow run and the Ray task that wrote it. And back.
 
 Prefect's processes use the format if their environment sets it (see infra/compose.yaml), Ray's workers always; their
 logs are in the files `worker-*` of Ray's nodes.
@@ -7,6 +7,7 @@ logs are in the files `worker-*` of Ray's nodes.
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from pipeline.printable import UNPRINTABLE
@@ -41,6 +42,30 @@ class JsonFormatter(logging.Formatter):
             line["traceback"] = self.formatException(record.exc_info)
         # Letters of all scripts stay readable; what a terminal obeys is escaped as JSON does it.
         return UNPRINTABLE.sub(lambda match: json.dumps(match[0])[1:-1], json.dumps(line, ensure_ascii=False))
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerLine:
+    """A line that a worker process wrote."""
+
+    node: str
+    """The address of its node."""
+    level: int
+    """As in `logging`; that of a line in another format is INFO."""
+    text: str
+    logger: str = ""
+    """Empty for a line in another format."""
+
+
+def parse(node: str, line: str) -> WorkerLine:
+    """A line of a worker's output: one of `JsonFormatter`, with its traceback, or whatever else a process prints."""
+    try:
+        entry = json.loads(line)
+        level = logging.getLevelNamesMapping()[entry["level"]]
+        text = "\n".join(part for part in (entry["message"], entry.get("traceback")) if part)
+    except (ValueError, KeyError, TypeError):
+        return WorkerLine(node=node, level=logging.INFO, text=line.rstrip())
+    return WorkerLine(node=node, level=level, text=text, logger=str(entry.get("logger", "")))
 
 
 def worker_setup(ids: Callable[[], dict[str, str]]) -> Callable[[], None]:

@@ -3,18 +3,24 @@
 import logging
 import signal
 import socket
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import wraps
 from itertools import islice
 from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.cluster import logs
+from pipeline.cluster.logs import WorkerLine, parse
 from pipeline.errors import IgptError, first_line
+from pipeline.store import credentials
+from pipeline.store.credentials import StoreKey
 
 # How often a task is retried that was lost with its worker or node. So often because a node on which every worker dies
 # at once (a full disk) is always idle and receives many tasks.
@@ -25,26 +31,57 @@ _LONGEST_WAIT_SECONDS = 2.0
 # connection). So the list of nodes is checked this often, and tasks lost with a node are retried after a grace period.
 _CHECK_SECONDS = 5.0
 _GRACE_SECONDS = 10.0
+# A node that is starting its first worker on busy cores takes some seconds, a lost one takes Ray a minute to notice.
+_ANSWER_SECONDS = 60.0
+_HEARD = "igpt"  # the name of what Ray calls with lines of workers
+
+# Of the connection, of which this process has only one. The key is that of the flow at work: flows follow each other,
+# and their threads start tasks, too.
+_key: StoreKey | None = None
+_before_work: Callable[[], None] | None = None
 
 
-def connect(address: str, *, flow_run_id: str = "") -> None:
+def key() -> StoreKey | None:
+    """The key of the object store for what this process starts on the cluster; None: that of the node."""
+    return _key
+
+
+def connect(
+    address: str,
+    *,
+    flow_run_id: str = "",
+    key: StoreKey | None = None,
+    heard: Callable[[WorkerLine], None] | None = None,
+    check: Callable[[], None] | None = None,
+) -> None:
     """Connect this process to a running cluster. Its workers log JSON with the id of the flow run.
 
-    Raises IgptError when the cluster does not respond or refuses the token.
+    From now on, tasks use the object store with the key; without one, with what their node has. `heard` is called, in a
+    thread, with each line that workers write, within about a second; so the lines of a node that is lost later are
+    here. Workers call `check` before they run a task; what it raises, the task raises. Raises IgptError when the
+    cluster does not respond, runs another version of Ray or refuses the token.
     """
+    global _key, _before_work
+    _key = key
     if ray.is_initialized():
         return
+    _before_work = check
     _check_listening(address)
     terminate = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
             address=address,
-            log_to_driver=False,
+            log_to_driver=heard is not None,
             logging_level=logging.ERROR,
             configure_logging=True,
-            runtime_env={"worker_process_setup_hook": log_as_json(flow_run_id)},
+            runtime_env={"worker_process_setup_hook": worker_setup(flow_run_id)},
         )
     except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
+        if "Version mismatch" in str(error):
+            raise IgptError(
+                f"Ray at {address} is of another version than this process's ({' '.join(str(error).split())[:300]}); "
+                "install the same one on both (infra/UPGRADE.md)"
+            ) from None
         raise IgptError(
             f"Ray at {address} does not answer ({first_line(error, 200)}); start it (`igpt up`) or correct RAY_ADDRESS"
         ) from None
@@ -54,13 +91,55 @@ def connect(address: str, *, flow_run_id: str = "") -> None:
                 f"Ray at {address} refused the token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN as on the cluster"
             ) from None
         raise
+    if heard is not None:
+        _hear(heard)
     # ray.init installs a handler that ends the process; restore the one that was set before.
     if callable(terminate) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, terminate)
 
 
+def _hear(heard: Callable[[WorkerLine], None]) -> None:
+    """Call a function with the lines of this job's workers, which Ray would print."""
+
+    def receive(data: Mapping[str, Any]) -> None:
+        if data.get("job"):  # not a line of Ray's own processes
+            for line in data["lines"]:
+                heard(parse(data["ip"], line))
+
+    # Ray has no public name for it.
+    dispatcher = ray._private.worker.global_worker_stdstream_dispatcher
+    for name in ("ray_print_logs", _HEARD):
+        dispatcher.remove_handler(name)
+    dispatcher.add_handler(_HEARD, receive)
+
+
+def before_work() -> Callable[[], None]:
+    """What workers of this process's job must call before they work; it can be sent to them."""
+    return _before_work or _nothing
+
+
+def _nothing() -> None:
+    pass
+
+
+def worker_setup(flow_run_id: str) -> Callable[[], None]:
+    """The setup hook of a worker process: log as JSON, and let its imports take less time."""
+    log = log_as_json(flow_run_id)
+
+    def set_up() -> None:
+        # A worker process whose hook fails does not start. One of another commit must, to be asked for its code.
+        try:
+            from pipeline.garbage import collect_less_often  # noqa: PLC0415 (imported by the worker)
+        except ImportError:
+            return
+        collect_less_often()
+        log()
+
+    return set_up
+
+
 def log_as_json(flow_run_id: str) -> Callable[[], None]:
-    """The setup hook of a worker process: log JSON with the ids of the flow run and of Ray's job, node and task."""
+    """Makes a worker process log JSON with the ids of the flow run and of Ray's job, node and task."""
 
     def ids() -> dict[str, str]:
         if not ray.is_initialized():  # while the worker shuts down
@@ -73,7 +152,13 @@ def log_as_json(flow_run_id: str) -> Callable[[], None]:
         }
         return {"flow_run_id": flow_run_id, **{name: value for name, value in ray_ids.items() if value}}
 
-    return logs.worker_setup(ids)
+    def set_up() -> None:
+        with suppress(ImportError):  # of another commit, as above
+            from pipeline.cluster import logs  # noqa: PLC0415 (imported by the worker)
+
+            logs.worker_setup(ids)()
+
+    return set_up
 
 
 def _check_listening(address: str) -> None:
@@ -102,13 +187,48 @@ def total_resources() -> dict[str, float]:
 
 def node_resources() -> dict[str, dict[str, float]]:
     """Resources of each live node, by its address; nodes that share an address have part of their id in the name."""
-    resources: dict[str, dict[str, float]] = {}
+    return {
+        name: {resource: float(value) for resource, value in node["Resources"].items()}
+        for name, node in _named_nodes().items()
+    }
+
+
+def _named_nodes() -> dict[str, dict[str, Any]]:
+    """Ray's record of each live node, by its name in `node_resources`."""
+    nodes: dict[str, dict[str, Any]] = {}
     for node in ray.nodes():
         if node["Alive"]:
             address = node["NodeManagerAddress"]
-            name = f"{address} {node['NodeID'][:6]}" if address in resources else address
-            resources[name] = {resource: float(value) for resource, value in node["Resources"].items()}
-    return resources
+            nodes[f"{address} {node['NodeID'][:6]}" if address in nodes else address] = node
+    return nodes
+
+
+def ask_nodes(question: Callable[[], Any], sent_by_value: Sequence[str] = ()) -> dict[str, Any]:
+    """What a function returns on each node that runs tasks, by the names of `node_resources`.
+
+    Functions of the modules `sent_by_value` need not be installed on the nodes; they use no other module of ours. Nodes
+    that are lost meanwhile or do not answer in time are left out.
+    """
+    names = {node["NodeID"]: name for name, node in _named_nodes().items() if {"CPU", "GPU"} & node["Resources"].keys()}
+    with ExitStack() as registered:
+        for module in [sys.modules[name] for name in sent_by_value]:
+            ray.cloudpickle.register_pickle_by_value(module)
+            registered.callback(ray.cloudpickle.unregister_pickle_by_value, module)
+        # A closure, because Ray keeps the pickled form of a function that it has seen.
+        remote = ray.remote(num_cpus=0, max_retries=0)(lambda: question())
+        asked = {
+            remote.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)).remote(): name
+            for node_id, name in names.items()
+        }
+    answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_SECONDS) if asked else ([], [])
+    answers = {}
+    for reference in answered:
+        try:
+            answers[asked[reference]] = ray.get(reference)
+        except RayError as error:
+            if not _is_loss(error):
+                raise _cause(error) from None
+    return answers
 
 
 def map_tasks(
@@ -130,7 +250,20 @@ def map_tasks(
     so functions must be idempotent. After an error, tasks in flight run on until this process disconnects or ends:
     ray.cancel is no option, Ray 2.60 aborts the process when a task ends while it is being cancelled.
     """
-    remote = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=0)(function)
+    check = before_work()
+
+    def checked(*arguments: Any) -> Any:
+        check()
+        return function(*arguments)
+
+    # Named like the function, for Ray's pages and metrics.
+    options = {"name": function.__name__, "num_cpus": num_cpus, "num_gpus": num_gpus, "max_retries": 0}
+    with_key = () if _key is None else (_key,)
+    if _key is None:
+        remote = ray.remote(**options)(checked)
+    else:
+        # The key goes by value with the call: it is in no runtime environment, function or object that others can read.
+        remote = ray.remote(**options, runtime_env=own_processes(_key))(_with_key(checked))
     references = tuple(ray.put(value) for value in shared)
     limit = max(2, 2 * int(total_resources().get("CPU", 1) / max(num_cpus, 0.01)))
     waiting = iter(enumerate(calls))
@@ -141,7 +274,7 @@ def map_tasks(
         # Ray requests no new worker while enough requests for tasks with the same resources are pending, and it keeps
         # waiting for those it sent to a lost node. So tasks require one more byte of memory after each loss.
         task = remote.options(memory=nodes.losses) if nodes.losses else remote
-        in_flight[task.remote(*call, *references)] = _Attempt(number, call, tries, time.monotonic())
+        in_flight[task.remote(*with_key, *call, *references)] = _Attempt(number, call, tries, time.monotonic())
 
     while True:
         for number, call in islice(waiting, max(0, limit - len(in_flight))):
@@ -175,6 +308,23 @@ def map_tasks(
         for duplicate in duplicates:
             del in_flight[duplicate]
         yield attempt.number, result
+
+
+def own_processes(key: StoreKey) -> dict[str, Any]:
+    """A runtime environment that keeps the processes of one role apart from those of another, which Ray would reuse."""
+    return {"env_vars": {"IGPT_ROLE": key.role}}
+
+
+def _with_key(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, for a task whose first argument is the key that it uses."""
+
+    @wraps(function)
+    def with_key(key: StoreKey, *arguments: Any) -> Any:
+        credentials.use(key)
+        return function(*arguments)
+
+    del with_key.__wrapped__  # Ray would check calls by the function's own signature
+    return with_key
 
 
 def map_here(

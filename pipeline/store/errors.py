@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from pipeline.errors import IgptError, first_line
+from pipeline.errors import IgptError, NoAnswerError, first_line
 
 Answer = TypeVar("Answer")
 
@@ -120,7 +120,7 @@ def one_line_errors(url: str) -> Iterator[None]:
                 f"{url}: no S3 credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run `igpt up`"
             ) from None
         if url.startswith("s3://") and is_transient(error):
-            raise IgptError(
+            raise NoAnswerError(
                 f"{url}: the object store does not answer ({first_line(error)}); "
                 "start it (`igpt up`) or set AWS_ENDPOINT_URL"
             ) from None

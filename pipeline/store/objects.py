@@ -16,6 +16,7 @@ from pyarrow.fs import FSSpecHandler, PyFileSystem
 
 from pipeline.errors import IgptError, first_line
 from pipeline.store import local_files
+from pipeline.store.credentials import StoreKey
 from pipeline.store.errors import RETRY_SECONDS, one_line_errors, with_retries
 from pipeline.store.path_text import escape, from_text, to_text
 
@@ -50,8 +51,8 @@ def protocol(url: str) -> str:
     return url.split("://", 1)[0] if "://" in url else "file"
 
 
-def filesystem(url: str, *, patient: bool = True) -> Any:
-    """Return the fsspec filesystem of a URL.
+def filesystem(url: str, *, patient: bool = True, key: StoreKey | None = None) -> Any:
+    """Return the fsspec filesystem of a URL, on S3 with a key other than this process's if one is given.
 
     On S3, a patient filesystem makes a few attempts of its own before this module retries; the other makes one attempt
     of a few seconds.
@@ -60,7 +61,8 @@ def filesystem(url: str, *, patient: bool = True) -> Any:
         if protocol(url) == "s3":
             from pipeline.store.s3 import BoundedS3FileSystem  # noqa: PLC0415 (not installed on every training machine)
 
-            return BoundedS3FileSystem(patient=patient)
+            given = {} if key is None else {"key": key.access_key, "secret": key.secret_key}
+            return BoundedS3FileSystem(patient=patient, **given)
         return fsspec.filesystem(protocol(url))
     except (ValueError, ImportError, TypeError, OSError) as error:
         raise IgptError(
@@ -209,9 +211,12 @@ def write_many(contents: Mapping[str, bytes]) -> None:
         request(first, lambda: filesystem(first).pipe(dict(contents)))
 
 
-def arrow_filesystem(url: str) -> tuple[Any, str]:
-    """The pyarrow filesystem and path of a URL: for Ray, whose own S3 uploads some servers refuse."""
-    fs = filesystem(url)
+def arrow_filesystem(url: str, key: StoreKey | None = None) -> tuple[Any, str]:
+    """The pyarrow filesystem and path of a URL: for Ray, whose own S3 uploads some servers refuse.
+
+    It is sent to other processes, where it uses the key, if one is given and the URL is S3's.
+    """
+    fs = filesystem(url, key=key)
     return PyFileSystem(FSSpecHandler(fs)), fs._strip_protocol(url)
 
 

@@ -28,9 +28,14 @@ class BoundedS3FileSystem(S3FileSystem):
     A patient filesystem makes a few attempts at a failing request, the other one attempt of a few seconds.
     """
 
-    def __init__(self, *, patient: bool = True) -> None:
-        """fsspec caches instances: there is one per process and value of `patient`."""
+    def __init__(self, *, patient: bool = True, key: str | None = None, secret: str | None = None) -> None:
+        """fsspec caches instances: there is one per process, value of `patient`, and key.
+
+        Without a key, botocore looks for one in the process that uses the filesystem.
+        """
         super().__init__(
+            key=key,
+            secret=secret,
             use_listings_cache=False,  # other processes write too
             config_kwargs={
                 "retries": {"mode": "standard", "max_attempts": 4 if patient else 1},

@@ -161,6 +161,12 @@ def _stored_file(bucket: str, path: str, size: int, etag: str | None, modified: 
     )
 
 
+def forget_clients() -> None:
+    """Make new clients from now on, with the credentials that hold then."""
+    for made in (_client, _boto_client, _endpoint):
+        made.cache_clear()
+
+
 @lru_cache(maxsize=16)
 def _client(bucket: str) -> S3Store:
     """obstore's client for a bucket, with botocore's endpoint, credentials and certificates."""

@@ -18,6 +18,8 @@ EXPECTED = read_json("answers.json")
 IMPORTED = (
     [],
     ["igpt_model"],
+    ["pipeline"],
+    ["pipeline.images.decode", "pipeline.dataset.snapshot"],
     ["igpt_model.worker"],
     ["igpt_model.registered"],
     ["igpt_model.runs.open_model"],

@@ -9,8 +9,13 @@ import numpy as np
 import pytest
 
 from flows import previews
-from flows.previews import CheckpointPreviews, held_out_images
+from flows.previews import CheckpointPreviews, draw_all, held_out_images
 from igpt_model.config import PretrainConfig
+from igpt_model.model.bundle import ModelBundle
+from igpt_model.model.config import ModelConfig
+from igpt_model.model.network import ImageGPT
+from pipeline.cluster import tasks
+from pipeline.progress import silent
 from tests.igpt_model.training.test_loop import digits_snapshot
 
 CONFIG = PretrainConfig.from_fields(runs="r", preset="tiny", sample_every=10, steps=50)
@@ -95,3 +100,32 @@ def test_the_shown_images_are_held_out(tmp_path: Path) -> None:
     config = CONFIG.with_fields(cache=str(tmp_path / "cache"))
     tokens_NT, labels_N = held_out_images(config, data)
     assert tokens_NT.shape == (6, 64) and labels_N.shape == (6,)
+
+
+@pytest.mark.parametrize(("width", "on_gpu", "by_tasks"), [(64, False, False), (512, False, True), (64, True, True)])
+def test_a_small_model_is_drawn_here_and_any_other_by_tasks(
+    width: int, on_gpu: bool, by_tasks: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = digits_snapshot(tmp_path)
+    network = ImageGPT(ModelConfig(layers=1, width=width, heads=2, resolution=8, colours=16))
+    bundle = ModelBundle(model=network.eval(), palette_K3=data.palette(), classes=data.classes)
+    config = CONFIG.with_fields(cache=str(tmp_path / "cache"), use_gpu=on_gpu)
+    drawn: list[tuple[str, str, float]] = []
+
+    def draw(
+        bundle: ModelBundle, name: str, tokens_NT: np.ndarray, labels_N: np.ndarray, seed: int, device: str
+    ) -> np.ndarray:
+        drawn.append((name, device, used[-1] if used else -1))
+        return np.zeros((1, 1, 3), np.uint8)
+
+    used: list[float] = []
+
+    def map_tasks(function: Any, calls: Any, *, num_gpus: float) -> Iterator[tuple[int, Any]]:
+        used.append(num_gpus)
+        return tasks.map_here(function, calls)
+
+    monkeypatch.setattr(previews, "draw_sheet", draw)
+    monkeypatch.setattr(previews.tasks, "map_tasks", map_tasks)
+    assert list(draw_all(config, data, bundle, silent)) == ["samples", "completions"]
+    gpus, device = (1, "cuda") if on_gpu else (0, "cpu")
+    assert drawn == [(name, device, gpus if by_tasks else -1) for name in ("samples", "completions")]

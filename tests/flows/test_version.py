@@ -1,8 +1,11 @@
 """The version from pyproject.toml, and the commit from the deployment, the checkout or pip's record."""
 
 import json
+import os
 import re
+import shutil
 import subprocess
+import sys
 import tomllib
 from importlib import metadata
 from pathlib import Path
@@ -58,6 +61,24 @@ def test_without_a_checkout_the_commit_is_the_one_pip_recorded(tmp_path: Path, m
         files = {"direct_url.json": text}
         monkeypatch.setattr(metadata, "distribution", lambda name, files=files: SimpleNamespace(read_text=files.get))
         assert version.commit(None) == expected
+
+
+def test_code_is_described_by_its_files_wherever_they_are(tmp_path: Path) -> None:
+    def described(name: str) -> dict[str, str]:
+        folder = tmp_path / name
+        if not folder.exists():
+            for package in ("pipeline", "igpt_model", "flows"):
+                shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+        code = "import json; from flows import version; print(json.dumps(version.describe_code(None)))"
+        environment = {**os.environ, "PYTHONPATH": str(folder)}
+        done = subprocess.run([sys.executable, "-c", code], cwd="/", env=environment, capture_output=True, check=True)
+        return dict(json.loads(done.stdout))
+
+    one, two = described("one"), described("two")
+    assert one["place"].endswith(f":{tmp_path}/one") and two["place"].endswith(f":{tmp_path}/two")
+    assert {**one, "place": ""} == {**two, "place": ""} and one["version"] == DECLARED
+    (tmp_path / "two" / "pipeline" / "errors.py").write_text("")
+    assert described("two")["digest"] != one["digest"]
 
 
 def test_all_files_with_a_version_have_the_same() -> None:

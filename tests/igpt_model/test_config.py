@@ -47,7 +47,7 @@ def test_the_name_of_a_run_is_decided_by_model_data_and_optimizer_alone() -> Non
         decides = section in ("model", "data", "optimizer") and field not in ("dataset", "snapshot")
         decides = decides or field == "use_gpu"  # by the precision that it stands for
         assert (other.run_name("a") != name) == decides, field
-    assert len(seen) == 51
+    assert len(seen) == 52
     assert BASE.run_name("b") != name, "the dataset counts by its contents"
 
 
@@ -122,7 +122,7 @@ def test_a_gpu_computes_in_bfloat16_compiled_unless_told_otherwise(
 def test_names_of_fields_are_unique_over_the_sections() -> None:
     """Required for reading the flat form."""
     names = [name for section in asdict(BASE).values() for name in section]
-    assert len(set(names)) == len(names) == 51
+    assert len(set(names)) == len(names) == 52
     assert not set(names) & {field.name for field in fields(PretrainConfig)}
 
 

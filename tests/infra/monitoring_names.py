@@ -14,6 +14,9 @@ class Query:
 
     panel: str
     metrics: frozenset[str]
+    """Those that Ray's nodes serve."""
+    exported: frozenset[str]
+    """Those of `igpt metrics`."""
     labels: frozenset[str]
     """The labels in its legend and its filters."""
 
@@ -27,5 +30,6 @@ def queries() -> list[Query]:
             labels = set(re.findall(r"{{(\w+)}}", target["legendFormat"]))
             labels |= set(re.findall(r"(\w+)=~", expression)) - {"job"}
             metrics = frozenset(re.findall(r"\bray_\w+", expression))
-            result.append(Query(panel["title"], metrics, frozenset(labels)))
+            exported = frozenset(re.findall(r"\bigpt_\w+", expression))
+            result.append(Query(panel["title"], metrics, exported, frozenset(labels)))
     return result

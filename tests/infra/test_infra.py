@@ -23,8 +23,9 @@ from zoneinfo import ZoneInfo
 import pytest
 import yaml
 
-from flows.services import settings
+from flows.services import deployed_keys, settings
 from flows.services.ports import HOST, free_port
+from flows.services.store_keys import Pair
 from tests.infra.command_lines import PROGRAMS, calls_in_script, parse
 from tests.rigs import postgres
 from tests.rigs.compose import VARIABLE
@@ -137,12 +138,14 @@ def test_every_program_is_called_somewhere() -> None:
     starts = {tuple(word for word in words if not word.startswith("-"))[:3] for _, words in command_lines()}
     assert {
         ("mlflow", "server"),
+        ("mlflow", "db", "upgrade"),
         ("prefect", "server", "start"),
-        ("prefect", "worker", "start"),
+        ("prefect", "server", "database"),
         ("ray", "start"),
         ("ray", "health-check"),
         ("igpt",),
         ("igpt", "deploy"),
+        ("igpt", "worker", "trainings"),
     } <= starts
 
 
@@ -243,6 +246,9 @@ def test_ports_are_published_on_loopback_only() -> None:
 def test_volumes_configs_and_build_files_exist() -> None:
     for service in SERVICES.values():
         for volume in service.get("volumes", []):
+            if isinstance(volume, dict):
+                assert volume["source"] in COMPOSE["volumes"], volume
+                continue
             source, _, target = volume.partition(":")
             if target:
                 assert source in COMPOSE["volumes"] or (INFRA / source).exists(), volume
@@ -281,7 +287,9 @@ def test_no_service_has_capabilities_or_can_write_to_its_image() -> None:
         assert service["cap_drop"] == ["ALL"] and service["security_opt"] == ["no-new-privileges:true"], name
         assert service["read_only"] is True and "cap_add" not in service and "privileged" not in service, name
         writable = {mount.split(":")[0] for mount in service["tmpfs"]}
-        writable |= {volume.split(":")[-1] for volume in service.get("volumes", [])}
+        volumes = service.get("volumes", [])
+        writable |= {volume.split(":")[-1] for volume in volumes if isinstance(volume, str)}
+        assert all(volume["read_only"] for volume in volumes if isinstance(volume, dict)), name
         if service["image"].startswith("igpt-pipeline:"):
             assert writable >= {"/tmp", "/home/igpt"}, name  # as the user of the image, who is in the Dockerfile
         else:
@@ -349,6 +357,35 @@ def test_mlflow_accepts_its_published_and_its_internal_host_name() -> None:
     assert "*" not in hosts
 
 
+def test_each_container_sees_the_keys_of_its_own_role(tmp_path: Path) -> None:
+    """A folder of the volume each; the administrator's pair is where keys and buckets are made, and nowhere else."""
+    deployed_keys.write_all(tmp_path, Pair(access_key="igpt", secret_key="a-secret"))
+    folders = {
+        name: mount["volume"]["subpath"]
+        for name, service in SERVICES.items()
+        for mount in service.get("volumes", [])
+        if isinstance(mount, dict) and (mount["source"], mount["target"]) == ("keys", "/run/igpt/keys")
+    }
+    assert folders == {
+        **{name: name for name in ("s3", "mlflow", "exporter", "backup", "clean")},
+        "prefect-worker": "driver",
+        **{"ray-head": "nodes", "ray-worker": "nodes"},
+    }
+    holders = {name for name, service in SERVICES.items() if "AWS_SECRET_ACCESS_KEY" in str(service.get("environment"))}
+    assert holders == {"check", "keys", "buckets"}
+    for name, folder in folders.items():
+        service = SERVICES[name]
+        files = re.findall(r"/run/igpt/keys/(\S+?)['\"]", str([service["command"], service.get("environment")]))
+        assert files and all((tmp_path / folder / file).exists() for file in files), name
+        assert service.get("group_add", []) == (["10001"] if name == "s3" else [])
+    assert "IGPT_KEYS" in SERVICES["prefect-worker"]["environment"]
+    assert [name for name, service in SERVICES.items() if "keys:/run/igpt/keys" in service.get("volumes", [])] == [
+        "keys"
+    ]
+    (user,) = [step for step in dockerfile() if "useradd" in step.words]
+    assert {"--uid", "10001", "/run/igpt/keys"} <= set(user.words)
+
+
 def test_the_buckets_are_those_in_the_configs() -> None:
     script = SERVICES["buckets"]["command"][-1]
     compile(script, "buckets", "exec")
@@ -367,6 +404,18 @@ def test_the_databases_are_those_the_servers_open() -> None:
     url = interpolated(SERVICES["prefect-server"]["environment"]["PREFECT_SERVER_DATABASE_CONNECTION_URL"])
     assert url.startswith("postgresql+asyncpg://prefect:word@postgres:5432/")
     opened.add(("prefect", url))
+    # The migrations reach the same databases.
+    migration = SERVICES["migrate-mlflow"]
+    assert set(re.findall(r"postgresql\S+", migration["command"][-1])) == {
+        url for role, url in opened if role == "mlflow"
+    }
+    assert migration["environment"].items() <= mlflow.items()
+    variables = SERVICES["prefect-server"]["environment"]
+    assert SERVICES["migrate-prefect"]["environment"].items() <= variables.items()
+    assert variables["PREFECT_SERVER_DATABASE_MIGRATE_ON_START"] == "false"
+    for server in ("mlflow", "prefect-server"):
+        waits = SERVICES[server]["depends_on"][f"migrate-{server.removesuffix('-server')}"]
+        assert waits == {"condition": "service_completed_successfully"}
     assert all(re.match(r"postgresql\+(psycopg2:///|asyncpg://)", url) for _, url in opened)
     for role, url in opened:
         assert f"CREATE DATABASE {url.rpartition('/')[2]} OWNER {role};" in script
@@ -489,9 +538,19 @@ def test_prefect_runs_the_nightly_build_once_a_night() -> None:
 
 
 def test_a_worker_serves_the_pool_of_every_deployment() -> None:
-    (pool,) = {deployment["work_pool"]["name"] for deployment in DEPLOYMENTS.values()}
-    (worker,) = [words for _, words in command_lines() if words[:3] == ["prefect", "worker", "start"]]
-    assert f"--pool={pool}" in worker and "--type=process" in worker and "--limit=1" in worker
+    pools = {deployment["work_pool"]["name"] for deployment in DEPLOYMENTS.values()}
+    calls = [words for _, words in command_lines() if words[:2] == ["igpt", "worker"]]
+    assert sorted(words[2] for words in calls) == sorted(pools) == ["builds", "probes", "trainings"]
+    assert all("--limit=1" in words for words in calls)
+    # The container's health is that of `igpt worker`, which works while Prefect's server is away.
+    ports = [word.partition("=")[2] for words in calls for word in words if word.startswith("--port=")]
+    assert len(set(ports)) == 3
+    assert f"for port in ({', '.join(ports)})" in SERVICES["prefect-worker"]["healthcheck"]["test"][-1]
+
+
+def test_builds_trainings_and_probes_do_not_wait_for_each_other() -> None:
+    pool_of = {name: deployment["work_pool"]["name"] for name, deployment in DEPLOYMENTS.items()}
+    assert pool_of["nightly"] == pool_of["watch"] != pool_of["weekly"] != pool_of["candidate"] != pool_of["nightly"]
 
 
 def test_the_deployments_have_the_values_of_the_example_config() -> None:

@@ -1,10 +1,12 @@
 """infra/monitoring: Prometheus scrapes the ports that are served, and the dashboard draws existing metrics."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from flows.monitor.sample import GAUGES
 from igpt_model.training.metric_names import TRAINING_METRICS
 from pipeline.cluster.metrics import STAGE_GAUGES
 from tests.infra.monitoring_names import DASHBOARD, queries
@@ -46,7 +48,7 @@ def test_the_pod_monitor_selects_the_port_of_every_ray_pod_and_only_prometheus_r
         if name != "exporter":
             assert (labels <= own.items()) == (endpoint["port"] in ports), name
             assert ports.get(endpoint["port"], PORT) == PORT
-    assert f"metrics-export-port={PORT}" in (FOLDER / "prefect.yaml").read_text()
+    assert f"metrics-export-port={PORT}" in (FOLDER / "workers.yaml").read_text()
     (policy,) = [item for item in OBJECTS if (item["kind"], item["metadata"]["name"]) == ("NetworkPolicy", "metrics")]
     (rule,) = policy["spec"]["ingress"]
     assert policy["spec"]["podSelector"]["matchLabels"].items() == labels
@@ -75,6 +77,20 @@ def test_the_dashboard_draws_the_metrics_of_the_pipeline() -> None:
     assert {name for name in drawn if name.startswith("ray_igpt_")} == exported - {"ray_igpt_learning_rate"}
     readme = (ROOT / "infra" / "README.md").read_text()
     assert all(f"`{name}`" in readme for name in exported)
+
+
+def test_the_dashboard_draws_what_the_exporter_serves_and_nothing_else() -> None:
+    drawn = set().union(*(query.exported for query in queries()))
+    assert sorted(drawn - set(GAUGES)) == [] and sorted(set(GAUGES) - drawn) == []
+    # The README says which labels a metric has.
+    labels: dict[str, set[str]] = {}
+    for line in (ROOT / "infra" / "README.md").read_text().splitlines():
+        if line.startswith("| `igpt_"):
+            names, of_names, *_ = (re.findall(r"`(\w+)`", cell) for cell in line.strip("|").split("|"))
+            labels |= {name: set(of_names) for name in names}
+    for query in queries():
+        for name in query.exported:
+            assert query.labels <= labels[name], query
 
 
 def test_panels_do_not_overlap() -> None:

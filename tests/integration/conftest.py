@@ -18,6 +18,7 @@ from flows.services import local_stack, settings
 from flows.services.local_stack import Stack
 from pipeline.store import objects
 from tests.conftest import Command
+from tests.rigs.databases import with_databases
 from tests.rigs.warm_start import WarmProcess, WarmStart
 
 IGPT = [sys.executable, "-m", "flows.cli"]
@@ -30,16 +31,17 @@ _warm = WarmStart(ROOT)
 def igpt(*arguments: str, environment: dict[str, str] | None = None, seconds: int = 500) -> Command:
     """Run the command line in a process of its own, with the session's services.
 
-    With an `environment` a new Python process is started; otherwise one is forked that has the libraries imported.
+    It is forked from a process that has the libraries imported. With variables of an `environment` that libraries read
+    when they are imported, a new Python process is started.
     """
-    if not environment:
-        return ended(_warm.command(*arguments), seconds)
+    if all(name.startswith(("AWS_", "MLFLOW_")) for name in environment or {}):
+        return ended(_warm.command(*arguments, variables=environment), seconds)
     done = subprocess.run(
         [*IGPT, *arguments],
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env={**os.environ, **environment},
+        env={**os.environ, **(environment or {})},
         timeout=seconds,
         check=False,
     )
@@ -71,7 +73,8 @@ def stack(home: Path) -> Iterator[Stack]:
     Only the children get Ray's address and token, through IGPT_HOME: other modules start a Ray in this process.
     """
     before = dict(os.environ)
-    started = local_stack.up(home)
+    databases = [home / "prefect" / "prefect.db", home / "mlflow" / "mlflow.db"]
+    started = with_databases("stack", databases, lambda: local_stack.up(home))
     os.environ["IGPT_HOME"] = str(home)
     settings.activate(home)
     settings.use(started)
@@ -116,7 +119,7 @@ def refresh_config(digits: str, name: str) -> dict:
             "preset": "tiny",
             "layers": 2,
             "steps": 160,
-            "global_batch": 128,  # so large that a test has a second or two to kill a worker between two checkpoints
+            "global_batch": 64,  # so large that a test has a second or two to kill a worker between two checkpoints
             "warmup_steps": 10,
             "checkpoint_every": 40,
             "evaluate_every": 80,

@@ -31,7 +31,7 @@ from pipeline.errors import IgptError
 def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 {patch}
-tasks.connect(settings.load().ray_address)
+tasks.connect(settings.load().ray_address, key=settings.store_key("build"))
 try:
     build(DatasetConfig(**json.loads(sys.argv[1])))
 except IgptError as error:

@@ -19,7 +19,8 @@ pytestmark = pytest.mark.services
     ("fields", "pictures"),
     [
         ("objective=masked ema_decay=0.9 micro_batch=5", {"reconstructions.png"}),
-        ("class_conditional=true low_resolution=4 flip=true workers=1", {"upscaled.png"}),
+        # So wide that its pictures are drawn by tasks.
+        ("class_conditional=true low_resolution=4 flip=true workers=1 width=256 heads=4", {"upscaled.png"}),
     ],
 )
 def test_a_model_of_another_kind_is_trained_and_shown(

@@ -98,6 +98,8 @@ def test_the_mlflow_run_has_config_lineage_curves_and_pictures(refreshed: Refres
     assert validation[-1].value == refreshed.result["validation_loss"]
     curve = client.get_metric_history(run.info.run_id, "probe_test_accuracy")
     assert {metric.step for metric in curve} == {0, 1, 2}
+    assert run.data.tags["igpt.progress"] == "trained 160 of 160 steps, finished"
+    assert "on snapshot 1 of `s3://datasets/refreshed`" in run.data.tags["mlflow.note.content"]
     names = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
     assert {"samples.png", "completions.png", "loss.png", "probe.png"} <= names
 
@@ -105,20 +107,27 @@ def test_the_mlflow_run_has_config_lineage_curves_and_pictures(refreshed: Refres
 def test_the_prefect_page_shows_the_stages_and_what_they_left(refreshed: Refreshed, stack: Stack) -> None:
     from prefect.client.orchestration import PrefectClient
 
-    async def read() -> tuple[dict[str, list[str]], list]:
+    async def read() -> tuple[dict[str, list[str]], set[str], list]:
         # Not get_client(): Prefect may have been imported, and have read its settings, before the server was started.
         async with PrefectClient(f"{stack.prefect_url}/api") as client:
             flows = {flow.id: flow.name for flow in await client.read_flows()}
             states: dict[str, list[str]] = {}
+            names: set[str] = set()
             for run in await client.read_flow_runs():
                 states.setdefault(flows[run.flow_id], []).append(run.state_type.value)
-            return states, await client.read_artifacts()
+                names.add(run.name)
+            return states, names, await client.read_artifacts()
 
-    states, artifacts = asyncio.run(read())
+    states, names, artifacts = asyncio.run(read())
+    data = "s3://datasets/refreshed"
+    assert {"refresh refreshed", f"build {data}", f"train refreshed on {data}, snapshot 1"} <= names
     for name in ("refresh", "build-dataset", "pretrain", "probe"):
         assert "COMPLETED" in states[name]
     by_key = {artifact.key: artifact for artifact in artifacts}
     assert {"dataset", "samples", "completions", "mlflow-run", "probe", "registered-model"} <= set(by_key)
+    progress = [artifact for artifact in artifacts if artifact.key == "progress"]
+    assert len(progress) >= 4 and {artifact.data for artifact in progress} == {100.0}
+    assert all(artifact.description.startswith("finished") for artifact in progress)
     with urllib.request.urlopen(by_key["samples"].data) as answer:
         assert answer.read(8) == b"\x89PNG\r\n\x1a\n"
     link = by_key["mlflow-run"].data
@@ -127,6 +136,7 @@ def test_the_prefect_page_shows_the_stages_and_what_they_left(refreshed: Refresh
 
 def test_workers_log_json_with_the_id_of_their_flow_run(refreshed: Refreshed, home: Path, stack: Stack) -> None:
     from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 
     # Ray moves the logs of ended processes to logs/old when there are many.
     names = (services.short_folder(home) / "session_latest" / "logs").rglob("worker-*.err")
@@ -135,6 +145,10 @@ def test_workers_log_json_with_the_id_of_their_flow_run(refreshed: Refreshed, ho
     (flow_run_id,) = {line.get("flow_run_id") for line in ours if f"goes on with {refreshed.run}" in line["message"]}
     with SyncPrefectClient(f"{stack.prefect_url}/api") as client:
         assert client.read_flow(client.read_flow_run(UUID(flow_run_id)).flow_id).name == "refresh"
+        # Prefect's page has them too, with the address of the node.
+        (training,) = (run.id for run in client.read_flow_runs() if run.name.startswith("train refreshed on"))
+        shown = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[training])), limit=200)
+        assert any(entry.message.endswith("after step 0") and refreshed.run in entry.message for entry in shown)
     # Builds of other tests without a flow have no such id.
     of_run = [line for line in ours if line.get("flow_run_id") == flow_run_id]
     for what in ("shard ", "goes on with", "features of"):

@@ -12,14 +12,18 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+import boto3
 import mlflow
 import numpy as np
 import pytest
 import torch
 from mlflow import MlflowClient
+from mlflow.store.artifact import s3_artifact_repo
 
+from flows.services import settings
 from flows.services.local_stack import Stack
 from flows.services.ports import HOST, free_port
+from flows.services.store_keys import derive
 from igpt_model.model.bundle import ModelBundle
 from igpt_model.model.config import ModelConfig
 from igpt_model.model.network import ImageGPT
@@ -27,8 +31,10 @@ from igpt_model.registry import checksums
 from igpt_model.registry.client import CANDIDATE, CHAMPION, Registry, Version
 from igpt_model.registry.gate import ACCURACY, BITS, PALETTE, ROLLED_BACK, SPLITS, GateConfig
 from igpt_model.registry.register import HUGGING_FACE, register
+from igpt_model.tracking.runs import RunLogger
 from pipeline.errors import IgptError
 from pipeline.store import objects
+from pipeline.store.credentials import StoreKey
 from tests.integration.conftest import igpt
 from tests.rigs.http_recorder import HttpRecorder
 from tests.rigs.postgres import PostgresServer
@@ -127,6 +133,46 @@ def test_a_run_is_registered_once_however_often_it_is_tried(tracking_uri: str) -
     with ThreadPoolExecutor(2) as pool:
         assert {version.number for version in pool.map(again, range(2))} == {first.number}
     assert [version.number for version in Registry(tracking_uri).versions("once")] == [first.number]
+
+
+@pytest.fixture
+def as_driver(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let MLflow's client in this process have the rights of the driver of a deployment, not of this machine's user."""
+
+    def forget_clients() -> None:
+        boto3.DEFAULT_SESSION = None
+        s3_artifact_repo._cached_get_s3_client.cache_clear()
+
+    with monkeypatch.context() as changed:
+        for name, value in derive(stack.administrator)["driver"].environment().items():
+            changed.setenv(name, value)
+        forget_clients()
+        yield
+    forget_clients()
+
+
+def test_a_driver_logs_pictures_and_only_its_registration_writes_a_model(stack: Stack, as_driver: None) -> None:
+    client = MlflowClient(stack.mlflow_url)
+    run = client.create_run(client.create_experiment("of-a-driver")).info.run_id
+    logger, picture = RunLogger(stack.mlflow_url, run), np.zeros((8, 8, 3), np.uint8)
+
+    def log_pictures() -> None:
+        logger.picture(picture, "samples.png")
+        logger.file(b"a curve", "loss.png")
+
+    def try_to_register(key: StoreKey | None) -> Version:
+        fields = {"name": "of-a-driver", "tracking_uri": stack.mlflow_url, "run_id": run, "tags": SAME}
+        return register(make_folder(), **fields, best_layer=1, key=key)
+
+    log_pictures()
+    logger.picture_at(1, picture, "samples")
+    with pytest.raises(Exception, match="AccessDenied"):
+        try_to_register(None)
+    version = try_to_register(settings.store_key("register"))
+    assert Registry(stack.mlflow_url).open(version.uri).classes == ("a", "b")
+    log_pictures()
+    with pytest.raises(Exception, match="AccessDenied"):
+        client.log_text(run, "of another model", "hugging_face/config.json")
 
 
 def test_promotion_rollback_and_what_the_tags_tell(tracking_uri: str) -> None:

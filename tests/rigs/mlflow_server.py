@@ -1,13 +1,15 @@
-"""An MLflow server for tests whose hosts are not on loopback: SQLite, and artifacts in a folder."""
+"""An MLflow server for tests: SQLite and artifacts in a folder, or a given database and an object store."""
 
 import http.client
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from tests.rigs.databases import with_databases
 
 _START_SECONDS = 120
 
@@ -15,8 +17,18 @@ _START_SECONDS = 120
 class MlflowServer:
     """The server; it can be stopped and started again at the same address."""
 
-    def __init__(self, folder: Path, address: str, port: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        address: str,
+        port: int,
+        *,
+        database: str = "sqlite:///mlflow.db",
+        store: Mapping[str, str] | None = None,
+    ) -> None:
+        """`store` are the variables of an object store to whose bucket `mlflow` clients upload artifacts."""
         self.url = f"http://{address}:{port}"
+        self._database, self._store = database, store or {}
         self._folder, self._address, self._port = folder, address, port
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -26,8 +38,10 @@ class MlflowServer:
         log = self._folder / "mlflow.log"
         command = [
             sys.executable, "-m", "mlflow", "server", "--host", self._address, "--port", str(self._port),
-            "--workers", "1", "--backend-store-uri", "sqlite:///mlflow.db", "--serve-artifacts",
-            "--artifacts-destination", "artifacts", "--allowed-hosts", f"{self._address}:{self._port}",
+            "--workers", "1", "--backend-store-uri", self._database,
+            *(("--default-artifact-root", "s3://mlflow", "--no-serve-artifacts") if self._store
+              else ("--serve-artifacts", "--artifacts-destination", "artifacts")),
+            "--allowed-hosts", f"{self._address}:{self._port}",
         ]  # fmt: skip
         with log.open("ab") as file:
             self._process = subprocess.Popen(
@@ -36,6 +50,7 @@ class MlflowServer:
                 env={
                     "PATH": os.environ["PATH"],
                     "HOME": str(self._folder),
+                    **self._store,
                     "MLFLOW_DISABLE_TELEMETRY": "true",
                     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # it would start eight processes, unused here
                 },
@@ -71,7 +86,7 @@ def mlflow_server(folder: Path, address: str, port: int = 5000) -> Iterator[Mlfl
     """A running server."""
     server = MlflowServer(folder, address, port)
     try:
-        server.start()
+        with_databases("served-artifacts", [folder / "mlflow.db"], server.start)
         yield server
     finally:
         server.stop()

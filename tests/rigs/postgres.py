@@ -72,6 +72,10 @@ class PostgresServer:
         """The SQLAlchemy URL of a database: driver psycopg2 for MLflow, asyncpg for Prefect."""
         return f"postgresql+{driver}://{_USER}:{self.password}@{self.address}:{self.port}/{database}"
 
+    def client_environment(self) -> dict[str, str]:
+        """The variables from which psql and pg_dump take address, user and password."""
+        return {"PGHOST": self.address, "PGPORT": str(self.port), "PGUSER": _USER, "PGPASSWORD": self.password}
+
     def answers(self) -> bool:
         """Whether it accepts connections."""
         try:

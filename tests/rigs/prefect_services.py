@@ -1,4 +1,4 @@
-"""A Prefect server on a given database, and process workers, which tests kill and start again."""
+"""A Prefect server on a given database, and workers (`igpt worker`), which tests kill and start again."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from flows.services.ports import HOST
+from flows.services.ports import HOST, free_port
 from tests.rigs.s3_server import launch_here
 
 _START_SECONDS = 90
@@ -45,6 +45,8 @@ class PrefectServer:
     folder: Path
     auth: str | None = field(default=None, repr=False)
     """The USER:PASSWORD that clients must send."""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """More variables of Prefect."""
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -61,6 +63,7 @@ class PrefectServer:
             "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2",
             "DO_NOT_TRACK": "1",
             **({"PREFECT_SERVER_API_AUTH_STRING": self.auth} if self.auth else {}),
+            **self.settings,
         }
         command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(self.port)]
         log = self.folder / "server.log"
@@ -84,7 +87,7 @@ class PrefectServer:
 
 @dataclass(kw_only=True)
 class Worker:
-    """A process worker of one pool that runs one flow run at a time."""
+    """An `igpt worker` of one pool that runs one flow run at a time."""
 
     pool: str
     environment: Mapping[str, str] = field(repr=False)
@@ -99,18 +102,34 @@ class Worker:
 
     def start(self) -> None:
         """Start it; it polls the server about every second."""
-        command = [
-            sys.executable, "-m", "prefect", "worker", "start", "--pool", self.pool, "--type", "process",
-            "--limit", "1", "--name", self.name, "--install-policy", "never", "--no-create-pool-if-not-found",
-        ]  # fmt: skip
+        command = [sys.executable, "-m", "flows.cli", "worker", self.pool, f"--port={free_port()}"]
         environment = {
-            **self.environment,
-            "PREFECT_HOME": str(self.folder / self.name),
             "PREFECT_WORKER_QUERY_SECONDS": "1",
             "PREFECT_WORKER_PREFETCH_SECONDS": "1",
+            **self.environment,
+            "PREFECT_HOME": str(self.folder / self.name),
             "PATH": os.environ["PATH"],
         }
         self.process = launch_here(command, environment, self.log)
+
+    def polling(self) -> psutil.Process | None:
+        """Prefect's own worker, which polls and starts the drivers of flow runs; None while there is none."""
+        assert self.process is not None
+        for child in psutil.Process(self.process.pid).children():
+            with suppress(psutil.Error):
+                if "worker" in child.cmdline()[3:4]:
+                    return child
+        return None
+
+    def drivers(self) -> list[psutil.Process]:
+        """The processes of its flow runs."""
+        assert self.process is not None
+        drivers = []
+        for process in process_tree(psutil.Process(self.process.pid)):
+            with suppress(psutil.Error):
+                if "flows.prefect_ops.driver" in process.cmdline():
+                    drivers.append(process)
+        return drivers
 
     def kill(self) -> None:
         """Kill it and its runs, as the loss of its machine does."""

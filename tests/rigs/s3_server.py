@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from flows.services.services import BUCKETS
+from flows.services.store_keys import Pair, derive, for_rclone
+from flows.services.store_rights import BUCKETS
 
 _REGION = "us-east-1"
 _START_SECONDS = 20
@@ -29,14 +30,24 @@ class S3Server:
     folder: Path
     """Has a folder per bucket and a file per object, so that tests can read the bytes without a client."""
 
-    def environment(self, url: str | None = None) -> dict[str, str]:
+    def environment(self, url: str | None = None, *, role: str | None = None) -> dict[str, str]:
         """The variables for s3fs and boto3 to use the server, or a proxy in front of it if its URL is given."""
+        pair = self.administrator if role is None else self.pairs[role]
         return {
-            "AWS_ACCESS_KEY_ID": self.access_key,
-            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            **pair.environment(),
             "AWS_ENDPOINT_URL": url or self.url,
             "AWS_DEFAULT_REGION": _REGION,
         }
+
+    @property
+    def administrator(self) -> Pair:
+        """The pair with all rights."""
+        return Pair(access_key=self.access_key, secret_key=self.secret_key)
+
+    @property
+    def pairs(self) -> dict[str, Pair]:
+        """The pair of each role (flows/services/store_rights.py)."""
+        return derive(self.administrator)
 
     def bucket(self, name: str) -> Path:
         """The folder of a bucket."""
@@ -45,7 +56,7 @@ class S3Server:
 
 @contextmanager
 def serve(folder: Path, address: str, port: int, launch: Launch) -> Iterator[S3Server]:
-    """Serve a folder as S3 at an address, with the options of flows/services/services.py, and create the buckets.
+    """Serve a folder as S3 at an address, as the local services do, and create the buckets.
 
     Raises RuntimeError with the log when the server does not start.
     """
@@ -57,18 +68,20 @@ def serve(folder: Path, address: str, port: int, launch: Launch) -> Iterator[S3S
         secret_key=secrets.token_urlsafe(32),
         folder=folder,
     )
-    command = [
-        str(Path(sys.executable).with_name("rclone")), "serve", "s3", str(folder), "--addr", f"{address}:{port}",
-        "--vfs-cache-mode", "off", "--dir-cache-time", "2s", "--etag-hash", "XXH3", "--config", "",
-    ]  # fmt: skip
+    rclone = str(Path(sys.executable).with_name("rclone"))
+    command = [sys.executable, "-m", "flows.services.store_gate", rclone, str(folder), f"{address}:{port}"]
     log = folder.with_name(f"{folder.name}.log")
-    process = launch(command, {"RCLONE_AUTH_KEY": f'"{server.access_key},{server.secret_key}"'}, log)
+    process = launch(command, for_rclone(server.administrator), log)
     try:
         _wait(address, port, process, log)
         yield server
     finally:
-        process.kill()
-        process.wait()
+        process.terminate()  # it ends rclone, and removes its socket
+        try:
+            process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def _wait(address: str, port: int, process: subprocess.Popen[bytes], log: Path) -> None:

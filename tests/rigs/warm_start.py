@@ -4,6 +4,7 @@ A server imports what the command line needs, in the environment in which it is 
 A fork has the server's environment and working directory, and writes its output to files.
 """
 
+import gc
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -62,48 +64,57 @@ class WarmProcess:
 
 
 class WarmStart:
-    """The server: a context manager. Forked processes outlive it."""
+    """The server: a context manager. It starts when it is first asked for a process. Forked processes outlive it."""
 
     def __init__(self, root: Path, variables: Mapping[str, str] | None = None) -> None:
         """Describe a server with a working directory, and variables in addition to those of this process."""
         self._root = root
         self._variables = variables or {}
+        self._server: subprocess.Popen[bytes] | None = None
+        self._launching = threading.Lock()
 
     def __enter__(self) -> Self:
+        self._environment = {**os.environ, **self._variables}
         self._folder = tempfile.TemporaryDirectory(prefix="warm-")
         self._socket = f"{self._folder.name}/socket"
         self._count = 0
         self._log = Path(self._folder.name) / "log"
-        with self._log.open("wb") as log:
-            self._server = subprocess.Popen(
-                [sys.executable, "-c", _SERVER.format(socket=self._socket)],
-                cwd=self._root,
-                env={**os.environ, **self._variables},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._server.kill()
-        self._server.wait()
+        if self._server is not None:
+            self._server.kill()
+            self._server.wait()
+            self._server = None
         self._folder.cleanup()
 
-    def command(self, *arguments: str) -> WarmProcess:
-        """Start the command line with these arguments."""
-        return self._start({"arguments": arguments})
+    def command(self, *arguments: str, variables: Mapping[str, str] | None = None) -> WarmProcess:
+        """Start the command line with these arguments, and with variables that no library reads when it is imported."""
+        return self._start({"arguments": arguments, "variables": dict(variables or {})})
 
     def program(self, code: str, *arguments: str) -> WarmProcess:
         """Start Python code with these arguments, as `python -c` does."""
         return self._start({"arguments": arguments, "code": code})
 
+    def _launch(self) -> subprocess.Popen[bytes]:
+        with self._log.open("wb") as log:
+            return subprocess.Popen(
+                [sys.executable, "-c", _SERVER.format(socket=self._socket)],
+                cwd=self._root,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
     def _start(self, request: dict[str, Any]) -> WarmProcess:
-        self._count += 1
-        out, err = (Path(self._folder.name) / f"{self._count}.{name}" for name in ("out", "err"))
+        with self._launching:
+            self._server = self._server or self._launch()
+            self._count += 1
+            out, err = (Path(self._folder.name) / f"{self._count}.{name}" for name in ("out", "err"))
         connection = socket.socket(socket.AF_UNIX)
         deadline = time.monotonic() + _START_SECONDS
         while True:
@@ -120,7 +131,9 @@ class WarmStart:
 def serve(path: str) -> Callable[[], object]:
     """Import the libraries, then fork for every request on a socket; returns, in the fork only, what it shall run."""
     from flows.services import settings
+    from pipeline.garbage import collect_less_often
 
+    collect_less_often()
     settings.activate(settings.default_home())
     import flows.build_dataset
     import flows.cli.main
@@ -128,6 +141,7 @@ def serve(path: str) -> Callable[[], object]:
     import flows.probe
     import flows.refresh
 
+    gc.freeze()  # else the first search for cycles in each fork would copy the pages of all objects
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(f"{path}.new")
@@ -152,6 +166,7 @@ def serve(path: str) -> Callable[[], object]:
         file = os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, number)
         os.close(file)
+    os.environ.update(request.get("variables", {}))
     sys.argv = ["igpt", *request["arguments"]]
     if "code" not in request:
         return flows.cli.main.main

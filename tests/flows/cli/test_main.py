@@ -62,7 +62,7 @@ def test_what_the_command_line_does_not_know_exits_with_two(arguments: list[str]
     assert line.startswith("igpt: ") and told in line and line.endswith("--help` shows the options")
 
 
-@pytest.mark.parametrize("group", ["dataset", "models", "runs"])
+@pytest.mark.parametrize("group", ["dataset", "models", "runs", "backup"])
 def test_a_group_of_commands_alone_prints_its_help(group: str, igpt: Igpt) -> None:
     ended = igpt(group)
     assert ended.code == 2 and f"{group} [OPTIONS] COMMAND" in ended.out + ended.err

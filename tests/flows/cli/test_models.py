@@ -13,6 +13,7 @@ from igpt_model.model.network import ImageGPT
 from igpt_model.runs.open_model import load_model
 from igpt_model.training.loop import train
 from igpt_model.worker import Worker
+from pipeline.store import objects
 from tests.igpt_model.convert.test_openai import openai_variables
 from tests.igpt_model.training.test_loop import Recorder, digits_snapshot, short_training
 
@@ -90,7 +91,11 @@ def test_score_prints_the_likelihood_of_an_image_and_draws_it_by_pixel(igpt, roo
 
 
 def test_class_conditional_and_super_resolution_models(igpt, root: Path) -> None:
-    assert igpt("sample", "-m", root / "by_class", "--count", 6, "--columns", 2).code == 0
+    for given, images, rows in (((), 60, 6), (("--count", 7, "--columns", 2), 7, 4), (("--count", 3), 3, 3)):
+        sampled = igpt("sample", "-m", root / "by_class", *given)
+        assert sampled.code == 0 and f"{images} images" in sampled.out, sampled
+        sheet = np.asarray(Image.open("samples.png"))
+        assert sheet.shape[0] % (rows * 10 + 2) == 0, "every class has rows of its own"
     assert (
         igpt("sample", "-m", root / "by_class", "--count", 4, "--columns", 2, "--class", "two", "-o", "2.png").code == 0
     )
@@ -117,6 +122,23 @@ def test_convert_goes_both_ways(igpt, root: Path) -> None:
     assert igpt("sample", "-m", "from-openai", "--count", 2).code == 0
 
 
+def test_convert_reads_from_and_writes_to_a_store(
+    igpt, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store without folders; the file by which a folder is known as a model is written last."""
+    theirs, ours = (f"memory://{tmp_path.name}/{name}" for name in ("theirs", "ours"))
+    uploaded, upload = list[str](), objects.upload
+    monkeypatch.setattr(objects, "upload", lambda path, url: (uploaded.append(url), upload(path, url)))
+    assert igpt("convert", root / "run", theirs).code == 0
+    assert igpt("convert", theirs, ours).code == 0
+    assert (len(uploaded), uploaded[2], uploaded[5]) == (6, f"{theirs}/config.json", f"{ours}/model.json")
+    for url in (theirs, ours):
+        again = igpt("convert", root / "run", url)
+        assert again.code == 2 and "it exists already" in again.err
+    in_store, run = (igpt("score", root / "0.png", "-m", model) for model in (ours, root / "run"))
+    assert in_store.code == 0 and in_store.out == run.out
+
+
 BAD = {
     "no model": ("sample -m nothing", "nothing: no model there"),
     "a folder without weights": ("sample -m half", "weights.safetensors is missing"),
@@ -138,6 +160,7 @@ BAD = {
     "a bad top-p": ("complete {root}/0.png -m {root}/run --top-p 2", "top_p is 2.0"),
     "a class for an unconditional model": ("sample -m {root}/run --class two", "trained without class_conditional"),
     "an unknown class": ("sample -m {root}/by_class --class four", "it must be one of one, two, three"),
+    "fewer samples than classes": ("sample -m {root}/by_class --count 2", "--count is 2: the model has 3 classes"),
     "no class for a conditional model": (
         "complete {root}/0.png -m {root}/by_class",
         "name the class of the images with --class",
@@ -151,6 +174,12 @@ BAD = {
     "converting a masked model": ("convert {root}/masked out", "only an autoregressive one"),
     "converting without palette": ("convert some.npz out", "give kmeans_centers.npy with --palette"),
     "converting a model that does not exist": ("convert nothing out", "nothing: no model there"),
+    "converting one file of a folder": (
+        "convert damaged/weights.safetensors out",
+        "one file of a model; give the folder",
+    ),
+    "converting into nowhere": ("convert {root}/run no/where", "does not exist; create it first"),
+    "a palette for a model that has one": ("convert {root}/run out --palette nothing.npy", "no palette there"),
 }
 
 

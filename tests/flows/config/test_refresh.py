@@ -51,6 +51,7 @@ def test_a_file_and_overrides_make_a_typed_config(tmp_path: Path) -> None:
         ("dataset.test_fraction=1", "leave nothing to train on"),
         ("probe.strengths=[-1]", "probe.strengths.0 is -1.0: it must be above 0"),
         ("probe.strengths=[]", "strengths is empty"),
+        ("probe.register=true", "probe.register is set: a refresh registers the model with its probe anyway"),
         ("probe.fine_tune.batch=0", "probe.fine_tune.batch is 0: it must be at least 1"),
         ("unfinished.earlier=drop", "unfinished.earlier is 'drop'"),
         ("unfinished.earlier=abandon", "abandon needs a reason, which is recorded"),

@@ -157,6 +157,7 @@ SERVICES = {
     "another Ray": ("Ray", {"version": "2.60.1"}, "Ray", "fails", "install Ray 2.60.0 there"),
     "another Python": ("Ray", {"python": "3.11.9"}, "Ray", "fails", "same Python"),
     "a clock that is ahead": ("Prefect", {"clock_ahead": 90.0}, "clock", "warning", "NTP"),
+    "one key for every step": ("S3", {"keys_by_step": False}, "keys", "warning", "a key of its own"),
     "a clock that S3 refuses": ("S3", {"clock_ahead": -1000.0}, "clock", "fails", "signatures"),
 }
 

@@ -1,5 +1,6 @@
 """A flow run holds a folder, and closes the run of a holder that died. integration/ kills real ones."""
 
+import threading
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,7 +9,7 @@ import httpx
 import pytest
 
 from flows.prefect_ops import lease as flow_lease
-from flows.prefect_ops.lease import exclusively
+from flows.prefect_ops.lease import await_free, exclusively
 from pipeline.store import lease
 from pipeline.store.lease import LeaseHeldError, LeaseLostError
 from tests.pipeline.store.test_lease import DEAD, die_with
@@ -63,3 +64,26 @@ def test_the_run_of_a_dead_holder_is_closed(
         fence.check()  # the work goes on whatever became of the other run
     assert closed == [("dead", "mine")]
     assert warnings == [line.format(folder=tmp_path) for line in expected]
+
+
+@pytest.mark.usefixtures("warnings")
+def test_a_refresh_waits_for_the_build_of_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flow_lease, "_ASK_SECONDS", 0.2)
+    building, built = threading.Event(), threading.Event()
+    said: list[str] = []
+
+    def build() -> None:
+        with lease.hold(str(tmp_path)):
+            building.set()
+            built.wait(60)
+
+    thread = threading.Thread(target=build)
+    thread.start()
+    assert building.wait(60)
+    with pytest.raises(LeaseHeldError):
+        await_free(str(tmp_path), said.append, 0.0)
+    threading.Timer(1.0, built.set).start()
+    await_free(str(tmp_path), said.append, 60.0)
+    assert built.is_set() and sum(line.endswith("waiting for its end") for line in said) == 1
+    thread.join()
+    await_free(str(tmp_path), said.append, 0.0)  # whose lease has ended, too

@@ -40,13 +40,17 @@ def test_workers_log_the_uppermost_run(flow_run: object, expected: str, monkeypa
 
 
 def test_a_process_keeps_the_id_that_it_connected_with(monkeypatch: pytest.MonkeyPatch) -> None:
-    connected: list[tuple[str, str]] = []
+    connected: list[tuple[str, str, str]] = []
     lines: list[tuple] = []
-    monkeypatch.setattr(ray_job.tasks, "connect", lambda address, flow_run_id: connected.append((address, flow_run_id)))
+    monkeypatch.setattr(
+        ray_job.cluster,
+        "connect",
+        lambda address, step, flow_run_id, heard: connected.append((address, step, flow_run_id)),
+    )
     monkeypatch.setattr(ray_job.tasks, "job_id", lambda: "01000000")
     monkeypatch.setattr(ray_job, "get_run_logger", lambda: SimpleNamespace(info=lambda *words: lines.append(words)))
     for number in ("first", "second"):
         monkeypatch.setattr(ray_job, "flow_run", SimpleNamespace(root_flow_run_id=number, id=number))
-        ray_job.begin("127.0.0.1:6379")
-    assert connected == [("127.0.0.1:6379", "first")] * 2
+        ray_job.begin("127.0.0.1:6379", "build")
+    assert connected == [("127.0.0.1:6379", "build", "first")] * 2
     assert [words[0] % words[1:] for words in lines] == ["this run is job 01000000 of Ray"] * 2

@@ -25,6 +25,7 @@ from mlflow import MlflowClient
 
 from flows.services import local_stack
 from flows.services.local_stack import ServiceStatus, Stack
+from flows.services.store_keys import derive
 from pipeline.errors import IgptError
 
 pytestmark = pytest.mark.services
@@ -40,7 +41,11 @@ ray.init(log_to_driver=False, logging_level="ERROR")
 class Keeper:
     def keep(self):
         import s3fs
-        return os.getpid(), subprocess.Popen(["sleep", "600"]).pid, s3fs.S3FileSystem().cat("s3://raw/kept").decode()
+        store = s3fs.S3FileSystem()
+        try:
+            store.pipe("s3://datasets/kept", b"written over")
+        except PermissionError:
+            return os.getpid(), subprocess.Popen(["sleep", "600"]).pid, store.cat("s3://datasets/kept").decode()
 
 print(*ray.get(Keeper.options(name="keeper", lifetime="detached").remote().keep.remote()))
 """
@@ -72,7 +77,8 @@ def home() -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def stack(home: Path) -> Stack:
     started = local_stack.up(home)
-    s3(started).put_object(Bucket="raw", Key="kept", Body=b"kept")
+    for bucket in ("raw", "datasets"):
+        s3(started).put_object(Bucket=bucket, Key="kept", Body=b"kept")
     MlflowClient(started.mlflow_url).create_experiment("kept")
     return started
 
@@ -244,7 +250,9 @@ def test_up_again_keeps_running_services(home: Path, stack: Stack) -> None:
 def test_credentials_stay_private(home: Path, stack: Stack) -> None:
     assert (home / "services.json").stat().st_mode & 0o777 == 0o600
     assert home.stat().st_mode & 0o777 == 0o700
-    hidden = (stack.s3_secret_key, stack.ray_token)
+    hidden = (stack.s3_secret_key, stack.ray_token, *(pair.secret_key for pair in derive(stack.administrator).values()))
+    for path in stack.keys_folder.iterdir():
+        assert path.stat().st_mode & 0o777 == 0o400
     assert not any(secret in repr(stack) for secret in hidden)
     command_lines = [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]
     assert not [line for line in command_lines for secret in hidden if secret in line]

@@ -13,13 +13,14 @@ SECRETS = ("the-secret-key", "the-token")
 
 
 @pytest.fixture
-def stack() -> Stack:
+def stack(tmp_path: Path) -> Stack:
     ports = [free_port() for _ in range(4)]
     s3, prefect, mlflow, ray = (f"{HOST}:{port}" for port in ports)
     return Stack(
         s3_url=f"http://{s3}",
         s3_access_key="key",
         s3_secret_key=SECRETS[0],
+        keys_folder=tmp_path / "keys",
         prefect_url=f"http://{prefect}",
         mlflow_url=f"http://{mlflow}",
         ray_address=ray,

@@ -6,12 +6,14 @@ import pytest
 
 from flows.services import settings
 from flows.services.services import Stack
+from flows.services.store_rights import STEPS
 from pipeline.errors import IgptError
 
 STACK = Stack(
     s3_url="http://127.0.0.1:1",
     s3_access_key="key",
     s3_secret_key="secret",
+    keys_folder=Path("/no/such/folder"),
     prefect_url="http://127.0.0.1:2",
     mlflow_url="http://127.0.0.1:3",
     ray_address="127.0.0.1:4",
@@ -99,3 +101,51 @@ def test_the_home_is_in_the_working_folder_unless_it_is_set(monkeypatch: pytest.
     assert settings.default_home() == Path(".igpt")
     use(monkeypatch, IGPT_HOME="/srv/igpt")
     assert settings.default_home() == Path("/srv/igpt")
+
+
+@pytest.mark.parametrize(
+    ("variables", "of_the_local_store"),
+    [
+        ({}, True),
+        ({"AWS_SECRET_ACCESS_KEY": "another"}, True),
+        ({"AWS_ENDPOINT_URL": "http://s"}, False),
+        ({"AWS_ENDPOINT_URL_S3": "http://s"}, False),
+        ({"AWS_ACCESS_KEY_ID": "another"}, False),
+        ({"AWS_PROFILE": "work"}, False),
+    ],
+)
+def test_the_keys_of_the_local_steps_are_for_the_local_store(
+    variables: dict[str, str], of_the_local_store: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settings.local_stack, "load", lambda home: STACK)
+    use(monkeypatch, **variables)
+    settings.activate(tmp_path)
+    assert ("IGPT_KEYS" in settings.os.environ) == of_the_local_store
+
+
+def test_one_pair_serves_every_step_unless_each_has_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert settings.store_key("build") is None and not settings.keys_by_step()
+    use(monkeypatch, IGPT_KEYS=str(tmp_path))
+    for step in STEPS:
+        (tmp_path / step).write_text("the-same:secret:with:colons\n")
+    key = settings.store_key("train")
+    assert key is not None
+    assert (key.role, key.access_key, key.secret_key) == ("train", "the-same", "secret:with:colons")
+    assert not settings.keys_by_step()
+    for step in STEPS:
+        (tmp_path / step).write_text(f"{step}:secret")
+    assert settings.keys_by_step()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(None, "build cannot be read: No such file or directory"), ("", "does not hold"), ("name:", "does not hold")],
+)
+def test_a_key_that_cannot_be_read_is_told_in_one_line(
+    content: str | None, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(monkeypatch, IGPT_KEYS=str(tmp_path))
+    if content is not None:
+        (tmp_path / "build").write_text(content)
+    with pytest.raises(IgptError, match=said):
+        settings.store_key("build")

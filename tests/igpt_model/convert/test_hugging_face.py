@@ -1,19 +1,27 @@
 """Conversion to and from Hugging Face gives the results of their implementation, in both directions."""
 
+from __future__ import annotations
+
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from igpt_model.convert.hugging_face import from_hugging_face, to_hugging_face
+from igpt_model.convert.hugging_face import from_hugging_face, pieces, to_hugging_face
+from igpt_model.convert.weights import StoredTensor, check
 from igpt_model.inference.features import image_features
 from igpt_model.model.bundle import ModelBundle
 from igpt_model.model.config import ModelConfig
 from igpt_model.model.network import ImageGPT
 from pipeline.errors import IgptError
+
+if TYPE_CHECKING:
+    from transformers import ImageGPTConfig, PreTrainedModel
 
 SIZES = {
     "two layers of 8x8": ModelConfig(layers=2, width=32, heads=4, resolution=8, colours=17),
@@ -201,6 +209,238 @@ def test_what_is_no_published_image_gpt_is_refused(tmp_path: Path) -> None:
         refused(expected)
     (tmp_path / "model.safetensors").write_bytes(b"damaged")
     refused("damaged weights")
+
+
+# Layers, width, heads and millions of parameters of openai/imagegpt-small, -medium, -large; 32x32 pixels, 512 colours.
+PUBLISHED = {"small": (24, 512, 8, 76), "medium": (36, 1024, 8, 455), "large": (48, 1536, 16, 1362)}
+
+
+def published(name: str) -> tuple[ImageGPTConfig, ModelConfig]:
+    """The config of a published model, theirs with its default fields and ours."""
+    from transformers import ImageGPTConfig
+
+    layers, width, heads, _ = PUBLISHED[name]
+    theirs = ImageGPTConfig(n_layer=layers, n_embd=width, n_head=heads)
+    return theirs, ModelConfig(layers=layers, width=width, heads=heads, resolution=32, colours=512)
+
+
+def no_values() -> torch.Tensor:
+    raise AssertionError("values of a model without any are read")
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_tensor_of_the_published_shapes_has_its_place(name: str) -> None:
+    """On the meta device: names and shapes without values. Each parameter of ours is filled exactly once."""
+    from transformers import ImageGPTForCausalImageModeling
+
+    theirs, config = published(name)
+    with torch.device("meta"):
+        tensors = ImageGPTForCausalImageModeling(theirs).state_dict()
+        ours = ImageGPT(config).state_dict()
+    stored = {
+        key: StoredTensor(shape=tuple(tensor.shape), dtype=tensor.dtype, read=no_values)
+        for key, tensor in tensors.items()
+    }
+    filled = dict.fromkeys(ours, 0)
+    for piece in check(stored, pieces(config), name):
+        if piece.target is not None:
+            begin, end = piece.source_rows or (0, piece.shape[0])
+            filled[piece.target] += (end - begin) * (piece.shape[1] if len(piece.shape) > 1 else 1)
+    assert filled == {key: tensor.numel() for key, tensor in ours.items()}
+    assert sum(filled.values()) // 10**6 == PUBLISHED[name][3]
+
+
+def write_processor(folder: Path, colours: np.ndarray, side: int, **fields: object) -> None:
+    """The file of an image processor as published in 2021; `fields` replace its own."""
+    processor = {
+        "clusters": colours.tolist(),
+        "do_normalize": True,
+        "do_resize": True,
+        "feature_extractor_type": "ImageGPTFeatureExtractor",
+        "resample": 2,
+        "size": side,
+        **fields,
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+
+
+def test_the_small_published_shape_gives_their_logits(tmp_path: Path) -> None:
+    from transformers import ImageGPTForCausalImageModeling
+
+    torch.manual_seed(0)
+    theirs, config = published("small")
+    hf_model = ImageGPTForCausalImageModeling(theirs).eval()
+    hf_model.save_pretrained(tmp_path)
+    write_processor(tmp_path, colours_of(512), 32)
+    bundle = from_hugging_face(tmp_path)
+    assert bundle.model.config == config
+    tokens = some_tokens(config, 1)
+    with torch.inference_mode():
+        torch.testing.assert_close(bundle.model(tokens), hf_model(hf_inputs(tokens, 512)).logits, atol=1e-4, rtol=1e-4)
+
+
+def save_theirs(folder: Path, kind: str = "ImageGPTForCausalImageModeling", **fields: object) -> PreTrainedModel:
+    """A random model of a class of transformers, saved as it saves, with a processor of the same 16 colours."""
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.ImageGPTConfig(
+        vocab_size=17,
+        n_positions=64,
+        n_embd=32,
+        n_layer=2,
+        n_head=2,
+        **fields,  # type: ignore[arg-type]
+    )
+    model = getattr(transformers, kind)(config).eval()
+    model.save_pretrained(folder)
+    write_processor(folder, colours_of(16), 8)
+    return model
+
+
+def change_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
+    from safetensors.torch import load_file, save_file
+
+    save_file(change(load_file(folder / "model.safetensors")), folder / "model.safetensors", {"format": "pt"})
+
+
+def in_shards(folder: Path) -> None:
+    from transformers import ImageGPTForCausalImageModeling
+
+    ImageGPTForCausalImageModeling.from_pretrained(folder).save_pretrained(folder, max_shard_size="20KB")
+    (folder / "model.safetensors").unlink(missing_ok=True)
+    assert len(list(folder.glob("model-*.safetensors"))) > 1
+
+
+def in_old_shards(folder: Path) -> None:
+    from safetensors.torch import load_file
+
+    tensors = load_file(folder / "model.safetensors")
+    names = sorted(tensors)
+    parts = {"pytorch_model-00001-of-00002.bin": names[:9], "pytorch_model-00002-of-00002.bin": names[9:]}
+    for file, part in parts.items():
+        torch.save({name: tensors[name] for name in part}, folder / file)
+    index = {"metadata": {}, "weight_map": {name: file for file, part in parts.items() for name in part}}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    (folder / "model.safetensors").unlink()
+
+
+def without(tensors: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
+    return {key: tensor for key, tensor in tensors.items() if key != name}
+
+
+def without_biases(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if not name.endswith(".bias")}
+
+
+def in_half(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.half() for name, tensor in tensors.items()}
+
+
+TAKEN = {
+    "as published": ({}, lambda folder: None),
+    "tied embeddings": ({"tie_word_embeddings": True}, lambda folder: None),
+    "tied, saved by ImageGPTModel": ({"kind": "ImageGPTModel", "tie_word_embeddings": True}, lambda folder: None),
+    "attention in another order": ({"reorder_and_upcast_attn": True}, lambda folder: None),
+    "shards": ({}, in_shards),
+    "shards before safetensors": ({}, in_old_shards),
+    "no biases": ({}, lambda folder: change_tensors(folder, without_biases)),
+    "half precision": ({}, lambda folder: change_tensors(folder, in_half)),
+    "a processor of transformers 5": (
+        {},
+        lambda folder: write_processor(
+            folder, colours_of(16), 8, size={"height": 8, "width": 8}, image_mean=[0.5] * 3, image_std=[0.5] * 3,
+            do_rescale=True, rescale_factor=1 / 255,
+        ),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_folders_of_other_forms_are_taken_where_that_is_exact(name: str, tmp_path: Path) -> None:
+    """The logits of the colours are those of transformers; a tied model of theirs gives the start token one too."""
+    from transformers import ImageGPTForCausalImageModeling
+
+    fields, change = TAKEN[name]
+    save_theirs(tmp_path, **fields)  # type: ignore[arg-type]
+    change(tmp_path)
+    hf_model = ImageGPTForCausalImageModeling.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    for key, parameter in hf_model.named_parameters():
+        if key.endswith(".bias"):  # transformers 5 leaves those that are not in the files as the memory was
+            torch.nn.init.zeros_(parameter)
+    bundle = from_hugging_face(tmp_path)
+    tokens = some_tokens(bundle.model.config)
+    with torch.inference_mode():
+        expected = hf_model(hf_inputs(tokens, 16)).logits[:, :, :16]
+        torch.testing.assert_close(bundle.model(tokens), expected, atol=1e-5, rtol=1e-5)
+    assert bundle.palette_K3 == pytest.approx(colours_of(16))
+
+
+def processor(**fields: object) -> Callable[[Path], None]:
+    return lambda folder: write_processor(folder, colours_of(16), 8, **fields)
+
+
+def of_another_vocabulary(folder: Path) -> None:
+    write_processor(folder, colours_of(17), 8)
+
+
+def of_integers(folder: Path) -> None:
+    change_tensors(folder, lambda tensors: {name: tensor.to(torch.int8) for name, tensor in tensors.items()})
+
+
+TOLD = {
+    "a classifier": (
+        {"kind": "ImageGPTForImageClassification", "num_labels": 10},
+        lambda folder: None,
+        "a classifier .ImageGPTForImageClassification., .* ImageGPTForCausalImageModeling",
+    ),
+    "without an output layer": (
+        {"kind": "ImageGPTModel"},
+        lambda folder: None,
+        "saved by ImageGPTModel, without an output layer .* ImageGPTForCausalImageModeling",
+    ),
+    "tied, with an output layer of its own": (
+        {},
+        lambda folder: edit(folder / "config.json", tie_word_embeddings=True),
+        "tie_word_embeddings is true, and it has an output layer of its own",
+    ),
+    "another activation": ({"activation_function": "gelu"}, lambda folder: None, "activation_function is 'gelu'"),
+    "another attention": ({"scale_attn_weights": False}, lambda folder: None, "scale_attn_weights is False"),
+    "another vocabulary": ({}, of_another_vocabulary, "vocab_size is 17 and the palette has as many colours"),
+    "no palette": ({}, lambda folder: (folder / "preprocessor_config.json").unlink(), "it has no preprocessor_config"),
+    "a processor without palette": ({}, processor(clusters=None), "it has no clusters, which are the palette"),
+    "other pixels": ({}, processor(do_normalize=False), "do_normalize is False; an Image GPT of the paper has True"),
+    "pixels of another mean": ({}, processor(image_mean=[0.4, 0.5, 0.5]), "image_mean is"),
+    "colours that are none": ({}, processor(clusters=[["red", 0, 0]] * 16), "not a palette"),
+    "images of another size": ({}, processor(size={"height": 4, "width": 4}), "its images have the size .* 8x8"),
+    "integers": ({}, of_integers, "is int8: give float32, float16 or bfloat16"),
+    "a shard that is missing": (
+        {},
+        lambda folder: (in_shards(folder), sorted(folder.glob("model-*"))[0].unlink()),
+        "model-00001-of-.* is missing, which model.safetensors.index.json lists",
+    ),
+    "no weights": ({}, lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors is missing"),
+    "a bias that is missing": (
+        {},
+        lambda folder: change_tensors(folder, lambda tensors: without(tensors, "transformer.h.0.attn.c_attn.bias")),
+        r"transformer\.h\.0\.attn\.c_attn\.bias is missing",
+    ),
+    "more layers than there are": (
+        {},
+        lambda folder: edit(folder / "config.json", n_layer=10**9),
+        r"transformer.h.2.ln_1.weight is missing",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_folders_of_other_forms_are_told_in_one_line(name: str, tmp_path: Path) -> None:
+    fields, change, expected = TOLD[name]
+    save_theirs(tmp_path, **fields)  # type: ignore[arg-type]
+    change(tmp_path)
+    with pytest.raises(IgptError, match=expected) as caught:
+        from_hugging_face(tmp_path)
+    assert "\n" not in str(caught.value) and str(caught.value).startswith(str(tmp_path))
 
 
 def test_only_a_plain_model_goes_to_hugging_face(tmp_path: Path) -> None:

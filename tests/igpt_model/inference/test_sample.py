@@ -75,6 +75,38 @@ def test_the_images_do_not_depend_on_how_the_batch_is_split(config: object) -> N
     assert torch.equal(draw(model, 3, Drawing(seed=5), condition=condition.rows(rows)), whole[:3])
 
 
+@pytest.mark.parametrize("config", [SMALL, BY_CLASS, UPSCALING])
+@pytest.mark.parametrize("draws", [1, 3])
+def test_a_completion_depends_on_its_image_and_draw_and_not_on_its_place(draws: int, config: object) -> None:
+    assert isinstance(config, type(SMALL))
+    model, count = make(config), 5
+    images = some_tokens(count)
+
+    def completions(order: list[int], **limits: int) -> torch.Tensor:
+        """Completions of the images of these numbers, [len(order), draws, T]."""
+        numbers = torch.tensor(order).repeat_interleave(draws)
+        condition = Condition(
+            labels_B=numbers if config.classes else None,
+            low_BP=some_tokens(count, 4)[numbers] if config.low_resolution else None,
+        )
+        known = first_pixels(6)[:1].expand(len(numbers), 16)
+        drawn = complete(model, images[numbers], known, Drawing(seed=3), condition=condition, draws=draws, **limits)
+        return drawn.reshape(len(order), draws, -1)
+
+    together = completions([0, 1, 2, 3, 4])
+    assert torch.equal(completions([4, 2, 0, 2]), together[[4, 2, 0, 2]])
+    assert torch.equal(completions([3]), together[3:4])
+    assert torch.equal(completions([0, 1, 2, 3, 4], cache_bytes=1), together), "an image at a time"
+    if draws > 1:
+        assert not torch.equal(together[0, 0], together[0, 1])
+
+
+def test_completions_of_one_image_are_those_of_before(model: ImageGPT) -> None:
+    """Without `draws` every row draws its own numbers, as the only image of a request always did."""
+    tokens, known = some_tokens(1).expand(4, 16), first_pixels(6)[:4]
+    assert torch.equal(complete(model, tokens, known, draws=4), complete(model, tokens, known))
+
+
 @torch.inference_mode()
 def test_a_cold_draw_takes_the_likeliest_colour(model: ImageGPT) -> None:
     drawn = draw(model, 2, Drawing(temperature=0))

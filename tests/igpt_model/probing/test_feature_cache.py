@@ -1,5 +1,8 @@
 """Features are stored by network, shard and layer, and never mixed up."""
 
+import os
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,8 +10,10 @@ import numpy as np
 import pytest
 
 from igpt_model.inference.features import untrained
-from igpt_model.probing.feature_cache import FeatureCache, network_digest
+from igpt_model.probing.feature_cache import FeatureCache, find_old, network_digest, remove_old
 from pipeline.dataset.snapshot import ShardEntry
+from pipeline.errors import IgptError
+from pipeline.store import presence
 from tests.igpt_model.probing.test_fine_tune import make_bundle
 
 
@@ -56,3 +61,46 @@ def test_other_networks_and_formats_have_features_of_their_own(change: dict, tmp
     cache, one = FeatureCache(url=str(tmp_path), network="n" * 64, layers=3), shard("train-000000-one", "1")
     cache.write(one, 5, np.zeros((3, 5, 4), np.float32))
     assert replace(cache, **change).missing([(one, 5)]) == [(one, 5)]
+
+
+def test_networks_without_new_features_for_long_are_removed_and_no_others(tmp_path: Path) -> None:
+    one, two = shard("train-000000-one", "1"), shard("train-000001-two", "2")
+    caches = {name: FeatureCache(url=str(tmp_path), network=name * 64, layers=2) for name in "abc"}
+    features_LNC = np.zeros((2, 5, 4), np.float32)
+    for cache in caches.values():
+        cache.write(one, 5, features_LNC)
+    for path in tmp_path.rglob("*.npy"):
+        os.utime(path, (1e9, 1e9))
+    caches["b"].write(two, 5, features_LNC)  # a new snapshot was probed with it: its old shards are in use too
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("mine")
+    os.utime(tmp_path / "notes" / "mine.txt", (1e9, 1e9))
+    assert {old.network[0]: old.files for old in find_old(str(tmp_path), 3600)} == {"a": 2, "c": 2}
+    assert len(remove_old(str(tmp_path), 3600)) == 2
+    assert [caches[name].missing([(one, 5)]) for name in "abc"] == [[(one, 5)], [], [(one, 5)]]
+    assert (tmp_path / "notes" / "mine.txt").exists() and find_old(str(tmp_path), 3600) == []
+
+
+def test_a_probe_and_a_removal_keep_out_of_each_others_way(tmp_path: Path) -> None:
+    cache, one = FeatureCache(url=str(tmp_path), network="a" * 64, layers=2), shard("train-000000-one", "1")
+    cache.write(one, 5, np.zeros((2, 5, 4), np.float32))
+    for path in tmp_path.rglob("*.npy"):
+        os.utime(path, (1e9, 1e9))
+    with presence.probing(str(tmp_path)), pytest.raises(IgptError, match=r"a probe is running .*; nothing was removed"):
+        remove_old(str(tmp_path), 3600)
+    assert cache.missing([(one, 5)]) == []
+    missing: list[object] = []
+
+    def probe() -> None:
+        with presence.probing(str(tmp_path)):
+            missing.extend(cache.missing([(one, 5)]))
+
+    with presence.collecting(str(tmp_path)):
+        thread = threading.Thread(target=probe)
+        thread.start()
+        time.sleep(0.3)
+        assert missing == [], "it waits, and looks only afterwards what is there"
+        for path in list(tmp_path.rglob("*.npy")):
+            path.unlink()
+    thread.join(10)
+    assert missing == [(one, 5)]

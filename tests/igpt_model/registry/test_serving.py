@@ -7,9 +7,11 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 from mlflow.exceptions import MlflowException
@@ -22,7 +24,7 @@ from igpt_model.model.config import ModelConfig
 from igpt_model.model.network import Condition, ImageGPT
 from igpt_model.probing.head import ProbeHead
 from igpt_model.registry import checksums
-from igpt_model.registry.serving import RegisteredImageGPT, _load_pyfunc, write_files
+from igpt_model.registry.serving import RegisteredImageGPT, _load_pyfunc, default_params, write_files
 from pipeline.errors import IgptError
 from pipeline.images.decode import centre_square
 
@@ -131,6 +133,34 @@ def test_images_of_every_kind_give_the_same_features(images: np.ndarray) -> None
     assert model.predict(mixed)[1:] == pytest.approx(expected[[1, 0]], abs=1e-6)
     jpeg = model.predict([file_of(image, "JPEG") for image in images])
     assert np.abs(jpeg - expected).mean() < 0.3 * np.abs(expected).mean()
+
+
+@pytest.mark.parametrize("index", [["c", "a"], [7, 2], [5, 5]])
+def test_a_table_keeps_its_index(index: list[Any], images: np.ndarray) -> None:
+    files = [file_of(image, "PNG") for image in images]
+    table = pd.DataFrame({"image": files}, index=index)
+    expected = make().predict(files, {"task": "classify"})
+    assert list(expected.index) == [0, 1]
+    for given in (table, table["image"], pa.Table.from_pandas(table)):
+        answer = make().predict(given, {"task": "classify"})
+        assert list(answer.index) == index
+        assert np.array_equal(answer.to_numpy(), expected.to_numpy())
+
+
+def test_parameters_that_are_none_are_as_if_absent(images: np.ndarray) -> None:
+    model = make()
+    for task in (None, "sample", "complete"):
+        expected = model.predict(images, {"task": task} if task else None)
+        assert np.array_equal(model.predict(images, {**dict.fromkeys(default_params()), "task": task}), expected)
+
+
+def test_a_completion_is_the_same_wherever_its_image_stands(images: np.ndarray) -> None:
+    for model, task in ((make(), "complete"), (make(low_resolution=2), "upscale")):
+        params = {"task": task, "samples": 2, "seed": 3}
+        both = model.predict(images, params)
+        assert np.array_equal(model.predict(images[::-1], params), both[::-1])
+        assert np.array_equal(model.predict(images[1:], params), both[1:])
+        assert not np.array_equal(both[:, 0], both[:, 1])
 
 
 def test_an_invalid_image_is_an_error_that_mlflows_server_passes_on() -> None:

@@ -1,5 +1,6 @@
 """Every kind of reference opens the same model, and a refresh downloads it once."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -70,6 +71,20 @@ def test_a_registry_uri_goes_to_the_registry(run: str) -> None:
 
     assert same_weights(open_model("models:/digits@champion", from_registry), load_model(run))
     assert opened == ["models:/digits@champion"]
+
+
+def test_a_registered_run_whose_checkpoints_were_removed_opens_as_its_version(run: str, tmp_path: Path) -> None:
+    model, cleaned = load_model(run), str(tmp_path / "cleaned")
+    shutil.copytree(run, cleaned)
+    objects.write_bytes(f"{cleaned}/registration.json", b'{"model": "models:/digits/3"}')
+    assert same_weights(open_model(cleaned, no_registry), model), "its own checkpoint first"
+    shutil.rmtree(f"{cleaned}/checkpoints")
+    opened: list[str] = []
+    open_model(cleaned, lambda reference: (opened.append(reference), model)[1])
+    assert opened == ["models:/digits/3"]
+    objects.write_bytes(f"{cleaned}/registration.json", b'{"model": ""}')
+    with pytest.raises(IgptError, match="no model there"):
+        open_model(cleaned, no_registry)
 
 
 def test_a_folder_without_a_model_is_refused_with_advice(tmp_path: Path) -> None:

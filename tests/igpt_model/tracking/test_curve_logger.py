@@ -8,7 +8,7 @@ from mlflow.exceptions import MlflowException
 
 from igpt_model.tracking import curve_logger
 from igpt_model.tracking.curve_logger import CurveLogger
-from igpt_model.tracking.runs import BEAT_TAG
+from igpt_model.tracking.runs import BEAT_TAG, PROGRESS_TAG
 from pipeline.errors import IgptError
 
 
@@ -19,7 +19,7 @@ class Run:
 
     def __init__(self) -> None:
         self.logged: list[tuple[str, int, float]] = []
-        self.tagged: list[str] = []
+        self.tagged: dict[str, str] = {}
         self.away = threading.Event()
         self.requests: list[int] = []
 
@@ -33,7 +33,7 @@ class Run:
         self.logged += [(point.key, point.step, point.value) for point in points]
 
     def tags(self, values: dict[str, str]) -> None:
-        self.tagged += values
+        self.tagged |= values
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +44,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_first_value_of_a_step_is_logged_once_also_by_a_later_process() -> None:
     run = Run()
     curve = CurveLogger(run)  # type: ignore[arg-type]
+    curve.progress = "trained 20 of 300 steps"
     for step, loss in ((10, 2.0), (20, 1.0), (10, 9.0)):
         curve.metrics(step, {"train_loss": loss})
     curve.flush()
@@ -53,7 +54,7 @@ def test_the_first_value_of_a_step_is_logged_once_also_by_a_later_process() -> N
     later.flush()
     assert run.metric_history("train_loss") == [(10, 2.0), (20, 1.0), (30, 0.5)]
     assert run.metric_history("validation_loss") == [(10, 0.75), (20, 0.75), (30, 0.75)]
-    assert run.tagged and set(run.tagged) == {BEAT_TAG}
+    assert set(run.tagged) == {BEAT_TAG, PROGRESS_TAG} and run.tagged[PROGRESS_TAG] == "trained 20 of 300 steps"
 
 
 def test_values_wait_for_a_server_that_is_away_and_two_lines_say_so() -> None:

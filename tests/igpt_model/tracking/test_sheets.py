@@ -1,15 +1,18 @@
 """The image sheets for each kind of model."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from igpt_model.inference import sample
+from igpt_model.inference.sample import Drawing
 from igpt_model.model.bundle import ModelBundle
 from igpt_model.model.config import ModelConfig
-from igpt_model.model.network import ImageGPT
+from igpt_model.model.network import Condition, ImageGPT
 from igpt_model.tracking import sheets
 from igpt_model.tracking.sheets import draw_sheet, sheet_names
 
@@ -28,10 +31,11 @@ def make(**fields: object) -> ModelBundle:
 
 
 def cells(sheet: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """The images of a sheet, uint8 [rows, columns, 8, 8, 3]."""
+    """The images of a sheet, uint8 [rows, columns, 8, 8, 3], without the texts to their left."""
     factor = sheet.shape[0] // (rows * 10 + 2)
-    assert sheet.shape == (factor * (rows * 10 + 2), factor * (columns * 10 + 2), 3)
-    small = sheet[::factor, ::factor]
+    width = factor * (columns * 10 + 2)
+    assert sheet.shape[0] == factor * (rows * 10 + 2) and sheet.shape[1] >= width
+    small = sheet[::factor, sheet.shape[1] - width :: factor]
     return small[2:, 2:].reshape(rows, 10, columns, 10, 3).transpose(0, 2, 1, 3, 4)[:, :, :8, :8]
 
 
@@ -51,6 +55,51 @@ def test_samples_and_completions(classes: int | None) -> None:
     assert np.array_equal(images[:, 1, :4], originals[:, :4])
     assert (images[:, 1, 4:] == GREY).all()
     assert all(np.array_equal(images[:, 2 + number, :4], originals[:, :4]) for number in range(5))
+
+
+def margin(sheet: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """The texts of a sheet's rows, uint8 [rows, H, W, 3]."""
+    factor = sheet.shape[0] // (rows * 10 + 2)
+    left = sheet[: rows * 10 * factor, : sheet.shape[1] - factor * (columns * 10 + 2)]
+    return left.reshape(rows, 10 * factor, *left.shape[1:])
+
+
+@pytest.mark.parametrize("columns", [3, 4, 1])
+def test_rows_of_samples_have_one_class_and_its_name(columns: int) -> None:
+    bundle = make(classes=3)
+    labels = np.array([0, 0, 0, 0, 1, 2, 2])
+    sheet = sheets.sample_sheet(bundle, Drawing(seed=3), count=7, columns=columns, labels_N=labels)
+    images = bundle.pictures(
+        sample.draw(bundle.model, 7, Drawing(seed=3), condition=Condition(labels_B=torch.from_numpy(labels))).numpy()
+    )
+    of_row = [label for label in range(3) for _ in range(0, (labels == label).sum(), columns)]
+    rows = len(of_row)
+    shown = cells(sheet, rows, columns).reshape(-1, 8, 8, 3)
+    filled = shown[(shown != 255).any((1, 2, 3))]
+    assert np.array_equal(filled, images)
+    texts = margin(sheet, rows, columns)
+    assert texts.shape[2] > 0 and all((text < 128).any() for text in texts)
+    for i in range(rows):
+        for j in range(rows):
+            assert np.array_equal(texts[i], texts[j]) == (of_row[i] == of_row[j])
+
+
+def test_names_of_classes_are_drawn_on_one_line_however_long_and_strange_they_are() -> None:
+    plain = make(classes=3)
+    for name in ("\x1b[31m\n\n", "x" * 1000, "ß – ¿qué?", "日本語", "", "0"):
+        bundle = replace(plain, classes=(name, "b", "c"))
+        sheet = sheets.sample_sheet(bundle, Drawing(), count=3, columns=1, labels_N=np.arange(3))
+        cells(sheet, 3, 1)
+        assert sheet.shape[1] < 2000
+
+
+def test_a_row_of_completions_does_not_depend_on_the_rows_above_it() -> None:
+    for fields, name in (({}, "completions"), ({"low_resolution": 2}, "upscaled")):
+        bundle = make(**fields)
+        both = cells(draw_sheet(bundle, name, HELD_OUT[:2], LABELS[:2], 3), 2, 7)
+        swapped = cells(draw_sheet(bundle, name, HELD_OUT[1::-1], LABELS[1::-1], 3), 2, 7)
+        alone = cells(draw_sheet(bundle, name, HELD_OUT[1:2], LABELS[1:2], 3), 1, 7)
+        assert np.array_equal(both, swapped[::-1]) and np.array_equal(both[1:], alone)
 
 
 def test_upscaled_images() -> None:

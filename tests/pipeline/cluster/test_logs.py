@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from pipeline.cluster.logs import JsonFormatter
+from pipeline.cluster.logs import JsonFormatter, WorkerLine, parse
 from pipeline.printable import UNPRINTABLE
 
 ROOT = Path(__file__).parents[3]
@@ -29,6 +29,15 @@ def test_a_record_is_one_line_with_the_ids_of_its_run() -> None:
     assert fields["message"] == '7 images\nin "ü"'
     assert fields["flow_run_id"] == "1234" and "flow_run_name" not in fields
     assert (fields["level"], fields["logger"]) == ("INFO", "prefect.flow_runs")
+
+
+def test_a_line_of_a_worker_is_read_back_and_any_other_is_taken_as_it_is() -> None:
+    line = JsonFormatter().format(record("%d images\nin", 7))
+    assert parse("node", line) == WorkerLine(
+        node="node", level=logging.INFO, text="7 images\nin", logger="prefect.flow_runs"
+    )
+    for other in ("Fatal Python error: Segmentation fault", '{"level": "LOUD", "message": ""}', "[1]", "null"):
+        assert parse("node", f"{other}\n") == WorkerLine(node="node", level=logging.INFO, text=other)
 
 
 def test_a_traceback_is_a_field() -> None:

@@ -1,6 +1,7 @@
 """Tasks on a real Ray cluster: a bounded number in flight, every result once, lost tasks are retried."""
 
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from pipeline.build import build
 from pipeline.cluster import tasks
 from pipeline.config import DatasetConfig
 from pipeline.errors import IgptError
+from pipeline.store.credentials import StoreKey
 from tests.conftest import run_here
 
 pytestmark = pytest.mark.usefixtures("own_ray")
@@ -64,6 +66,29 @@ def test_tasks_in_flight_are_bounded_and_every_call_has_its_result() -> None:
         assert begun - ended <= 4  # two CPUs, and as many again
         results[number] = result
     assert results == {number: 10 * number for number in range(20)}
+
+
+def test_tasks_use_the_key_of_their_step_in_processes_of_their_own() -> None:
+    def seen() -> tuple[int, str | None, list[str]]:
+        text = Path("/proc/self/environ").read_text() if sys.platform == "linux" else ""
+        return os.getpid(), os.environ.get("AWS_ACCESS_KEY_ID"), re.findall(r"secret of \w+", text)
+
+    def ask(key: StoreKey | None) -> list[tuple[int, str | None, list[str]]]:
+        tasks.connect("connected already", key=key)
+        return [result for _, result in tasks.map_tasks(seen, [()] * 4)]
+
+    keys = [StoreKey(role=role, access_key=role, secret_key=f"secret of {role}") for role in ("build", "train")]
+    processes: dict[str | None, set[int]] = {}
+    try:
+        for key in [*keys, *keys, None]:
+            of_node = os.environ.get("AWS_ACCESS_KEY_ID")
+            for pid, access_key, secrets in ask(key):
+                assert access_key == (of_node if key is None else key.role)
+                assert not secrets, "other processes of its user would read it there"
+                processes.setdefault(access_key, set()).add(pid)
+    finally:
+        tasks.connect("connected already")
+    assert sum(map(len, processes.values())) == len(set.union(*processes.values()))
 
 
 def test_an_error_for_the_user_is_not_wrapped() -> None:
