@@ -70,6 +70,7 @@ class Keeper:
         while _drivers():  # an ended one is none; whoever ends this process decides how long that may take
             self._last_turn = time.monotonic()
             time.sleep(_TURN_SECONDS)
+        self._reap_adopted()
 
     def _turn(self) -> None:
         worker = self._worker
