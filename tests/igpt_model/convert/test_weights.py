@@ -5,11 +5,11 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from torch import Tensor
 
-from igpt_model.convert import weights
 from igpt_model.convert.weights import Piece, StoredTensor, check, convert, side_of
 from igpt_model.model.config import ModelConfig
 from pipeline.errors import IgptError
@@ -95,7 +95,7 @@ def test_another_palette_or_too_little_memory_is_refused_before_a_value_is_read(
     class Full:
         available = 4 * SMALL.parameters - 1
 
-    monkeypatch.setattr(weights.psutil, "virtual_memory", lambda: Full)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: Full)
     with pytest.raises(IgptError, match=r"the model takes 0\.0 GiB of memory and 0\.0 GiB are free"):
         convert(SMALL, tensors, same_names(SMALL), colours_of(11), "here")
 
