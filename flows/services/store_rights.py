@@ -120,10 +120,10 @@ def check(request: StoreRequest, deleted: Sequence[str] = ()) -> None:
     if request.copied_from:
         source, _ = _bucket_and_key(request.copied_from.partition("?")[0])
         if not rights.may_read(source):
-            raise RefusedError(f"this key may not read from {source}")
+            raise RefusedError(f"this key may read {_listed(rights.read)} only, not {source}")
     if request.method in ("GET", "HEAD"):
         if bucket and not rights.may_read(bucket):
-            raise RefusedError(f"this key may not read from {bucket}")
+            raise RefusedError(f"this key may read {_listed(rights.read)} only, not {bucket}")
     elif request.method == "POST" and not _WRITING_POSTS & request.query.keys():
         raise RefusedError("this key may not upload with a form")
     elif not key and not request.deletes_many:
@@ -132,7 +132,12 @@ def check(request: StoreRequest, deleted: Sequence[str] = ()) -> None:
         deletes = request.deletes_many or (request.method == "DELETE" and "uploadId" not in request.query)
         for name in deleted if request.deletes_many else [key]:
             if not (rights.may_delete if deletes else rights.may_write)(bucket, name):
-                raise RefusedError(f"this key may not {'delete' if deletes else 'write'} {bucket}/{name}")
+                verb, places = ("delete", (*rights.write, *rights.delete)) if deletes else ("write", rights.write)
+                raise RefusedError(f"this key may {verb} {_listed(places)} only, not {bucket}/{name}")
+
+
+def _listed(places: Sequence[str]) -> str:
+    return ", ".join(places) or "nothing"
 
 
 def _rights(request: StoreRequest) -> Rights | None:

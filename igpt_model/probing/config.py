@@ -39,7 +39,10 @@ class ProbeConfig(Config):
     snapshot: int | None = None
     """Number of the dataset snapshot; none: the newest."""
     features: str = ""
-    """URL or path of the folder that caches extracted features; empty: {dataset}-features."""
+    """URL or path of the folder that caches extracted features; empty: {dataset}-features.
+
+    Where steps have keys of their own (also under `igpt up`), tasks of a probe may write s3://datasets/*-features only.
+    """
     strengths: tuple[Positive, ...] = (0.001, 0.01, 0.1, 1.0)
     """Inverse L2 regularization strengths to try; the best on the validation split is used."""
     max_train_images: Annotated[int, Range(at_least=2)] = 10_000

@@ -117,7 +117,7 @@ def test_a_command_says_so_in_one_line_and_writes_nothing(
     assert written() == before
     assert MlflowClient(stack.mlflow_url).get_experiment_by_name("other-commit") is None
     for command in (refused, planned):
-        assert (command.code, command.out) == (1, ""), command.err
+        assert (command.code, command.out) == (2, ""), command.err
         (line,) = [line for line in command.err.splitlines() if "Ray's node" in line]
         assert f"Ray's node {ADDRESS} runs 0.1.0 of commit {OTHER[:12]}" in line
         assert "has written nothing: bring both to one commit (infra/UPGRADE.md)" in line
@@ -135,7 +135,7 @@ from pipeline.errors import IgptError
 
 folder, data, cpus = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 settings.activate(settings.default_home())
-cluster.connect(settings.load().ray_address)
+cluster.connect(settings.load().ray_address, "build")
 (folder / "connected").touch()
 while not (folder / "joined").exists():
     time.sleep(0.1)

@@ -20,7 +20,7 @@ URI = "models:/refreshed@candidate"
 FIELDS = (
     f"model={URI}",
     "dataset=s3://datasets/refreshed",
-    "features=s3://runs/probing-features",
+    "features=s3://datasets/probing-features",
     "strengths=[0.01,0.1]",
     "labels_per_class=[1,5]",
     "draws=3",
@@ -83,7 +83,7 @@ def test_a_rerun_computes_what_is_missing_and_nothing_else(probed: Command, stac
     data = snapshot.read("s3://datasets/refreshed")
     shards = 2 * len(data.shards)  # for the trained and the untrained network
     assert f"features of {shards} shards computed, of 0 found in the cache" in probed.out
-    kept = {file.url: objects.read_bytes(file.url) for file in objects.list_files("s3://runs/probing-features")}
+    kept = {file.url: objects.read_bytes(file.url) for file in objects.list_files("s3://datasets/probing-features")}
     assert len(kept) == 3 * shards  # layers
     again = run("fine_tune=null", "labels_per_class=[]", "neighbours=[]")
     assert f"features of 0 shards computed, of {shards} found in the cache" in again.out

@@ -107,25 +107,28 @@ def test_the_mlflow_run_has_config_lineage_curves_and_pictures(refreshed: Refres
 def test_the_prefect_page_shows_the_stages_and_what_they_left(refreshed: Refreshed, stack: Stack) -> None:
     from prefect.client.orchestration import PrefectClient
 
-    async def read() -> tuple[dict[str, list[str]], set[str], list]:
+    async def read() -> tuple[dict[str, list[str]], set[str], set[UUID], list]:
         # Not get_client(): Prefect may have been imported, and have read its settings, before the server was started.
         async with PrefectClient(f"{stack.prefect_url}/api") as client:
             flows = {flow.id: flow.name for flow in await client.read_flows()}
             states: dict[str, list[str]] = {}
             names: set[str] = set()
+            completed: set[UUID] = set()
             for run in await client.read_flow_runs():
                 states.setdefault(flows[run.flow_id], []).append(run.state_type.value)
                 names.add(run.name)
-            return states, names, await client.read_artifacts()
+                if run.state.is_completed():
+                    completed.add(run.id)
+            return states, names, completed, await client.read_artifacts()
 
-    states, names, artifacts = asyncio.run(read())
+    states, names, completed, artifacts = asyncio.run(read())
     data = "s3://datasets/refreshed"
     assert {"refresh refreshed", f"build {data}", f"train refreshed on {data}, snapshot 1"} <= names
     for name in ("refresh", "build-dataset", "pretrain", "probe"):
         assert "COMPLETED" in states[name]
     by_key = {artifact.key: artifact for artifact in artifacts}
     assert {"dataset", "samples", "completions", "mlflow-run", "probe", "registered-model"} <= set(by_key)
-    progress = [artifact for artifact in artifacts if artifact.key == "progress"]
+    progress = [artifact for artifact in artifacts if artifact.key == "progress" and artifact.flow_run_id in completed]
     assert len(progress) >= 4 and {artifact.data for artifact in progress} == {100.0}
     assert all(artifact.description.startswith("finished") for artifact in progress)
     with urllib.request.urlopen(by_key["samples"].data) as answer:
@@ -146,8 +149,9 @@ def test_workers_log_json_with_the_id_of_their_flow_run(refreshed: Refreshed, ho
     with SyncPrefectClient(f"{stack.prefect_url}/api") as client:
         assert client.read_flow(client.read_flow_run(UUID(flow_run_id)).flow_id).name == "refresh"
         # Prefect's page has them too, with the address of the node.
-        (training,) = (run.id for run in client.read_flow_runs() if run.name.startswith("train refreshed on"))
-        shown = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[training])), limit=200)
+        trainings = [run.id for run in client.read_flow_runs() if run.name.startswith("train refreshed on")]
+        of_each = (LogFilter(flow_run_id=LogFilterFlowRunId(any_=[training])) for training in trainings)
+        shown = [entry for lines in of_each for entry in client.read_logs(lines, limit=200)]
         assert any(entry.message.endswith("after step 0") and refreshed.run in entry.message for entry in shown)
     # Builds of other tests without a flow have no such id.
     of_run = [line for line in ours if line.get("flow_run_id") == flow_run_id]
