@@ -4,6 +4,7 @@ A thread compares what the server says of the run with what is true: it ends the
 opens the run again when the server closed it because its heartbeats did not arrive.
 """
 
+import itertools
 import os
 import runpy
 import signal
@@ -19,6 +20,8 @@ from flows.prefect_ops import flow_runs, outage
 from flows.services import settings
 
 _POLL_SECONDS = 5.0
+# Each subflow run has heartbeats of its own, so it may be closed alone. Prefect sends them every 30 s.
+_POLLS_PER_LOOK_AT_SUBFLOWS = 6
 # A cancelled training finishes its checkpoint first.
 _CANCEL_SECONDS = 60.0
 
@@ -32,12 +35,12 @@ def main() -> None:
 
 
 def _watch(run_id: UUID) -> None:
-    pause = threading.Event()
+    pause, polls = threading.Event(), itertools.count(1)
     while not pause.wait(_POLL_SECONDS):
         try:
             with outage.turn:  # so that the run does not end between what is read here and what is set here
                 state = flow_runs.state(run_id)
-                if flow_runs.fell_silent(state):
+                if flow_runs.fell_silent(state) or next(polls) % _POLLS_PER_LOOK_AT_SUBFLOWS == 0:
                     flow_runs.reopen(run_id)
         except ObjectNotFound:  # somebody deleted the run
             return
