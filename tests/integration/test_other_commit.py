@@ -143,7 +143,7 @@ while not (folder / "joined").exists():
 def work():
     time.sleep(0.5)
 
-config = PretrainConfig().with_fields(dataset=data, workers=1, cpus_per_worker=cpus, runs=str(folder / "runs"))
+config = PretrainConfig.from_fields(dataset=data, workers=1, cpus_per_worker=cpus, runs=str(folder / "runs"))
 job = TrainJob(config=config, snapshot=snapshot.read(data), run=str(folder / "runs" / "one"), mlflow_run="")
 for attempt in (lambda: list(tasks.map_tasks(work, [()] * 60)), lambda: train_on_cluster(job, None)):
     try:
