@@ -22,6 +22,7 @@ from flows.services import process
 from flows.services.local_stack import Stack
 from flows.services.ports import HOST, free_port
 from flows.services.services import services, short_folder
+from flows.services.store_keys import derive, write_steps
 from flows.services.store_rights import BUCKETS
 from igpt_model.registry import client, register
 from igpt_model.runs import checkpoint, record
@@ -68,11 +69,13 @@ class Place:
             s3_url=f"http://{HOST}:{ports[0]}",
             s3_access_key="igpt",
             s3_secret_key="secret-of-the-test",
+            keys_folder=folder / "keys",
             prefect_url=f"http://{HOST}:{ports[1]}",
             mlflow_url=f"http://{HOST}:{ports[2]}",
             ray_address=f"{HOST}:{ports[3]}",
             ray_token="0123456789abcdef0123456789abcdef",
         )
+        write_steps(self.stack.keys_folder, derive(self.stack.administrator))
         self.postgres = PostgresData()
         self.running = ExitStack()
         self._count = 0
