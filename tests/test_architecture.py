@@ -69,7 +69,7 @@ DOORS = {
             for name in (
                 *("artifacts", "lease", "flow_runs", "deployments", "termination", "ray_job", "deployment_runs"),
                 *("names", "progress_page", "old_flow_runs"),
-                *("driver", "events", "outage"),
+                *("driver", "events", "event_order", "outage"),
             )
         ),
     },

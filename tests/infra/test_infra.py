@@ -23,6 +23,7 @@ from zoneinfo import ZoneInfo
 import pytest
 import yaml
 
+from flows.prefect_ops import event_order
 from flows.services import deployed_keys, settings
 from flows.services.ports import HOST, free_port
 from flows.services.store_keys import Pair
@@ -413,6 +414,7 @@ def test_the_databases_are_those_the_servers_open() -> None:
     variables = SERVICES["prefect-server"]["environment"]
     assert SERVICES["migrate-prefect"]["environment"].items() <= variables.items()
     assert variables["PREFECT_SERVER_DATABASE_MIGRATE_ON_START"] == "false"
+    assert variables["PREFECT_SERVER_EVENTS_CAUSAL_ORDERING"] == event_order.__name__
     for server in ("mlflow", "prefect-server"):
         waits = SERVICES[server]["depends_on"][f"migrate-{server.removesuffix('-server')}"]
         assert waits == {"condition": "service_completed_successfully"}

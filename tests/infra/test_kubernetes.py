@@ -20,6 +20,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from flows.prefect_ops import event_order
 from flows.services import settings
 from flows.services.store_rights import ROLES, STEPS
 from tests.infra.command_lines import PROGRAMS, calls_in_script, parse
@@ -249,6 +250,7 @@ def test_a_changed_image_replaces_every_ray_node_and_no_old_server_meets_a_new_s
         variables = {variable["name"]: variable for variable in server["env"]}
         assert all(variables[variable["name"]] == variable for variable in job["env"]), "another database"
     assert variables["PREFECT_SERVER_DATABASE_MIGRATE_ON_START"]["value"] == "false"
+    assert variables["PREFECT_SERVER_EVENTS_CAUSAL_ORDERING"]["value"] == event_order.__name__
 
 
 def test_jobs_can_be_applied_again() -> None:
