@@ -14,6 +14,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import DataType, ParamSchema, ParamSpec
 
+from igpt_model.inference import pooling as poolings
 from igpt_model.inference.features import BATCH, image_features
 from igpt_model.inference.images import as_pandas, index_of, to_pictures
 from igpt_model.inference.sample import Drawing, complete, draw
@@ -32,6 +33,7 @@ _PARAMETERS: tuple[tuple[str, DataType, Any], ...] = (
     ("task", DataType.string, "features"),
     ("layer", DataType.long, None),
     ("all_layers", DataType.boolean, False),
+    ("pooling", DataType.string, "mean"),
     ("rows", DataType.long, None),
     ("samples", DataType.long, 1),
     ("label", DataType.long, None),
@@ -51,7 +53,8 @@ class RegisteredImageGPT:
 
     A parameter that is None is as if absent. params["task"] is one of:
     - `features`: float32 [N, width] of the best layer in the linear probe, or of params["layer"]; with
-      params["all_layers"], [N, layers + 1, width]
+      params["all_layers"], [N, layers + 1, width]. params["pooling"] `rows` gives the mean of each row of pixels, from
+      the top, [..., R, width]; `none` the vector of every pixel, [..., R, R, width], by row and column
     - `classify`: a table of probabilities with one column per class, and the index of the images' table; needs an
       attached probe
     - `complete`: keeps the upper params["rows"] rows (none: half), uint8 [N, samples, R, R, 3]
@@ -132,17 +135,20 @@ class RegisteredImageGPT:
         layer = self._best_layer if layer is None else layer
         if not 0 <= layer <= layers:
             raise IgptError(f"layer is {layer}: it must be 0 to {layers}, or left out for the best layer of the probe")
-        features_LNC = image_features(self._bundle, self._tokens(pictures))
-        return features_LNC.transpose(0, 1).numpy() if settings["all_layers"] else features_LNC[layer].numpy()
+        pooling = poolings.checked(settings["pooling"])
+        wanted = None if settings["all_layers"] else [layer]
+        features_LN = image_features(self._bundle, self._tokens(pictures), layers=wanted, pooling=pooling)
+        return features_LN.transpose(0, 1).numpy() if settings["all_layers"] else features_LN[0].numpy()
 
     def _classify(self, pictures: np.ndarray, index: Any) -> Any:
         if self._head is None:
             raise IgptError("task is classify, and no probe is attached to this version: use task features")
         import pandas as pd  # noqa: PLC0415 (a dependency of the pyfunc flavor, not of training)
 
-        features_NC = image_features(self._bundle, self._tokens(pictures))[self._best_layer].numpy()
+        layers, pooling = [self._best_layer], self._head.pooling
+        features_N = image_features(self._bundle, self._tokens(pictures), layers=layers, pooling=pooling)[0].numpy()
         names = [self._bundle.classes[label] for label in self._head.labels_K]
-        return pd.DataFrame(self._head.probabilities(features_NC), columns=names, index=index)
+        return pd.DataFrame(self._head.probabilities(features_N), columns=names, index=index)
 
     def _complete_or_upscale(self, pictures: np.ndarray, settings: dict[str, Any]) -> np.ndarray:
         """Completions or upscaled versions of pictures, uint8 [N, samples, R, R, 3]."""
