@@ -32,7 +32,7 @@ class ProbeHead:
 
     def probabilities(self, features_NC: np.ndarray) -> np.ndarray:
         """Class probabilities of features, float32 [N, C] or [N, ...] of C numbers each, to float32 [N, classes]."""
-        features_NC = features_NC.reshape(len(features_NC), -1)
+        features_NC = features_NC.reshape(len(features_NC), len(self.mean_C))
         logits_NK = (features_NC - self.mean_C) * self.scale_C @ self.weight_KC.T + self.bias_K
         exp_NK = np.exp(logits_NK - logits_NK.max(1, keepdims=True))
         return exp_NK / exp_NK.sum(1, keepdims=True)

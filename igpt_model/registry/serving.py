@@ -4,7 +4,6 @@ A version consists of code, safetensors, JSON and a palette: loading it unpickle
 MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false), verifies checksums, and needs neither this repository nor its services.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,11 @@ from igpt_model.inference.threads import one_thread_if_forked, threads_for
 from igpt_model.model.bundle import ModelBundle
 from igpt_model.model.network import Condition
 from igpt_model.probing.head import ProbeHead
+from igpt_model.probing.probed import ProbedModel
 from igpt_model.registry import checksums, short_answers
 from pipeline.errors import IgptError, unforeseen_line
 
 TASKS = ("features", "classify", "complete", "sample", "upscale", "score")
-PROBED = "probed.json"
 # Name, type and default of every parameter of predict. None: the model chooses.
 _PARAMETERS: tuple[tuple[str, DataType, Any], ...] = (
     ("task", DataType.string, "features"),
@@ -189,10 +188,7 @@ def signature() -> ModelSignature:
 
 def write_files(folder: Path, model: ModelBundle, best_layer: int, head: ProbeHead | None) -> str:
     """Write the files that `_load_pyfunc` loads into an empty folder; returns its identity (checksums.py)."""
-    model.save(folder)
-    (folder / PROBED).write_text(json.dumps({"best_layer": best_layer}))
-    if head is not None:
-        head.save(folder)
+    ProbedModel(bundle=model, best_layer=best_layer, head=head).save(folder)
     return checksums.seal(folder)
 
 
@@ -201,5 +197,5 @@ def _load_pyfunc(data_path: str) -> RegisteredImageGPT:
     short_answers.shorten()
     folder = Path(data_path)
     checksums.verify(folder, data_path)
-    best_layer = int(json.loads((folder / PROBED).read_text())["best_layer"])
-    return RegisteredImageGPT(ModelBundle.load(folder), best_layer, ProbeHead.load(folder))
+    loaded = ProbedModel.load(folder)
+    return RegisteredImageGPT(loaded.bundle, loaded.best_layer, loaded.head)
