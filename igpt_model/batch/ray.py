@@ -89,7 +89,6 @@ def run_batch(
         "part_images": most,
     }
     names = {output.name_of(part, identity): part for part in parts}
-    step = work.task
     with lease.hold(out, say=say) as held:
         output.begin(out, identity, about)
         written = output.written_parts(out, list(names))
@@ -112,12 +111,12 @@ def run_batch(
         )
         missing = [part for name, part in names.items() if name not in written]
         total, done = sum(part.images for part in parts), sum(names[name].images for name in written)
-        progress(step, done, total, "images")
+        progress("compute", done, total, "images")
         for number, part in _run(executor, job, source.fill(missing), config):
             output.write_rejected(out, part)
             written[part.name] = part.without_rows()
             done += missing[number].images
-            progress(step, done, total, "images")
+            progress("compute", done, total, "images")
         ordered = {name: written[name] for name in names}
         _check_counts(names, ordered)
         held.fence.check()

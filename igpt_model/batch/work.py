@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
@@ -90,20 +91,20 @@ class Work:
         """
         if self.task == "score":
             return self._scores(bundle, tokens_NT, labels, low_NP)
-        config = bundle.model.config
-        parts = list(self._features(bundle, tokens_NT))
-        shape = shape_of(config, self.pooling)
-        features_LN = np.concatenate(parts, 1) if parts else np.zeros((len(self.layers), 0, *shape), np.float32)
+        shape = shape_of(bundle.model.config, self.pooling)
+        none_LN = np.zeros((len(self.layers), 0, *shape), np.float32)
         if self.head is None:
+            features_LN = np.concatenate([none_LN, *self._features(bundle, tokens_NT)], 1)
             named = zip(self.layers, features_LN, strict=True)
             return {f"layer_{layer}": nested(features_N) for layer, features_N in named}
-        probabilities_NK = self.head.probabilities(features_LN[0])
-        classes = self.classes_of(bundle)
-        best_N = probabilities_NK.argmax(1)
+        # Batch by batch: a probe may be of all pixels, which take many times as much memory as the classes.
+        of_batches = (self.head.probabilities(of[0]) for of in chain([none_LN], self._features(bundle, tokens_NT)))
+        probabilities_NK = np.concatenate(list(of_batches)).astype(np.float32)
+        classes, best_N = self.classes_of(bundle), probabilities_NK.argmax(1)
         return {
             "predicted": pa.array([classes[best] for best in best_N.tolist()], pa.string()),
-            "probability": pa.array(probabilities_NK[np.arange(len(best_N)), best_N].astype(np.float32)),
-            "probabilities": nested(probabilities_NK.astype(np.float32)),
+            "probability": pa.array(probabilities_NK[np.arange(len(best_N)), best_N]),
+            "probabilities": nested(probabilities_NK),
         }
 
     def classes_of(self, bundle: ModelBundle) -> list[str]:
