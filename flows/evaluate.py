@@ -30,15 +30,18 @@ class Evaluation:
     """Counted on the training split."""
 
 
-def choose_executor(say: Callable[[str], None]) -> Executor:
-    """The cluster of the services, or this process when none is configured or it does not answer."""
+def choose_executor(say: Callable[[str], None], step: str = "probe", doing: str = "evaluating") -> Executor:
+    """The cluster of the services, or this process when none is configured or it does not answer.
+
+    Tasks use the object store with the key of the step; `doing` is what `say` tells in the second case.
+    """
     address = settings.addresses().get("Ray")
     if address is None:
         return Executor.here()
     try:
-        cluster.connect(address, "probe")
+        cluster.connect(address, step)
     except IgptError as error:
-        say(f"{error}; evaluating in this process")
+        say(f"{error}; {doing} in this process")
         return Executor.here()
     return Executor.cluster()
 

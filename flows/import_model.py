@@ -10,6 +10,7 @@ from flows.services import settings
 from igpt_model.config import check_model_name
 from igpt_model.convert import foreign
 from igpt_model.model.bundle import ModelBundle
+from igpt_model.probing.probed import ProbedModel
 from igpt_model.registry import card
 from igpt_model.registry.client import Registry, Version, check_name
 from igpt_model.registry.gate import BITS, PALETTE, SPLITS
@@ -81,8 +82,7 @@ def import_model(
             tracking_uri, EXPERIMENT, name, {f"model.{key}": value for key, value in asdict(config).items()}, tags
         ),
         tags=tags,
-        # Nobody has probed it: features are best near the middle layer (Chen et al. 2020, section 4.1).
-        best_layer=config.layers // 2,
+        best_layer=ProbedModel.unprobed(source.bundle).best_layer,
         key=settings.store_key("register"),
     )
     if licence is not None and version.tags.get(card.LICENCE) != licence:

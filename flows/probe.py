@@ -72,6 +72,7 @@ def probe(config: ProbeConfig, mlflow_run: str | None = None) -> ProbeOutcome:
     if run:
         trained_on_it = version is None or runs.trained_on(version.tags, data)
         prefix = "" if trained_on_it else f"{runs.valid_name(objects.name_of(data.dataset))}."
+        prefix += "" if config.pooling == "mean" else f"{config.pooling}."
         logger = RunLogger(services.mlflow_tracking_uri, run)
         _log(logger, bundle, result, curve, data, prefix)
         if version is None:
@@ -131,9 +132,10 @@ def _log_version(registry: Registry, version: Version, result: ProbeResult, data
     """
     values = metrics(result).items()
     tags = {runs.probe_tag(data, key.removeprefix("probe_")): f"{value:.5f}" for key, value in values}
-    tags[runs.probe_tag(data, "snapshot")] = f"{data.number} {data.content_digest}"
-    # The promotion gate compares accuracies on the dataset that the model was trained on, and no other.
-    if runs.trained_on(version.tags, data):
+    of_snapshot = "snapshot" if result.pooling == "mean" else f"{result.pooling}_snapshot"
+    tags[runs.probe_tag(data, of_snapshot)] = f"{data.number} {data.content_digest}"
+    # The promotion gate compares accuracies on the dataset that the model was trained on, of averaged features alone.
+    if result.pooling == "mean" and runs.trained_on(version.tags, data):
         tags[gate.ACCURACY] = f"{result.best.validation_accuracy:.5f}"
         tags["igpt.probe_test_accuracy"] = f"{result.best.test_accuracy:.5f}"
     registry.tag(version, tags)

@@ -1,5 +1,7 @@
 """The results of a probe as a line, as tables and as metrics."""
 
+from collections.abc import Mapping
+
 from igpt_model.probing import paper
 from igpt_model.probing.result import SOURCES, ProbeResult
 
@@ -43,7 +45,8 @@ def table(result: ProbeResult, classes: tuple[str, ...]) -> list[dict[str, objec
             f"{100 * result.low_data[source][index].mean:.1f} ± {100 * result.low_data[source][index].deviation:.1f}"
             for source in SOURCES
         ]
-        rows.append(_row(f"{count} labels a class", cells, _NO_VALUE))
+        by_model = paper.LOW_DATA.get(benchmark, {}).get(count, {})
+        rows.append(_row(f"{count} labels a class", cells, _of_models(by_model)))
     if result.neighbours:
         cells = [f"{100 * result.neighbours[source].test_accuracy:.1f}" for source in SOURCES]
         rows.append(_row("nearest neighbours", cells, _NO_VALUE))
@@ -58,12 +61,15 @@ def _row(name: str, cells: list[str], paper_value: str) -> dict[str, object]:
 
 
 def _largest(values: paper.Accuracies, benchmark: str) -> str:
-    by_model = values.get(benchmark, {})
+    return _of_models(values.get(benchmark, {}))
+
+
+def _of_models(by_model: Mapping[str, object]) -> str:
     return ", ".join(f"{model} {value}" for model, value in by_model.items()) or _NO_VALUE
 
 
 def metrics(result: ProbeResult) -> dict[str, float]:
-    """The results by the names of their MLflow metrics."""
+    """The results by the names of their MLflow metrics; those of features that are not averaged have names apart."""
     values = {
         "probe_best_layer": float(result.best_layer),
         "probe_best_test_accuracy": result.best.test_accuracy,
@@ -80,4 +86,6 @@ def metrics(result: ProbeResult) -> dict[str, float]:
             values[f"probe_neighbours_{name}_test_accuracy"] = result.neighbours[source].test_accuracy
         if source in result.fine_tuned:
             values[f"probe_fine_tuned_{name}_test_accuracy"] = result.fine_tuned[source].test_accuracy
-    return values
+    if result.pooling == "mean":
+        return values
+    return {f"probe_{result.pooling}_{name.removeprefix('probe_')}": value for name, value in values.items()}

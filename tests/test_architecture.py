@@ -25,18 +25,31 @@ ORDER = {
         "one_installation",
         *("operating_system", "garbage", "printable", "errors", "progress", "hashing", "partition", "background"),
         *("typed_config", "store", "cluster", "images", "config", "dataset", "samples", "source", "build", "inspect"),
+        "pictures",
         "readers",
         "logs",  # the name of the JSON formatter for logging configurations
     ),
     "igpt_model": (
-        *("model", "config", "worker", "convert", "inference", "data", "runs", "training", "probing", "evaluating"),
+        *(
+            "model",
+            "config",
+            "worker",
+            "convert",
+            "inference",
+            "data",
+            "runs",
+            "training",
+            "probing",
+            "evaluating",
+            "batch",
+        ),
         "registered",  # stored with a registered model by registry/register.py
         *("registry", "tracking", "train"),
     ),
     "flows": (
         *("version", "services", "config", "terminal", "doctor", "prefect_ops", "monitor", "backup", "clean"),
         *("probe_report", "previews"),
-        *("evaluate", "same_images", "import_model"),
+        *("evaluate", "batch", "same_images", "import_model"),
         *("build_dataset", "pretrain", "probe", "earlier_runs", "refresh", "scheduled", "demo", "cli"),
     ),
 }
@@ -208,6 +221,7 @@ def test_the_model_side_trains_without_ray_mlflow_prefect_and_s3fs() -> None:
         *DOORS["ray"],
         *WITH_MLFLOW,
         *("igpt_model/registered.py", "igpt_model/probing/ray.py", "igpt_model/evaluating/ray.py"),
+        "igpt_model/batch/ray.py",
         "igpt_model/tracking/figures.py",
     }
     names = [module for module, path in MODULES.items() if module.startswith("igpt_model.")

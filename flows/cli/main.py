@@ -11,6 +11,7 @@ from typer.exceptions import TyperException
 from flows import version
 from flows.cli import (
     backup,
+    batch,
     clean,
     datasets,
     deploy,
@@ -169,7 +170,7 @@ def refresh(config: ConfigFile = None, overrides: Overrides = None, home: Home =
 @app.command("config")
 def print_config(
     kind: Annotated[
-        str, typer.Argument(help="refresh, dataset, pretrain, probe, evaluate, promotion, backup or clean.")
+        str, typer.Argument(help="refresh, dataset, pretrain, probe, evaluate, batch, promotion, backup or clean.")
     ] = "refresh",
 ) -> None:
     """Print a config file with every field, its description and its default."""
@@ -180,6 +181,7 @@ def print_config(
 
 models.register(app)
 evaluate.register(app)
+batch.register(app)
 deploy.register(app)
 worker.register(app)
 monitor.register(app)

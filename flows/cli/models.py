@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 import typer
 
+from flows.cli.options import ConfigFile, Home, Json
 from flows.services import settings
 from flows.terminal.console import Reporter, console
 from pipeline.errors import IgptError
@@ -172,20 +173,39 @@ def upscale(
 
 
 def score(
-    images: Images,
-    model: Model,
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGE... | MODEL DATASET OUT [FIELD=VALUE]...",
+            help="With --model, image files of any size, paths or s3:// URLs.",
+        ),
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="As for `igpt sample`; without it, MODEL is the first argument."),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="PNG file with the loss of every pixel.", show_default=False),
     ] = None,
     class_name: ClassName = None,
     device: Device = None,
+    config: ConfigFile = None,
+    as_json: Json = False,
+    home: Home = None,
 ) -> None:
     """Print the negative log-likelihood of images, in nats and bits per pixel. Lower is more likely.
 
     Exact for the image at the model's resolution and palette; on a GPU, in bfloat16, to 0.01 nats. A super-resolution
-    model scores an image given its small version.
+    model scores an image given its small version. `igpt score MODEL DATASET OUT` writes those of a dataset, or of many
+    raw images, as Parquet, as `igpt features` does.
     """
+    if model is None:
+        _score_many(images, config, {"--output": output, "--class": class_name, "--device": device}, as_json, home)
+        return
+    for option, given in (("--config", config), ("--json", as_json or None), ("--home", home)):
+        if given is not None:
+            raise IgptError(f"{option} is for `igpt score MODEL DATASET OUT`: leave it out with --model")
     _prepare(output)
     from igpt_model.inference import image_files
     from igpt_model.inference.score import score_images
@@ -203,6 +223,21 @@ def score(
     if output is not None:
         sheet = sheets.surprise_sheet(bundle, tokens_NT, result.pixels_BT.cpu().numpy())
         _write(output, sheets.to_png(sheet), Reporter("score"), f"{len(images)} images")
+
+
+def _score_many(
+    arguments: list[str], config: Path | None, of_images: dict[str, object], as_json: bool, home: Path | None
+) -> None:
+    """`igpt score MODEL DATASET OUT`. Raises IgptError for options of the other form."""
+    if len(arguments) < 3 or any("=" in argument for argument in arguments[:3]):
+        raise IgptError("give --model MODEL with image files, or MODEL DATASET OUT to score many images")
+    for option, given in of_images.items():
+        if given is not None:
+            raise IgptError(f"{option} is for image files: give --model MODEL, or leave it out")
+    from flows.cli import batch
+
+    model, dataset, out, *overrides = arguments
+    batch.run("score", model, dataset, out, overrides, config, as_json=as_json, home=home)
 
 
 def convert(

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 from flows.config.backup import BackupConfig
 from flows.config.clean import CleanConfig
 from flows.config.refresh import RefreshConfig
+from igpt_model.batch.config import BatchConfig
 from igpt_model.config import PretrainConfig
 from igpt_model.evaluating.config import EvaluateConfig
 from igpt_model.probing.config import ProbeConfig
@@ -27,6 +28,7 @@ KINDS: dict[str, type[Config]] = {
     "pretrain": PretrainConfig,
     "probe": ProbeConfig,
     "evaluate": EvaluateConfig,
+    "batch": BatchConfig,
     "promotion": GateConfig,
     "backup": BackupConfig,
     "clean": CleanConfig,

@@ -27,11 +27,13 @@ class Executor:
     """tasks.map_tasks or tasks.map_here."""
     device: str
     """cpu or cuda."""
+    is_cluster: bool = False
 
     @classmethod
     def cluster(cls) -> "Executor":
         """The cluster that this process is connected to; on its GPUs, if it has any."""
-        return cls(run=tasks.map_tasks, device="cuda" if tasks.total_resources().get("GPU") else "cpu")
+        device = "cuda" if tasks.total_resources().get("GPU") else "cpu"
+        return cls(run=tasks.map_tasks, device=device, is_cluster=True)
 
     @classmethod
     def here(cls) -> "Executor":

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from igpt_model.inference.precision import half_on_gpu
 from igpt_model.model.bundle import ModelBundle
+from igpt_model.model.config import ModelConfig
 from igpt_model.model.losses import pixel_losses
 from igpt_model.model.network import UNCONDITIONAL, Condition, ImageGPT
 from pipeline.errors import IgptError
@@ -40,8 +41,7 @@ def score(model: ImageGPT, tokens_BT: Tensor, *, condition: Condition = UNCONDIT
 
     Raises IgptError for a masked model, which has no likelihood.
     """
-    if model.config.objective == "masked":
-        raise IgptError("a masked model has no likelihood of an image, only of some pixels given the others")
+    check_has_likelihood(model.config)
     batch = max(1, _BATCH_PIXELS // model.config.positions)
     parts = [torch.empty(0, model.config.positions, device=tokens_BT.device)]
     for begin in range(0, len(tokens_BT), batch):
@@ -50,6 +50,12 @@ def score(model: ImageGPT, tokens_BT: Tensor, *, condition: Condition = UNCONDIT
             logits_BTK = model(tokens_BT[rows], condition.rows(rows))
         parts.append(pixel_losses(logits_BTK, tokens_BT[rows]))
     return Score(pixels_BT=torch.cat(parts))
+
+
+def check_has_likelihood(config: ModelConfig) -> None:
+    """Raise IgptError for a masked model."""
+    if config.objective == "masked":
+        raise IgptError("a masked model has no likelihood of an image, only of some pixels given the others")
 
 
 def score_images(

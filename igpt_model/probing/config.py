@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from igpt_model.config import Positive
+from igpt_model.inference.pooling import Pooling
 from igpt_model.model.config import Count
 from pipeline.errors import IgptError
 from pipeline.typed_config.config import Config
@@ -43,6 +44,8 @@ class ProbeConfig(Config):
 
     Where steps have keys of their own (also under `igpt up`), tasks of a probe may write s3://datasets/*-features only.
     """
+    pooling: Pooling = "mean"
+    """Features: mean of an image's pixels, as in the paper; rows, those of each row in turn; none, of each pixel."""
     strengths: tuple[Positive, ...] = (0.001, 0.01, 0.1, 1.0)
     """Inverse L2 regularization strengths to try; the best on the validation split is used."""
     max_train_images: Annotated[int, Range(at_least=2)] = 10_000

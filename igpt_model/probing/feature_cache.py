@@ -8,12 +8,16 @@ nothing was extracted for long; a probe that needs them later extracts them agai
 import hashlib
 import io
 import json
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
+from numpy.lib.format import open_memmap
 
+from igpt_model.inference.pooling import Pooling
 from igpt_model.model.bundle import ModelBundle
 from pipeline.dataset.snapshot import ShardEntry
 from pipeline.images import palette
@@ -42,6 +46,7 @@ class FeatureCache:
     """Number of layers with features: the blocks, and the final normalization."""
     on_gpu: bool = False
     """Whether they are computed on a GPU, in bfloat16: kept apart, so that no probe mixes the two formats."""
+    pooling: Pooling = "mean"
 
     @property
     def _folder(self) -> str:
@@ -49,7 +54,8 @@ class FeatureCache:
 
     def file(self, shard: ShardEntry, rows: int, layer: int) -> str:
         """The file with the features of the first `rows` labelled images of a shard."""
-        return objects.join(self._folder, f"{shard.sha256[:24]}-{rows}", f"layer-{layer:02d}.npy")
+        pooling = "" if self.pooling == "mean" else f"-{self.pooling}"
+        return objects.join(self._folder, f"{shard.sha256[:24]}-{rows}", f"layer-{layer:02d}{pooling}.npy")
 
     def missing(self, calls: list[tuple[ShardEntry, int]]) -> list[tuple[ShardEntry, int]]:
         """The (shard, rows) pairs that lack a layer in the cache."""
@@ -60,15 +66,30 @@ class FeatureCache:
             if any(self.file(shard, rows, layer) not in cached for layer in range(self.layers))
         ]
 
-    def write(self, shard: ShardEntry, rows: int, features_LNC: np.ndarray) -> None:
-        """Store the features of all layers, float32 [layers, n, width]."""
-        for layer, features_NC in enumerate(features_LNC):
-            buffer = io.BytesIO()
-            np.save(buffer, features_NC, allow_pickle=False)
-            objects.write_bytes(self.file(shard, rows, layer), buffer.getvalue())
+    def write(self, shard: ShardEntry, rows: int, batches: Iterable[np.ndarray], *, count: int) -> None:
+        """Store the features of all layers of `count` images, from batches of float32 [layers, n, C].
+
+        They are gathered on disk: those of every pixel of a shard are many times the memory of a task.
+        """
+        with tempfile.TemporaryDirectory(prefix="igpt-features-") as temporary:
+            paths = [Path(temporary) / f"{layer}.npy" for layer in range(self.layers)]
+            files: list[np.ndarray] = []
+            done = 0
+            for features_LNC in batches:
+                shape, end = (count, features_LNC.shape[2]), done + features_LNC.shape[1]
+                if not files:
+                    files = [open_memmap(path, mode="w+", dtype=np.float32, shape=shape) for path in paths]
+                for file_NC, features_NC in zip(files, features_LNC, strict=True):
+                    file_NC[done:end] = features_NC
+                done = end
+            assert done == count
+            del files  # which writes what is still in memory
+            for layer, path in enumerate(paths):
+                objects.write_bytes(self.file(shard, rows, layer), path.read_bytes())
+                path.unlink()
 
     def read(self, shard: ShardEntry, rows: int, layer: int) -> np.ndarray:
-        """The features of one layer, float32 [n, width]."""
+        """The features of one layer, float32 [n, C]."""
         return np.load(io.BytesIO(objects.read_bytes(self.file(shard, rows, layer))), allow_pickle=False)
 
 

@@ -1,4 +1,4 @@
-"""Accuracies from Chen et al. 2020 (abstract, section 4.4), in percent of test images, to compare with."""
+"""Accuracies from Chen et al. 2020 (abstract, sections 4.4 and 4.5), in percent of test images, to compare with."""
 
 import re
 from collections.abc import Mapping
@@ -12,6 +12,10 @@ LINEAR_PROBE: Accuracies = {
     "imagenet": {"iGPT-L": 60.3, "iGPT-XL": 72.0},
 }
 FINE_TUNED: Accuracies = {"cifar10": {"iGPT-L": 99.0}}
+LOW_DATA: Mapping[str, Mapping[int, Mapping[str, str]]] = {
+    "cifar10": {4: {"iGPT-L": "73.2 ± 1.5"}, 25: {"iGPT-L": "87.6 ± 0.6"}, 400: {"iGPT-L": "94.3 ± 0.1"}}
+}
+"""Linear probes on few labels: mean and deviation, by benchmark, labels per class (40, 250, 4000 in all) and model."""
 _CIFAR10 = frozenset(["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"])
 _WORDNET_ID = re.compile(r"n\d{8}")
 

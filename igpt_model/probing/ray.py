@@ -10,6 +10,7 @@ import torch
 
 from igpt_model.data.same_tokens import check_same_tokens
 from igpt_model.inference.features import check_has_features, image_features, untrained
+from igpt_model.inference.pooling import images_at_once, numbers_of
 from igpt_model.model.bundle import ModelBundle
 from igpt_model.probing.config import ProbeConfig
 from igpt_model.probing.feature_cache import FeatureCache, network_digest
@@ -34,6 +35,7 @@ from pipeline.samples.shard_cache import ShardCache
 from pipeline.store import objects, presence
 
 _SHEET_IMAGES, _SHEET_NEIGHBOURS = 8, 6
+_COPIES = 3  # of its features that fitting a classifier holds: as read, standardized, and the parts they are read from
 _log = logging.getLogger(__name__)
 
 
@@ -99,7 +101,12 @@ def _extract(network: int, shard: ShardEntry, rows: int, snapshot: Snapshot, *ne
     bundle, cache = networks[2 * network], networks[2 * network + 1]
     bundle = on_device(bundle, None)
     tokens = torch.from_numpy(_rows(snapshot, shard, rows).tokens_NT).to(bundle.model.positions.device)
-    cache.write(shard, rows, image_features(bundle, tokens).cpu().numpy())
+    at_once = images_at_once(bundle.model.config, cache.pooling, cache.layers)
+    batches = (
+        image_features(bundle, part_BT, pooling=cache.pooling).flatten(2).cpu().numpy()
+        for part_BT in tokens.split(at_once)
+    )
+    cache.write(shard, rows, batches, count=len(tokens))
     _log.info("features of %d images of shard %s are in %s", len(tokens), shard.name, cache.url)
 
 
@@ -202,6 +209,7 @@ def probe_on_cluster(
     """Probe every layer of a model on a labelled dataset. Raises IgptError when they do not match."""
     check_fits(bundle, snapshot)
     data = _plan(snapshot, config)
+    _check_memory(bundle, data, config)
     cluster = _Cluster(data, bundle.palette_K3, config, progress)
     by_split = cluster.labels()
     _check_labels(snapshot, by_split)
@@ -223,7 +231,13 @@ def _probe(
     fresh = replace(bundle, model=untrained(bundle.model, config.seed))
     layers = bundle.model.config.layers + 1
     caches = [
-        FeatureCache(url=url, network=network_digest(network), layers=layers, on_gpu=cluster.has_gpus)
+        FeatureCache(
+            url=url,
+            network=network_digest(network),
+            layers=layers,
+            on_gpu=cluster.has_gpus,
+            pooling=config.pooling,
+        )
         for network in (bundle, fresh)
     ]
     missing = [(number, *call) for number, cache in enumerate(caches) for call in cache.missing(data.calls)]
@@ -240,11 +254,12 @@ def _probe(
         test_images=len(by_split["test"]),
         shards_computed=len(missing),
         shards_cached=2 * len(data.calls) - len(missing),
+        pooling=config.pooling,
     )
     best = fitted[result.best_layer]
     confusion_KK = np.zeros((len(snapshot.classes), len(snapshot.classes)), np.int64)
     np.add.at(confusion_KK, (by_split["test"], best.test_predictions), 1)
-    result = replace(result, head=best.head, confusion_KK=confusion_KK)
+    result = replace(result, head=replace(best.head, pooling=config.pooling), confusion_KK=confusion_KK)
     best_sources = (sources[result.best_layer], sources[layers + result.untrained_best_layer], _Source(cache=None))
     return _evaluate_best_layers(result, cluster, best_sources, (bundle, fresh), config)
 
@@ -273,6 +288,21 @@ def _evaluate_best_layers(
         fine_tuned=dict(zip(SOURCES, tuned, strict=False)),
         sheet=sheet,
     )
+
+
+def _check_memory(bundle: ModelBundle, data: _Data, config: ProbeConfig) -> None:
+    """Raise IgptError when the features of rows or pixels of one layer are more than a node can hold."""
+    if config.pooling == "mean":
+        return
+    numbers, images = numbers_of(bundle.model.config, config.pooling), sum(rows for _, rows in data.calls)
+    needed = 4 * numbers * images * _COPIES
+    largest = max((node.get("memory", 0.0) for node in tasks.node_resources().values()), default=0.0)
+    if needed > largest:
+        raise IgptError(
+            f"pooling is {config.pooling}: a classifier of {numbers:,} numbers for each of {images:,} images takes "
+            f"{needed / 2**30:,.1f} GiB, the largest node has {largest / 2**30:,.1f}; lower max_train_images, or take "
+            f"{'rows or ' if config.pooling == 'none' else ''}mean"
+        )
 
 
 def _check_labels(snapshot: Snapshot, by_split: dict[str, np.ndarray]) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from igpt_model.inference.pooling import Pooling
 from igpt_model.probing.head import ProbeHead
 from igpt_model.probing.linear import LowDataScore, NeighbourScore, ProbeScore
 
@@ -55,6 +56,8 @@ class ProbeResult:
     shards_computed: int = 0
     """Shards whose features were computed, counted for both networks; the others were cached."""
     shards_cached: int = 0
+    pooling: Pooling = "mean"
+    """Of the features of the networks."""
 
     @property
     def best_layer(self) -> int:

@@ -94,7 +94,7 @@ def _numbers(tags: Mapping[str, str]) -> list[tuple[str, str, str]]:
         rows.append(("its test split", "accuracy of a linear probe", tags["igpt.probe_test_accuracy"]))
     for tag, value in sorted(tags.items()):
         dataset, _, number = tag.removeprefix(_PROBE).rpartition(".")
-        if tag.startswith(_PROBE) and dataset and number != "snapshot":
+        if tag.startswith(_PROBE) and dataset and not number.endswith("snapshot"):
             whole = number.endswith("layer")
             rows.append((dataset, number.replace("_", " "), value.partition(".")[0] if whole else value))
     return rows

@@ -20,6 +20,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from igpt_model.model.bundle import ModelBundle
+from igpt_model.probing.probed import ProbedModel
 from igpt_model.registry import checksums
 from igpt_model.registry.gate import PROMOTED, ROLLED_BACK, Comparison, Decision, GateConfig, decide, decide_compared
 from pipeline.errors import IgptError, first_line
@@ -284,8 +285,18 @@ class Registry:
         with tempfile.TemporaryDirectory(prefix="igpt-model-") as temporary:
             return self.fetch(self.find(reference), Path(temporary))
 
+    def open_probed(self, reference: str) -> ProbedModel:
+        """Find, download and open a version with what its probe found; raises like `find` and `fetch`."""
+        version = self.find(reference)
+        with tempfile.TemporaryDirectory(prefix="igpt-model-") as temporary:
+            return ProbedModel.load(self._download(version, Path(temporary)), origin=version.uri)
+
     def fetch(self, version: Version, local: Path) -> ModelBundle:
         """Download and open a version's model. Raises IgptError when it is damaged or not what was registered."""
+        return ModelBundle.load(self._download(version, local), origin=version.uri)
+
+    def _download(self, version: Version, local: Path) -> Path:
+        """The folder of a version's files, checked."""
         mlflow.set_tracking_uri(self.tracking_uri)
         with one_line(version.uri):
             path = Path(mlflow.artifacts.download_artifacts(artifact_uri=version.uri, dst_path=str(local)))
@@ -294,7 +305,7 @@ class Registry:
             raise IgptError(f"{version.uri}: not a model of igpt-pipeline, it holds no model.json")
         if IDENTITY in version.tags:
             checksums.verify(descriptions[0].parent, version.uri, version.tags[IDENTITY])
-        return ModelBundle.load(descriptions[0].parent, origin=version.uri)
+        return descriptions[0].parent
 
 
 def _version(entity: ModelVersion, aliases: Mapping[str, int]) -> Version:

@@ -4,7 +4,6 @@ A version consists of code, safetensors, JSON and a palette: loading it unpickle
 MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false), verifies checksums, and needs neither this repository nor its services.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import DataType, ParamSchema, ParamSpec
 
+from igpt_model.inference import pooling as poolings
 from igpt_model.inference.features import BATCH, image_features
 from igpt_model.inference.images import as_pandas, index_of, to_pictures
 from igpt_model.inference.sample import Drawing, complete, draw
@@ -22,16 +22,17 @@ from igpt_model.inference.threads import one_thread_if_forked, threads_for
 from igpt_model.model.bundle import ModelBundle
 from igpt_model.model.network import Condition
 from igpt_model.probing.head import ProbeHead
+from igpt_model.probing.probed import ProbedModel
 from igpt_model.registry import checksums, short_answers
 from pipeline.errors import IgptError, unforeseen_line
 
 TASKS = ("features", "classify", "complete", "sample", "upscale", "score")
-PROBED = "probed.json"
 # Name, type and default of every parameter of predict. None: the model chooses.
 _PARAMETERS: tuple[tuple[str, DataType, Any], ...] = (
     ("task", DataType.string, "features"),
     ("layer", DataType.long, None),
     ("all_layers", DataType.boolean, False),
+    ("pooling", DataType.string, "mean"),
     ("rows", DataType.long, None),
     ("samples", DataType.long, 1),
     ("label", DataType.long, None),
@@ -51,7 +52,8 @@ class RegisteredImageGPT:
 
     A parameter that is None is as if absent. params["task"] is one of:
     - `features`: float32 [N, width] of the best layer in the linear probe, or of params["layer"]; with
-      params["all_layers"], [N, layers + 1, width]
+      params["all_layers"], [N, layers + 1, width]. params["pooling"] `rows` gives the mean of each row of pixels, from
+      the top, [..., R, width]; `none` the vector of every pixel, [..., R, R, width], by row and column
     - `classify`: a table of probabilities with one column per class, and the index of the images' table; needs an
       attached probe
     - `complete`: keeps the upper params["rows"] rows (none: half), uint8 [N, samples, R, R, 3]
@@ -132,17 +134,20 @@ class RegisteredImageGPT:
         layer = self._best_layer if layer is None else layer
         if not 0 <= layer <= layers:
             raise IgptError(f"layer is {layer}: it must be 0 to {layers}, or left out for the best layer of the probe")
-        features_LNC = image_features(self._bundle, self._tokens(pictures))
-        return features_LNC.transpose(0, 1).numpy() if settings["all_layers"] else features_LNC[layer].numpy()
+        pooling = poolings.checked(settings["pooling"])
+        wanted = None if settings["all_layers"] else [layer]
+        features_LN = image_features(self._bundle, self._tokens(pictures), layers=wanted, pooling=pooling)
+        return features_LN.transpose(0, 1).numpy() if settings["all_layers"] else features_LN[0].numpy()
 
     def _classify(self, pictures: np.ndarray, index: Any) -> Any:
         if self._head is None:
             raise IgptError("task is classify, and no probe is attached to this version: use task features")
         import pandas as pd  # noqa: PLC0415 (a dependency of the pyfunc flavor, not of training)
 
-        features_NC = image_features(self._bundle, self._tokens(pictures))[self._best_layer].numpy()
+        layers, pooling = [self._best_layer], self._head.pooling
+        features_N = image_features(self._bundle, self._tokens(pictures), layers=layers, pooling=pooling)[0].numpy()
         names = [self._bundle.classes[label] for label in self._head.labels_K]
-        return pd.DataFrame(self._head.probabilities(features_NC), columns=names, index=index)
+        return pd.DataFrame(self._head.probabilities(features_N), columns=names, index=index)
 
     def _complete_or_upscale(self, pictures: np.ndarray, settings: dict[str, Any]) -> np.ndarray:
         """Completions or upscaled versions of pictures, uint8 [N, samples, R, R, 3]."""
@@ -183,10 +188,7 @@ def signature() -> ModelSignature:
 
 def write_files(folder: Path, model: ModelBundle, best_layer: int, head: ProbeHead | None) -> str:
     """Write the files that `_load_pyfunc` loads into an empty folder; returns its identity (checksums.py)."""
-    model.save(folder)
-    (folder / PROBED).write_text(json.dumps({"best_layer": best_layer}))
-    if head is not None:
-        head.save(folder)
+    ProbedModel(bundle=model, best_layer=best_layer, head=head).save(folder)
     return checksums.seal(folder)
 
 
@@ -195,5 +197,5 @@ def _load_pyfunc(data_path: str) -> RegisteredImageGPT:
     short_answers.shorten()
     folder = Path(data_path)
     checksums.verify(folder, data_path)
-    best_layer = int(json.loads((folder / PROBED).read_text())["best_layer"])
-    return RegisteredImageGPT(ModelBundle.load(folder), best_layer, ProbeHead.load(folder))
+    loaded = ProbedModel.load(folder)
+    return RegisteredImageGPT(loaded.bundle, loaded.best_layer, loaded.head)

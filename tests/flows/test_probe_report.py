@@ -27,7 +27,7 @@ FULL = replace(
     RESULT,
     low_data={
         source: tuple(
-            LowDataScore(labels_per_class=count, draws=3, mean=0.25 * count, deviation=0.015) for count in (1, 2)
+            LowDataScore(labels_per_class=count, draws=3, mean=0.01 * count, deviation=0.015) for count in (1, 25)
         )
         for source in SOURCES
     },
@@ -54,7 +54,8 @@ def test_a_row_for_each_kind_of_probe_that_was_done() -> None:
     assert [list(row.values()) for row in table(RESULT, ("a", "b"))] == [["linear probe", "75.0", "30.0", "40.0", "-"]]
     assert [list(row.values()) for row in table(FULL, CIFAR10)] == [
         ["linear probe", "75.0", "30.0", "40.0", "iGPT-L 96.3"],
-        *([f"{count} labels a class", *[f"{25 * count:.1f} ± 1.5"] * 3, "-"] for count in (1, 2)),
+        ["1 labels a class", *["1.0 ± 1.5"] * 3, "-"],
+        ["25 labels a class", *["25.0 ± 1.5"] * 3, "iGPT-L 87.6 ± 0.6"],
         ["nearest neighbours", "50.0", "50.0", "50.0", "-"],
         ["fine-tuned", "80.0", "80.0", "-", "iGPT-L 99.0"],
     ]
@@ -70,5 +71,7 @@ def test_metrics_are_named_by_probe_and_source() -> None:
         "probe_raw_pixels_test_accuracy": 0.4,
     }
     assert plain.items() <= full.items()
-    assert full["probe_2_labels_raw_pixels_mean"] == pytest.approx(0.5)
+    assert full["probe_25_labels_raw_pixels_mean"] == pytest.approx(0.25)
     assert len(full) == len(plain) + 2 * 2 * 3 + 3 + 2
+    rows = metrics(replace(FULL, pooling="rows"))
+    assert rows["probe_rows_best_layer"] == 1.0 and len(rows) == len(full) and not set(rows) & set(full)

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[3]
     [
         (
             ["config", "nothing"],
-            "igpt: 'nothing' has no config: choose one of refresh, dataset, pretrain, probe, evaluate, promotion",
+            "'nothing' has no config: choose one of refresh, dataset, pretrain, probe, evaluate, batch, promotion",
         ),
         (["pretrain", "runs=r", "steps=many"], "igpt: optimizer.steps is 'many': it must be a whole number"),
         (["pretrain", "--config", "gone.yaml"], "igpt: gone.yaml: No such file"),

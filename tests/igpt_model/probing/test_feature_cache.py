@@ -46,7 +46,7 @@ def test_features_that_were_written_are_read_and_not_computed_again(tmp_path: Pa
     one, two = shard("train-000000-one", "1"), shard("train-000001-two", "2")
     features_LNC = np.random.default_rng(0).normal(size=(3, 5, 4)).astype(np.float32)
     assert cache.missing([(one, 5), (two, 5)]) == [(one, 5), (two, 5)]
-    cache.write(one, 5, features_LNC)
+    cache.write(one, 5, [features_LNC[:, :2], features_LNC[:, 2:]], count=5)
     assert cache.missing([(one, 5), (two, 5)]) == [(two, 5)]
     for layer in range(3):
         assert np.array_equal(cache.read(one, 5, layer), features_LNC[layer])
@@ -56,10 +56,10 @@ def test_features_that_were_written_are_read_and_not_computed_again(tmp_path: Pa
     assert cache.missing([(one, 5)]) == [(one, 5)], "a layer is missing"
 
 
-@pytest.mark.parametrize("change", [{"network": "m" * 64}, {"on_gpu": True}])
+@pytest.mark.parametrize("change", [{"network": "m" * 64}, {"on_gpu": True}, {"pooling": "rows"}])
 def test_other_networks_and_formats_have_features_of_their_own(change: dict, tmp_path: Path) -> None:
     cache, one = FeatureCache(url=str(tmp_path), network="n" * 64, layers=3), shard("train-000000-one", "1")
-    cache.write(one, 5, np.zeros((3, 5, 4), np.float32))
+    cache.write(one, 5, [np.zeros((3, 5, 4), np.float32)], count=5)
     assert replace(cache, **change).missing([(one, 5)]) == [(one, 5)]
 
 
@@ -68,10 +68,11 @@ def test_networks_without_new_features_for_long_are_removed_and_no_others(tmp_pa
     caches = {name: FeatureCache(url=str(tmp_path), network=name * 64, layers=2) for name in "abc"}
     features_LNC = np.zeros((2, 5, 4), np.float32)
     for cache in caches.values():
-        cache.write(one, 5, features_LNC)
+        cache.write(one, 5, [features_LNC[:, :2], features_LNC[:, 2:]], count=5)
     for path in tmp_path.rglob("*.npy"):
         os.utime(path, (1e9, 1e9))
-    caches["b"].write(two, 5, features_LNC)  # a new snapshot was probed with it: its old shards are in use too
+    # A new snapshot was probed with it: its old shards are in use too.
+    caches["b"].write(two, 5, [features_LNC], count=5)
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "mine.txt").write_text("mine")
     os.utime(tmp_path / "notes" / "mine.txt", (1e9, 1e9))
@@ -83,7 +84,7 @@ def test_networks_without_new_features_for_long_are_removed_and_no_others(tmp_pa
 
 def test_a_probe_and_a_removal_keep_out_of_each_others_way(tmp_path: Path) -> None:
     cache, one = FeatureCache(url=str(tmp_path), network="a" * 64, layers=2), shard("train-000000-one", "1")
-    cache.write(one, 5, np.zeros((2, 5, 4), np.float32))
+    cache.write(one, 5, [np.zeros((2, 5, 4), np.float32)], count=5)
     for path in tmp_path.rglob("*.npy"):
         os.utime(path, (1e9, 1e9))
     with presence.probing(str(tmp_path)), pytest.raises(IgptError, match=r"a probe is running .*; nothing was removed"):

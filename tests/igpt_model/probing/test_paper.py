@@ -19,5 +19,5 @@ def test_subsets_and_similar_class_lists_are_not_benchmarks() -> None:
 
 def test_every_value_belongs_to_a_known_benchmark() -> None:
     known = {paper.benchmark_of(classes) for classes in (CIFAR10, IMAGENET)}
-    for table in (paper.LINEAR_PROBE, paper.FINE_TUNED):
+    for table in (paper.LINEAR_PROBE, paper.FINE_TUNED, paper.LOW_DATA):
         assert set(table) <= known

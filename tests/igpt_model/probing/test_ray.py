@@ -109,3 +109,23 @@ def test_the_driver_of_a_probe_opens_no_shard(
     config = ProbeConfig(features=str(tmp_path / "features"), strengths=(0.1,), max_iterations=5, max_train_images=60)
     result = probe_on_cluster(bundle, data, config)
     assert result.test_images == data.samples("test") == result.confusion_KK.sum()
+
+
+@pytest.mark.parametrize(("pooling", "numbers"), [("rows", 8 * 16), ("none", 64 * 16)])
+def test_rows_and_pixels_are_probed_as_one_long_vector(
+    pooling: str, numbers: int, bundle: ModelBundle, data: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probing.tasks, "map_tasks", run_here)
+    monkeypatch.setattr(probing.tasks, "total_resources", lambda: {"CPU": 1.0})
+    monkeypatch.setattr(probing.tasks, "node_resources", lambda: {"here": {"CPU": 1.0, "memory": 1e9}})
+    config = ProbeConfig(
+        features=str(tmp_path), pooling=pooling, strengths=(0.1,), max_iterations=5, max_train_images=60
+    )
+    result = probe_on_cluster(bundle, data, config)
+    assert result.pooling == pooling and result.head.pooling == pooling and result.head.mean_C.shape == (numbers,)
+    assert probe_on_cluster(bundle, data, config).shards_computed == 0
+    again = probe_on_cluster(bundle, data, replace(config, pooling="mean"))
+    assert again.shards_cached == 0 and again.head.mean_C.shape == (16,)
+    monkeypatch.setattr(probing.tasks, "node_resources", lambda: {"a": {"CPU": 1.0, "memory": 1e5}, "b": {"CPU": 1.0}})
+    with pytest.raises(IgptError, match=rf"pooling is {pooling}: a classifier of {numbers:,} numbers for each of \d+ "):
+        probe_on_cluster(bundle, data, config)

@@ -6,6 +6,7 @@ import io
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,24 @@ def images(photos: np.ndarray) -> np.ndarray:
     return photos[[0, 70], :48]
 
 
+def test_a_version_classifies_by_the_features_that_its_probe_was_fitted_on(images: np.ndarray, tmp_path: Path) -> None:
+    random, bundle = np.random.default_rng(0), make_bundle()
+    head = replace(
+        make_head(),
+        mean_C=np.zeros(8 * 32, np.float32),
+        scale_C=np.ones(8 * 32, np.float32),
+        weight_KC=random.normal(size=(2, 8 * 32)).astype(np.float32),
+        pooling="rows",
+    )
+    write_files(tmp_path, bundle, 1, head)
+    model = _load_pyfunc(str(tmp_path))
+    assert model.predict(images).shape == (2, 32), "features are averaged unless asked for otherwise"
+    rows = model.predict(images, {"pooling": "rows"})
+    table = model.predict(images, {"task": "classify"})
+    assert list(table.columns) == ["a", "c"]
+    assert np.array_equal(table.to_numpy(), head.probabilities(rows))
+
+
 def test_a_plain_model(images: np.ndarray) -> None:
     model = make()
     features = [model.predict(images, {"layer": layer}) for layer in (None, 0, 1, 2)]
@@ -65,6 +84,12 @@ def test_a_plain_model(images: np.ndarray) -> None:
     assert np.array_equal(features[0], features[2]) and not np.array_equal(features[0], features[1])
     every = model.predict(images, {"all_layers": True})
     assert np.array_equal(every, np.stack(features[1:], 1))
+    for pooling, shape in (("mean", (32,)), ("rows", (8, 32)), ("none", (8, 8, 32))):
+        pooled = model.predict(images, {"pooling": pooling})
+        assert pooled.shape == (2, *shape) and pooled.dtype == np.float32
+        assert pooled.reshape(2, -1, 32).mean(1) == pytest.approx(features[0], abs=1e-6)
+        of_all = model.predict(images, {"pooling": pooling, "all_layers": True})
+        assert of_all.shape == (2, 3, *shape) and np.array_equal(of_all[:, 1], pooled)
     assert model.predict(images, {"task": "sample", "samples": 3}).shape == (3, 8, 8, 3)
     complete = {"task": "complete", "samples": 2, "rows": 5}
     drawn = model.predict(images, complete)
@@ -79,6 +104,7 @@ def test_a_plain_model(images: np.ndarray) -> None:
         ({"task": "upscale"}, "does not upscale"),
         ({"task": "dream"}, "task is 'dream'"),
         ({"layer": 7}, "layer is 7"),
+        ({"pooling": "median"}, "pooling is 'median': it must be one of mean, rows, none"),
         ({"layer": 1, "all_layers": True}, "leave one of them out"),
         ({"task": "complete", "rows": 9}, "rows is 9"),
         ({"task": "complete", "rows": -1}, "rows is -1"),

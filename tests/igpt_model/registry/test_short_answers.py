@@ -189,7 +189,7 @@ def test_a_damaged_file_is_refused_without_a_traceback(body: bytes, kind: str, s
 
 
 def test_a_bug_is_one_line_with_another_status(server: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("igpt_model.registry.serving.image_features", lambda *_: 1 / 0)
+    monkeypatch.setattr("igpt_model.registry.serving.image_features", lambda *_, **__: 1 / 0)
     answer = ask(server, {"inputs": TEXTS})
     assert answer.status_code == 500
     assert "ZeroDivisionError: division by zero" in answer.json()["message"]
