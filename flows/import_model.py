@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from flows.services import settings
+from flows.version import commit_tags
 from igpt_model.config import check_model_name
 from igpt_model.convert import foreign
 from igpt_model.model.bundle import ModelBundle
@@ -71,7 +72,7 @@ def import_model(
         **source.tags,
         card.LICENCE: stated or card.NOT_STATED,
         PALETTE: palette.sha256(source.bundle.palette_K3),
-        **({"igpt.git_commit": commit} if commit else {}),
+        **(commit_tags(commit) if commit else {}),
     }
     config = source.bundle.model.config
     version, is_new = register_files(

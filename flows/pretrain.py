@@ -99,7 +99,7 @@ def pretrain(config: PretrainConfig, to_register: bool = False) -> PretrainOutco
         "igpt.prefect_url": f"{services.prefect_url}/runs/flow-run/{flow_run.id}",
     }
     if commit := version.commit(settings.git_commit()):
-        tags["igpt.git_commit"] = commit
+        tags |= version.commit_tags(commit)
     # A finished run is only read: nothing is written to its folder, not even a lease.
     done = finished(config, data, run) is not None
     with nullcontext() if done else exclusively(run, reporter.say) as fence, ProgressPage() as page:

@@ -29,6 +29,11 @@ def commit(declared: str | None, checkout: Path | None = None) -> str | None:
     return declared or _of_checkout(_CHECKOUT if checkout is None else checkout) or _recorded()
 
 
+def commit_tags(of_code: str) -> dict[str, str]:
+    """The tags of an MLflow run for the commit of its code: ours, and MLflow's own, which has no "-dirty"."""
+    return {"igpt.git_commit": of_code, "mlflow.source.git.commit": of_code.removesuffix("-dirty")}
+
+
 def describe_code(declared: str | None) -> dict[str, str]:
     """The code that this process imports: its version, commit, digest and place, each empty where there is none.
 

@@ -47,7 +47,18 @@ ORDER = {
         *("registry", "tracking", "train"),
     ),
     "flows": (
-        *("version", "services", "config", "terminal", "doctor", "prefect_ops", "monitor", "backup", "clean"),
+        *(
+            "version",
+            "services",
+            "config",
+            "terminal",
+            "doctor",
+            "prefect_ops",
+            "monitor",
+            "backup",
+            "clean",
+            "serving",
+        ),
         *("probe_report", "previews"),
         *("evaluate", "batch", "same_images", "import_model"),
         *("build_dataset", "pretrain", "probe", "earlier_runs", "refresh", "scheduled", "demo", "cli"),
@@ -65,6 +76,7 @@ WITH_MLFLOW = {
     *("igpt_model/registry/client.py", "igpt_model/registry/register.py", "igpt_model/registry/serving.py"),
     *(f"igpt_model/tracking/{name}.py" for name in ("runs", "curve_logger", "deleted_runs")),
     "igpt_model/registry/short_answers.py",
+    "flows/serving/replica.py",
 }
 # Whoever imports one of these readers asks for its library; the other modules of the room load none of them.
 READERS_WITH_TORCH = {"pipeline/readers/torch_dataset.py", "pipeline/readers/webdataset.py"}
@@ -72,6 +84,7 @@ DOORS = {
     "ray": {
         *("pipeline/cluster/tasks.py", "pipeline/cluster/metrics.py", "pipeline/cluster/same_code.py"),
         *("igpt_model/training/ray.py", "igpt_model/training/ray_mailbox.py", "pipeline/readers/ray_data.py"),
+        *("flows/serving/replica.py", "flows/serving/service.py"),
     },
     "webdataset": {"pipeline/readers/webdataset.py"},
     "mlflow": WITH_MLFLOW,

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-EXTRAS = {"run": [], "image": ["auth", "metrics", "postgres"], "dev": ["dev"]}
+EXTRAS = {"run": [], "image": ["auth", "metrics", "postgres", "serve"], "dev": ["dev"]}
 # Their files differ by platform and index, so they are installed by version alone.
 WITHOUT_HASHES = re.compile(r"torch|triton|nvidia-[cn].*|cuda-.*")
 PIN = re.compile(r"^([a-z0-9._-]+)==([^ ;\\\n]+)[^\\\n]*((?: \\\n    --hash=sha256:[0-9a-f]{64})*)$", re.M)

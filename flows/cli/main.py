@@ -22,6 +22,7 @@ from flows.cli import (
     monitor,
     registry,
     runs,
+    serve,
     worker,
 )
 from flows.cli.options import ConfigFile, Home, Overrides, prepare, read_config
@@ -185,6 +186,7 @@ batch.register(app)
 deploy.register(app)
 worker.register(app)
 monitor.register(app)
+serve.register(app)
 clean.register(app)
 doctor.register(app)
 

@@ -289,23 +289,29 @@ class Registry:
         """Find, download and open a version with what its probe found; raises like `find` and `fetch`."""
         version = self.find(reference)
         with tempfile.TemporaryDirectory(prefix="igpt-model-") as temporary:
-            return ProbedModel.load(self._download(version, Path(temporary)), origin=version.uri)
+            return ProbedModel.load(_model_in(self.download(version, Path(temporary)), version), origin=version.uri)
 
     def fetch(self, version: Version, local: Path) -> ModelBundle:
         """Download and open a version's model. Raises IgptError when it is damaged or not what was registered."""
-        return ModelBundle.load(self._download(version, local), origin=version.uri)
+        return ModelBundle.load(_model_in(self.download(version, local), version), origin=version.uri)
 
-    def _download(self, version: Version, local: Path) -> Path:
-        """The folder of a version's files, checked."""
+    def download(self, version: Version, local: Path) -> Path:
+        """Download a version as MLflow loads it; returns its folder. Raises as `fetch`."""
         mlflow.set_tracking_uri(self.tracking_uri)
         with one_line(version.uri):
             path = Path(mlflow.artifacts.download_artifacts(artifact_uri=version.uri, dst_path=str(local)))
-        descriptions = sorted(path.rglob("model.json"))
-        if not descriptions:
-            raise IgptError(f"{version.uri}: not a model of igpt-pipeline, it holds no model.json")
+        model = _model_in(path, version)
         if IDENTITY in version.tags:
-            checksums.verify(descriptions[0].parent, version.uri, version.tags[IDENTITY])
-        return descriptions[0].parent
+            checksums.verify(model, version.uri, version.tags[IDENTITY])
+        return path
+
+
+def _model_in(path: Path, version: Version) -> Path:
+    """The folder of the model's own files in what MLflow downloads of a version."""
+    descriptions = sorted(path.rglob("model.json"))
+    if not descriptions:
+        raise IgptError(f"{version.uri}: not a model of igpt-pipeline, it holds no model.json")
+    return descriptions[0].parent
 
 
 def _version(entity: ModelVersion, aliases: Mapping[str, int]) -> Version:

@@ -4,6 +4,9 @@ A version consists of code, safetensors, JSON and a palette: loading it unpickle
 MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false), verifies checksums, and needs neither this repository nor its services.
 """
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +46,18 @@ _PARAMETERS: tuple[tuple[str, DataType, Any], ...] = (
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What `RegisteredImageGPT.predict` is asked for, with its images decoded."""
+
+    settings: dict[str, Any]
+    """All parameters."""
+    pictures: np.ndarray | None
+    """uint8 [N, R, R, 3]; None: the task needs no images."""
+    index: Any
+    """Of the table that held the images, if one did."""
+
+
 class RegisteredImageGPT:
     """The model that `mlflow.pyfunc.load_model` returns: predict(images, params).
 
@@ -74,39 +89,59 @@ class RegisteredImageGPT:
         Raises MlflowException for invalid images or parameters: callers can catch it without this package, and MLflow's
         server returns its message.
         """
-        one_thread_if_forked()
-        try:
-            given = {name: value for name, value in (params or {}).items() if value is not None}
-            return self._run(model_input, {**default_params(), **given})
-        except IgptError as error:
-            raise MlflowException.invalid_parameter_value(str(error)) from None
-        except Exception as error:
-            # MLflow's server puts the traceback of any other error into its answer.
-            raise MlflowException(f"this is a bug, or too little memory: {unforeseen_line(error)}") from error
+        return self.answer([self.prepare(model_input, params)])[0]
 
-    def _run(self, images: Any, settings: dict[str, Any]) -> Any:
-        task = settings["task"]
-        if task not in TASKS:
-            raise IgptError(f"task is {str(task)[:50]!r}: it must be one of {', '.join(TASKS)}")
-        if settings["samples"] < 1:
-            raise IgptError(f"samples is {settings['samples']}: it must be at least 1")
-        config, samples = self._bundle.model.config, settings["samples"]
-        if task == "sample":
-            with threads_for(config, images=samples, positions=1):
-                drawn = draw(
-                    self._bundle.model, samples, _drawing(settings), condition=self._condition(samples, settings)
-                )
-            return self._bundle.pictures(drawn.numpy())
-        images = as_pandas(images)
-        pictures = to_pictures(images, config.resolution)
+    def prepare(self, model_input: Any, params: dict[str, Any] | None = None) -> Request:
+        """Decode the images of a request and complete its parameters, for `answer`; raises like `predict`."""
+        one_thread_if_forked()
+        with _errors_of_mlflow():
+            given = {name: value for name, value in (params or {}).items() if value is not None}
+            settings = {**default_params(), **given}
+            if settings["task"] not in TASKS:
+                raise IgptError(f"task is {str(settings['task'])[:50]!r}: it must be one of {', '.join(TASKS)}")
+            if settings["samples"] < 1:
+                raise IgptError(f"samples is {settings['samples']}: it must be at least 1")
+            if settings["task"] == "sample":
+                return Request(settings=settings, pictures=None, index=None)
+            images = as_pandas(model_input)
+            pictures = to_pictures(images, self._bundle.model.config.resolution)
+            return Request(settings=settings, pictures=pictures, index=index_of(images))
+
+    def answer(self, requests: Sequence[Request]) -> list[Any]:
+        """The answers to requests with equal settings, computed together: each as that of `predict`, up to rounding."""
+        one_thread_if_forked()
+        with _errors_of_mlflow():
+            settings = requests[0].settings
+            if settings["task"] == "sample":
+                return [self._sample(settings)] * len(requests)  # the same seed gives the same images
+            pictures = [request.pictures for request in requests if request.pictures is not None]
+            together = self._of_pictures(np.concatenate(pictures), settings)
+            ends = np.cumsum([len(part) for part in pictures])
+            parts = [together[end - len(part) : end] for part, end in zip(pictures, ends, strict=True)]
+            if settings["task"] != "classify":
+                return parts
+            return [
+                part.reset_index(drop=True) if request.index is None else part.set_axis(request.index)
+                for part, request in zip(parts, requests, strict=True)
+            ]
+
+    def _sample(self, settings: dict[str, Any]) -> np.ndarray:
+        count, config = settings["samples"], self._bundle.model.config
+        with threads_for(config, images=count, positions=1):
+            drawn = draw(self._bundle.model, count, _drawing(settings), condition=self._condition(count, settings))
+        return self._bundle.pictures(drawn.numpy())
+
+    def _of_pictures(self, pictures: np.ndarray, settings: dict[str, Any]) -> Any:
+        """A row for each picture, of what the task gives; pictures are uint8 [N, R, R, 3]."""
+        config, task = self._bundle.model.config, settings["task"]
         if task in ("complete", "upscale"):
-            with threads_for(config, images=samples * len(pictures), positions=1):
+            with threads_for(config, images=settings["samples"] * len(pictures), positions=1):
                 return self._complete_or_upscale(pictures, settings)
         with threads_for(config, images=min(len(pictures), BATCH), positions=config.sequence):
             if task == "features":
                 return self._features(pictures, settings)
             if task == "classify":
-                return self._classify(pictures, index_of(images))
+                return self._classify(pictures)
             condition = self._condition(len(pictures), settings, pictures)
             return score(self._bundle.model, self._tokens(pictures), condition=condition).bits_per_pixel.numpy()
 
@@ -139,7 +174,7 @@ class RegisteredImageGPT:
         features_LN = image_features(self._bundle, self._tokens(pictures), layers=wanted, pooling=pooling)
         return features_LN.transpose(0, 1).numpy() if settings["all_layers"] else features_LN[0].numpy()
 
-    def _classify(self, pictures: np.ndarray, index: Any) -> Any:
+    def _classify(self, pictures: np.ndarray) -> Any:
         if self._head is None:
             raise IgptError("task is classify, and no probe is attached to this version: use task features")
         import pandas as pd  # noqa: PLC0415 (a dependency of the pyfunc flavor, not of training)
@@ -147,7 +182,7 @@ class RegisteredImageGPT:
         layers, pooling = [self._best_layer], self._head.pooling
         features_N = image_features(self._bundle, self._tokens(pictures), layers=layers, pooling=pooling)[0].numpy()
         names = [self._bundle.classes[label] for label in self._head.labels_K]
-        return pd.DataFrame(self._head.probabilities(features_N), columns=names, index=index)
+        return pd.DataFrame(self._head.probabilities(features_N), columns=names)
 
     def _complete_or_upscale(self, pictures: np.ndarray, settings: dict[str, Any]) -> np.ndarray:
         """Completions or upscaled versions of pictures, uint8 [N, samples, R, R, 3]."""
@@ -166,6 +201,18 @@ class RegisteredImageGPT:
         drawing = _drawing(settings)
         drawn = complete(self._bundle.model, tokens_BT, known_BT, drawing, condition=condition, draws=count)
         return self._bundle.pictures(drawn.numpy()).reshape(len(pictures), count, side, side, 3)
+
+
+@contextmanager
+def _errors_of_mlflow() -> Iterator[None]:
+    """Raise what goes wrong within the block as MlflowException, with one line."""
+    try:
+        yield
+    except IgptError as error:
+        raise MlflowException.invalid_parameter_value(str(error)) from None
+    except Exception as error:
+        # MLflow's server puts the traceback of any other error into its answer.
+        raise MlflowException(f"this is a bug, or too little memory: {unforeseen_line(error)}") from error
 
 
 def _drawing(settings: dict[str, Any]) -> Drawing:

@@ -85,6 +85,7 @@ def test_a_model_is_registered_with_its_origin(
     tags = version.tags
     assert (tags[card.ORIGIN], tags[card.ORIGIN_FORM]) == (str(sources / source), form)
     assert (tags[card.LICENCE], tags["igpt.git_commit"]) == (licence, "c0ffee0")
+    assert tags["mlflow.source.git.commit"] == "c0ffee0"
     assert tags[PALETTE] == palette.sha256(colours_of(17))
     assert version.description == card.text(name, 1, tags)
     loaded = mlflow.pyfunc.load_model(version.uri)

@@ -91,3 +91,8 @@ def test_all_files_with_a_version_have_the_same() -> None:
     assert len(images) >= 5
     assert set().union(*images.values()) == {DECLARED}
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == DECLARED
+
+
+@pytest.mark.parametrize("code", ["c0ffee0", "c0ffee0-dirty"])
+def test_the_commit_is_a_tag_of_runs_and_on_mlflows_page(code: str) -> None:
+    assert version.commit_tags(code) == {"igpt.git_commit": code, "mlflow.source.git.commit": "c0ffee0"}

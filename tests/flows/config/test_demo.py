@@ -1,11 +1,14 @@
 """The demo's configuration for the digits and for the user's images."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from flows.config.demo import DIGITS_URL, demo_config
 from pipeline.errors import IgptError
+
+ROOT = Path(__file__).parents[3]
 
 
 def test_without_raw_the_demo_uses_the_digits() -> None:
@@ -36,3 +39,18 @@ def test_the_users_images_get_their_own_dataset(tmp_path: Path, monkeypatch: pyt
 def test_mistakes_are_reported_before_anything_is_started(raw: str | None, override: str, message: str) -> None:
     with pytest.raises(IgptError, match=message):
         demo_config(raw, [override])
+
+
+def test_every_model_that_the_docs_name_is_registered_by_the_demo_or_by_a_command_of_its_page() -> None:
+    of_the_demo = demo_config(None, []).pretrain.tracking.model_name
+    pages = sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / "infra").glob("*.md"), ROOT / "README.md"])
+    named = []
+    for page in pages:
+        text = page.read_text()
+        known = {of_the_demo, "NAME", "...", *re.findall(r"igpt models import .*--name ([\w-]+)", text)}
+        for name, version in re.findall(r"models:/([\w.-]+)(?:[@/](\w+))?", text):
+            assert name in known, f"{page.name} names models:/{name}"
+            # The demo registers version 1, and promotes it.
+            assert version in ("candidate", "champion", "1") or name == "...", f"{page.name}: models:/{name} {version}"
+            named.append(name)
+    assert of_the_demo in named and len(named) > 5

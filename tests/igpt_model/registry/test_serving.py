@@ -294,3 +294,30 @@ def test_features_are_those_of_the_layers(images: np.ndarray) -> None:
     tokens = torch.from_numpy(bundle.quantize(np.stack([centre_square(Image.fromarray(i), 8) for i in images])))
     assert np.array_equal(make().predict(images, {"layer": 2}), image_features(bundle, tokens)[2].numpy())
     assert json.loads(json.dumps(make().predict(images).tolist()))
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {},
+        {"all_layers": True},
+        {"task": "classify"},
+        {"task": "score"},
+        {"task": "complete", "samples": 2, "seed": 3},
+        {"task": "sample", "samples": 2},
+    ],
+)
+def test_requests_that_are_answered_together_get_what_each_gets_alone(
+    params: dict[str, Any], images: np.ndarray
+) -> None:
+    model = make()
+    table = pd.DataFrame({"image": [file_of(image, "PNG") for image in images]}, index=["left", "right"])
+    inputs = [images[:1], table, images[1]]
+    together = model.answer([model.prepare(part, params) for part in inputs])
+    assert len(together) == len(inputs)
+    for part, answer in zip(inputs, together, strict=True):
+        alone = model.predict(part, params)
+        assert type(answer) is type(alone) and answer.shape == alone.shape
+        assert np.asarray(answer) == pytest.approx(np.asarray(alone), abs=1e-5)
+        if params.get("task") == "classify":
+            assert list(answer.index) == list(alone.index) and list(answer.columns) == list(alone.columns)
