@@ -37,7 +37,7 @@ def asked() -> list[str]:
 
 @pytest.fixture
 def server(port: int, answers: Statuses, asked: list[str]) -> Iterator[ThreadingHTTPServer]:
-    """Listens once `serve_forever` is called."""
+    """Listens once it is given to `serve`, as every test does."""
 
     class Page(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -53,8 +53,8 @@ def server(port: int, answers: Statuses, asked: list[str]) -> Iterator[Threading
 
     server = ThreadingHTTPServer((HOST, port), Page, bind_and_activate=False)
     yield server
-    if server.socket.fileno() >= 0:
-        server.server_close()
+    server.shutdown()  # a thread that serves a closed socket spins
+    server.server_close()
 
 
 @pytest.fixture(autouse=True)
