@@ -118,9 +118,9 @@ async def _accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
         while (head := await _read_head(reader)) is not None:
             await _pass_request(head, reader, writer, to_store)
     except _MalformedError as error:
-        _answer(writer, "400 Bad Request", str(error))
+        _answer(writer, "400 Bad Request", str(error), closes=True)
     except _RefusedBodyError as error:
-        _answer(writer, _FORBIDDEN, str(error))
+        _answer(writer, _FORBIDDEN, str(error), closes=True)
     except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
         pass  # one side has gone
     finally:
@@ -223,11 +223,15 @@ def _listed(body: bytes) -> list[str]:
     return [element.text or "" for element in root.iter() if element.tag.rpartition("}")[2] == "Key"]
 
 
-def _answer(writer: asyncio.StreamWriter, status: str, message: str, *, with_body: bool = True) -> None:
+def _answer(
+    writer: asyncio.StreamWriter, status: str, message: str, *, with_body: bool = True, closes: bool = False
+) -> None:
     code = "AccessDenied" if status == _FORBIDDEN else "InvalidRequest"
     body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{escape(message)}</Message></Error>".encode()
-    head = f"HTTP/1.1 {status}\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\n\r\n"
-    writer.write(head.encode() + (body if with_body else b""))
+    head = f"HTTP/1.1 {status}\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\n"
+    if closes:  # a client that is not told may send its next request before it sees the end
+        head += "Connection: close\r\n"
+    writer.write(f"{head}\r\n".encode() + (body if with_body else b""))
 
 
 if __name__ == "__main__":

@@ -129,6 +129,18 @@ def test_a_request_that_can_be_read_in_two_ways_is_refused(server: S3Server, hea
         answer = http.client.HTTPResponse(connection)
         answer.begin()
         assert answer.status == http.HTTPStatus.BAD_REQUEST
+        assert answer.will_close, "so that no client sends its next request into the end of the connection"
+
+
+def test_a_body_that_is_refused_before_it_is_sent_ends_the_connection_and_says_so(server: S3Server) -> None:
+    host, _, port = server.url.removeprefix("http://").partition(":")
+    named = f"AWS4-HMAC-SHA256 Credential={server.pairs['mlflow'].access_key}/20261127/us-east-1/s3/aws4_request"
+    head = f"PUT /raw/x HTTP/1.1\r\nHost: x\r\nAuthorization: {named}\r\nContent-Length: 9\r\nExpect: 100-continue"
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(f"{head}\r\n\r\n".encode())
+        answer = http.client.HTTPResponse(connection)
+        answer.begin()
+        assert answer.status == http.HTTPStatus.FORBIDDEN and answer.will_close
 
 
 def test_rclone_listens_on_no_port_and_ends_with_the_gate(tmp_path: Path) -> None:
