@@ -274,7 +274,7 @@ def page_example() -> str:
 
 def test_the_page_example_runs_as_it_stands(registered: Version, empty_environment: Path, tmp_path: Path) -> None:
     example = page_example()
-    name = "models:/igpt-digits@champion"
+    name = "models:/igpt-digits@candidate"
     assert name in example
     example = example.replace(name, URI)  # only the name of the model differs
     done = subprocess.run(
