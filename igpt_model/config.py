@@ -135,8 +135,10 @@ class OptimizerSettings(Config):
     """Number of optimizer steps."""
     global_batch: Count = 128
     """Images per step, over all workers."""
+    optim: Literal["adam", "muon"] = "adam"
+    """adam, as in the paper, or muon for the matrices of the blocks, with adam for all other weights."""
     learning_rate: Positive | None = None
-    """Peak learning rate of Adam; none: the preset's."""
+    """Peak learning rate; none: the preset's."""
     warmup_steps: NotNegative = 100
     """Steps of linear warm-up from 0; the learning rate then decays to 0 along a cosine."""
     weight_decay: Annotated[float, Range(at_least=0)] = 0.0
@@ -352,6 +354,8 @@ class PretrainConfig(SectionedConfig):
         resolved = values.typed(PretrainConfig, asdict(self.resolved()))  # 1 and 1.0 are the same number
         recipe = {section: resolved[section] for section in ("model", "data", "optimizer")}
         del recipe["model"]["preset"], recipe["data"]["dataset"], recipe["data"]["snapshot"]
+        if recipe["optimizer"]["optim"] == "adam":  # all runs of before there was a choice
+            del recipe["optimizer"]["optim"]
         return recipe
 
     def flat_run_name(self, manifest_digest: str) -> str:

@@ -1,4 +1,4 @@
-"""Adam, its learning rate schedule, and the moving average of the weights."""
+"""The optimizer, its learning rate schedule, and the moving average of the weights."""
 
 import math
 from collections.abc import Sequence
@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from igpt_model.config import PretrainConfig
+from igpt_model.training.muon import Muon
+from igpt_model.worker import Worker
 
 _BETAS = (0.9, 0.95)  # section 3.4 of the paper
 
@@ -21,15 +23,19 @@ def learning_rate(step: int, config: PretrainConfig) -> float:
     return config.peak_learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
 
 
-def make_optimizer(model: nn.Module, config: PretrainConfig) -> torch.optim.AdamW:
-    """Fused Adam with the paper's betas; weight decay applies to the matrices only."""
+def make_optimizer(model: nn.Module, config: PretrainConfig, worker: Worker) -> torch.optim.Optimizer:
+    """Fused Adam with the paper's betas, or Muon for the matrices of the blocks; weight decay is for matrices alone."""
+    rate, decay = config.peak_learning_rate, config.optimizer.weight_decay
     embeddings = {"positions", "low_positions", "tokens.weight", "class_starts.weight"}
-    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and name not in embeddings]
-    chosen = {id(p) for p in matrices}
-    rest = [p for p in model.parameters() if id(p) not in chosen]
-    decay = config.optimizer.weight_decay
-    groups = [{"params": matrices, "weight_decay": decay}, {"params": rest, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.peak_learning_rate, betas=_BETAS, eps=1e-8, fused=True)
+    matrices = {name: p for name, p in model.named_parameters() if p.ndim == 2 and name not in embeddings}
+    rest = [p for name, p in model.named_parameters() if name not in matrices]
+    orthogonal: dict[Tensor, int] = {}
+    if config.optimizer.optim == "muon":
+        for name in [name for name in matrices if name.startswith("blocks.")]:
+            orthogonal[matrices.pop(name)] = 3 if name.endswith(".qkv.weight") else 1  # queries, keys and values
+    groups = [{"params": list(matrices.values()), "weight_decay": decay}, {"params": rest, "weight_decay": 0.0}]
+    adam = torch.optim.AdamW(groups, lr=rate, betas=_BETAS, eps=1e-8, fused=True)
+    return Muon(orthogonal, adam, worker, lr=rate, weight_decay=decay) if orthogonal else adam
 
 
 @torch.no_grad()

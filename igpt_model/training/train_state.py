@@ -9,10 +9,12 @@ from igpt_model.model.config import ModelConfig
 from igpt_model.model.network import ImageGPT
 from igpt_model.runs import checkpoint
 from igpt_model.runs.checkpoint import Checkpoint, Fetch
+from igpt_model.training.muon import MOMENTUM
 from igpt_model.training.optim import make_optimizer, update_average
 from igpt_model.training.parallel import copy_whole, make_model, parallelize
 from igpt_model.training.step import settle
 from igpt_model.worker import Worker
+from pipeline.errors import IgptError
 
 
 class Learner:
@@ -34,7 +36,7 @@ class Learner:
             self.average.load_state_dict(self.model.state_dict())
         self.parallel = parallelize(self.model, worker, config)
         # After sharding, which replaces the parameters of the model.
-        self.optimizer = make_optimizer(self.model, config)
+        self.optimizer = make_optimizer(self.model, config, worker)
 
     @property
     def evaluated(self) -> ImageGPT:
@@ -46,7 +48,13 @@ class Learner:
         return checkpoint.tensors_of(self.model, self.optimizer, self.average)
 
     def restore(self, saved: Checkpoint, fetch: Fetch) -> None:
-        """Load the state from a checkpoint; raises like Checkpoint.restore."""
+        """Load the state from a checkpoint; raises like Checkpoint.restore, and IgptError for another optimizer's."""
+        stored = "muon" if any(name.endswith(f".{MOMENTUM}") for name in saved.index.tensors) else "adam"
+        if stored != self._config.optimizer.optim:
+            raise IgptError(
+                f"{saved.url}: the checkpoint is of optim {stored} and the config has {self._config.optimizer.optim}; "
+                f"set optim to {stored}, or use another runs folder"
+            )
         saved.restore(self.model, self.optimizer, self.average, fetch)
 
     def settle(self, inputs: Inputs) -> None:

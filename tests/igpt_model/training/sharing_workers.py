@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 from typing import Any
 from unittest import mock
 
@@ -54,8 +55,8 @@ def skipping(worker: Worker) -> None:
     """Skip steps that are not finite on one worker, without reading an outcome before all is queued."""
     share = some_tokens(8).chunk(worker.world_size)[worker.rank]
     inputs = Inputs(tokens_BT=share, condition=UNCONDITIONAL, masked_BT=None)
-    for kind in ("ddp", "fsdp"):
-        config = CONFIG.with_fields(parallelism=kind)
+    for optim, kind in product(("adam", "muon"), ("ddp", "fsdp")):
+        config = CONFIG.with_fields(parallelism=kind, optim=optim)
         learner = Learner(SMALL, config, worker)
         stepped = 0
 
@@ -85,7 +86,7 @@ def skipping(worker: Worker) -> None:
         told["changed again"] = [name for name, tensor in before.items() if not torch.equal(tensor, after[name])]
         told["tensors"] = list(after)
         told["weights"] = {name: float(tensor.double().sum()) for name, tensor in after.items()}
-        tell(worker, part="skipping", parallelism=kind, **told)
+        tell(worker, part="skipping", optim=optim, parallelism=kind, **told)
 
 
 def starting(worker: Worker) -> None:

@@ -96,6 +96,7 @@ KINDS = {
     "by class, augmented": {"class_conditional": True, "flip": True, "crop_padding": 1},
     "upscaling, recomputed activations": {"low_resolution": 4, "activation_checkpointing": True},
     "bfloat16": {"precision": "bfloat16"},
+    "muon": {"optim": "muon", "weight_decay": 0.1},
 }
 
 

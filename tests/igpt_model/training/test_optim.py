@@ -7,6 +7,7 @@ import torch
 
 from igpt_model.config import PretrainConfig
 from igpt_model.training.optim import learning_rate, make_optimizer, update_average
+from igpt_model.worker import Worker
 from tests.igpt_model.model.test_network import SMALL, make
 
 
@@ -34,7 +35,7 @@ def test_the_average_follows_the_weights() -> None:
 
 def test_weights_decay_in_the_matrices_alone() -> None:
     model = make(replace(SMALL, classes=5, low_resolution=2))
-    optimizer = make_optimizer(model, PretrainConfig.from_fields(runs="r", preset="tiny", weight_decay=0.1))
+    optimizer = make_optimizer(model, PretrainConfig.from_fields(runs="r", preset="tiny", weight_decay=0.1), Worker())
     decayed, rest = (group["params"] for group in optimizer.param_groups)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
     assert len(decayed) + len(rest) == len(list(model.parameters()))
@@ -42,3 +43,19 @@ def test_weights_decay_in_the_matrices_alone() -> None:
     still = {names[id(parameter)] for parameter in rest}
     embeddings = {"tokens.weight", "class_starts.weight", "positions", "low_positions"}
     assert still == embeddings | {name for name in names.values() if name.endswith("norm.weight")}
+
+
+def test_muon_takes_the_matrices_of_the_blocks_and_adam_the_rest() -> None:
+    model = make(replace(SMALL, classes=5, low_resolution=2))
+    config = PretrainConfig.from_fields(runs="r", preset="tiny", optim="muon", weight_decay=0.1)
+    optimizer = make_optimizer(model, config, Worker())
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    muon, head, rest = ([names[parameter] for parameter in group["params"]] for group in optimizer.param_groups)
+    assert sorted(muon) == sorted(
+        f"blocks.{layer}.{matrix}.weight"
+        for layer in range(SMALL.layers)
+        for matrix in ("attention.qkv", "attention.out", "mlp_in", "mlp_out")
+    )
+    assert head == ["head.weight"]
+    assert sorted(muon + head + rest) == sorted(names.values())
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.1, 0.0]

@@ -20,12 +20,12 @@ from tests.igpt_model.training.test_loop import Recorder, short_training
 from tests.igpt_model.training.workers import run_workers
 
 
-@pytest.fixture(scope="module")
-def config(data: Snapshot, tmp_path_factory: pytest.TempPathFactory) -> PretrainConfig:
+@pytest.fixture(scope="module", params=["adam", "muon"])
+def config(data: Snapshot, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> PretrainConfig:
     """Uneven splits: 16 images among 3 workers, micro batches of 5, 23 of the validation images while training; with an
     average of the weights."""
     config = short_training(data, tmp_path_factory.mktemp("runs"))
-    return config.with_fields(keep_last=3, micro_batch=5, ema_decay=0.9, evaluate_images=23)
+    return config.with_fields(keep_last=3, micro_batch=5, ema_decay=0.9, evaluate_images=23, optim=request.param)
 
 
 @pytest.fixture(scope="module")

@@ -16,12 +16,17 @@ def rows() -> list[dict[str, Any]]:
     return [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
 
 
+def _skipping(rows: list[dict[str, Any]], optim: str) -> list[dict[str, Any]]:
+    return [row for row in rows if row["part"] == "skipping" and row["optim"] == optim]
+
+
+@pytest.mark.parametrize("optim", ["adam", "muon"])
 @pytest.mark.parametrize("parallelism", ["ddp", "fsdp"])
 def test_a_step_that_is_not_finite_on_one_worker_is_left_out_by_the_optimizers_of_all(
-    parallelism: str, rows: list[dict[str, Any]]
+    parallelism: str, optim: str, rows: list[dict[str, Any]]
 ) -> None:
     """The outcome is read only when the step is queued: reading it earlier raises in the workers."""
-    (row,) = [row for row in rows if row["part"] == "skipping" and row["parallelism"] == parallelism]
+    (row,) = [row for row in _skipping(rows, optim) if row["parallelism"] == parallelism]
     assert row["good"] and row["good again"]
     assert row["skipped"] == [{"poison": poison, "finite": False, "changed": []} for poison in ("loss", "gradient")]
     kinds = {name.split(".")[0] for name in row["tensors"]}
@@ -30,8 +35,9 @@ def test_a_step_that_is_not_finite_on_one_worker_is_left_out_by_the_optimizers_o
     assert moved == {name for name in row["tensors"] if name.split(".")[0] in ("weights", "trained")}
 
 
-def test_skipping_leaves_both_ways_at_the_same_weights(rows: list[dict[str, Any]]) -> None:
-    ddp, fsdp = (row for row in rows if row["part"] == "skipping")
+@pytest.mark.parametrize("optim", ["adam", "muon"])
+def test_skipping_leaves_both_ways_at_the_same_weights(optim: str, rows: list[dict[str, Any]]) -> None:
+    ddp, fsdp = _skipping(rows, optim)
     assert fsdp["weights"] == pytest.approx(ddp["weights"], abs=1e-3)
 
 

@@ -39,7 +39,7 @@ def gradients(model: ImageGPT) -> dict[str, torch.Tensor]:
 
 def step_in_parts(model: ImageGPT, tokens: torch.Tensor, size: int) -> StepOutcome:
     parts = [partial(inputs_of, part) for part in tokens.split(size)]
-    return train_step(model, make_optimizer(model, CONFIG), parts, 0.001, CONFIG, Worker())
+    return train_step(model, make_optimizer(model, CONFIG, Worker()), parts, 0.001, CONFIG, Worker())
 
 
 @pytest.mark.parametrize("size", [1, 5, 6])
@@ -122,9 +122,10 @@ def poison(bad_steps: Callable[[int], bool]) -> Callable[..., StepOutcome]:
     return step
 
 
-def test_the_optimizer_leaves_out_a_step_that_is_not_finite() -> None:
+@pytest.mark.parametrize("optim", ["adam", "muon"])
+def test_the_optimizer_leaves_out_a_step_that_is_not_finite(optim: str) -> None:
     tokens, model = some_tokens(12), make(SMALL)
-    optimizer = make_optimizer(model, CONFIG)
+    optimizer = make_optimizer(model, CONFIG.with_fields(optim=optim, weight_decay=0.1), Worker())
 
     def state() -> dict[str, torch.Tensor]:
         kept = checkpoint.tensors_of(model, optimizer, None)

@@ -31,3 +31,16 @@ def test_the_average_of_the_weights_is_what_is_saved(data: Snapshot, config: Pre
     with pytest.raises(IgptError, match="keeps an average"):
         train(config.with_fields(steps=40), data, str(tmp_path / "averaged"), Worker(), Recorder())
     assert objects.exists(str(tmp_path / "averaged" / "result.json"))
+
+
+@pytest.mark.parametrize(("begun", "now"), [("adam", "muon"), ("muon", "adam")])
+def test_a_checkpoint_of_the_other_optimizer_is_refused(
+    begun: str, now: str, data: Snapshot, config: PretrainConfig, tmp_path: Path
+) -> None:
+    run = str(tmp_path / "run")
+    config = config.with_fields(steps=10, checkpoint_every=5, optim=begun)
+    train(config, data, run, Worker(), Recorder())
+    before = sorted(objects.list_files(run), key=lambda file: file.url)
+    with pytest.raises(IgptError, match=f"is of optim {begun} and the config has {now}; set optim to {begun}"):
+        train(config.with_fields(steps=20, optim=now), data, run, Worker(), Recorder())
+    assert sorted(objects.list_files(run), key=lambda file: file.url) == before
