@@ -28,6 +28,7 @@ from igpt_model.model.network import UNCONDITIONAL
 from igpt_model.training.optim import make_optimizer
 from igpt_model.training.parallel import autocast, prepare_blocks
 from igpt_model.training.step import losses
+from igpt_model.worker import Worker
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +84,7 @@ def contenders(setting: Setting, names: list[str]) -> dict[str, Callable[[], flo
 
 
 def _step(model: nn.Module, loss: Callable[[], torch.Tensor], setting: Setting) -> Callable[[], float]:
-    optimizer = make_optimizer(model, setting.config) if setting.optimizer else None
+    optimizer = make_optimizer(model, setting.config, Worker(device=setting.device)) if setting.optimizer else None
 
     def step() -> float:
         model.zero_grad(set_to_none=True)

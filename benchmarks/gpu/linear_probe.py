@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from igpt_model.inference.features import pooled_features
+from igpt_model.inference.pooling import Pooling
 from igpt_model.model.bundle import ModelBundle
 from pipeline.dataset.snapshot import Snapshot
 from pipeline.samples.shard_cache import ShardCache, batches
@@ -21,7 +22,7 @@ _BATCH = 256
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
-    """Of the labelled images of a split: float32 [layers + 1, N, width], and class numbers, int64 [N]."""
+    """Of the labelled images of a split: float32 [layers, N, numbers], and class numbers, int64 [N]."""
 
     features_LNC: Tensor
     labels_N: Tensor
@@ -36,8 +37,19 @@ class Score:
     strength: float
 
 
-def features_of(bundle: ModelBundle, data: Snapshot, cache: ShardCache, split: str) -> Features:
-    """The features of every layer on the model's device. The last batch is filled up, so that all have one size."""
+def features_of(
+    bundle: ModelBundle,
+    data: Snapshot,
+    cache: ShardCache,
+    split: str,
+    *,
+    layers: Sequence[int] | None = None,
+    pooling: Pooling = "mean",
+) -> Features:
+    """The features of layers, none: of all, on the model's device; the numbers of an image in one row.
+
+    The last batch is filled up, so that all have one size.
+    """
     device = bundle.model.positions.device
     tokens_NT, labels_N = [], []
     for images in batches([cache.open(shard) for shard in data.of_split(split)], 8192):
@@ -50,7 +62,8 @@ def features_of(bundle: ModelBundle, data: Snapshot, cache: ShardCache, split: s
         part_BT = all_NT[begin : begin + _BATCH].long()
         missing = _BATCH - len(part_BT)
         full_BT = torch.cat([part_BT, part_BT[:1].expand(missing, -1)]) if missing else part_BT
-        parts.append(pooled_features(bundle.model, full_BT)[:, : len(part_BT)])
+        made = pooled_features(bundle.model, full_BT, layers=layers, pooling=pooling)
+        parts.append(made[:, : len(part_BT)].flatten(2))
     return Features(
         features_LNC=torch.cat(parts, 1).clone(), labels_N=torch.from_numpy(np.concatenate(labels_N)).to(device)
     )

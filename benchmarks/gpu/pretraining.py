@@ -19,6 +19,7 @@ from benchmarks.gpu.settings import Record, Settings
 from benchmarks.quality import steps_in
 from igpt_model.config import PretrainConfig
 from igpt_model.inference.features import untrained
+from igpt_model.inference.pooling import Pooling
 from igpt_model.model.bundle import ModelBundle
 from igpt_model.runs.open_model import load_model, on_device
 from igpt_model.runs.result import TrainResult
@@ -33,7 +34,7 @@ from pipeline.samples.shard_cache import ShardCache, batches
 _SHOWN = 8
 _PROFILED = range(40, 50)
 _TIMED = range(50, 150)
-_STRENGTHS = (0.003, 0.03, 0.3, 3.0)
+_STRENGTHS = (0.0003, 0.003, 0.03, 0.3, 3.0)
 
 
 def run(settings: Settings, record: Record) -> None:
@@ -185,28 +186,45 @@ def _draw(settings: Settings, data: Snapshot, bundle: ModelBundle, config: Pretr
 
 
 def _probe(settings: Settings, record: Record, data: Snapshot, bundle: ModelBundle, config: PretrainConfig) -> None:
-    """Fit a linear probe on every layer of the trained model, then on the best one's of the same untrained."""
+    """Fit a linear probe on every layer of the trained model, then on the best one's of the same untrained.
+
+    Then on the best layer's averages over every row, which tell where in an image something is.
+    """
+    if config.is_compiled:
+        prepare_blocks(bundle.model, config.with_fields(activation_checkpointing=False))
     scores = _scores(settings, data, bundle, config, range(bundle.model.config.layers + 1))
     for layer, score in scores.items():
         record("Linear probe by layer", _score_row("trained", layer, score))
     best = max(scores, key=lambda layer: scores[layer].validation_accuracy)
+    by_row = _scores(settings, data, bundle, config, [best], "rows")[best]
     fresh = replace(bundle, model=untrained(bundle.model, seed=0).to(settings.device))
+    if config.is_compiled:
+        prepare_blocks(fresh.model, config.with_fields(activation_checkpointing=False))
     for layer, score in _scores(settings, data, fresh, config, [best]).items():
         record("Linear probe by layer", _score_row("untrained", layer, score))
-    record("Linear probe, the layer that is best on validation", _score_row("trained", best, scores[best]))
+    chosen = "Linear probe, the layer that is best on validation"
+    record(chosen, {**_score_row("trained", best, scores[best]), "averages": "of the image"})
+    record(chosen, {**_score_row("trained", best, by_row), "averages": "of every row"})
 
 
 def _scores(
-    settings: Settings, data: Snapshot, bundle: ModelBundle, config: PretrainConfig, layers: Sequence[int]
+    settings: Settings,
+    data: Snapshot,
+    bundle: ModelBundle,
+    config: PretrainConfig,
+    layers: Sequence[int],
+    pooling: Pooling = "mean",
 ) -> dict[int, linear_probe.Score]:
-    if config.is_compiled:
-        prepare_blocks(bundle.model, config.with_fields(activation_checkpointing=False))
     cache = ShardCache(data, config.execution.cache)
     train, validation, test = (
-        linear_probe.features_of(bundle, data, cache, split) for split in ("train", "validation", "test")
+        linear_probe.features_of(bundle, data, cache, split, layers=layers, pooling=pooling)
+        for split in ("train", "validation", "test")
     )
     iterations = 100 if settings.on_gpu else 20
-    return {layer: linear_probe.fit(train, validation, test, layer, _STRENGTHS, iterations) for layer in layers}
+    return {
+        layer: linear_probe.fit(train, validation, test, place, _STRENGTHS, iterations)
+        for place, layer in enumerate(layers)
+    }
 
 
 def _score_row(which: str, layer: int, score: linear_probe.Score) -> dict[str, object]:
