@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import recipes
 from benchmarks.measure_device import ratio
 from benchmarks.sample import bytes_read
 from benchmarks.train_step import Setting, contenders, show_profile
@@ -136,3 +137,31 @@ def test_the_profile_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(contenders(setting, ["ours"])) == ["ours"]
     show_profile(setting, "ours")
     assert "Self CPU" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("curve", "share"),
+    [
+        ({10: 3.0, 20: 2.0, 30: 1.0}, 25 / 30),
+        ({10: 1.5, 20: 1.2}, 10 / 20),
+        ({10: 3.0, 20: 2.5, 40: 1.0}, (20 + 20 * 2 / 3) / 40),
+        ({10: 3.0, 20: 2.5}, float("inf")),
+    ],
+)
+def test_a_curve_is_followed_until_a_loss(curve: dict[int, float], share: float) -> None:
+    assert recipes.share_until(1.5, curve) == pytest.approx(share)
+
+
+def test_recipes_are_compared_by_their_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = digits_snapshot(tmp_path / "data", samples_per_shard=300)
+    asked = ["--dataset", data.dataset, "--out", str(tmp_path / "out"), "--steps", "40"]
+    common = ["--common", "preset=tiny", "layers=1", "width=32", "global_batch=16", f"cache={tmp_path / 'cache'}"]
+    given = ["optim=adam,learning_rate=0.001", "optim=muon,learning_rate=0.02"]
+    monkeypatch.setattr(sys, "argv", ["recipes", *given, *asked, *common])
+    recipes.main()
+    tables = json.loads((tmp_path / "out" / "results.json").read_text())["tables"]
+    losses = {row["recipe"]: row["validation, nats per pixel"] for row in tables["Recipes"]}
+    assert list(losses) == ["optim=adam learning_rate=0.001", "optim=muon learning_rate=0.02"]
+    assert [row["step"] for row in tables["Losses"]] == 2 * list(range(4, 41, 4))
+    slow, fast = (row["share"] for row in tables["Share of a recipe's steps to the best loss of the first"])
+    assert slow == 1 and fast < 1

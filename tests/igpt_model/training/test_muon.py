@@ -1,4 +1,4 @@
-"""Muon: what it makes of matrices, and its steps. test_sharing.py and test_parallel.py have those of several workers."""
+"""Muon: what it makes of matrices, and its steps; test_sharing.py and test_parallel.py have several workers."""
 
 import pytest
 import torch
