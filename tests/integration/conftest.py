@@ -66,6 +66,15 @@ def home() -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+def forget_store_clients() -> None:
+    """Let MLflow's client in this process take the key of the object store from the environment anew."""
+    import boto3  # with MLflow three seconds, which not all modules need
+    from mlflow.store.artifact import s3_artifact_repo
+
+    boto3.DEFAULT_SESSION = None
+    s3_artifact_repo._cached_get_s3_client.cache_clear()
+
+
 @pytest.fixture(scope="session")
 def stack(home: Path) -> Iterator[Stack]:
     """S3, Prefect, MLflow and Ray; the environment of this process and its children points at them.
@@ -78,6 +87,7 @@ def stack(home: Path) -> Iterator[Stack]:
     os.environ["IGPT_HOME"] = str(home)
     settings.activate(home)
     settings.use(started)
+    forget_store_clients()  # test_backup.py has a store of its own
     for name in [name for name in os.environ if name.startswith("RAY_")]:
         del os.environ[name]
     try:

@@ -12,13 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-import boto3
 import mlflow
 import numpy as np
 import pytest
 import torch
 from mlflow import MlflowClient
-from mlflow.store.artifact import s3_artifact_repo
 
 from flows.services import settings
 from flows.services.local_stack import Stack
@@ -35,7 +33,7 @@ from igpt_model.tracking.runs import RunLogger
 from pipeline.errors import IgptError
 from pipeline.store import objects
 from pipeline.store.credentials import StoreKey
-from tests.integration.conftest import igpt
+from tests.integration.conftest import forget_store_clients, igpt
 from tests.rigs.http_recorder import HttpRecorder
 from tests.rigs.postgres import PostgresServer
 
@@ -139,16 +137,12 @@ def test_a_run_is_registered_once_however_often_it_is_tried(tracking_uri: str) -
 def as_driver(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let MLflow's client in this process have the rights of the driver of a deployment, not of this machine's user."""
 
-    def forget_clients() -> None:
-        boto3.DEFAULT_SESSION = None
-        s3_artifact_repo._cached_get_s3_client.cache_clear()
-
     with monkeypatch.context() as changed:
         for name, value in derive(stack.administrator)["driver"].environment().items():
             changed.setenv(name, value)
-        forget_clients()
+        forget_store_clients()
         yield
-    forget_clients()
+    forget_store_clients()
 
 
 def test_a_driver_logs_pictures_and_only_its_registration_writes_a_model(stack: Stack, as_driver: None) -> None:
