@@ -8,7 +8,7 @@ PIP := $(BIN)/pip --disable-pip-version-check --quiet --quiet
 PYTEST := $(BIN)/pytest $(PYTEST_FLAGS)
 # Some tests wait more than they compute, hence one process more than the least number of cores.
 THREE := tests --ignore tests/integration --numprocesses 3 --dist loadfile --no-loadscope-reorder
-UNITS := $(THREE) -m "not (services or faults or rig or long)"
+UNITS := $(THREE) -m "not (services or programs or faults or rig or long)"
 SIDE_BY_SIDE := $(BIN)/python -m tests.side_by_side $(PYTEST_FLAGS)
 
 # A part that fails does not keep the next ones from running; make still exits with an error.
@@ -27,13 +27,13 @@ demo: $(RUN) ## install what running needs, start the services, run the main job
 
 check: lint test-unit ## lint, types and unit tests
 
-test: lint test-unit test-services ## check, the tests on real services, and one fault of every kind
+test: lint test-unit test-services ## check, tests on real services and of whole programs, one fault of every kind
 
 test-unit: $(DEV)
 	$(PYTEST) $(UNITS)
 
 test-services: $(DEV)
-	$(SIDE_BY_SIDE) -m "not long and ((services or rig) and not faults or sample)"
+	$(SIDE_BY_SIDE) -m "not long and ((services or programs or rig) and not faults or sample)"
 
 # Together with `test`, without those that it has run.
 test-faults: $(DEV) ## every fault: killed workers, lost nodes, failing stores and servers

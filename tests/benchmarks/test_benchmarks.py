@@ -52,6 +52,7 @@ def written(output: Path, out: str) -> list[dict]:
 SHAPE = ("--layers", "2", "--width", "32", "--heads", "4", "--batches", "2", "--rounds", "2")
 
 
+@pytest.mark.programs
 @pytest.mark.needs("compiler")
 def test_training(benchmarks: Benchmarks, tmp_path: Path) -> None:
     shape = (*SHAPE, "--resolution", "8", "--threads", "1")
@@ -81,6 +82,7 @@ def test_drawing(benchmarks: Benchmarks, tmp_path: Path) -> None:
         assert [row["contender"] for row in rows] == ["ours", "Hugging Face", "ours compiled"]
 
 
+@pytest.mark.programs
 def test_loading(tmp_path: Path) -> None:
     data = digits_snapshot(tmp_path, samples_per_shard=300)
     arguments = ["--dataset", data.dataset, "--steps", "3", "--rounds", "2", "--output", str(tmp_path / "loader")]
@@ -94,6 +96,7 @@ def test_loading(tmp_path: Path) -> None:
     assert rows[6]["times longer than ours"].endswith("% of the step")
 
 
+@pytest.mark.programs
 def test_quality(benchmarks: Benchmarks, tmp_path: Path) -> None:
     data = digits_snapshot(tmp_path, samples_per_shard=300, test_fraction=0.2)
     arguments = ("--minutes", "0.02", "--preset", "tiny", "--batch", "16", "--run", str(tmp_path / "run"))

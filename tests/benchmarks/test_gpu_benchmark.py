@@ -27,6 +27,7 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, env=environment, timeout=850)
 
 
+@pytest.mark.programs
 @pytest.mark.needs("compiler")
 def test_every_part_is_rehearsed_on_a_cpu(tmp_path: Path) -> None:
     data = digits_snapshot(tmp_path / "data", samples_per_shard=300, test_fraction=0.2)

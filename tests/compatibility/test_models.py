@@ -13,6 +13,8 @@ import pytest
 from tests.compatibility.earlier import ROOT, copy, read_json
 from tests.rigs.environments import without_us
 
+pytestmark = pytest.mark.programs
+
 EXPECTED = read_json("answers.json")
 # Each list: what a process has imported when it loads the version.
 IMPORTED = (

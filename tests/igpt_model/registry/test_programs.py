@@ -26,6 +26,8 @@ from tests.igpt_model.registry.test_code_bundle import change_code
 from tests.igpt_model.registry.test_serving import make_bundle
 from tests.rigs.environments import variables, without_us
 
+pytestmark = pytest.mark.programs
+
 PIXELS = np.random.default_rng(0).integers(0, 256, (3, 12, 16, 3), dtype=np.uint8)
 SECONDS = 500  # far more than a program takes; a hang is longer
 

@@ -96,6 +96,7 @@ print(ray.available_resources()["GPU"], "free")
 """
 
 
+@pytest.mark.programs
 def test_a_training_waits_for_nodes_that_an_autoscaler_adds_for_it() -> None:
     done = subprocess.run(
         [sys.executable, "-c", GROWING], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False

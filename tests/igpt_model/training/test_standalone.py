@@ -8,6 +8,8 @@ import pytest
 
 from tests.igpt_model.test_train import run
 
+pytestmark = pytest.mark.programs
+
 # Hides the packages that a machine that only trains does not need.
 BARE = """
 import runpy, sys

@@ -101,6 +101,7 @@ def test_a_suspended_machine_is_not_a_hung_worker(monkeypatch: pytest.MonkeyPatc
     assert len(reports) == 1
 
 
+@pytest.mark.programs
 def test_a_collective_whose_partner_is_stuck_ends_and_the_run_goes_on(tmp_path: Path) -> None:
     data = digits_snapshot(tmp_path)
     config = short_training(data, tmp_path).with_fields(steps=60, upload_seconds=4, hang_seconds=6, name="hung")
