@@ -11,8 +11,8 @@ import yaml
 from flows.monitor.sample import GAUGES
 from pipeline.cluster.metrics import STAGE_GAUGES
 from tests.infra.command_lines import parse
+from tests.infra.kubernetes_objects import VERSIONS, validate
 from tests.infra.monitoring_names import queries
-from tests.infra.test_kubernetes import VERSIONS, validate
 
 ROOT = Path(__file__).parents[2]
 MONITORING = ROOT / "infra" / "monitoring"

@@ -1,17 +1,13 @@
 """Checks of infra/kubernetes and infra/ray-cluster.yaml that need no cluster.
 
-Objects are checked against the schemas of Kubernetes and of the operators (schemas/), as written and as kustomize
-renders them; start parameters of Ray with its parser, its pods as Kubernetes pods.
+Objects are checked against the schemas of Kubernetes and of the operators (schemas/); start parameters of Ray with its
+parser, its pods as Kubernetes pods.
 """
 
 import configparser
-import functools
-import json
 import re
-import shutil
 import subprocess
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,81 +16,26 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from flows.prefect_ops import event_order
 from flows.services import settings
 from flows.services.store_rights import ROLES, STEPS
 from tests.infra.command_lines import PROGRAMS, calls_in_script, parse
+from tests.infra.kubernetes_objects import (
+    FOLDER,
+    GROUPS,
+    KUBERNETES,
+    KUSTOMIZATION,
+    OBJECTS,
+    RAY,
+    ROOT,
+    VERSIONS,
+    WORKERS,
+    containers,
+    named,
+    pods,
+    validate,
+)
 
-ROOT = Path(__file__).parents[2]
-KUBERNETES = ROOT / "infra" / "kubernetes"
-FOLDER = KUBERNETES / "base"
-SCHEMAS = {path.stem: json.loads(path.read_text()) for path in (Path(__file__).parent / "schemas").glob("*.json")}
-OVERLAYS = ("production", "trial")
-VERSIONS = ("1.31", "1.34")
-KUSTOMIZATION: dict[str, Any] = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())
-OBJECTS: list[dict[str, Any]] = [
-    item
-    for name in KUSTOMIZATION["resources"]
-    for document in yaml.safe_load_all((FOLDER / name).read_text())
-    for item in (document["items"] if document["kind"] == "List" else [document])
-]
-WORKERS = ("worker-builds", "worker-trainings", "worker-probes")
-RAY: dict[str, Any] = next(item for item in OBJECTS if item["kind"] == "RayCluster")
-WORKER_GROUPS = RAY["spec"]["workerGroupSpecs"]
-GROUPS = {"head": RAY["spec"]["headGroupSpec"]} | {group["groupName"]: group for group in WORKER_GROUPS}
 MACHINES: dict[str, Any] = yaml.safe_load((ROOT / "infra" / "ray-cluster.yaml").read_text())
-
-
-def pods() -> Iterator[tuple[str, dict[str, Any], dict[str, str]]]:
-    """The name, specification and labels of every pod that the objects describe."""
-    for item in OBJECTS:
-        spec = item.get("spec", {})
-        template = spec.get("template") or spec.get("jobTemplate", {}).get("spec", {}).get("template")
-        if template:
-            yield item["metadata"]["name"], template["spec"], template["metadata"]["labels"]
-    for name, group in GROUPS.items():
-        yield f"ray {name}", group["template"]["spec"], group["template"]["metadata"]["labels"]
-
-
-def containers() -> Iterator[tuple[str, dict[str, Any]]]:
-    for name, pod, _ in pods():
-        for container in [*pod.get("initContainers", []), *pod["containers"]]:
-            yield name, container
-
-
-def named(kind: str) -> set[str]:
-    return {item["metadata"]["name"] for item in OBJECTS if item["kind"] == kind}
-
-
-def validate(item: dict[str, Any], version: str) -> None:
-    """Check an object against the schema of Kubernetes or of the operator that defines its kind."""
-    schema = SCHEMAS.get(item["kind"].lower())
-    if schema is None:
-        kubernetes_validate.validate(item, version, strict=True)
-        return
-    jsonschema.validate(item, schema)
-    if item["kind"] == "RayCluster":
-        for group in (item["spec"]["headGroupSpec"], *item["spec"]["workerGroupSpecs"]):
-            pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": group["template"]["spec"]}
-            kubernetes_validate.validate(pod, version, strict=True)
-
-
-@functools.cache
-def rendered(overlay: str) -> list[dict[str, Any]]:
-    """The objects that `kubectl apply --kustomize` would send for an overlay."""
-    return render(KUBERNETES / "overlays" / overlay)
-
-
-def render(folder: Path) -> list[dict[str, Any]]:
-    command = ["kubectl", "kustomize", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return list(yaml.safe_load_all(done.stdout))
-
-
-def rendered_object(overlay: str, kind: str, name: str) -> dict[str, Any]:
-    (item,) = [item for item in rendered(overlay) if (item["kind"], item["metadata"]["name"]) == (kind, name)]
-    return item
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -110,169 +51,6 @@ def test_the_schemas_refuse_an_invalid_object() -> None:
     for change in ({"rayversion": "2.60.0"}, {"workerGroupSpecs": [{"groupName": "x"}]}):
         with pytest.raises(jsonschema.ValidationError):
             validate({**RAY, "spec": {**RAY["spec"], **change}}, VERSIONS[0])
-
-
-@pytest.mark.needs("kustomize")
-@pytest.mark.parametrize("overlay", OVERLAYS)
-def test_each_overlay_renders_to_valid_objects_with_unique_names(overlay: str) -> None:
-    objects = rendered(overlay)
-    for item in objects:
-        validate(item, VERSIONS[-1])
-    names = [(item["kind"], item["metadata"]["name"]) for item in objects]
-    assert len(set(names)) == len(names) > len(OBJECTS)  # with the generated config maps
-    assert {item["metadata"].get("namespace", "igpt") for item in objects} == {"igpt"}
-    assert not [line for line in yaml.safe_dump(objects).splitlines() if "HOST" in line.split("_")]
-
-
-@pytest.mark.needs("kustomize")
-def test_the_registry_is_in_every_image_of_ours() -> None:
-    images = set(re.findall(r"image: (\S+)", yaml.safe_dump_all(rendered("production"))))
-    ours = {image for image in images if "igpt-pipeline" in image}
-    assert len(ours) == 2 and all(image.startswith("registry.example.com/igpt/igpt-pipeline:") for image in ours)
-
-
-@pytest.mark.needs("kustomize")
-def test_trainings_run_on_the_gpu_pool_and_other_pods_do_not() -> None:
-    ray = rendered_object("production", "RayCluster", "ray")["spec"]
-    builds, training = (group["template"]["spec"] for group in ray["workerGroupSpecs"])
-    assert training["nodeSelector"] == {"igpt.io/pool": "gpu"}
-    assert {toleration["key"] for toleration in training["tolerations"]} == {"nvidia.com/gpu", "igpt.io/pool"}
-    assert training["topologySpreadConstraints"][0]["labelSelector"]["matchLabels"] == {"app": "ray-training"}
-    (container,) = training["containers"]
-    variables = {variable["name"]: variable.get("value") for variable in container["env"]}
-    assert variables["NCCL_SOCKET_IFNAME"] == variables["GLOO_SOCKET_IFNAME"] == "eth0"
-    memory = {volume["name"]: volume.get("emptyDir") for volume in training["volumes"]}["shared-memory"]
-    assert memory == {"medium": "Memory", "sizeLimit": "16Gi"}
-    locked = re.findall(r"^cuda-toolkit==(\d+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
-    (rule,) = training["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"][
-        "nodeSelectorTerms"
-    ][0]["matchExpressions"]
-    # NVIDIA's compatibility table: CUDA 13 needs driver 580.
-    assert (locked, rule["operator"], rule["values"]) == (["13"], "Gt", ["579"])
-    assert not {"nodeSelector", "affinity"} & set(builds)
-
-
-@pytest.mark.needs("kustomize")
-def test_consumers_reach_mlflow_under_the_host_name_of_its_certificate() -> None:
-    ingress = rendered_object("production", "Ingress", "mlflow")["spec"]
-    (rule,) = ingress["rules"]
-    host = rule["host"]
-    assert ingress["tls"] == [{"hosts": [host], "secretName": "mlflow-tls"}]
-    assert rule["http"]["paths"][0]["backend"] == {"service": {"name": "mlflow", "port": {"name": "http"}}}
-    deployment = rendered_object("production", "Deployment", "mlflow")
-    (container,) = deployment["spec"]["template"]["spec"]["containers"]
-    variables = {variable["name"]: variable.get("value") for variable in container["env"]}
-    assert variables["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",")[-1] == host
-    assert variables["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"] == f"https://{host}"
-
-
-@pytest.mark.needs("kustomize")
-def test_a_trial_needs_no_gpu_and_its_pods_fit_the_stated_machine() -> None:
-    objects = rendered("trial")
-    assert "nvidia.com" not in yaml.safe_dump_all(objects) and "-cuda" not in yaml.safe_dump_all(objects)
-    ray = rendered_object("trial", "RayCluster", "ray")["spec"]
-    groups = [(group["maxReplicas"], group["template"]["spec"]) for group in ray["workerGroupSpecs"]]
-    groups.append((1, ray["headGroupSpec"]["template"]["spec"]))
-    services = [item for item in objects if item["kind"] in ("Deployment", "StatefulSet")]
-    groups += [(1, item["spec"]["template"]["spec"]) for item in services]
-    requests = [(count, pod["containers"][0]["resources"]["requests"]) for count, pod in groups]
-
-    def cpus(text: str) -> float:
-        return float(text.removesuffix("m")) / (1000 if text.endswith("m") else 1)
-
-    def gibibytes(text: str) -> float:
-        return float(text[:-2]) * {"Gi": 1.0, "Mi": 1 / 1024}[text[-2:]]
-
-    said = re.search(r"with (\d+) CPUs and (\d+) GiB", (KUBERNETES / "overlays/trial/kustomization.yaml").read_text())
-    assert said is not None
-    assert int(said[1]) - 2 < sum(count * cpus(request["cpu"]) for count, request in requests) <= int(said[1])
-    assert int(said[2]) - 4 < sum(count * gibibytes(request["memory"]) for count, request in requests) <= int(said[2])
-    execution = yaml.safe_load((ROOT / "infra" / "refresh.yaml").read_text())["pretrain"]["execution"]
-    (training,) = [group for group in ray["workerGroupSpecs"] if group["groupName"] == "training"]
-    (container,) = training["template"]["spec"]["containers"]
-    assert training["minReplicas"] == execution["workers"]
-    assert int(container["resources"]["limits"]["cpu"]) == execution["cpus_per_worker"]
-    job = rendered_object("trial", "Job", "deploy")["spec"]["template"]["spec"]["containers"][0]
-    assert job["command"] == ["igpt", "deploy", "--file=/etc/igpt/prefect.yaml"]
-
-
-# Upgrades
-
-
-def config_maps_read(value: Any) -> set[str]:
-    """The names of the config maps to which an object refers, wherever in it."""
-    if isinstance(value, list):
-        return set().union(*(config_maps_read(item) for item in value))
-    if not isinstance(value, dict):
-        return set()
-    own = {value[key]["name"] for key in ("configMapRef", "configMap", "configMapKeyRef") if key in value}
-    return own.union(*(config_maps_read(item) for item in value.values()))
-
-
-@pytest.mark.needs("kustomize")
-def test_a_changed_config_map_rolls_what_reads_it(tmp_path: Path) -> None:
-    """The names change with the content, and so do the pods that name them."""
-    folder = shutil.copytree(KUBERNETES, tmp_path / "kubernetes")
-    (folder / "base" / "kustomization.yaml").write_text(
-        (FOLDER / "kustomization.yaml").read_text().replace("AWS_DEFAULT_REGION=us-east-1", "AWS_DEFAULT_REGION=eu")
-    )
-    with (folder / "base" / "deployments.yaml").open("a") as file:
-        file.write("# changed\n")
-    readers: dict[str, set[str]] = {"storage": set(), "deployments": set()}
-    both = zip(rendered("production"), render(folder / "overlays" / "production"), strict=True)
-    for before, after in both:
-        if before["kind"] == "ConfigMap":
-            continue
-        old, new = config_maps_read(before), config_maps_read(after)
-        for name in old - {"postgres-databases"}:  # read once, when the volume is empty
-            assert name not in new
-            readers[name.rpartition("-")[0]].add(before["metadata"]["name"])
-        existing = {item["metadata"]["name"] for item in rendered("production") if item["kind"] == "ConfigMap"}
-        assert old <= existing, f"{before['metadata']['name']} names a config map that is not there"
-    assert readers["storage"] == {"mlflow", *WORKERS, "exporter", "ray", "backup", "clean"}
-    assert readers["deployments"] == {"deploy", "exporter"}
-    ray = rendered_object("production", "RayCluster", "ray")
-    groups = [ray["spec"]["headGroupSpec"], *ray["spec"]["workerGroupSpecs"]]
-    assert all(len(config_maps_read(group)) == 1 for group in groups)
-
-
-def test_a_changed_image_replaces_every_ray_node_and_no_old_server_meets_a_new_schema() -> None:
-    assert RAY["spec"]["upgradeStrategy"] == {"type": "Recreate"}
-    deployments = {item["metadata"]["name"]: item["spec"] for item in OBJECTS if item["kind"] == "Deployment"}
-    for name, migrating in (("mlflow", ("mlflow db upgrade", "mlflow.server.auth db upgrade")),
-                            ("prefect-server", ("prefect server database upgrade --yes",))):  # fmt: skip
-        # The old pod has ended before the first container of the new one starts, and there is one pod.
-        assert deployments[name]["strategy"] == {"type": "Recreate"} and deployments[name]["replicas"] == 1
-        pod = deployments[name]["template"]["spec"]
-        (job,), (server,) = pod["initContainers"], pod["containers"]
-        assert job["image"] == server["image"]
-        assert all(command in " ".join(job["command"]) for command in migrating)
-        variables = {variable["name"]: variable for variable in server["env"]}
-        assert all(variables[variable["name"]] == variable for variable in job["env"]), "another database"
-    assert variables["PREFECT_SERVER_DATABASE_MIGRATE_ON_START"]["value"] == "false"
-    assert variables["PREFECT_SERVER_EVENTS_CAUSAL_ORDERING"]["value"] == event_order.__name__
-
-
-def test_jobs_can_be_applied_again() -> None:
-    """A Job cannot be changed, so it must be gone soon; what it does again must change nothing."""
-    jobs = [item for item in OBJECTS if item["kind"] == "Job"]
-    assert [job["metadata"]["name"] for job in jobs] == ["deploy"]
-    for job in jobs:
-        assert 0 < job["spec"]["ttlSecondsAfterFinished"] <= 60
-        assert job["spec"]["template"]["spec"]["containers"][0]["command"][:2] == ["igpt", "deploy"]
-
-
-def test_kustomize_finds_every_file() -> None:
-    files = {path.name for path in FOLDER.iterdir()}
-    configurations = KUSTOMIZATION["configurations"]
-    assert files == {"kustomization.yaml", "deployments.yaml", *configurations, *KUSTOMIZATION["resources"]}
-    generators = KUSTOMIZATION["configMapGenerator"]
-    generated = [name.partition("=")[2] for generator in generators for name in generator.get("files", [])]
-    assert generated == ["deployments.yaml"]
-    for path in KUBERNETES.glob("*/*/kustomization.yaml"):
-        content = yaml.safe_load(path.read_text())
-        for name in [*content.get("resources", []), *content.get("components", [])]:
-            assert (path.parent / name).exists(), f"{path}: {name}"
 
 
 @pytest.mark.parametrize(
@@ -541,76 +319,6 @@ def test_a_worker_serves_the_pool_of_every_deployment_and_is_healthy_without_pre
             assert call[:3] == ["igpt", "worker", "$POOL"] and {"--limit=1", "--address=0.0.0.0"} <= set(call)
             page = container["livenessProbe"]["httpGet"]  # of `igpt worker`, not of Prefect's worker
             assert f"--port={page['port']}" in call and page["path"] == "/health"
-
-
-def test_every_called_address_is_a_service_whose_port_leads_to_a_container() -> None:
-    services = {item["metadata"]["name"]: item["spec"] for item in OBJECTS if item["kind"] == "Service"}
-    for name, service in services.items():
-        (selected,) = [pod for _, pod, labels in pods() if labels.items() >= service["selector"].items()]
-        open_ports = [port["containerPort"] for container in selected["containers"] for port in container["ports"]]
-        assert [port["targetPort"] for port in service["ports"]] == open_ports, name
-    addresses = {(name, port["port"]) for name, service in services.items() for port in service["ports"]}
-    addresses.add((f"{RAY['metadata']['name']}-head-svc", 6379))  # created by KubeRay
-    for name, container in containers():
-        for variable in container.get("env", []):
-            for host, port in re.findall(r"(?://|^)([a-z][a-z-]+):(\d+)", variable.get("value", "")):
-                assert (host, int(port)) in addresses, f"{name} calls {host}:{port}"
-
-
-def test_the_network_policies_allow_every_call_and_no_task_to_reach_a_database() -> None:
-    policies = {item["metadata"]["name"]: item["spec"] for item in OBJECTS if item["kind"] == "NetworkPolicy"}
-    assert policies["nobody"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
-
-    def matches(selector: dict[str, Any], labels: dict[str, str]) -> bool:
-        expressions = selector.get("matchExpressions", [])
-        return all(labels.get(k) == v for k, v in selector.get("matchLabels", {}).items()) and all(
-            labels.get(expression["key"]) in expression["values"] for expression in expressions
-        )
-
-    def may(caller: str, called: str, port: int) -> bool:
-        """Whether a pod may open a connection to a port of another."""
-        labels_of = {name: labels for name, _, labels in pods()}
-        directions = {"Ingress": (called, caller, "from"), "Egress": (caller, called, "to")}
-        for kind, (own, other, key) in directions.items():
-            of_kind = [policy for policy in policies.values() if kind in policy["policyTypes"]]
-            applying = [policy for policy in of_kind if matches(policy["podSelector"], labels_of[own])]
-            rules = [rule for policy in applying for rule in policy.get(kind.lower(), [])]
-            passing = [
-                rule
-                for rule in rules
-                if any(matches(peer["podSelector"], labels_of[other]) for peer in rule[key] if "podSelector" in peer)
-                and port in [allowed["port"] for allowed in rule.get("ports", [{"port": port}])]
-            ]
-            if applying and not passing:
-                return False
-        return True
-
-    assert may("mlflow", "postgres", 5432) and may("prefect-server", "postgres", 5432)
-    for worker in WORKERS:
-        assert may(worker, "mlflow", 5000) and may(worker, "prefect-server", 4200) and may(worker, "ray head", 6379)
-        assert not may(worker, "postgres", 5432)
-    assert may("deploy", "prefect-server", 4200)
-    assert may("backup", "postgres", 5432) and not may("backup", "mlflow", 5000)
-    assert all(may("clean", *called) for called in (("postgres", 5432), ("mlflow", 5000), ("prefect-server", 4200)))
-    assert may("ray builds", "ray head", 6379) and may("ray training", "ray builds", 10_002)
-    for task in ("ray builds", "ray training"):
-        for called, port in (("postgres", 5432), ("mlflow", 5000), ("prefect-server", 4200)):
-            assert not may(task, called, port)
-    assert not may("postgres", "mlflow", 5000)
-    assert not may("mlflow", "ray head", 6379) and not may("prefect-server", "ray builds", 10_002)
-    # What leaves the namespace, by who may: DNS for all, the bucket store, and two that call other addresses.
-    outside: dict[str, set[str]] = {}
-    for name, policy in policies.items():
-        for rule in policy.get("egress", []):
-            if not any("podSelector" in peer for peer in rule["to"]):
-                outside[name] = {pod for pod, _, labels in pods() if matches(policy["podSelector"], labels)}
-    everybody = {pod for pod, _, _ in pods()}
-    assert outside == {
-        "dns": everybody,
-        "store": everybody - {"postgres", "prefect-server", "deploy"},
-        "notifications": {"prefect-server"},
-        "autoscaler": {"ray head"},
-    }
 
 
 def test_the_deployments_are_those_of_compose_with_gpus() -> None:

@@ -9,8 +9,8 @@ import yaml
 from flows.monitor.sample import GAUGES
 from igpt_model.training.metric_names import TRAINING_METRICS
 from pipeline.cluster.metrics import STAGE_GAUGES
+from tests.infra.kubernetes_objects import FOLDER, OBJECTS, pods
 from tests.infra.monitoring_names import DASHBOARD, queries
-from tests.infra.test_kubernetes import FOLDER, OBJECTS, pods
 
 ROOT = Path(__file__).parents[2]
 MONITORING = ROOT / "infra" / "monitoring"
