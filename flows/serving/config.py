@@ -4,6 +4,10 @@ from dataclasses import dataclass
 
 from pipeline.errors import IgptError
 
+# MLflow's server gives a request up after 60 s; a replica that is replaced first answers what it has.
+DRAIN_SECONDS = 75.0
+END_SECONDS = DRAIN_SECONDS + 30.0
+"""The longest that the end of a service takes."""
 _LEAST_AT_ONCE = 16
 
 

@@ -14,20 +14,18 @@ import ray
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.config import BackpressureConfig
-from ray.serve.context import _get_global_client  # Ray has no public name for what Serve listens on
+from ray.serve.context import _get_global_client  # Ray has no public name for it
 from ray.serve.exceptions import RayServeException
 
 from flows.services import cluster
 from flows.services.ports import is_free
-from flows.serving.config import ServeConfig
+from flows.serving.config import DRAIN_SECONDS, END_SECONDS, ServeConfig
 from flows.serving.replica import Replica, read_files
 from igpt_model.registry.client import Registry, Version
 from pipeline.cluster import tasks
 from pipeline.errors import IgptError, first_line
 
 RETRY_AFTER_SECONDS = 1
-# MLflow's server gives a request up after 60 s; a replica that is replaced first answers what it has.
-_DRAIN_SECONDS = 75.0
 # On busy nodes a process takes longer to start than Serve waits by itself before it ends it.
 _PATIENCE = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "30"}
 _POLL_SECONDS = 0.2
@@ -56,7 +54,7 @@ def application(files: Any, config: ServeConfig) -> serve.Application:
         max_ongoing_requests=config.requests_at_once,
         max_queued_requests=config.queue,
         backpressure_config=BackpressureConfig(status_code=503, retry_after_s=RETRY_AFTER_SECONDS),
-        graceful_shutdown_timeout_s=_DRAIN_SECONDS,
+        graceful_shutdown_timeout_s=DRAIN_SECONDS,
         max_surge_percent=1,  # one replica more than there shall be
     )
     return deployment.bind([files], config)
@@ -166,8 +164,11 @@ class Service:
 
     def end(self) -> None:
         """End the service, and Serve with it; requests that are being answered are finished."""
+        # Unlike serve.shutdown(), this waits as long as replicas may finish requests, and its call is not retried when
+        # Serve's controller, which kills itself in the end, does not answer it: Ray would print that it retries.
         with suppress(RayError, RayServeException):  # it is gone
-            serve.shutdown()
+            shut_down = _get_global_client()._controller.graceful_shutdown.options(max_task_retries=0)
+            ray.get(shut_down.remote(), timeout=END_SECONDS)
 
 
 def follow(

@@ -1,7 +1,9 @@
-"""A service of `igpt serve`: MLflow's answers, batches, a full queue, other versions, and a command that is lost."""
+"""A service of `igpt serve` with two replicas: MLflow's answers, batches, a full queue, other versions, and losses."""
 
 import json
+import os
 import re
+import signal
 import subprocess
 import threading
 import urllib.error
@@ -21,7 +23,7 @@ from mlflow import MlflowClient
 from mlflow.pyfunc import scoring_server
 
 from flows.services.local_stack import Stack
-from flows.services.ports import HOST, free_port
+from flows.services.ports import HOST, free_port, is_free
 from igpt_model.model.bundle import ModelBundle
 from igpt_model.model.config import ModelConfig
 from igpt_model.model.network import ImageGPT
@@ -31,6 +33,7 @@ from pipeline.store import objects
 from tests.igpt_model.registry.test_serving import make_head
 from tests.igpt_model.registry.test_short_answers import FILES, JSON, LARGE, PIXELS, TEXTS, parquet_of
 from tests.integration.conftest import IGPT, ROOT, igpt
+from tests.integration.test_scheduled import ray_processes
 from tests.rigs.waiting import wait_until
 
 pytestmark = pytest.mark.services
@@ -63,14 +66,24 @@ class Command:
 
     def __init__(self, port: int, log: Path) -> None:
         self._log = log
-        options = ("--port", str(port), "--every", "0.5", "--batch", "8", "--queue", "16")
-        with log.open("wb") as file:
+        options = ("--port", str(port), "--replicas", "2", "--cpus", "0.5", "--every", "0.5", "--batch", "8")
+        with log.open("wb") as file, self._errors().open("wb") as errors:
             self.process = subprocess.Popen(
-                [*IGPT, "serve", f"{NAME}@{CANDIDATE}", *options], cwd=ROOT, stdout=file, stderr=file
+                [*IGPT, "serve", f"{NAME}@{CANDIDATE}", *options, "--queue", "16"],
+                cwd=ROOT,
+                stdout=file,
+                stderr=errors,
             )
 
+    def _errors(self) -> Path:
+        return self._log.with_suffix(".errors")
+
     def said(self) -> str:
-        return self._log.read_text()
+        return self._log.read_text() + self.complained()
+
+    def complained(self) -> str:
+        """What it wrote to standard error."""
+        return self._errors().read_text()
 
     def says(self, line: str) -> None:
         """Wait for a line."""
@@ -97,8 +110,9 @@ def service(first: Version, port: int, tmp_path_factory: pytest.TempPathFactory)
         commands[0].says(f"{first.uri} is served")
         yield commands
     finally:
-        commands[-1].process.terminate()
-        assert commands[-1].process.wait(120) == 0, commands[-1].said()
+        for command in commands:  # what a test has not ended
+            command.process.terminate()
+            command.process.wait(120)
 
 
 @pytest.fixture(scope="module")
@@ -202,26 +216,28 @@ def test_requests_at_a_time_share_passes_and_get_their_own_answers(url: str, ser
         if number % 10:
             assert json.loads(answer)["predictions"][0] == pytest.approx(alone[number % 2], abs=1e-5)
 
-    def passes(largest: str) -> float:
-        """The passes of at most so many images."""
+    def passes(largest: str) -> dict[str, float]:
+        """The passes of at most so many images, by replica."""
         (metrics,) = re.findall(r"metrics at (\S+)", service[0].said())
         with urllib.request.urlopen(metrics, timeout=60) as page:
             lines = page.read().decode().splitlines()
         wanted = ("ray_igpt_serve_batch_images_bucket", 'task="features"', f'le="{largest}"')
-        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if all(word in line for word in wanted))
+        lines = [line for line in lines if all(word in line for word in wanted)]
+        return {re.findall(r'replica="([^"]+)"', line)[0]: float(line.rsplit(" ", 1)[1]) for line in lines}
 
-    wait_until(lambda: passes("+Inf") > passes("2.0"))  # while no request has more than two images
+    # Both replicas have made passes of more images than any request has.
+    wait_until(lambda: len(passes("+Inf")) == 2 and all(passes("+Inf")[key] > n for key, n in passes("2.0").items()))
 
 
 def test_a_full_service_refuses_and_says_when_to_come_again(url: str) -> None:
     body = {"inputs": TEXTS, "params": {"task": "complete", "samples": 8, "rows": 0}}
-    with ThreadPoolExecutor(60) as clients:
+    with ThreadPoolExecutor(90) as clients:
         answers = list(
-            clients.map(lambda seed: ask(url, {**body, "params": {**body["params"], "seed": seed}}), range(60))
+            clients.map(lambda seed: ask(url, {**body, "params": {**body["params"], "seed": seed}}), range(90))
         )
     counted = Counter((status, retry) for status, _, retry in answers)
     assert set(counted) == {(200, None), (503, "1")}, counted
-    assert counted[200, None] >= 16  # what a replica takes in
+    assert counted[200, None] >= 32  # what two replicas take in
     assert all("\n" not in answer.strip() and len(answer) < 1000 for status, answer, _ in answers if status == 503)
     assert ask(url, {"inputs": TEXTS})[0] == 200
 
@@ -254,16 +270,42 @@ class Clients:
         wait_until(lambda: any(number(value) for _, value in self.answers[-40:]), seconds=300)
 
 
+def begins_with(version: Version) -> Any:
+    """What an answer of a version to `Clients` begins with."""
+    return pytest.approx(mlflow.pyfunc.load_model(version.uri).predict(PIXELS[:1])[0, 0], abs=1e-5)
+
+
+def replicas(stack: Stack) -> set[int]:
+    """The ids of their processes."""
+    return {process.pid for process in ray_processes(stack, "ray::ServeReplica")}
+
+
+def test_a_lost_replica_takes_no_more_than_its_own_requests_along(url: str, first: Version, stack: Stack) -> None:
+    before, right = replicas(stack), begins_with(first)
+    assert len(before) == 2
+    with Clients(url) as clients:
+        clients.get(lambda value: value == right)
+        os.kill(min(before), signal.SIGKILL)
+        answered = len(clients.answers)
+        wait_until(lambda: len(clients.answers) > answered + 100)  # from the other one
+        wait_until(lambda: len(replicas(stack)) == 2 and min(before) not in replicas(stack))
+    lost = [status for status, _ in clients.answers if status != 200]
+    assert len(lost) <= 4 and set(lost) <= {500}, lost  # what four clients had asked of it
+    assert all(value == right for status, value in clients.answers if status == 200)
+
+
 @pytest.fixture(scope="module")
 def second(service: list[Command], url: str, stack: Stack, first: Version) -> Version:
     """Another version, to which the alias moves while clients ask."""
-    before = json.loads(ask(url, {"inputs": TEXTS[:1]})[1])["predictions"][0][0]
+    before = begins_with(first)
     with Clients(url) as clients:
-        clients.get(lambda value: value == pytest.approx(before, abs=1e-5))
+        clients.get(lambda value: value == before)
         version = registered(stack.mlflow_url, 2)
         service[0].says(f"{version.uri} is served, in place of {first.uri}")
-        clients.get(lambda value: value != pytest.approx(before, abs=1e-3))
+        after = begins_with(version)
+        clients.get(lambda value: value == after)
     assert Counter(status for status, _ in clients.answers).keys() == {200}
+    assert all(value in (before, after) for _, value in clients.answers)
     assert len(clients.answers) > 20
     return version
 
@@ -313,6 +355,16 @@ def test_only_one_service_at_a_time(service: list[Command], second: Version, tmp
     assert other.process.wait(200) == 2
     assert "it runs on this cluster already" in other.said() and other.said().count("\n") == 1
     assert service[-1].process.poll() is None
+
+
+def test_ctrl_c_ends_it_with_its_replicas_and_without_a_word(
+    second: Version, service: list[Command], stack: Stack, port: int
+) -> None:
+    said = service[-1].said()
+    service[-1].process.send_signal(signal.SIGINT)
+    assert service[-1].process.wait(120) == 0
+    assert (service[-1].complained(), service[-1].said()) == ("", said)
+    assert not replicas(stack) and is_free(port)
 
 
 def test_a_cluster_that_is_too_small_is_told_at_once(second: Version) -> None:
