@@ -54,7 +54,7 @@ ROLES = {
     "probe": Rights(read=("datasets", "runs"), write=("datasets/*-features/*",)),
     # The driver, while it registers a model.
     "register": Rights(read=("runs", "mlflow"), write=("mlflow",)),
-    # MLflow's server shows the files of runs and models.
+    # MLflow's server shows the files of runs and models; the pods of `igpt serve` load models.
     "mlflow": Rights(read=("mlflow",)),
     # What Prometheus asks about.
     "exporter": Rights(read=("datasets", "runs")),

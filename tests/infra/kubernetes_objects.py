@@ -18,12 +18,21 @@ SCHEMAS = {path.stem: json.loads(path.read_text()) for path in (Path(__file__).p
 OVERLAYS = ("production", "trial")
 VERSIONS = ("1.31", "1.34")
 KUSTOMIZATION: dict[str, Any] = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())
-OBJECTS: list[dict[str, Any]] = [
-    item
-    for name in KUSTOMIZATION["resources"]
-    for document in yaml.safe_load_all((FOLDER / name).read_text())
-    for item in (document["items"] if document["kind"] == "List" else [document])
-]
+
+
+def written(folder: Path) -> list[dict[str, Any]]:
+    """The objects in the files that a kustomization names."""
+    return [
+        item
+        for name in yaml.safe_load((folder / "kustomization.yaml").read_text()).get("resources", [])
+        for document in yaml.safe_load_all((folder / name).read_text())
+        for item in (document["items"] if document["kind"] == "List" else [document])
+    ]
+
+
+BASE = written(FOLDER)
+COMPONENTS = {folder.name: written(folder) for folder in sorted((KUBERNETES / "components").iterdir())}
+OBJECTS = [*BASE, *(item for objects in COMPONENTS.values() for item in objects)]
 WORKERS = ("worker-builds", "worker-trainings", "worker-probes")
 RAY: dict[str, Any] = next(item for item in OBJECTS if item["kind"] == "RayCluster")
 WORKER_GROUPS = RAY["spec"]["workerGroupSpecs"]
@@ -80,3 +89,8 @@ def render(folder: Path) -> list[dict[str, Any]]:
 def rendered_object(overlay: str, kind: str, name: str) -> dict[str, Any]:
     (item,) = [item for item in rendered(overlay) if (item["kind"], item["metadata"]["name"]) == (kind, name)]
     return item
+
+
+def gibibytes(text: str) -> float:
+    """A size as Kubernetes writes it."""
+    return float(text[:-2]) * {"Gi": 1.0, "Mi": 1 / 1024}[text[-2:]]

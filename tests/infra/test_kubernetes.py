@@ -20,6 +20,7 @@ from flows.services import settings
 from flows.services.store_rights import ROLES, STEPS
 from tests.infra.command_lines import PROGRAMS, calls_in_script, parse
 from tests.infra.kubernetes_objects import (
+    BASE,
     FOLDER,
     GROUPS,
     KUBERNETES,
@@ -124,7 +125,7 @@ def test_a_container_can_write_where_its_program_does() -> None:
             }
             ours = container["image"].startswith("igpt-pipeline:")
             assert writable >= ({"/tmp", "/home/igpt"} if ours else {"/tmp", "/var/run/postgresql"}), name
-            if "ray" in name or name in WORKERS:
+            if "ray" in name or name in (*WORKERS, "serve"):
                 assert "/dev/shm" in writable, name
     mounts = {mount["mountPath"] for mount in RAY["spec"]["autoscalerOptions"]["volumeMounts"]}
     assert mounts == {"/tmp", "/home/igpt"}
@@ -136,7 +137,7 @@ def test_no_eviction_takes_a_driver_or_what_it_cannot_do_without() -> None:
     labels_of = {name: labels for name, _, labels in pods()}
     kept = {
         name
-        for item in OBJECTS
+        for item in BASE
         if item["kind"] == "PodDisruptionBudget" and item["spec"]["minAvailable"] == 1
         for name, labels in labels_of.items()
         if item["spec"]["selector"]["matchLabels"].items() <= labels.items()
@@ -179,7 +180,7 @@ def test_the_secret_made_from_the_variables_of_compose_has_the_keys_that_pods_ta
         variable["valueFrom"]["secretKeyRef"]["key"]
         for _, container in containers()
         for variable in container.get("env", [])
-        if "secretKeyRef" in variable.get("valueFrom", {})
+        if variable.get("valueFrom", {}).get("secretKeyRef", {}).get("name") == "igpt"
     }
     values = secret["stringData"]
     assert set(values) == taken
@@ -208,7 +209,7 @@ def test_each_pod_sees_the_keys_of_its_own_role() -> None:
     )
     assert mounted_keys() == {
         **dict.fromkeys(WORKERS, of_driver),
-        "mlflow": {"credentials": "mlflow"},
+        **{name: {"credentials": "mlflow"} for name in ("mlflow", "serve")},
         **{role: {"credentials": role} for role in ("exporter", "backup", "clean")},
         **dict.fromkeys(("ray head", "ray builds", "ray training"), of_nodes),
     }
@@ -285,14 +286,14 @@ def test_no_file_contains_a_secret_and_each_is_explained() -> None:
             secret = re.search(secrets, variable["name"])
             if secret and variable["name"] not in ("MLFLOW_AUTH_CONFIG_PATH", "MLFLOW_BACKEND_STORE_URI", "IGPT_KEYS"):
                 reference = variable["valueFrom"]["secretKeyRef"]
-                assert reference["name"] == "igpt", f"{name}: {variable['name']}"
+                assert reference["name"] == ("serve" if name == "serve" else "igpt"), f"{name}: {variable['name']}"
                 assert f"`{reference['key']}`" in readme, f"{reference['key']} is not explained in infra/README.md"
 
 
 def test_every_ray_node_and_driver_has_the_token() -> None:
     for name, container in containers():
         variables = {variable["name"] for variable in container.get("env", [])}
-        if "ray" in name or "RAY_ADDRESS" in variables:
+        if name != "serve" and ("ray" in name or "RAY_ADDRESS" in variables):
             assert {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN"} <= variables, name
     autoscaler = RAY["spec"]["autoscalerOptions"]["env"]
     assert {variable["name"] for variable in autoscaler} == {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN"}

@@ -10,8 +10,9 @@ def test_every_called_address_is_a_service_whose_port_leads_to_a_container() -> 
     services = {item["metadata"]["name"]: item["spec"] for item in OBJECTS if item["kind"] == "Service"}
     for name, service in services.items():
         (selected,) = [pod for _, pod, labels in pods() if labels.items() >= service["selector"].items()]
-        open_ports = [port["containerPort"] for container in selected["containers"] for port in container["ports"]]
-        assert [port["targetPort"] for port in service["ports"]] == open_ports, name
+        ports = [port for container in selected["containers"] for port in container["ports"]]
+        called = [port["containerPort"] for port in ports if port["name"] != "metrics"]  # Prometheus calls each pod
+        assert [port["targetPort"] for port in service["ports"]] == called, name
     addresses = {(name, port["port"]) for name, service in services.items() for port in service["ports"]}
     addresses.add((f"{RAY['metadata']['name']}-head-svc", 6379))  # created by KubeRay
     for name, container in containers():
@@ -60,6 +61,11 @@ def test_the_network_policies_allow_every_call_and_no_task_to_reach_a_database()
         for called, port in (("postgres", 5432), ("mlflow", 5000), ("prefect-server", 4200)):
             assert not may(task, called, port)
     assert not may("postgres", "mlflow", 5000)
+    assert may("serve", "mlflow", 5000)
+    for other in {pod for pod, _, _ in pods()} - {"serve"}:
+        assert not may(other, "serve", 5000) and not may(other, "serve", 6379), "only other namespaces call it"
+        assert other == "mlflow" or not any(may("serve", other, port) for port in (4200, 5432, 6379, 10_002)), other
+    assert not may("serve", "serve", 6379)
     assert not may("mlflow", "ray head", 6379) and not may("prefect-server", "ray builds", 10_002)
     # What leaves the namespace, by who may: DNS for all, the bucket store, and two that call other addresses.
     outside: dict[str, set[str]] = {}
@@ -70,7 +76,8 @@ def test_the_network_policies_allow_every_call_and_no_task_to_reach_a_database()
     everybody = {pod for pod, _, _ in pods()}
     assert outside == {
         "dns": everybody,
-        "store": everybody - {"postgres", "prefect-server", "deploy"},
+        "store": everybody - {"postgres", "prefect-server", "deploy", "serve"},
+        "serve": {"serve"},
         "notifications": {"prefect-server"},
         "autoscaler": {"ray head"},
     }

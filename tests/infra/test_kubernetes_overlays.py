@@ -10,6 +10,7 @@ import yaml
 
 from flows.prefect_ops import event_order
 from tests.infra.kubernetes_objects import (
+    BASE,
     FOLDER,
     KUBERNETES,
     KUSTOMIZATION,
@@ -19,6 +20,7 @@ from tests.infra.kubernetes_objects import (
     ROOT,
     VERSIONS,
     WORKERS,
+    gibibytes,
     render,
     rendered,
     rendered_object,
@@ -33,7 +35,9 @@ def test_each_overlay_renders_to_valid_objects_with_unique_names(overlay: str) -
     for item in objects:
         validate(item, VERSIONS[-1])
     names = [(item["kind"], item["metadata"]["name"]) for item in objects]
-    assert len(set(names)) == len(names) > len(OBJECTS)  # with the generated config maps
+    expected = {(item["kind"], item["metadata"]["name"]) for item in (OBJECTS if overlay == "production" else BASE)}
+    assert len(set(names)) == len(names) > len(expected)  # with the generated config maps
+    assert expected < set(names)
     # Without one, an object would be put where `kubectl` happens to be.
     namespaces = {item["metadata"].get("namespace") for item in objects if item["kind"] != "Namespace"}
     assert namespaces == {"igpt"} == {item["metadata"]["name"] for item in objects if item["kind"] == "Namespace"}
@@ -96,9 +100,6 @@ def test_a_trial_needs_no_gpu_and_its_pods_fit_the_stated_machine() -> None:
     def cpus(text: str) -> float:
         return float(text.removesuffix("m")) / (1000 if text.endswith("m") else 1)
 
-    def gibibytes(text: str) -> float:
-        return float(text[:-2]) * {"Gi": 1.0, "Mi": 1 / 1024}[text[-2:]]
-
     said = re.search(r"with (\d+) CPUs and (\d+) GiB", (KUBERNETES / "overlays/trial/kustomization.yaml").read_text())
     assert said is not None
     assert int(said[1]) - 2 < sum(count * cpus(request["cpu"]) for count, request in requests) <= int(said[1])
@@ -145,7 +146,7 @@ def test_a_changed_config_map_rolls_what_reads_it(tmp_path: Path) -> None:
             readers[name.rpartition("-")[0]].add(before["metadata"]["name"])
         existing = {item["metadata"]["name"] for item in rendered("production") if item["kind"] == "ConfigMap"}
         assert old <= existing, f"{before['metadata']['name']} names a config map that is not there"
-    assert readers["storage"] == {"mlflow", *WORKERS, "exporter", "ray", "backup", "clean"}
+    assert readers["storage"] == {"mlflow", *WORKERS, "exporter", "ray", "backup", "clean", "serve"}
     assert readers["deployments"] == {"deploy", "exporter"}
     ray = rendered_object("production", "RayCluster", "ray")
     groups = [ray["spec"]["headGroupSpec"], *ray["spec"]["workerGroupSpecs"]]

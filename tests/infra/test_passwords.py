@@ -15,9 +15,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.server import get_app_client
 
 from flows.services import settings
 from flows.services.ports import HOST, free_port
+from igpt_model.registry.client import Registry
 from igpt_model.tracking import runs
 from pipeline.errors import IgptError
 from tests.rigs.s3_server import launch_here
@@ -131,6 +135,33 @@ def test_a_client_with_the_password_works_and_no_output_shows_it(mlflow: Mlflow)
     assert "401" in refused.stderr or "Unauthorized" in refused.stderr or "not authenticated" in refused.stderr
     for output in (accepted.stdout, accepted.stderr, refused.stdout, refused.stderr, mlflow.log.read_text()):
         assert PASSWORD not in output
+
+
+def test_a_user_that_was_just_made_finds_models_to_load_and_changes_none(
+    mlflow: Mlflow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as that of the pods of `igpt serve`."""
+
+    def sign_in(name: str, password: str) -> MlflowClient:
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", name)
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)
+        return MlflowClient(mlflow.url)
+
+    administrator = sign_in("igpt", PASSWORD)
+    administrator.create_registered_model("digits")
+    administrator.create_model_version("digits", "s3://mlflow/digits")
+    administrator.set_registered_model_alias("digits", "champion", "1")
+    get_app_client("basic-auth", mlflow.url).create_user("serve", "reads-models-only")
+    reader = sign_in("serve", "reads-models-only")
+    assert Registry(mlflow.url).find("digits@champion").number == 1
+    assert reader.get_model_version_download_uri("digits", "1") == "s3://mlflow/digits"
+    for change in (
+        lambda: reader.set_registered_model_alias("digits", "champion", "1"),
+        lambda: reader.create_model_version("digits", "s3://mlflow/other"),
+        lambda: reader.delete_registered_model("digits"),
+    ):
+        with pytest.raises(MlflowException, match="Permission denied"):
+            change()
 
 
 @pytest.mark.parametrize("name", ["PREFECT_API_URL", "MLFLOW_TRACKING_URI"])

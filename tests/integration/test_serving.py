@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import threading
 import urllib.error
 import urllib.request
@@ -16,6 +17,7 @@ from typing import Any
 
 import mlflow
 import numpy as np
+import psutil
 import pytest
 import torch
 from fastapi.testclient import TestClient
@@ -32,6 +34,7 @@ from igpt_model.registry.register import register
 from pipeline.store import objects
 from tests.igpt_model.registry.test_serving import make_head
 from tests.igpt_model.registry.test_short_answers import FILES, JSON, LARGE, PIXELS, TEXTS, parquet_of
+from tests.infra.kubernetes_objects import rendered_object
 from tests.integration.conftest import IGPT, ROOT, igpt
 from tests.integration.test_scheduled import ray_processes
 from tests.rigs.waiting import wait_until
@@ -371,3 +374,66 @@ def test_a_cluster_that_is_too_small_is_told_at_once(second: Version) -> None:
     command = igpt("serve", second.uri, "--replicas", "1000", "--cpus", "0.5")
     assert (command.code, command.out) == (2, "")
     assert "need 500.5 cores: the Ray cluster has" in command.err and command.err.count("\n") == 1
+
+
+# The program of the image, which says how it ended when it was told to.
+_IGPT = """#!/bin/sh
+{} "$@" &
+trap 'kill $!; wait $!; echo "igpt has ended with $?"; exit' TERM
+wait $!
+"""
+
+
+def pod_command(ports: dict[int, int], folder: Path) -> tuple[list[str], dict[str, str]]:
+    """The command of a pod of infra/kubernetes in namespaces of its own, with other ports, and its variables."""
+    serve = rendered_object("production", "Deployment", "serve")
+    (container,) = serve["spec"]["template"]["spec"]["containers"]
+    *shell, script = container["command"]
+    for port, other in ports.items():
+        script = script.replace(f"={port}", f"={other}")
+    variables = {variable["name"]: variable["value"] for variable in container["env"] if "value" in variable}
+    variables["RAY_ADDRESS"] = f"{HOST}:{ports[6379]}"
+    Path("/tmp/ray").mkdir(exist_ok=True)
+    own = ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child"]
+    mount = [*own, "sh", "-c", 'mount --bind "$0" /tmp/ray && exec "$@"', str(folder)]
+    return [*mount, *shell, script], variables
+
+
+@pytest.mark.needs("hosts", "kustomize")
+def test_a_pod_serves_with_a_ray_of_its_own_and_ends_when_it_is_told_to(
+    second: Version, stack: Stack, tmp_path: Path
+) -> None:
+    chosen: list[int] = []
+    for _ in range(3):
+        chosen.append(free_port(chosen))
+    command, variables = pod_command(dict(zip((5000, 6379, 8090), chosen, strict=True)), tmp_path)
+    program = tmp_path / "igpt"
+    program.write_text(_IGPT.format(" ".join(IGPT)))
+    program.chmod(0o755)
+    environment = {
+        **{name: value for name, value in os.environ.items() if name != "IGPT_HOME"},
+        **variables,
+        **{"MODEL": f"{NAME}@{CANDIDATE}", "MLFLOW_TRACKING_URI": stack.mlflow_url, "PYTHONPATH": str(ROOT)},
+        "PATH": f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "HOME": str(tmp_path),
+    }
+    url, log = f"http://{HOST}:{chosen[0]}", tmp_path / "pod.log"
+    with log.open("wb") as file:
+        pod = subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=file, stderr=file)
+    try:
+        wait_until(lambda: f"{second.uri} is served" in log.read_text() or pod.poll() is not None, said=log.read_text)
+        assert pod.poll() is None, log.read_text()
+        with Clients(url) as clients:
+            clients.get(lambda value: value == begins_with(second))
+        assert {status for status, _ in clients.answers} == {200}
+        assert ask(url, path="/ping")[0] == ask(url, path="/-/healthz")[0] == 200  # what its probes ask
+        assert f":{chosen[2]}/metrics" in log.read_text()
+        (first_process,) = psutil.Process(pod.pid).children()
+        first_process.terminate()
+        assert pod.wait(120) == 143
+    finally:
+        pod.kill()  # and with it all processes of its namespace
+        pod.wait()
+    said = log.read_text()
+    assert "igpt has ended with 0" in said and "Traceback" not in said and "(raylet)" not in said, said
+    assert is_free(chosen[0])

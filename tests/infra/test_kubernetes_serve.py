@@ -1,0 +1,104 @@
+"""The component of infra/kubernetes that serves a model: its pods have what `igpt serve` needs, and no rights more."""
+
+import re
+from typing import Any
+
+import yaml
+
+from flows.services import settings
+from flows.services.store_rights import ROLES, Rights
+from flows.serving.config import END_SECONDS
+from tests.infra.command_lines import calls_in_script
+from tests.infra.kubernetes_objects import COMPONENTS, FOLDER, KUBERNETES, gibibytes
+from tests.infra.test_monitoring import MONITORS
+
+SPECS: dict[tuple[str, str], dict[str, Any]] = {
+    (item["kind"], item["metadata"]["name"]): item["spec"] for item in COMPONENTS["serve"]
+}
+DEPLOYMENT = SPECS["Deployment", "serve"]
+POD = DEPLOYMENT["template"]["spec"]
+(CONTAINER,) = POD["containers"]
+SCRIPT = CONTAINER["command"][-1]
+RAY, SERVE = calls_in_script(SCRIPT)
+RAY_OPTIONS, SERVE_OPTIONS = (dict(word.split("=") for word in words if "=" in word) for words in (RAY, SERVE))
+VARIABLES = {variable["name"]: variable.get("value") for variable in CONTAINER["env"]}
+
+
+def test_a_pod_has_the_cores_for_its_replicas_and_one_more() -> None:
+    replicas, cpus = int(SERVE_OPTIONS["--replicas"]), float(SERVE_OPTIONS["--cpus"])
+    assert replicas > 1
+    held = float(CONTAINER["resources"]["requests"]["cpu"])
+    assert float(RAY_OPTIONS["--num-cpus"]) == (replicas + 1) * cpus == held
+
+
+def test_the_object_store_fits_into_shared_memory_and_that_into_the_pods_memory() -> None:
+    sizes = {volume["name"]: volume.get("emptyDir", {}).get("sizeLimit", "") for volume in POD["volumes"]}
+    shared, memory = gibibytes(sizes["shared-memory"]), gibibytes(CONTAINER["resources"]["limits"]["memory"])
+    assert int(RAY_OPTIONS["--object-store-memory"]) / 2**30 < shared < memory
+
+
+def test_it_serves_the_champion_that_the_weekly_deployment_makes() -> None:
+    assert SERVE[:3] == ["igpt", "serve", "$MODEL"]
+    deployments = yaml.safe_load((FOLDER / "deployments.yaml").read_text())["deployments"]
+    (weekly,) = [deployment for deployment in deployments if deployment["name"] == "weekly"]
+    model = weekly["parameters"]["config"]["pretrain"]["tracking"]["model_name"]
+    assert VARIABLES["MODEL"] == f"{model}@champion"
+
+
+def test_its_ray_is_its_own_with_a_token_of_its_own() -> None:
+    assert "--head" in RAY and VARIABLES["RAY_ADDRESS"] == f"127.0.0.1:{RAY_OPTIONS['--port']}"
+    assert VARIABLES["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN" not in VARIABLES
+    assert re.search(r"^RAY_AUTH_TOKEN=\$\(python .*token_hex\(32\)", SCRIPT)
+    assert SCRIPT.index("export RAY_AUTH_TOKEN") < SCRIPT.index("ray start")
+    # By this label Ray's nodes may connect to each other.
+    assert DEPLOYMENT["template"]["metadata"]["labels"] == {"app": "serve"}
+
+
+def test_its_keys_read_models_and_nothing_else() -> None:
+    (keys,) = [volume["secret"] for volume in POD["volumes"] if "secret" in volume]
+    (key,) = keys["items"]
+    assert ROLES[key["key"]] == Rights(read=("mlflow",))
+    assert POD["automountServiceAccountToken"] is False
+    assert settings.MLFLOW_RETRIES.items() <= VARIABLES.items()
+    # Not MLflow's administrator.
+    secrets = {variable["name"]: variable["valueFrom"] for variable in CONTAINER["env"] if "valueFrom" in variable}
+    assert secrets == {
+        f"MLFLOW_TRACKING_{name}": {"secretKeyRef": {"name": "serve", "key": key}}
+        for name, key in (("USERNAME", "MLFLOW_USER"), ("PASSWORD", "MLFLOW_PASSWORD"))
+    }
+    comments = (KUBERNETES / "components" / "serve" / "kustomization.yaml").read_text()
+    assert "create secret generic serve --from-literal=MLFLOW_USER=… --from-literal=MLFLOW_PASSWORD=…" in comments
+
+
+def test_a_pod_gets_requests_when_a_replica_has_answered_and_ends_when_its_requests_have() -> None:
+    ports = {port["name"]: str(port["containerPort"]) for port in CONTAINER["ports"]}
+    assert (SERVE_OPTIONS["--host"], SERVE_OPTIONS["--port"]) == ("0.0.0.0", ports["http"])
+    asked = {name: CONTAINER[name]["httpGet"]["path"] for name in ("startupProbe", "readinessProbe", "livenessProbe")}
+    assert asked == {"startupProbe": "/ping", "readinessProbe": "/-/healthz", "livenessProbe": "/-/healthz"}
+    assert {CONTAINER[name]["httpGet"]["port"] for name in asked} == {"http"}
+    program, pause = CONTAINER["lifecycle"]["preStop"]["exec"]["command"]
+    assert program == "sleep" and int(pause) >= 5
+    assert POD["terminationGracePeriodSeconds"] > int(pause) + END_SECONDS
+
+
+def test_there_is_always_a_pod_that_serves() -> None:
+    budget = SPECS["PodDisruptionBudget", "serve"]
+    assert DEPLOYMENT["replicas"] > budget["minAvailable"] >= 1
+    assert DEPLOYMENT["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
+    (spread,) = POD["topologySpreadConstraints"]
+    labels = DEPLOYMENT["template"]["metadata"]["labels"]
+    assert labels == spread["labelSelector"]["matchLabels"] == budget["selector"]["matchLabels"]
+    assert labels == SPECS["Service", "serve"]["selector"]
+
+
+def test_consumers_call_it_and_prometheus_scrapes_every_pod() -> None:
+    ports = {port["name"]: port["containerPort"] for port in CONTAINER["ports"]}
+    allowed = {rule["ports"][0]["port"]: rule["from"] for rule in SPECS["NetworkPolicy", "serve"]["ingress"]}
+    assert allowed == {
+        ports["http"]: [{"namespaceSelector": {"matchLabels": {"igpt.io/consumer": "yes"}}}],
+        ports["metrics"]: [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}],
+    }
+    assert RAY_OPTIONS["--metrics-export-port"] == str(ports["metrics"])
+    monitor = MONITORS["igpt-serve"]["spec"]
+    assert monitor["selector"]["matchLabels"] == DEPLOYMENT["template"]["metadata"]["labels"]
+    assert [endpoint["port"] for endpoint in monitor["podMetricsEndpoints"]] == ["metrics"]
