@@ -23,7 +23,7 @@ from pipeline.progress import Progress
 from pipeline.samples.parts import PartSource, SnapshotParts
 from pipeline.store import objects
 
-_OF_DATASETS, _OF_RAW_IMAGES = ("snapshot", "split"), ("image_column", "label_column")
+_OF_DATASETS, _OF_RAW_IMAGES = ("snapshot", "split"), ("labels", "image_column", "label_column")
 
 
 def batch(
@@ -109,6 +109,7 @@ def _parts(
         source,
         out,
         resolution=resolution,
+        labels=config.labels,
         image_column=config.image_column,
         label_column=config.label_column,
         on_cluster=executor.is_cluster,

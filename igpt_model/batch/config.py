@@ -21,10 +21,12 @@ class BatchConfig(Config):
     """Number of the dataset snapshot; none: the newest."""
     split: Literal["all", "train", "validation", "test"] = "all"
     """The images of a dataset; raw images have no splits."""
+    labels: str | None = None
+    """URL of a CSV or Parquet file with the columns file_name and label of raw images; none: as a build finds them."""
     image_column: str | None = None
     """Column of raw Parquet files with the bytes of the images; none: image or img."""
     label_column: str | None = None
-    """Column of raw Parquet files with the class of an image; none: label."""
+    """Column of raw Parquet files and of the label file with the class of an image; none: label."""
     layers: tuple[Index, ...] = ()
     """Layers of the features, each a column; empty: the layer that probed best, without a probe the middle one."""
     pooling: Pooling = "mean"

@@ -89,11 +89,11 @@ def begin(out: str, identity: Mapping[str, object], about: Mapping[str, object])
     if before.get("format") != _FORMAT:
         raise IgptError(f"{out}: holds a batch of another version of igpt-pipeline; give another folder")
     known = before.get("identity", {})
-    for name, value in identity.items():
-        if known.get(name) != value:
+    for name in {**identity, **known}:
+        if known.get(name) != identity.get(name):
             raise IgptError(
-                f"{out}: holds a batch whose {name} is {_short(known.get(name))}, not {_short(value)}; give another "
-                "folder, or remove it first"
+                f"{out}: holds a batch whose {name} is {_short(known.get(name))}, not {_short(identity.get(name))}; "
+                "give another folder, or remove it first"
             )
 
 

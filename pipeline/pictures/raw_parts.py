@@ -78,12 +78,13 @@ class RawParts:
 
     @property
     def identity(self) -> dict[str, object]:
-        """Where the images are, and the columns that are read."""
+        """Where the images and their labels are, and the columns that are read."""
         config = self.reader.config
         return {
             "raw": root_of(config.raw),
             "image_column": config.image_column,
             "label_column": config.label_column,
+            **({} if config.labels is None else {"labels": objects.absolute(config.labels)}),
         }
 
     def plan(self, most: int) -> list[Part]:
@@ -110,6 +111,7 @@ def raw_parts(
     out: str,
     *,
     resolution: int,
+    labels: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
     on_cluster: bool,
@@ -117,15 +119,16 @@ def raw_parts(
 ) -> Iterator[RawParts]:
     """List the images of a folder, an archive, Parquet files or one image; the listing exists within the block.
 
-    Labels are those that a build gives (docs/data.md). Images of any size are taken. What lies below `out` is no part
-    of the source; scans of containers are kept there. Without a cluster all is done in this process. Raises IgptError
-    when the source does not exist, or has no image.
+    Labels are those that a build gives (docs/data.md), with `labels` those of a file. Images of any size are taken.
+    What lies below `out` is no part of the source; scans of containers are kept there. Without a cluster all is done in
+    this process. Raises IgptError when the source does not exist or has no image, or the label file names none of them.
     """
     try:
         config = DatasetConfig(
             raw=raw,
             dataset=out,
             resolution=resolution,
+            labels=labels,
             image_column=image_column,
             label_column=label_column,
             min_size=1,

@@ -90,6 +90,18 @@ def test_rejected_images_are_told(igpt: Igpt, model: Path, raw: Path, tmp_path: 
     assert done.code == 0 and "1 images in 1 part" in done.out and "1 rejected: not_an_image" in done.out
 
 
+def test_labels_of_raw_images_come_from_a_file(igpt: Igpt, model: Path, raw: Path, tmp_path: Path) -> None:
+    names = [path.name for path in sorted((raw / "1").iterdir())]
+    labels = tmp_path / "labels.csv"
+    labels.write_text("file_name,label\n" + "\n".join(f"{name},number {name}" for name in names))
+    done = igpt("score", model, raw / "1", tmp_path / "out", f"labels={labels}")
+    assert done.code == 0, done.err
+    rows = pq.read_table(tmp_path / "out" / "parts")
+    assert rows["label"].to_pylist() == [f"number {Path(uri).name}" for uri in rows["uri"].to_pylist()]
+    done = igpt("score", model, raw / "1", tmp_path / "out")
+    assert done.code == 2 and "holds a batch whose labels is " in done.err and "not null; give another" in done.err
+
+
 def test_images_by_name_are_scored_as_before(igpt: Igpt, model: Path, raw: Path) -> None:
     files = sorted((raw / "1").iterdir())[:2]
     done = igpt("score", *files, "--model", model, "--device", "cpu")
@@ -109,6 +121,8 @@ def test_what_cannot_be_done_is_one_line(igpt: Igpt, model: Path, data: Snapshot
         (["features", model, data.dataset, out, "layers=[5]"], "different numbers from 0 to 2"),
         (["features", model, data.dataset, out, "layer=1"], "`igpt config batch`"),
         (["features", model, data.dataset, out, "image_column=photo"], "is a dataset: leave it out"),
+        (["features", model, data.dataset, out, "labels=labels.csv"], "is a dataset: leave it out"),
+        (["features", model, raw, out, "labels=labels.csv"], "labels.csv: no label file there"),
         (["features", model, raw, out, "split=test"], "is no dataset: leave it out"),
         (["features", model, data.dataset, f"{data.dataset}/features"], "lies in the dataset"),
         (["features", model, raw, raw], "is both what is read and what is written"),

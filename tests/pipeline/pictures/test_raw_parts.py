@@ -87,6 +87,26 @@ def test_the_same_images_make_the_same_parts_in_whatever_order_they_are_listed(
         assert sum(a != b for a, b in zip(first, again, strict=True)) == 1
 
 
+def test_labels_of_a_file_take_the_place_of_folders(raw: Path, tmp_path: Path) -> None:
+    labels = raw / "labels.csv"
+    labels.write_text("file_name,label\ndigit/00.png,seven\nmore.tar/temple/03.png,Kyoto\n")
+    with opened(raw, tmp_path / "out", labels=str(labels)) as source:
+        assert source.identity["labels"] == str(labels)
+        first = [part.digest for part in source.plan(30)]
+        given = {
+            key: label for _, images in read(source, 30) for key, label in zip(images.keys, images.labels, strict=True)
+        }
+    named = {key: label for key, label in given.items() if label is not None}
+    assert named == {key_of("digit/00.png"): "seven", key_of("more.tar/temple/03.png"): "Kyoto"} and len(given) == 100
+    # Another label makes another part, so that no part keeps an earlier one.
+    labels.write_text(labels.read_text().replace("seven", "one"))
+    with opened(raw, tmp_path / "out", labels=str(labels)) as source:
+        assert sum(a != b for a, b in zip(first, [part.digest for part in source.plan(30)], strict=True)) == 1
+    labels.write_text("file_name,label\nother.png,x\n")
+    with pytest.raises(IgptError, match=r"labels\.csv"), opened(raw, tmp_path / "out", labels=str(labels)):
+        pass
+
+
 def test_what_was_removed_since_the_listing_is_rejected(raw: Path, tmp_path: Path) -> None:
     with opened(raw, tmp_path / "out") as source:
         shutil.rmtree(raw / "digit")
