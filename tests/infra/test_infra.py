@@ -238,7 +238,7 @@ def test_pin_images_writes_the_digests_that_registries_give_and_a_release_needs_
 
 def test_ports_are_published_on_loopback_only() -> None:
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
-    assert set(published) == {"mlflow", "prefect-server"}
+    assert set(published) == {"mlflow", "prefect-server", "serve"}
     for ports in published.values():
         assert all(re.fullmatch(r"127\.0\.0\.1:\d+:\d+", port) for port in ports)
     assert not any(service.get("network_mode") == "host" for service in SERVICES.values())
@@ -338,6 +338,9 @@ def test_every_ray_node_and_driver_has_the_token() -> None:
     for where, words in command_lines():
         if words[0] == "ray":
             environment = SERVICES[where.split()[-1]]["environment"]
+            if where == "command of serve":  # which makes one for itself: tests/infra/test_kubernetes_serve.py
+                assert environment["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN" not in environment
+                continue
             assert environment["RAY_AUTH_MODE"] == "token" and environment["RAY_AUTH_TOKEN"].startswith("${RAY_AUTH")
 
 
@@ -369,7 +372,7 @@ def test_each_container_sees_the_keys_of_its_own_role(tmp_path: Path) -> None:
     }
     assert folders == {
         **{name: name for name in ("s3", "mlflow", "exporter", "backup", "clean")},
-        "prefect-worker": "driver",
+        **{"prefect-worker": "driver", "serve": "mlflow"},
         **{"ray-head": "nodes", "ray-worker": "nodes"},
     }
     holders = {name for name, service in SERVICES.items() if "AWS_SECRET_ACCESS_KEY" in str(service.get("environment"))}
@@ -581,7 +584,7 @@ def test_passwords_protect_mlflow_and_prefect_and_only_drivers_have_them() -> No
         environment = service.get("environment", {})
         if "PREFECT_API_URL" in environment:
             assert "PREFECT_API_AUTH_STRING" in environment
-        if "MLFLOW_TRACKING_URI" in environment:
+        if "MLFLOW_TRACKING_URI" in environment and name != "serve":
             assert {"MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"} <= set(environment)
         if name.startswith("ray-"):
             assert not [variable for variable in environment if variable.startswith(("MLFLOW_TRACKING", "PREFECT"))]

@@ -9,7 +9,7 @@ from flows.services import settings
 from flows.services.store_rights import ROLES, Rights
 from flows.serving.config import END_SECONDS
 from tests.infra.command_lines import calls_in_script
-from tests.infra.kubernetes_objects import COMPONENTS, FOLDER, KUBERNETES, gibibytes
+from tests.infra.kubernetes_objects import COMPONENTS, FOLDER, KUBERNETES, ROOT, gibibytes
 from tests.infra.test_monitoring import MONITORS
 
 SPECS: dict[tuple[str, str], dict[str, Any]] = {
@@ -43,6 +43,25 @@ def test_it_serves_the_champion_that_the_weekly_deployment_makes() -> None:
     (weekly,) = [deployment for deployment in deployments if deployment["name"] == "weekly"]
     model = weekly["parameters"]["config"]["pretrain"]["tracking"]["model_name"]
     assert VARIABLES["MODEL"] == f"{model}@champion"
+
+
+def test_compose_runs_the_same() -> None:
+    service = yaml.safe_load((ROOT / "infra" / "compose.yaml").read_text())["services"]["serve"]
+    assert service["profiles"] == ["serve"]
+    assert service["command"][-1].replace("$$", "$") == SCRIPT
+    model = service["environment"].pop("MODEL")
+    assert model == f"${{SERVE_MODEL:-{VARIABLES['MODEL']}}}"
+    literals = {name: value for name, value in VARIABLES.items() if value is not None and name != "MODEL"}
+    assert literals.items() <= service["environment"].items()
+    # Of the user that may only read; without the file, MLflow refuses the service.
+    assert service["env_file"] == [{"path": "serve.env", "required": False}]
+    assert not [name for name in service["environment"] if name.startswith("MLFLOW_TRACKING_") and "URI" not in name]
+    (keys,) = [volume["volume"]["subpath"] for volume in service["volumes"] if isinstance(volume, dict)]
+    assert keys == "mlflow"
+    assert float(service["shm_size"].removesuffix("g")) * 2**30 > int(RAY_OPTIONS["--object-store-memory"])
+    assert int(service["stop_grace_period"].removesuffix("s")) == POD["terminationGracePeriodSeconds"]
+    ((outside, inside),) = [port.removeprefix("127.0.0.1:").split(":") for port in service["ports"]]
+    assert inside == SERVE_OPTIONS["--port"] != outside
 
 
 def test_its_ray_is_its_own_with_a_token_of_its_own() -> None:

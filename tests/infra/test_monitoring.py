@@ -24,7 +24,7 @@ PORT = 8090
 
 def test_prometheus_scrapes_every_ray_node_of_compose() -> None:
     jobs = {job["job_name"]: job for job in PROMETHEUS["scrape_configs"]}
-    (scraped,) = jobs["igpt-ray"]["dns_sd_configs"]
+    (scraped,), (of_models,) = (jobs[name]["dns_sd_configs"] for name in ("igpt-ray", "igpt-serve"))
     serving = {
         name
         for name, service in COMPOSE["services"].items()
@@ -33,8 +33,9 @@ def test_prometheus_scrapes_every_ray_node_of_compose() -> None:
     with_ray = {
         name for name, service in COMPOSE["services"].items() if "ray start" in " ".join(service.get("command", []))
     }
-    assert set(scraped["names"]) == serving == with_ray == {"ray-head", "ray-worker", "prefect-worker"}
-    assert scraped["port"] == PORT
+    assert serving == with_ray == {"ray-head", "ray-worker", "prefect-worker", "serve"}
+    assert (set(scraped["names"]), of_models["names"]) == (serving - {"serve"}, ["serve"])
+    assert scraped["port"] == of_models["port"] == PORT
     assert not any(str(PORT) in str(service.get("ports", "")) for service in COMPOSE["services"].values())
 
 
