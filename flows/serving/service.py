@@ -19,6 +19,7 @@ from ray.serve.exceptions import RayServeException
 
 from flows.services import cluster
 from flows.services.ports import is_free
+from flows.serving import again
 from flows.serving.config import DRAIN_SECONDS, END_SECONDS, ServeConfig
 from flows.serving.replica import Replica, read_files
 from igpt_model.registry.client import Registry, Version
@@ -26,8 +27,13 @@ from pipeline.cluster import tasks
 from pipeline.errors import IgptError, first_line
 
 RETRY_AFTER_SECONDS = 1
-# On busy nodes a process takes longer to start than Serve waits by itself before it ends it.
-_PATIENCE = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "30"}
+# Of Serve's controller, and of the proxies that it starts.
+_VARIABLES = {
+    # On busy nodes a process takes longer to start than Serve waits by itself before it ends it.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "30",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": f"{again.__name__}.{again.middlewares.__name__}",
+}
 _POLL_SECONDS = 0.2
 _SLOW_SECONDS = 60.0
 
@@ -104,7 +110,7 @@ class Service:
             serve.start(
                 proxy_location="EveryNode",
                 http_options={"host": host, "port": port},
-                controller_options={"runtime_env": {"env_vars": _PATIENCE}},
+                controller_options={"runtime_env": {"env_vars": _VARIABLES}},
             )
             listens = _get_global_client().http_config
         except (RayError, RayServeException, RuntimeError, TimeoutError, ValueError) as error:

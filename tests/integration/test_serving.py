@@ -283,7 +283,7 @@ def replicas(stack: Stack) -> set[int]:
     return {process.pid for process in ray_processes(stack, "ray::ServeReplica")}
 
 
-def test_a_lost_replica_takes_no_more_than_its_own_requests_along(url: str, first: Version, stack: Stack) -> None:
+def test_what_a_lost_replica_had_is_asked_of_the_other_one(url: str, first: Version, stack: Stack) -> None:
     before, right = replicas(stack), begins_with(first)
     assert len(before) == 2
     with Clients(url) as clients:
@@ -292,9 +292,8 @@ def test_a_lost_replica_takes_no_more_than_its_own_requests_along(url: str, firs
         answered = len(clients.answers)
         wait_until(lambda: len(clients.answers) > answered + 100)  # from the other one
         wait_until(lambda: len(replicas(stack)) == 2 and min(before) not in replicas(stack))
-    lost = [status for status, _ in clients.answers if status != 200]
-    assert len(lost) <= 4 and set(lost) <= {500}, lost  # what four clients had asked of it
-    assert all(value == right for status, value in clients.answers if status == 200)
+    assert Counter(status for status, _ in clients.answers).keys() == {200}
+    assert all(value == right for _, value in clients.answers)
 
 
 @pytest.fixture(scope="module")
