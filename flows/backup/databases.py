@@ -1,6 +1,7 @@
 """PostgreSQL's databases, by its own programs: pg_dump, pg_restore and psql.
 
-They take server, user and password from PGHOST, PGPORT, PGUSER and PGPASSWORD, which this process inherits.
+They take server and user from PGHOST, PGPORT and PGUSER, which this process inherits, and the password from the file of
+PGSERVICEFILE or PGPASSFILE (or from PGPASSWORD).
 """
 
 import subprocess
@@ -66,5 +67,7 @@ def _run(database: str, command: Sequence[str]) -> str:
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"status {done.returncode}"]
         reason = printable(" ".join(" ".join(lines[:2]).split()))
-        raise IgptError(f"database {database}: {reason}; check PGHOST, PGUSER and PGPASSWORD, and the server")
+        raise IgptError(
+            f"database {database}: {reason}; check PGHOST, PGUSER, the password of PGSERVICEFILE, and the server"
+        )
     return done.stdout

@@ -24,7 +24,7 @@ class BackupConfig(Config):
     artifacts: tuple[str, ...] = ("s3://mlflow",)
     """Buckets or folders of MLflow's artifacts, with the files of registered versions. All objects are saved."""
     databases: tuple[str, ...] = ("mlflow", "mlflow_auth", "prefect")
-    """PostgreSQL databases. pg_dump takes server, user and password from PGHOST, PGUSER and PGPASSWORD. Empty: none."""
+    """PostgreSQL databases. pg_dump reads PGHOST, PGUSER, and the password from PGSERVICEFILE. Empty: none."""
     keep: Annotated[int, Range(at_least=1)] = 14
     """Number of backups to keep; older ones are removed once a newer one is whole."""
 

@@ -11,6 +11,8 @@ import sys
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+from flows.services.password_files import prefect_auth
+
 _DRIVER = "flows.prefect_ops.driver"
 
 
@@ -26,6 +28,7 @@ def main() -> int:
         driver = subprocess.Popen(
             [sys.executable, "-P", "-m", _DRIVER],  # without the working directory in the module path
             cwd=Path(sys.executable).anchor,  # the worker's is removed when it ends
+            env=_environment(),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -33,6 +36,15 @@ def main() -> int:
         )
     code = driver.wait()
     return code if code >= 0 else 128 - code
+
+
+def _environment() -> dict[str, str]:
+    """This process's environment without the password that Prefect's worker has copied into it from a file."""
+    variables = dict(os.environ)
+    profiles = variables.get("PREFECT_PROFILES_PATH")
+    if profiles and prefect_auth(Path(profiles), variables.get("PREFECT_PROFILE")):
+        variables.pop("PREFECT_API_AUTH_STRING", None)
+    return variables
 
 
 if __name__ == "__main__":

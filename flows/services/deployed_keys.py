@@ -1,38 +1,80 @@
-"""Write the object store's keys of a deployment, a folder for each reader.
+"""Write the keys and passwords of a deployment, a folder of files for each reader.
 
-    python -m flows.services.deployed_keys FOLDER
+    python -m flows.services.deployed_keys SECRETS MLFLOW_CONFIG FOLDER
 
-Its environment has the administrator's pair. compose.yaml runs it first, and mounts to each container its folder only.
+SECRETS is the file of secrets_file.py. compose.yaml runs it first, and mounts to each container its folder only. The
+secrets of Kubernetes have the same files.
 """
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
-from flows.services import settings
+from flows.services import secrets_file
+from flows.services.password_files import for_mlflow, for_mlflow_server, for_postgres, for_prefect
 from flows.services.store_keys import Pair, derive, for_seaweedfs, write, write_credentials, write_steps
 from pipeline.errors import IgptError
 
+USER = "igpt"
+"""The user of Prefect's and MLflow's pages."""
+MLFLOW_LOGIN = "mlflow-login"
+"""The folder for ~/.mlflow of MLflow's clients."""
 READERS = {
     "driver": "driver",
     "nodes": "reader",
     **{role: role for role in ("mlflow", "exporter", "backup", "clean")},
 }
-"""The role that the processes of a reader have, by its folder."""
+"""The role in the object store that the processes of a reader have, by its folder."""
+ADMINISTRATORS = ("buckets", "restore")
+"""The readers that have the pair of the store's administrator."""
+_OTHER_USER = 0o440  # for processes of another user in the same group
 
 
-def write_all(folder: Path, administrator: Pair) -> None:
-    """Write the files of all readers: credentials, and what the store and the driver need besides."""
-    pairs = derive(administrator)
+def administrator(secrets: Mapping[str, str]) -> Pair:
+    """The pair of the store's administrator."""
+    return Pair(access_key=secrets["AWS_ACCESS_KEY_ID"], secret_key=secrets["AWS_SECRET_ACCESS_KEY"])
+
+
+def write_all(folder: Path, secrets: Mapping[str, str], mlflow_config: str) -> None:
+    """Write the files of all readers, from the secrets by name and MLflow's config of users."""
+    owner = administrator(secrets)
+    pairs = derive(owner)
     for reader, role in READERS.items():
         write_credentials(folder / reader / "credentials", pairs[role])
+    for reader in ADMINISTRATORS:
+        write_credentials(folder / reader / "credentials", owner)
     write_steps(folder / "driver" / "steps", pairs)
-    # SeaweedFS runs as another user, in the same group.
-    write(folder / "s3" / "identities.json", json.dumps(for_seaweedfs(administrator), indent=1), mode=0o440)
+    write(folder / "s3" / "identities.json", json.dumps(for_seaweedfs(owner), indent=1), mode=_OTHER_USER)
+    for (reader, name), text in _passwords(secrets, mlflow_config).items():
+        write(folder / reader / name, text, mode=_OTHER_USER if reader == "postgres" else 0o400)
+
+
+def _passwords(secrets: Mapping[str, str], mlflow_config: str) -> dict[tuple[str, str], str]:
+    """The text of each file with a password, by its reader and name."""
+    auth = f"{USER}:{secrets['PREFECT_PASSWORD']}"
+    of_server = {
+        "PREFECT_SERVER_API_AUTH_STRING": auth,
+        "PREFECT_SERVER_DATABASE_PASSWORD": secrets["PREFECT_DB_PASSWORD"],
+    }
+    of_databases = {"mlflow": "MLFLOW_DB_PASSWORD", "clean": "MLFLOW_DB_PASSWORD"}
+    of_databases |= {"backup": "POSTGRES_PASSWORD", "restore": "POSTGRES_PASSWORD"}
+    of_roles = {"postgres": "POSTGRES_PASSWORD", "mlflow": "MLFLOW_DB_PASSWORD", "prefect": "PREFECT_DB_PASSWORD"}
+    return {
+        **{(reader, "ray-token"): secrets["RAY_AUTH_TOKEN"] for reader in ("driver", "nodes")},
+        **{(reader, "prefect.toml"): for_prefect(auth) for reader in ("driver", "exporter", "clean", "deploy")},
+        ("prefect-server", "prefect.toml"): for_prefect(auth, of_server),
+        (MLFLOW_LOGIN, "credentials"): for_mlflow(USER, secrets["MLFLOW_PASSWORD"]),
+        ("mlflow", "mlflow-auth.ini"): for_mlflow_server(mlflow_config, secrets["MLFLOW_PASSWORD"]),
+        ("mlflow", "forms-key"): secrets["MLFLOW_SECRET_KEY"],
+        **{(reader, "pg_service.conf"): for_postgres(secrets[name]) for reader, name in of_databases.items()},
+        **{("postgres", role): secrets[name] for role, name in of_roles.items()},
+    }
 
 
 if __name__ == "__main__":
     try:
-        write_all(Path(sys.argv[1]), settings.own_pair())
+        secrets_path, config_path, target = map(Path, sys.argv[1:])
+        write_all(target, secrets_file.read(secrets_path), config_path.read_text())
     except IgptError as error:
         sys.exit(str(error))

@@ -30,7 +30,7 @@ from flows.services.process import (
     start,
 )
 from flows.services.services import Stack, services, short_folder
-from flows.services.store_keys import derive, write_steps
+from flows.services.store_keys import derive, write, write_steps
 from flows.services.store_rights import BUCKETS
 from pipeline.errors import IgptError
 
@@ -97,7 +97,7 @@ class _Record:
             prefect_url=urls["prefect"],
             mlflow_url=urls["mlflow"],
             ray_address=f"{HOST}:{self.ports['ray']}",
-            ray_token=self.ray_token,
+            ray_token_path=home / "ray-token",
         )
 
     def services(self, home: Path) -> list[Service]:
@@ -127,6 +127,7 @@ def up(home: Path, *, say: Say = lambda line: None) -> Stack:
         record = _read(home) or _new_record(home)
         stack = record.stack(home)
         write_steps(stack.keys_folder, derive(stack.administrator))
+        write(stack.ray_token_path, record.ray_token)
         to_start = _end_unusable(home, record, say)
         if to_start:
             _make_folders(home, record, to_start)

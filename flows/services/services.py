@@ -53,7 +53,8 @@ class Stack:
     prefect_url: str
     mlflow_url: str
     ray_address: str
-    ray_token: str = field(repr=False)
+    ray_token_path: Path
+    """The file of the token that Ray's nodes and drivers share."""
 
     def environment(self) -> dict[str, str]:
         """The variables from which s3fs, boto3, Prefect, MLflow and Ray take addresses and credentials.
@@ -71,7 +72,7 @@ class Stack:
             "PREFECT_API_URL": f"{self.prefect_url}/api",
             "RAY_ADDRESS": self.ray_address,
             "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN": self.ray_token,
+            "RAY_AUTH_TOKEN_PATH": str(self.ray_token_path),
             **_RAY_ON_LOOPBACK,
         }
 

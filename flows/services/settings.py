@@ -9,9 +9,8 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.services import local_stack
+from flows.services import local_stack, password_files
 from flows.services.ports import HOST
-from flows.services.store_keys import Pair
 from flows.services.store_rights import STEPS
 from pipeline.errors import IgptError
 from pipeline.store.credentials import StoreKey
@@ -42,9 +41,9 @@ _SERVICES = {
     "RAY_ADDRESS": "a Ray cluster",
 }
 _CREDENTIALS = {
-    "PREFECT_API_URL": "PREFECT_API_AUTH_STRING",
-    "MLFLOW_TRACKING_URI": "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
-    "RAY_ADDRESS": "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN",
+    "PREFECT_API_URL": "PREFECT_API_AUTH_STRING (a variable, or in the file of PREFECT_PROFILES_PATH)",
+    "MLFLOW_TRACKING_URI": "~/.mlflow/credentials, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
+    "RAY_ADDRESS": "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH, or RAY_AUTH_TOKEN",
 }
 AMAZON = "Amazon S3"
 """Stands for the address of S3 when credentials are set and no endpoint."""
@@ -59,7 +58,7 @@ CREDENTIALS = {
     "S3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
     **{service: _CREDENTIALS[variable] for service, variable in VARIABLES.items() if variable in _CREDENTIALS},
 }
-"""The variables that hold each service's credentials."""
+"""Where each service's credentials are set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,11 +102,25 @@ def addresses() -> dict[str, str]:
 
 
 def credentials(service: str) -> str | None:
-    """USER:PASSWORD for Prefect or MLflow, or None if not set. Must not be shown."""
+    """USER:PASSWORD for Prefect or MLflow, or None if not set, from where its client takes it. Must not be shown."""
     if service == "Prefect":
-        return os.environ.get("PREFECT_API_AUTH_STRING")
-    name, password = (os.environ.get(f"MLFLOW_TRACKING_{part}") for part in ("USERNAME", "PASSWORD"))
-    return f"{name}:{password}" if name and password else None
+        if auth := os.environ.get("PREFECT_API_AUTH_STRING"):
+            return auth
+        home = Path(os.environ.get("PREFECT_HOME") or _own_folder() / ".prefect")
+        profiles = Path(os.environ.get("PREFECT_PROFILES_PATH") or home / "profiles.toml")
+        return password_files.prefect_auth(profiles, os.environ.get("PREFECT_PROFILE"))
+    of_file = password_files.mlflow_login(_own_folder() / ".mlflow" / "credentials")
+    of_variables = (os.environ.get(f"MLFLOW_TRACKING_{part}") for part in ("USERNAME", "PASSWORD"))
+    user, password = (given or stored for given, stored in zip(of_variables, of_file, strict=True))
+    return f"{user}:{password}" if user and password else None
+
+
+def _own_folder() -> Path:
+    """The home folder of this process's user, who may have none in a container."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return Path("/no-home")
 
 
 def store_key(step: str) -> StoreKey | None:
@@ -132,14 +145,6 @@ def keys_by_step() -> bool:
     """Whether each step of a flow has a key of the object store of its own. Raises IgptError as store_key does."""
     keys = [store_key(step) for step in STEPS]
     return None not in keys and len({key.access_key for key in keys if key is not None}) == len(STEPS)
-
-
-def own_pair() -> Pair:
-    """The pair of the environment. Raises IgptError when it has none."""
-    access_key, secret_key = (os.environ.get(f"AWS_{part}") for part in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY"))
-    if not access_key or not secret_key:
-        raise IgptError(f"{CREDENTIALS['S3']} are not set")
-    return Pair(access_key=access_key, secret_key=secret_key)
 
 
 def git_commit() -> str | None:
@@ -187,6 +192,7 @@ def activate(home: Path, *, quiet: bool = True) -> None:
 
 def use(stack: local_stack.Stack) -> None:
     """Set this process's environment to local services, overriding what is set."""
+    os.environ.pop("RAY_AUTH_TOKEN", None)  # Ray prefers it to the token's file
     os.environ.update(stack.environment())
 
 

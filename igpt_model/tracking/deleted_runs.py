@@ -41,7 +41,9 @@ def find(database: str, days: float) -> Deleted:
     Raises IgptError when it cannot be read, or when the URL carries a password, which other users could see.
     """
     if urlsplit(database).password:
-        raise IgptError("MLFLOW_BACKEND_STORE_URI carries a password: leave it out there and set PGPASSWORD instead")
+        raise IgptError(
+            "MLFLOW_BACKEND_STORE_URI carries a password: leave it out there, for the file of PGSERVICEFILE"
+        )
     milliseconds = int(days * 86_400_000)
     _check_answers(database)
     with one_line(database):

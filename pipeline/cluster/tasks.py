@@ -88,7 +88,7 @@ def connect(
     except Exception as error:
         if "Authentication" in type(error).__name__:
             raise IgptError(
-                f"Ray at {address} refused the token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN as on the cluster"
+                f"Ray at {address} refused the token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH as on the cluster"
             ) from None
         raise
     if heard is not None:

@@ -24,12 +24,12 @@ import pytest
 import yaml
 
 from flows.prefect_ops import event_order
-from flows.services import deployed_keys, settings
+from flows.services import deployed_keys, secrets_file, settings
+from flows.services.password_files import POSTGRES_SERVICE, for_postgres
 from flows.services.ports import HOST, free_port
-from flows.services.store_keys import Pair
 from tests.infra.command_lines import PROGRAMS, calls_in_script, parse
 from tests.rigs import postgres
-from tests.rigs.compose import VARIABLE
+from tests.rigs.compose import KEYS, VARIABLE, Compose
 from tests.rigs.s3_server import launch_here
 
 ROOT = Path(__file__).parents[2]
@@ -79,7 +79,8 @@ def command_lines() -> list[tuple[str, list[str]]]:
     calls = []
     for where, raw in lists:
         words = [interpolated(word) for word in raw]
-        candidates = calls_in_script(words[-1]) if words[:1] == ["bash"] else [words]
+        # `bash -c SCRIPT bash WORDS` calls the words from the script.
+        candidates = [*calls_in_script(words[2]), words[4:]] if words[:2] == ["bash", "-c"] else [words]
         calls += [(where, call) for call in candidates if call[:1] and call[0] in PROGRAMS]
     return calls
 
@@ -185,8 +186,8 @@ def test_images_have_an_exact_version_and_one_service_builds_ours() -> None:
         assert image and re.fullmatch(r"\d+(\.\d+)+", tag), service["image"]
         ours = service["image"] == f"igpt-pipeline:{version}"
         # Compose asks a registry for an image unless its policy says otherwise.
-        assert service.get("pull_policy") == (("build" if name == "check" else "never") if ours else None), name
-    assert [name for name, service in SERVICES.items() if "build" in service] == ["check"]
+        assert service.get("pull_policy") == (("build" if name == "keys" else "never") if ours else None), name
+    assert [name for name, service in SERVICES.items() if "build" in service] == ["keys"]
     bases = [step.words[0] for step in dockerfile() if step.name == "FROM"]
     assert all(re.fullmatch(r"python:3\.11\.\d+-slim-\w+(@sha256:\w{64})?", base) for base in bases)
     assert len(set(bases)) == 1
@@ -258,28 +259,45 @@ def test_volumes_configs_and_build_files_exist() -> None:
         for config in service.get("configs", []):
             # Compose refuses inline content for read-only services.
             assert (INFRA / COMPOSE["configs"][config["source"]]["file"]).is_file()
+        assert set(service.get("secrets", [])) <= set(COMPOSE["secrets"])
         if build := service.get("build"):
             assert (INFRA / build["context"] / build["dockerfile"]).is_file()
             assert set(build["args"]) <= {step.words[0].split("=")[0] for step in dockerfile() if step.name == "ARG"}
 
 
-def test_every_variable_is_explained_and_every_secret_is_required() -> None:
+def test_every_variable_and_every_secret_is_explained() -> None:
     readme = (INFRA / "README.md").read_text()
-    required = {}
     for match in VARIABLE.finditer((INFRA / "compose.yaml").read_text()):
         assert f"`{match['name']}`" in readme, f"{match['name']} is not explained in infra/README.md"
-        assert match["kind"], f"{match['name']} has neither a default nor a message"
-        required.setdefault(match["name"], match["kind"] == "?")
-        assert required[match["name"]] == (match["kind"] == "?"), f"{match['name']} is both required and optional"
-        if match["kind"] == "-":
-            assert not re.search("PASSWORD|TOKEN|SECRET|KEY", match["name"]), f"{match['name']} has a public default"
-    assert {"AWS_SECRET_ACCESS_KEY", "RAY_AUTH_TOKEN", "MLFLOW_DB_PASSWORD", "PREFECT_DB_PASSWORD"} <= set(required)
+        assert match["kind"] == "-", f"{match['name']} has no default"
+    for name in secrets_file.NAMES:
+        assert f"`{name}`" in readme, f"{name} is not explained in infra/README.md"
+
+
+def test_no_secret_is_in_a_variable_or_on_a_command_line(tmp_path: Path) -> None:
+    """The variables of .env could hold one; each is replaced here by a mark that a password could be."""
+    marked = Compose({name: f"marked-{name}" for name in (*secrets_file.NAMES, "RAY_WORKERS")})
+    for name, service in SERVICES.items():
+        shown = marked.service(name)
+        assert "marked-" not in str([shown.command, shown.environment]), name
+        for variable, value in shown.environment.items():
+            where = f"{name}: {variable}"
+            assert not re.search(r"://[^/]*@", value), f"{where} is an address with a password"
+            if re.search(r"PASS|TOKEN|SECRET|KEY|AUTH|CREDENTIAL|PROFILE|SERVICEFILE", variable):
+                assert value == "token" or value.startswith(f"{KEYS}/"), f"{where} is no path of a file"
+        assert "env_file" not in service, name
+    readers = [name for name, service in SERVICES.items() if "secrets" in service]
+    assert readers == ["keys"], "the file of secrets is read there only"
+    assert COMPOSE["secrets"] == {"igpt": {"file": "secrets/igpt.env"}}, (
+        "Compose mounts a file only in read-only services"
+    )
+    assert "environment" not in SERVICES["keys"]
 
 
 def test_every_service_has_limits_and_a_restart_policy() -> None:
     for name, service in SERVICES.items():
         assert set(service["deploy"]["resources"]["limits"]) == {"cpus", "memory"}, name
-        expected = ("no",) if name == "check" else ("unless-stopped", "on-failure:5")
+        expected = ("no",) if name in ("keys", "restore") else ("unless-stopped", "on-failure:5")
         assert service["restart"] in expected, name
 
 
@@ -299,39 +317,47 @@ def test_no_service_has_capabilities_or_can_write_to_its_image() -> None:
     assert SERVICES["prefect-server"]["environment"]["PREFECT_UI_STATIC_DIRECTORY"].startswith("/tmp/")
 
 
-def check_secrets(**changes: str) -> subprocess.CompletedProcess[str]:
-    service = SERVICES["check"]
-    secrets = {name: f"{name.replace('_', '')}{'0123456789' * 3}" for name in service["environment"]["SECRETS"].split()}
-    environment = {"SECRETS": service["environment"]["SECRETS"], **secrets, **changes}
-    command = [sys.executable, *service["command"][1:]]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+SECRETS = {name: f"{name.replace('_', '')}{'0123456789' * 3}" for name in secrets_file.NAMES}
 
 
-def test_nothing_starts_before_the_secrets_are_checked() -> None:
+def write_secrets(path: Path, **changes: str) -> Path:
+    """A file of secrets, as the operator writes it."""
+    lines = [f"{name}={value}" for name, value in {**SECRETS, **changes}.items()]
+    path.write_text("\n".join(["# of this test", *lines, ""]))
+    return path
+
+
+def run_keys(folder: Path, **changes: str) -> subprocess.CompletedProcess[str]:
+    """The command of the service `keys` on a file of secrets; it writes into the folder `keys`."""
+    replaced = {
+        "python": sys.executable,
+        "/run/secrets/igpt": str(write_secrets(folder / "igpt.env", **changes)),
+        "/etc/igpt/mlflow-auth.ini": str(INFRA / "mlflow-auth.ini"),
+        KEYS: str(folder / "keys"),
+    }
+    command = [replaced.get(word, word) for word in SERVICES["keys"]["command"]]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+
+
+def test_nothing_starts_before_the_secrets_are_checked(tmp_path: Path) -> None:
     def first(name: str) -> set[str]:
         before = SERVICES[name].get("depends_on", {})
         return set().union(*(first(other) for other in before)) if before else {name}
 
-    assert {root for name in SERVICES for root in first(name)} == {"check"}
+    assert {root for name in SERVICES for root in first(name)} == {"keys"}
     for name in SERVICES:
-        waits = SERVICES[name].get("depends_on", {}).get("check")
+        waits = SERVICES[name].get("depends_on", {}).get("keys")
         assert waits in (None, {"condition": "service_completed_successfully"}), name
-    environment = SERVICES["check"]["environment"]
-    assert set(environment) == {"SECRETS", *environment["SECRETS"].split()}
-    required = {
-        match["name"] for match in VARIABLE.finditer((INFRA / "compose.yaml").read_text()) if match["kind"] == "?"
-    }
-    assert required == {*environment["SECRETS"].split(), "AWS_ACCESS_KEY_ID"}
-    accepted = check_secrets()
-    assert (accepted.returncode, accepted.stdout, accepted.stderr) == (0, "", "")
     for changes, said in (
         ({"MLFLOW_DB_PASSWORD": "p@ssword-0123"}, "MLFLOW_DB_PASSWORD must consist of letters and digits"),
-        ({"PREFECT_PASSWORD": "short"}, "PREFECT_PASSWORD has 5 characters and needs 8 or more"),
         ({"RAY_AUTH_TOKEN": "0123456789"}, "RAY_AUTH_TOKEN has 10 characters and needs 32 or more"),
     ):
-        refused = check_secrets(**changes)
+        refused = run_keys(tmp_path, **changes)
         assert (refused.returncode, refused.stdout) == (1, "")
-        assert refused.stderr.startswith(f"infra/.env: {said}") and next(iter(changes.values())) not in refused.stderr
+        assert refused.stderr.startswith(said) and next(iter(changes.values())) not in refused.stderr
+    assert not (tmp_path / "keys").exists()
+    accepted = run_keys(tmp_path)
+    assert (accepted.returncode, accepted.stdout, accepted.stderr) == (0, "", "")
 
 
 def test_every_ray_node_and_driver_has_the_token() -> None:
@@ -339,9 +365,10 @@ def test_every_ray_node_and_driver_has_the_token() -> None:
         if words[0] == "ray":
             environment = SERVICES[where.split()[-1]]["environment"]
             if where == "command of serve":  # which makes one for itself: tests/infra/test_kubernetes_serve.py
-                assert environment["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN" not in environment
+                assert environment["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN_PATH" not in environment
                 continue
-            assert environment["RAY_AUTH_MODE"] == "token" and environment["RAY_AUTH_TOKEN"].startswith("${RAY_AUTH")
+            assert environment["RAY_AUTH_MODE"] == "token"
+            assert environment["RAY_AUTH_TOKEN_PATH"] == f"{KEYS}/ray-token"
 
 
 def test_the_object_store_fits_into_shared_memory() -> None:
@@ -361,33 +388,55 @@ def test_mlflow_accepts_its_published_and_its_internal_host_name() -> None:
     assert "*" not in hosts
 
 
-def test_each_container_sees_the_keys_of_its_own_role(tmp_path: Path) -> None:
-    """A folder of the volume each; the administrator's pair is where keys and buckets are made, and nowhere else."""
-    deployed_keys.write_all(tmp_path, Pair(access_key="igpt", secret_key="a-secret"))
-    folders = {
-        name: mount["volume"]["subpath"]
-        for name, service in SERVICES.items()
-        for mount in service.get("volumes", [])
-        if isinstance(mount, dict) and (mount["source"], mount["target"]) == ("keys", "/run/igpt/keys")
-    }
+def test_each_container_sees_the_keys_and_passwords_of_its_own(tmp_path: Path) -> None:
+    """A folder of the volume each, with the files that its command and its variables name."""
+    assert run_keys(tmp_path).returncode == 0
+    compose = Compose()
+    seen = {name: compose.service(name).keys for name in SERVICES}
+    readers = (
+        "s3",
+        "postgres",
+        "buckets",
+        "mlflow",
+        "prefect-server",
+        "deploy",
+        "exporter",
+        "backup",
+        "restore",
+        "clean",
+    )
+    folders = {name: keys[KEYS] for name, keys in seen.items() if KEYS in keys}
     assert folders == {
-        **{name: name for name in ("s3", "mlflow", "exporter", "backup", "clean")},
-        **{"prefect-worker": "driver", "serve": "mlflow"},
+        **{name: name for name in readers},
+        **{
+            "migrate-mlflow": "mlflow",
+            "migrate-prefect": "prefect-server",
+            "prefect-worker": "driver",
+            "serve": "mlflow",
+        },
         **{"ray-head": "nodes", "ray-worker": "nodes"},
     }
-    holders = {name for name, service in SERVICES.items() if "AWS_SECRET_ACCESS_KEY" in str(service.get("environment"))}
-    assert holders == {"check", "keys", "buckets"}
+    logins = {name for name, keys in seen.items() if keys.get("/home/igpt/.mlflow") == deployed_keys.MLFLOW_LOGIN}
+    assert logins == {name for name in SERVICES if "MLFLOW_TRACKING_URI" in SERVICES[name].get("environment", {})}
+    assert (tmp_path / "keys" / deployed_keys.MLFLOW_LOGIN / "credentials").exists()
+    owners = {
+        path.parent.name
+        for path in (tmp_path / "keys").rglob("credentials")
+        if SECRETS["AWS_SECRET_ACCESS_KEY"] in path.read_text()
+    }
+    assert owners == set(deployed_keys.ADMINISTRATORS)
+    scripts = (INFRA / "databases.sh").read_text()
     for name, folder in folders.items():
         service = SERVICES[name]
-        files = re.findall(r"/run/igpt/keys/(\S+?)['\"]", str([service["command"], service.get("environment")]))
-        assert files and all((tmp_path / folder / file).exists() for file in files), name
-        assert service.get("group_add", []) == (["10001"] if name == "s3" else [])
+        text = str([service.get("command"), service.get("environment"), scripts if name == "postgres" else ""])
+        files = set(re.findall(rf"{KEYS}/([\w./-]+)", text))
+        there = {str(path.relative_to(tmp_path / "keys" / folder)) for path in (tmp_path / "keys" / folder).rglob("*")}
+        assert files and files <= there, name
+        assert service.get("group_add", []) == (["10001"] if name in ("s3", "postgres") else [])
     assert "IGPT_KEYS" in SERVICES["prefect-worker"]["environment"]
-    assert [name for name, service in SERVICES.items() if "keys:/run/igpt/keys" in service.get("volumes", [])] == [
-        "keys"
-    ]
+    assert [name for name, service in SERVICES.items() if f"keys:{KEYS}" in service.get("volumes", [])] == ["keys"]
     (user,) = [step for step in dockerfile() if "useradd" in step.words]
-    assert {"--uid", "10001", "/run/igpt/keys"} <= set(user.words)
+    assert {"--uid", "10001", KEYS} <= set(user.words)
 
 
 def test_the_buckets_are_those_in_the_configs() -> None:
@@ -405,9 +454,12 @@ def test_the_databases_are_those_the_servers_open() -> None:
     users = configparser.ConfigParser()
     users.read(INFRA / "mlflow-auth.ini")
     opened = {("mlflow", url) for url in (mlflow["MLFLOW_BACKEND_STORE_URI"], users["mlflow"]["database_uri"])}
-    url = interpolated(SERVICES["prefect-server"]["environment"]["PREFECT_SERVER_DATABASE_CONNECTION_URL"])
-    assert url.startswith("postgresql+asyncpg://prefect:word@postgres:5432/")
-    opened.add(("prefect", url))
+    prefect = SERVICES["prefect-server"]["environment"]
+    driver, host, role, database = (
+        prefect[f"PREFECT_SERVER_DATABASE_{part}"] for part in ("DRIVER", "HOST", "USER", "NAME")
+    )
+    assert (driver, host, role) == ("postgresql+asyncpg", "postgres", "prefect")
+    opened.add((role, f"{driver}://{role}@{host}:5432/{database}"))
     # The migrations reach the same databases.
     migration = SERVICES["migrate-mlflow"]
     assert set(re.findall(r"postgresql\S+", migration["command"][-1])) == {
@@ -426,8 +478,7 @@ def test_the_databases_are_those_the_servers_open() -> None:
         assert f"CREATE DATABASE {url.rpartition('/')[2]} OWNER {role};" in script
         assert f"CREATE ROLE {role} LOGIN PASSWORD :'{role}';" in script
     assert script.count("CREATE DATABASE") == len(opened) == 3
-    for name in re.findall(r"\$(\w+)", script):
-        assert name in SERVICES["postgres"]["environment"]
+    assert not re.findall(r"\$\w+", script)
     # kustomize reads nothing outside of its folder, so that it has a copy.
     (copy,) = [
         item["data"]["databases.sh"]
@@ -439,19 +490,39 @@ def test_the_databases_are_those_the_servers_open() -> None:
 
 @pytest.mark.services
 @pytest.mark.needs("postgres")
-def test_mlflows_library_takes_the_password_of_both_databases_from_the_environment(tmp_path: Path) -> None:
+def test_the_script_gives_the_owners_the_passwords_of_their_files_which_mlflows_library_reads(tmp_path: Path) -> None:
+    """The script of PostgreSQL's image on a real server, then a connection to each of MLflow's databases."""
+    assert run_keys(tmp_path).returncode == 0
+    script = (INFRA / "databases.sh").read_text().replace(KEYS, str(tmp_path / "keys" / "postgres"))
+    installed = postgres.installation()
+    assert installed is not None
     with postgres.PostgresData() as data, data.serve(HOST, free_port(), launch_here) as server:
-        server.create_database("mlflow_auth")
+        path = {**os.environ, "PATH": f"{installed / 'bin'}:{os.environ['PATH']}"}
+        made = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", script],
+            env={**path, **server.client_environment()},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert made.returncode == 0, made.stderr
         users = configparser.ConfigParser()
         users.read(INFRA / "mlflow-auth.ini")
-        url = users["mlflow"]["database_uri"]
-        script = f"from sqlalchemy import create_engine; create_engine({url!r}).connect().close(); print('opened')"
-        variables = {"PGHOST": server.address, "PGPORT": str(server.port), "PGUSER": "postgres"}
-        for password, expected in ((server.password, "opened"), ("wrong", "")):
-            environment = {**os.environ, **variables, "PGPASSWORD": password}
-            command = [sys.executable, "-c", script]
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-            assert done.stdout.strip() == expected, done.stderr
+        service = SERVICES["mlflow"]["environment"]
+        assert service["PGSERVICE"] == POSTGRES_SERVICE
+        of_mlflow = {"PGHOST": server.address, "PGPORT": str(server.port), "PGUSER": service["PGUSER"]}
+        wrong = tmp_path / "wrong.conf"
+        wrong.write_text(for_postgres("wrong"))
+        right = tmp_path / "keys" / "mlflow" / "pg_service.conf"
+        right.chmod(0o440)  # as the files of a secret on Kubernetes
+        for url in (users["mlflow"]["database_uri"], service["MLFLOW_BACKEND_STORE_URI"]):
+            code = f"from sqlalchemy import create_engine; create_engine({url!r}).connect().close(); print('opened')"
+            for file, expected in ((right, "opened"), (wrong, "")):
+                variables = {**os.environ, **of_mlflow, "PGSERVICE": POSTGRES_SERVICE, "PGSERVICEFILE": str(file)}
+                command = [sys.executable, "-c", code]
+                done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+                assert done.stdout.strip() == expected, done.stderr
+                assert expected or "password authentication failed" in done.stderr
 
 
 # Dockerfile and .dockerignore
@@ -469,7 +540,7 @@ def test_files_copied_into_the_image_exist_and_are_not_ignored() -> None:
     assert packages | {"pyproject.toml", "constraints.txt", "requirements/image.txt", "README.md"} <= copied
 
 
-@pytest.mark.parametrize("path", [".git/config", "infra/.env", ".venv/bin/python", "flows/__pycache__/x.pyc", "tests"])
+@pytest.mark.parametrize("path", [".git/config", "infra/.env", "infra/secrets/igpt.env", ".venv/bin/python", "tests"])
 def test_files_that_must_not_be_in_the_image_are_ignored(path: str) -> None:
     assert is_ignored(path)
 
@@ -577,14 +648,19 @@ def test_drivers_retry_mlflow_requests_like_the_command_line() -> None:
     assert settings.MLFLOW_RETRIES.items() <= SERVICES["prefect-worker"]["environment"].items()
 
 
-def test_passwords_protect_mlflow_and_prefect_and_only_drivers_have_them() -> None:
+def test_passwords_protect_mlflow_and_prefect_and_only_drivers_have_them(tmp_path: Path) -> None:
+    assert run_keys(tmp_path).returncode == 0
     assert "--app-name=basic-auth" in SERVICES["mlflow"]["command"]
-    assert "PREFECT_SERVER_API_AUTH_STRING" in SERVICES["prefect-server"]["environment"]
+    profile = tomllib.loads((tmp_path / "keys" / "prefect-server" / "prefect.toml").read_text())["profiles"]["igpt"]
+    assert profile["PREFECT_SERVER_API_AUTH_STRING"] == f"igpt:{SECRETS['PREFECT_PASSWORD']}"
+    users = configparser.ConfigParser()
+    users.read(tmp_path / "keys" / "mlflow" / "mlflow-auth.ini")
+    assert users["mlflow"]["admin_password"] == SECRETS["MLFLOW_PASSWORD"]
     for name, service in SERVICES.items():
         environment = service.get("environment", {})
-        if "PREFECT_API_URL" in environment:
-            assert "PREFECT_API_AUTH_STRING" in environment
-        if "MLFLOW_TRACKING_URI" in environment and name != "serve":
-            assert {"MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"} <= set(environment)
+        if "PREFECT_API_URL" in environment or name == "prefect-server":
+            assert environment["PREFECT_PROFILES_PATH"] == f"{KEYS}/prefect.toml"
         if name.startswith("ray-"):
             assert not [variable for variable in environment if variable.startswith(("MLFLOW_TRACKING", "PREFECT"))]
+    nodes = "".join(path.read_text() for path in (tmp_path / "keys" / "nodes").rglob("*") if path.is_file())
+    assert SECRETS["PREFECT_PASSWORD"] not in nodes and SECRETS["MLFLOW_PASSWORD"] not in nodes

@@ -16,7 +16,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from flows.services import settings
+from flows.services import deployed_keys, secrets_file, settings
 from flows.services.store_rights import ROLES, STEPS
 from tests.infra.command_lines import PROGRAMS, calls_in_script, parse
 from tests.infra.kubernetes_objects import (
@@ -26,15 +26,17 @@ from tests.infra.kubernetes_objects import (
     KUBERNETES,
     KUSTOMIZATION,
     OBJECTS,
+    OVERLAYS,
     RAY,
     ROOT,
     VERSIONS,
     WORKERS,
     containers,
-    named,
     pods,
+    rendered,
     validate,
 )
+from tests.rigs.compose import KEYS, Compose
 
 MACHINES: dict[str, Any] = yaml.safe_load((ROOT / "infra" / "ray-cluster.yaml").read_text())
 
@@ -128,7 +130,7 @@ def test_a_container_can_write_where_its_program_does() -> None:
             if "ray" in name or name in (*WORKERS, "serve"):
                 assert "/dev/shm" in writable, name
     mounts = {mount["mountPath"] for mount in RAY["spec"]["autoscalerOptions"]["volumeMounts"]}
-    assert mounts == {"/tmp", "/home/igpt"}
+    assert mounts == {"/tmp", "/home/igpt", f"{KEYS}/ray-token"}
     (server,) = [container for _, container in containers() if container["name"] == "prefect-server"]
     assert {"name": "PREFECT_UI_STATIC_DIRECTORY", "value": "/tmp/prefect-ui"} in server["env"]
 
@@ -155,51 +157,86 @@ def test_no_eviction_takes_a_driver_or_what_it_cannot_do_without() -> None:
         assert annotations["karpenter.sh/do-not-disrupt"] == "true"
 
 
-VARIABLES = {
-    name: f"{name.replace('_', '').lower()}{'0123456789' * 3}"
-    for name in (
-        *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "POSTGRES_PASSWORD", "MLFLOW_DB_PASSWORD"),
-        *("PREFECT_DB_PASSWORD", "MLFLOW_PASSWORD", "MLFLOW_SECRET_KEY", "PREFECT_PASSWORD", "RAY_AUTH_TOKEN"),
-    )
-}
+VARIABLES = {name: f"{name.replace('_', '').lower()}{'0123456789' * 3}" for name in secrets_file.NAMES}
 
 
 def make_secret(folder: Path, variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    (folder / ".env").write_text("# for compose\n" + "\n".join(f"{n}={value}" for n, value in variables.items()) + "\n")
-    command = [str(KUBERNETES / "secret"), str(folder / ".env")]
+    file = folder / "igpt.env"
+    file.write_text("# secrets\n" + "\n".join(f"{name}={value}" for name, value in variables.items()) + "\n")
+    command = [str(KUBERNETES / "secret"), str(file)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_the_secret_made_from_the_variables_of_compose_has_the_keys_that_pods_take(tmp_path: Path) -> None:
+def test_the_secret_made_from_the_file_of_compose_has_the_files_that_pods_take(tmp_path: Path) -> None:
     done = make_secret(tmp_path, {**VARIABLES, "AWS_SECRET_ACCESS_KEY": "it's/a+key="})
     assert (done.returncode, done.stderr) == (0, "")
     secret, _ = yaml.safe_load_all(done.stdout)
     validate(secret, VERSIONS[-1])
     assert (secret["metadata"]["name"], secret["metadata"]["namespace"]) == ("igpt", KUSTOMIZATION["namespace"])
-    taken = {
-        variable["valueFrom"]["secretKeyRef"]["key"]
-        for _, container in containers()
-        for variable in container.get("env", [])
-        if variable.get("valueFrom", {}).get("secretKeyRef", {}).get("name") == "igpt"
-    }
-    values = secret["stringData"]
-    assert set(values) == taken
-    assert values["PREFECT_AUTH"] == f"igpt:{VARIABLES['PREFECT_PASSWORD']}"
-    url = f"postgresql+asyncpg://prefect:{VARIABLES['PREFECT_DB_PASSWORD']}@postgres:5432/prefect"
-    assert values["PREFECT_DB_URL"] == url
+    taken = {key for _, pod, _ in pods() for files in mounts_of(pod, "igpt").values() for key in files.values()}
+    assert set(secret["stringData"]) == taken
+
+
+COMPOSE_NAMES = {
+    **dict.fromkeys(WORKERS, "prefect-worker"),
+    **{"ray head": "ray-head", "ray builds": "ray-worker", "ray training": "ray-worker"},
+}
+"""The service of compose.yaml that is a pod of another name."""
+
+
+def test_a_pod_sees_the_same_passwords_in_the_same_files_as_a_container_of_compose(tmp_path: Path) -> None:
+    secret, _ = yaml.safe_load_all(make_secret(tmp_path, VARIABLES).stdout)
+    config = (ROOT / "infra" / "mlflow-auth.ini").read_text()
+    deployed_keys.write_all(tmp_path / "keys", VARIABLES, config)
+    compose = Compose()
+    compared = set()
+    for name, pod, _ in pods():
+        folders = compose.service(COMPOSE_NAMES.get(name, name)).keys
+        shown = mounts_of(pod, "igpt")
+        for target, folder in folders.items():
+            here = tmp_path / "keys" / folder
+            of_store = {"credentials", *(f"steps/{step}" for step in STEPS)} if target == KEYS else set()
+            expected = {
+                str(path.relative_to(here)): path.read_text()
+                for path in here.rglob("*")
+                if path.is_file() and str(path.relative_to(here)) not in of_store
+            }
+            seen = {path: secret["stringData"][key] for path, key in shown.pop(target, {}).items()}
+            assert seen == expected, f"{name}: {target}"
+            compared.add(name)
+        assert not shown, f"{name} sees what no container of compose.yaml does"
+    assert compared == {name for name, _, _ in pods()}
+
+
+def mounts_of(pod: dict[str, Any], secret: str) -> dict[str, dict[str, str]]:
+    """The keys of a secret that a pod's containers see: by where, each by its path there."""
+    user = pod["securityContext"]
+    seen: dict[str, dict[str, str]] = {}
+    for volume in pod.get("volumes", []):
+        if "projected" in volume:
+            mode = volume["projected"]["defaultMode"]
+            sources = [source["secret"] for source in volume["projected"]["sources"]]
+        elif "secret" in volume:
+            mode = volume["secret"]["defaultMode"]
+            sources = [{"name": volume["secret"]["secretName"], "items": volume["secret"]["items"]}]
+        else:
+            continue
+        assert mode == 0o440 and user["fsGroup"] == user["runAsGroup"], "only its own group can read it"
+        files = {
+            item["path"]: item["key"] for source in sources if source["name"] == secret for item in source["items"]
+        }
+        for container in [*pod.get("initContainers", []), *pod["containers"]]:
+            targets = [mount for mount in container["volumeMounts"] if mount["name"] == volume["name"]]
+            assert all(mount["readOnly"] for mount in targets)
+            seen |= {mount["mountPath"]: files for mount in targets if files}
+    return seen
 
 
 def mounted_keys() -> dict[str, dict[str, str]]:
     """By pod, the file of each key of the bucket store that it sees."""
-    keys = {}
-    for name, pod, _ in pods():
-        for volume in pod.get("volumes", []):
-            if volume.get("secret", {}).get("secretName") == "store-keys":
-                assert volume["secret"]["defaultMode"] == 0o440 and pod["securityContext"]["fsGroup"] == 10001, name
-                keys[name] = {item["path"]: item["key"] for item in volume["secret"]["items"]}
-                mounts = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
-                assert mounts[volume["name"]] == "/run/igpt/keys", name
-    return keys
+    seen = {name: mounts_of(pod, "store-keys") for name, pod, _ in pods()}
+    assert all(set(targets) <= {KEYS} for targets in seen.values())
+    return {name: targets[KEYS] for name, targets in seen.items() if targets}
 
 
 def test_each_pod_sees_the_keys_of_its_own_role() -> None:
@@ -272,31 +309,75 @@ def test_a_missing_or_unsuitable_secret_is_told_before_anything_starts(
         assert done.returncode == 0
         return
     assert (done.returncode, done.stdout) == (1, "")
-    assert f".env: {name} " in done.stderr.splitlines()[0]
+    assert f"igpt.env: {name} " in done.stderr.splitlines()[0]
     assert not any(secret in done.stderr for secret in VARIABLES.values())
 
 
-def test_no_file_contains_a_secret_and_each_is_explained() -> None:
+def variables_of(where: str, container: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for variable in container.get("env", []):
+        yield f"{where}: {variable['name']}", variable
+    for source in container.get("envFrom", []):
+        assert set(source) == {"configMapRef"}, f"{where} takes all variables from a secret"
+
+
+def all_containers(item: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """All that has an image or variables anywhere in an object, such as Ray's autoscaler."""
+    parts: list[Any] = [item]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, dict):
+            if "env" in part or "envFrom" in part or "image" in part:
+                yield f"{item['kind']} {item['metadata']['name']}", part
+            parts += part.values()
+        elif isinstance(part, list):
+            parts += part
+
+
+OF_SECRETS = re.compile("PASS|TOKEN|SECRET|KEY|AUTH|CREDENTIAL|PROFILE|SERVICEFILE")
+
+
+@pytest.mark.parametrize("overlay", [None, *OVERLAYS])
+def test_no_secret_is_in_a_variable(overlay: str | None) -> None:
+    """Of any container: neither as a value nor as a reference, which would be in the process's environment."""
+    objects = OBJECTS if overlay is None else rendered(overlay)
+    assert not [item for item in objects if item["kind"] == "Secret"]
+    count = 0
+    for item in objects:
+        for name, container in all_containers(item):
+            for where, variable in variables_of(name, container):
+                count += 1
+                assert set(variable.get("valueFrom", {})) <= {"fieldRef"}, f"{where} is taken from a secret"
+                value = variable.get("value", "")
+                assert not re.search(r"://[^/]*@", value), f"{where} is an address with a password"
+                if OF_SECRETS.search(variable["name"]):
+                    assert value == "token" or value.startswith(f"{KEYS}/"), f"{where} is no path of a file"
+    assert count > 50
+    shared = [item["data"] for item in objects if item["kind"] == "ConfigMap"]
+    for name, value in (pair for data in shared for pair in data.items()):
+        assert value.startswith(f"{KEYS}/") or not OF_SECRETS.search(name), f"{name} is no path of a file"
+
+
+def test_every_secret_is_explained(tmp_path: Path) -> None:
     readme = (ROOT / "infra" / "README.md").read_text()
-    assert not named("Secret")
-    for name, container in containers():
-        for variable in container.get("env", []):
-            assert not re.search(r"://[^/]+@", variable.get("value", "")), f"{name}: {variable['name']} has a password"
-            secrets = "PASSWORD|TOKEN|SECRET|KEY|AUTH_STRING|DB_(?!VACUUM)|CONNECTION|STORE_URI"
-            secret = re.search(secrets, variable["name"])
-            if secret and variable["name"] not in ("MLFLOW_AUTH_CONFIG_PATH", "MLFLOW_BACKEND_STORE_URI", "IGPT_KEYS"):
-                reference = variable["valueFrom"]["secretKeyRef"]
-                assert reference["name"] == ("serve" if name == "serve" else "igpt"), f"{name}: {variable['name']}"
-                assert f"`{reference['key']}`" in readme, f"{reference['key']} is not explained in infra/README.md"
+    secret, _ = yaml.safe_load_all(make_secret(tmp_path, VARIABLES).stdout)
+    for key in secret["stringData"]:
+        assert f"`{key}`" in readme, f"{key} is not explained in infra/README.md"
 
 
 def test_every_ray_node_and_driver_has_the_token() -> None:
-    for name, container in containers():
-        variables = {variable["name"] for variable in container.get("env", [])}
-        if name != "serve" and ("ray" in name or "RAY_ADDRESS" in variables):
-            assert {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN"} <= variables, name
-    autoscaler = RAY["spec"]["autoscalerOptions"]["env"]
-    assert {variable["name"] for variable in autoscaler} == {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN"}
+    token = {"name": "RAY_AUTH_TOKEN_PATH", "value": f"{KEYS}/ray-token"}
+    mode = {"name": "RAY_AUTH_MODE", "value": "token"}
+    for name, pod, _ in pods():
+        for container in pod["containers"]:
+            variables = container.get("env", [])
+            if name != "serve" and ("ray" in name or "RAY_ADDRESS" in {variable["name"] for variable in variables}):
+                assert token in variables and mode in variables, name
+                assert mounts_of(pod, "igpt")[KEYS]["ray-token"] == "ray-token"
+    options = RAY["spec"]["autoscalerOptions"]
+    assert options["env"] == [mode, token]
+    assert {"name": "keys", "mountPath": token["value"], "subPath": "ray-token", "readOnly": True} in options[
+        "volumeMounts"
+    ]
 
 
 def test_drivers_retry_mlflow_requests_like_the_command_line() -> None:

@@ -23,7 +23,9 @@ import psycopg2
 import pytest
 from packaging.version import Version
 
+from flows.services import deployed_keys, secrets_file
 from flows.services.ports import HOST, free_port
+from flows.services.store_keys import write
 from tests.compatibility.earlier import read_json
 from tests.rigs.compose import Compose
 from tests.rigs.environments import ROOT, without_us
@@ -35,11 +37,7 @@ from tests.rigs.s3_server import launch_here
 EARLIER = {"mlflow": ("3.17.1", "3.16.1"), "prefect": ("3.8.7", "3.8.6")}
 PACKAGES = {"mlflow": ("mlflow", "mlflow-skinny", "mlflow-tracing"), "prefect": ("prefect",)}
 PASSWORD = "a-password-of-tests"
-_SECRETS = (
-    *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "POSTGRES_PASSWORD", "MLFLOW_DB_PASSWORD", "PREFECT_DB_PASSWORD"),
-    *("MLFLOW_PASSWORD", "MLFLOW_SECRET_KEY", "PREFECT_PASSWORD", "RAY_AUTH_TOKEN"),
-)
-COMPOSE = Compose(dict.fromkeys(_SECRETS, PASSWORD))
+COMPOSE = Compose()
 MLFLOW_CONTENT = """
 from mlflow import MlflowClient
 client = MlflowClient()
@@ -65,6 +63,13 @@ def earlier_release(name: str, version: str, folder: Path) -> Path:
     shown = subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     assert shown == version
     return python
+
+
+def deployed(folder: Path, server: PostgresServer) -> Path:
+    """The files of keys and passwords, with the password of a server's user for all databases."""
+    secrets = {name: server.password if "_DB_" in name else PASSWORD for name in secrets_file.NAMES}
+    deployed_keys.write_all(folder, secrets, (ROOT / "infra" / "mlflow-auth.ini").read_text())
+    return folder
 
 
 def schema(server: PostgresServer, database: str) -> list[tuple[Any, ...]]:
@@ -153,33 +158,33 @@ def test_mlflow_keeps_runs_versions_and_users(release: str, postgres: PostgresSe
     databases = [f"mlflow_{suffix}", f"mlflow_auth_{suffix}"]
     for database in databases:
         postgres.create_database(database)
-    reached = {
-        "PGHOST": postgres.address, "PGPORT": str(postgres.port), "PGUSER": "postgres", "PGPASSWORD": postgres.password,
-    }  # fmt: skip
+    keys = deployed(tmp_path / "keys", postgres)
+    reached = {"PGHOST": postgres.address, "PGPORT": str(postgres.port), "PGUSER": "postgres"}
 
     def named(text: str) -> str:
         for database in databases:
             text = re.sub(rf"///{database.removesuffix('_' + suffix)}\b(?!_)", f"///{database}", text)
         return text
 
-    (tmp_path / "auth.ini").write_text(named((ROOT / "infra" / "mlflow-auth.ini").read_text()))
+    users = keys / "mlflow" / "mlflow-auth.ini"
+    write(users, named(users.read_text()))
     port = free_port()
-    service = COMPOSE.service("mlflow")
+    service = COMPOSE.service("mlflow").reading(keys)
     environment = {
         **{key: named(value) for key, value in service.environment.items()},
         **reached,
-        "MLFLOW_AUTH_CONFIG_PATH": str(tmp_path / "auth.ini"),
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
     options = {"--host=0.0.0.0": f"--host={HOST}", "--workers=2": "--workers=1"}
-    words = [options.get(word, word).replace(":5000", f":{port}") for word in service.command[1:]]
+    words = [options.get(word, word).replace(":5000", f":{port}") for word in service.command]
     words = [f"--port={port}" if word == "--port=5000" else word for word in words]
+    shell, words = words[: words.index("mlflow")], words[words.index("mlflow") + 1 :]
     url = f"http://{HOST}:{port}"
     client = {
         "MLFLOW_TRACKING_URI": url, "MLFLOW_TRACKING_USERNAME": "igpt", "MLFLOW_TRACKING_PASSWORD": PASSWORD,
         "PATH": os.defpath, "HOME": str(tmp_path),
     }  # fmt: skip
-    with running([str(python), "-m", "mlflow", *words], environment, f"{url}/health", tmp_path):
+    with running([*shell, str(python), "-m", "mlflow", *words], environment, f"{url}/health", tmp_path):
         made = [str(python), "-c", MLFLOW_CONTENT]
         done = subprocess.run(made, env=client, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
@@ -187,13 +192,14 @@ def test_mlflow_keeps_runs_versions_and_users(release: str, postgres: PostgresSe
         request(f"{url}/api/2.0/mlflow/users/create", f"igpt:{PASSWORD}", reader)
     before = [schema(postgres, database) for database in databases]
 
-    job = [named(word) for word in COMPOSE.service("migrate-mlflow").command]
+    migration = COMPOSE.service("migrate-mlflow").reading(keys)
+    job, reached = [named(word) for word in migration.command], {**migration.environment, **reached}
     migrate(job, reached, tmp_path)
     after = [schema(postgres, database) for database in databases]
     assert (after != before) == (release == EARLIER["mlflow"][1])
     migrate(job, reached, tmp_path)
     assert [schema(postgres, database) for database in databases] == after
-    with running([sys.executable, "-m", "mlflow", *words], environment, f"{url}/health", tmp_path):
+    with running([*shell, sys.executable, "-m", "mlflow", *words], environment, f"{url}/health", tmp_path):
         assert [schema(postgres, database) for database in databases] == after, "the server migrated"
         shown = request(f"{url}/api/2.0/mlflow/registered-models/alias?name=igpt&alias=champion", f"igpt:{PASSWORD}")
         version = shown["model_version"]
@@ -214,10 +220,13 @@ def test_prefect_keeps_deployments_runs_and_variables(release: str, postgres: Po
     python = earlier_release("prefect", release, tmp_path / "environment")
     database = f"prefect_{release.replace('.', '_')}"
     postgres.create_database(database)
-    port, service = free_port(), COMPOSE.service("prefect-server")
+    port, service = free_port(), COMPOSE.service("prefect-server").reading(deployed(tmp_path / "keys", postgres))
     environment = {
         **service.environment,
-        "PREFECT_SERVER_DATABASE_CONNECTION_URL": postgres.url(database, "asyncpg"),
+        "PREFECT_SERVER_DATABASE_HOST": postgres.address,
+        "PREFECT_SERVER_DATABASE_PORT": str(postgres.port),
+        "PREFECT_SERVER_DATABASE_USER": "postgres",
+        "PREFECT_SERVER_DATABASE_NAME": database,
         "PREFECT_HOME": str(tmp_path),
         "PREFECT_UI_STATIC_DIRECTORY": str(tmp_path / "ui"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from mlflow import MlflowClient
@@ -20,15 +21,18 @@ from mlflow.exceptions import MlflowException
 from mlflow.server import get_app_client
 
 from flows.services import settings
+from flows.services.password_files import for_mlflow, for_mlflow_server
 from flows.services.ports import HOST, free_port
 from igpt_model.registry.client import Registry
 from igpt_model.tracking import runs
 from pipeline.errors import IgptError
+from tests.rigs.compose import KEYS
 from tests.rigs.s3_server import launch_here
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = yaml.safe_load((ROOT / "infra" / "compose.yaml").read_text())
 PASSWORD = "not-to-be-seen-4711"
+FORMS_KEY = "signs-the-forms-4711"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +41,7 @@ class Mlflow:
 
     port: int
     log: Path
+    pid: int
 
     @property
     def url(self) -> str:
@@ -66,24 +71,25 @@ def mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mlflow]:
     command = [
         part.replace(":5000", f":{port}")
         for word in COMPOSE["services"]["mlflow"]["command"]
-        for part in replaced.get(word, word).split()
+        for part in (
+            replaced[word].split() if word in replaced else [word.replace("$$", "$").replace(KEYS, str(folder))]
+        )
     ]
     content = (ROOT / "infra" / "mlflow-auth.ini").read_text()
     lines = [
         f"database_uri = sqlite:///{folder}/auth.db" if line.startswith("database_uri") else line
         for line in content.splitlines()
     ]
-    (folder / "basic_auth.ini").write_text("\n".join(lines))
+    (folder / "mlflow-auth.ini").write_text(for_mlflow_server("\n".join(lines), PASSWORD))
+    (folder / "forms-key").write_text(FORMS_KEY)
     environment = {
         "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{folder}/mlflow.db",
-        "MLFLOW_AUTH_CONFIG_PATH": str(folder / "basic_auth.ini"),
-        "MLFLOW_AUTH_ADMIN_PASSWORD": PASSWORD,
-        "MLFLOW_FLASK_SERVER_SECRET_KEY": "signs-the-forms",
+        "MLFLOW_AUTH_CONFIG_PATH": str(folder / "mlflow-auth.ini"),
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
-    server = Mlflow(port=port, log=folder / "server.log")
-    process = launch_here(command, environment, server.log)
+    process = launch_here(command, environment, folder / "server.log")
+    server = Mlflow(port=port, log=folder / "server.log", pid=process.pid)
     try:
         deadline = time.monotonic() + 180
         while True:
@@ -118,19 +124,24 @@ print(client.create_run(client.create_experiment(sys.argv[1])).info.status)
 """
 
 
-def create_run(mlflow: Mlflow, name: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": mlflow.url, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", **variables}
+def create_run(mlflow: Mlflow, name: str, home: Path, password: str) -> subprocess.CompletedProcess[str]:
+    """Create a run with the password of ~/.mlflow/credentials."""
+    file = home / ".mlflow" / "credentials"
+    file.parent.mkdir(parents=True)
+    file.write_text(for_mlflow("igpt", password))
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": mlflow.url, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+    environment["HOME"] = str(home)
     return subprocess.run(
         [sys.executable, "-c", CLIENT, name], env=environment, cwd=ROOT, capture_output=True, text=True, check=False
     )
 
 
-def test_a_client_with_the_password_works_and_no_output_shows_it(mlflow: Mlflow) -> None:
-    accepted = create_run(mlflow, "accepted", MLFLOW_TRACKING_USERNAME="igpt", MLFLOW_TRACKING_PASSWORD=PASSWORD)
+def test_a_client_with_the_password_works_and_no_output_shows_it(mlflow: Mlflow, tmp_path: Path) -> None:
+    accepted = create_run(mlflow, "accepted", tmp_path / "right", PASSWORD)
     assert accepted.returncode == 0, accepted.stderr
     assert accepted.stdout.splitlines()[-1] == "RUNNING"
     wrong = f"{PASSWORD}-no"
-    refused = create_run(mlflow, "refused", MLFLOW_TRACKING_USERNAME="igpt", MLFLOW_TRACKING_PASSWORD=wrong)
+    refused = create_run(mlflow, "refused", tmp_path / "wrong", wrong)
     assert refused.returncode != 0
     assert "401" in refused.stderr or "Unauthorized" in refused.stderr or "not authenticated" in refused.stderr
     for output in (accepted.stdout, accepted.stderr, refused.stdout, refused.stderr, mlflow.log.read_text()):
@@ -162,6 +173,17 @@ def test_a_user_that_was_just_made_finds_models_to_load_and_changes_none(
     ):
         with pytest.raises(MlflowException, match="Permission denied"):
             change()
+
+
+def test_no_process_of_the_server_has_the_password_in_its_environment(mlflow: Mlflow) -> None:
+    """Only the key of the forms is, since MLflow reads it from nowhere else; nothing is on a command line."""
+    process = psutil.Process(mlflow.pid)
+    family = [process, *process.children(recursive=True)]
+    assert len(family) > 1, "the server starts others"
+    for member in family:
+        shown = {name: value for name, value in member.environ().items() if PASSWORD in value or FORMS_KEY in value}
+        assert set(shown) <= {"MLFLOW_FLASK_SERVER_SECRET_KEY"}
+        assert not [word for word in member.cmdline() if PASSWORD in word or FORMS_KEY in word]
 
 
 @pytest.mark.parametrize("name", ["PREFECT_API_URL", "MLFLOW_TRACKING_URI"])

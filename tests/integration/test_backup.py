@@ -20,9 +20,10 @@ from mlflow.entities import ViewType
 
 from flows.services import process
 from flows.services.local_stack import Stack
+from flows.services.password_files import POSTGRES_SERVICE, for_postgres
 from flows.services.ports import HOST, free_port
 from flows.services.services import services, short_folder
-from flows.services.store_keys import derive, write_steps
+from flows.services.store_keys import derive, write, write_steps
 from flows.services.store_rights import BUCKETS
 from igpt_model.registry import client, register
 from igpt_model.runs import checkpoint, record
@@ -73,10 +74,13 @@ class Place:
             prefect_url=f"http://{HOST}:{ports[1]}",
             mlflow_url=f"http://{HOST}:{ports[2]}",
             ray_address=f"{HOST}:{ports[3]}",
-            ray_token="0123456789abcdef0123456789abcdef",
+            ray_token_path=folder / "ray-token",
         )
         write_steps(self.stack.keys_folder, derive(self.stack.administrator))
+        write(self.stack.ray_token_path, "0123456789abcdef0123456789abcdef")
         self.postgres = PostgresData()
+        self.password_file = folder / "pg_service.conf"
+        self.password_file.write_text(for_postgres(self.postgres.password))
         self.running = ExitStack()
         self._count = 0
 
@@ -91,7 +95,8 @@ class Place:
             "PGHOST": HOST,
             "PGPORT": str(self.postgres_port),
             "PGUSER": "postgres",
-            "PGPASSWORD": self.postgres.password,
+            "PGSERVICE": POSTGRES_SERVICE,
+            "PGSERVICEFILE": str(self.password_file),
         }
 
     def start_empty(self) -> None:

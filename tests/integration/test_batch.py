@@ -61,7 +61,7 @@ def killed_worker(stack: Stack) -> bool:
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             is_making = process.cmdline()[:1] and process.cmdline()[0].startswith("ray::_make_part")
-            if is_making and process.environ().get("RAY_AUTH_TOKEN") == stack.ray_token:
+            if is_making and process.environ().get("RAY_AUTH_TOKEN_PATH") == str(stack.ray_token_path):
                 process.kill()
                 return True
     return False

@@ -80,7 +80,7 @@ def shard_workers(stack: Stack) -> list[psutil.Process]:
     for process in psutil.process_iter():
         try:
             making = process.cmdline()[:1] and process.cmdline()[0].startswith("ray::make_shard")
-            if making and process.environ().get("RAY_AUTH_TOKEN") == stack.ray_token:
+            if making and process.environ().get("RAY_AUTH_TOKEN_PATH") == str(stack.ray_token_path):
                 workers.append(process)
         except psutil.Error:
             continue

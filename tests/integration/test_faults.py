@@ -40,7 +40,7 @@ def train_workers(stack: Stack) -> list[psutil.Process]:
     for process in psutil.process_iter():
         try:
             named = process.cmdline()[:1] and process.cmdline()[0].startswith("ray::RayTrainWorker")
-            if named and process.environ().get("RAY_AUTH_TOKEN") == stack.ray_token:
+            if named and process.environ().get("RAY_AUTH_TOKEN_PATH") == str(stack.ray_token_path):
                 workers.append(process)
         except psutil.Error:
             continue

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from flows.services import deployed_keys
+from flows.services import deployed_keys, secrets_file
 from flows.services.store_keys import derive
 from tests.rigs.hosts import Host, Network
 from tests.rigs.ray_nodes import QUICK_TO_GIVE_UP
@@ -27,7 +27,8 @@ pytestmark = [pytest.mark.services, pytest.mark.faults]
 
 IMAGES = 40
 MODEL, CHECKPOINT, SHARD, IMAGE = "mlflow/1/models/m-1/artifacts/x", "runs/r/x", "datasets/d/shards/x", "raw/photos/x"
-PASSWORDS = {"MLFLOW_TRACKING_PASSWORD": "the-password-of-mlflow", "PREFECT_API_AUTH_STRING": "igpt:of-prefect"}
+SECRETS = {name: f"{name.replace('_', '').lower()}0123456789abcdef0123456789" for name in secrets_file.NAMES}
+PASSWORDS = {value for name, value in SECRETS.items() if not name.startswith("AWS_") and name != "RAY_AUTH_TOKEN"}
 # Searches what its processes can see for pairs of the store, and tries to read and write with each.
 ATTACK = """
 import glob, json, os, re
@@ -131,13 +132,14 @@ def site(needs_hosts: None, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         with serve(storage.folder / "data", storage.address, 9000, storage.start) as s3:
             put_images(s3.bucket("raw") / "photos")
             keys, report = storage.folder / "keys", node.folder / "found"
-            deployed_keys.write_all(keys, s3.administrator)
+            of_store = {"AWS_ACCESS_KEY_ID": s3.access_key, "AWS_SECRET_ACCESS_KEY": s3.secret_key}
+            deployed_keys.write_all(keys, {**SECRETS, **of_store}, "[mlflow]\n")
             (node.folder / "sitecustomize.py").write_text(
                 SITE.replace("REPORT", repr(str(report))).replace("KEYS", repr(str(keys)))
             )
             store = {"AWS_ENDPOINT_URL": s3.url, "AWS_DEFAULT_REGION": "us-east-1"}
             store["AWS_SHARED_CREDENTIALS_FILE"] = "/run/igpt/keys/credentials"
-            ray = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 2, **QUICK_TO_GIVE_UP}
+            ray = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": "/run/igpt/keys/ray-token", **QUICK_TO_GIVE_UP}
             node.start(
                 contained(
                     [storage.folder, driver.folder],
@@ -153,7 +155,7 @@ def site(needs_hosts: None, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             work = f"{sys.executable} {program} {address} {report} {keys}"
             ended = driver.run(
                 contained([storage.folder, node.folder], keys / "driver", f"{ready}{join} > ray.log & sleep 1; {work}"),
-                {**store, **ray, **PASSWORDS, "IGPT_KEYS": "/run/igpt/keys/steps"},
+                {**store, **ray, "IGPT_KEYS": "/run/igpt/keys/steps"},
                 seconds=200,
             )
             assert ended.returncode == 0, ended.stderr[-3000:] + (node.folder / "log").read_text()[-2000:]
@@ -182,8 +184,9 @@ def test_no_step_reaches_the_secrets_of_the_driver(site: Site) -> None:
     for step, found in site.found.items():
         assert f"IGPT_ROLE={step}" in found["seen"].replace('": "', "=") or step in found["seen"]
         hidden = [pair.secret_key for role, pair in pairs.items() if role not in (step, "reader")]
-        for secret in (*PASSWORDS.values(), site.s3.secret_key, *hidden):
+        for secret in (*PASSWORDS, site.s3.secret_key, *hidden):
             assert secret not in found["seen"], step
+        assert SECRETS["RAY_AUTH_TOKEN"] in found["seen"], "the attack reads the files of its node"
         assert found["pairs"] == sorted([pairs[step].access_key, pairs["reader"].access_key])
 
 

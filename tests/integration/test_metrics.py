@@ -79,7 +79,11 @@ def test_the_agent_that_serves_them_starts_no_job_for_who_has_not_the_token(stac
         with suppress(psutil.Error, IndexError):
             parent = process.parent()  # the agent's title has overwritten its own environment
             named = process.cmdline()[0].startswith("ray::DashboardAgent")
-            if named and parent is not None and parent.environ().get("RAY_AUTH_TOKEN") == stack.ray_token:
+            if (
+                named
+                and parent is not None
+                and parent.environ().get("RAY_AUTH_TOKEN_PATH") == str(stack.ray_token_path)
+            ):
                 agents.append(process)
     (agent,) = agents
     answers = []

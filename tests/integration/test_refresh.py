@@ -207,7 +207,7 @@ def test_running_it_again_makes_nothing_new(refreshed: Refreshed, stack: Stack) 
 
 
 def test_no_secret_is_in_what_the_refresh_left(refreshed: Refreshed, stack: Stack, home: Path) -> None:
-    secrets = (stack.s3_secret_key, stack.ray_token)
+    secrets = (stack.s3_secret_key, stack.ray_token_path.read_text())
     ray_folder = Path(json.loads((home / "services.json").read_text())["ray_folder"])
     logs = [
         path

@@ -23,6 +23,7 @@ from mlflow.entities import Run
 
 from flows.services import settings
 from flows.services.local_stack import Stack
+from flows.services.password_files import for_prefect
 from flows.services.ports import HOST, free_port
 from pipeline.dataset import snapshot
 from pipeline.store import lease, objects
@@ -158,10 +159,12 @@ def production_on(stack: Stack, database_url: str, folder: Path) -> Iterator[Pro
     """A Prefect server on a database."""
     server = PrefectServer(port=free_port(), database_url=database_url, folder=folder, auth=AUTH)
     server.start()
+    profiles = folder / "client.toml"
+    profiles.write_text(for_prefect(AUTH))
     environment = {
         **stack.environment(),
         "PREFECT_API_URL": server.api_url,
-        "PREFECT_API_AUTH_STRING": AUTH,
+        "PREFECT_PROFILES_PATH": str(profiles),
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
         **COMPOSE["x-logs"],
     }
@@ -242,7 +245,7 @@ def ray_processes(stack: Stack, *titles: str) -> list[psutil.Process]:
     for process in psutil.process_iter():
         try:
             title = (process.cmdline() or [""])[0]
-            if title.startswith(titles) and process.environ().get("RAY_AUTH_TOKEN") == stack.ray_token:
+            if title.startswith(titles) and process.environ().get("RAY_AUTH_TOKEN_PATH") == str(stack.ray_token_path):
                 processes.append(process)
         except psutil.Error:
             continue
@@ -411,6 +414,11 @@ def test_a_run_outlives_its_worker_and_the_server_which_then_shows_its_true_stat
     wait_until(has_files(f"{folder}/shards", 3), said=workers.said)
     with held(workers.stack):
         (driver,) = worker.drivers()
+        assert worker.process is not None and server.process is not None
+        family = [*process_tree(psutil.Process(worker.process.pid)), *process_tree(psutil.Process(server.process.pid))]
+        # Prefect's worker copies its password for what it starts, which takes it away from the driver.
+        showing = [process for process in family if AUTH in process.environ().values()]
+        assert all("flows.prefect_ops.launcher" in process.cmdline() for process in showing) and driver not in showing
         server.kill()
         wait_until(lambda: "the worker of pool tried ended" in worker.said(), said=worker.said)
         server.start()
@@ -602,7 +610,7 @@ def test_logs_are_json_and_carry_the_run(production: Production) -> None:
 
 def test_no_secret_is_in_any_log_or_parameter(production: Production, home: Path) -> None:
     """After the tests above: runs were late, cancelled and have failed, and all of it was written to logs."""
-    secrets = {production.stack.s3_secret_key, production.stack.ray_token, AUTH.partition(":")[2]}
+    secrets = {production.stack.s3_secret_key, production.stack.ray_token_path.read_text(), AUTH.partition(":")[2]}
     ray_folder = Path(json.loads((home / "services.json").read_text())["ray_folder"])
     logs = {
         path

@@ -1,6 +1,7 @@
 """What happens in the rehearsal: two nights of weekly refreshes and the day between them, or one nightly build."""
 
 import json
+import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -124,6 +125,7 @@ def lose_in_build(site: Production) -> None:
     shards = "datasets/digits/shards"
     lost = f"{site.hosts['ray-worker-2'].address}: shard"
     site.wait("ten shards", lambda: site.files(shards, "*.tar") >= 10, "prefect-worker")
+    check_secrets(site)
     site.wait("a line of the node in the run's log", lambda: site.logged(lost), "prefect-worker", seconds=60)
     at = datetime.now(UTC)
     site.lose("ray-worker-2")
@@ -138,6 +140,16 @@ def lose_in_build(site: Production) -> None:
     site.tell(f"Prefect's log has {len(lines)} lines of the lost node, such as: {lines[-1]}")
     site.bring_back("ray-worker-2")
     site.tell("the node is back")
+
+
+def check_secrets(site: Production) -> None:
+    """Check that no process shows a secret, but for the two that SECURITY.md names. Raises RehearsalError."""
+    shown = site.shown_secrets()
+    known = {"MLFLOW_SECRET_KEY": r"mlflow: .*", "PREFECT_PASSWORD": r"prefect-worker: .*flows\.prefect_ops\.launcher"}
+    unknown = sorted(whose for secret, whose in shown if not re.fullmatch(known.get(secret, ""), whose, re.DOTALL))
+    if unknown or not shown:
+        raise RehearsalError(f"processes show secrets: {unknown or 'not even the two that are known to'}")
+    site.tell("no process shows a secret but MLflow's key of forms and Prefect's password in the launcher of runs")
 
 
 def lose_in_training(site: Production) -> None:

@@ -25,9 +25,9 @@ import yaml
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from flows.services import deployed_keys
+from flows.services import deployed_keys, secrets_file
 from tests.rehearsal.webhook import Webhook
-from tests.rigs.compose import Compose
+from tests.rigs.compose import HOME, Compose
 from tests.rigs.hosts import Host, Network
 from tests.rigs.postgres import PostgresData, PostgresServer
 from tests.rigs.ray_nodes import QUICK_TO_GIVE_UP
@@ -101,13 +101,6 @@ def digits(begin: int, end: int) -> dict[str, bytes]:
     return files
 
 
-def secret_variables() -> dict[str, str]:
-    """The variables of infra/.env."""
-    names = ("POSTGRES_PASSWORD", "MLFLOW_DB_PASSWORD", "PREFECT_DB_PASSWORD", "MLFLOW_PASSWORD", "MLFLOW_SECRET_KEY")
-    made = {name: secrets.token_hex(24) for name in (*names, "PREFECT_PASSWORD", "RAY_AUTH_TOKEN")}
-    return {**made, "RAY_WORKER_CPUS": "1"}
-
-
 def of_compose(service: str) -> str:
     """The name in compose.yaml of a service that may have several containers."""
     return re.sub(r"-\d$", "", service)
@@ -124,7 +117,8 @@ class Production:
     webhook: Webhook
     keys: Path
     """The volume `keys`."""
-    variables: Mapping[str, str] = field(repr=False)
+    secrets: Mapping[str, str] = field(repr=False)
+    """Those of infra/secrets/igpt.env, by name."""
     began: float = field(default_factory=time.monotonic)
     _started: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
@@ -151,7 +145,6 @@ class Production:
             **{"PREFECT_WORKER_PREFETCH_SECONDS": "1", **QUICK_TO_GIVE_UP},
             "GRPC_DNS_RESOLVER": "native",  # which knows /etc/hosts; its own asks a server, and here is none
             "PREFECT_HOME": str(self.hosts[service].folder),
-            "MLFLOW_AUTH_CONFIG_PATH": str(ROOT / "infra" / "mlflow-auth.ini"),
         }
 
     def command(self, service: str) -> list[str]:
@@ -161,18 +154,21 @@ class Production:
         words = [re.sub(r"--object-store-memory=\d+", "--object-store-memory=100000000", word) for word in words]
         return self.contained(service, words)
 
-    def contained(self, service: str, command: list[str]) -> list[str]:
+    def contained(self, service: str, command: list[str], job: str | None = None) -> list[str]:
         """The command as in a container: it sees no processes but its own, its host's /tmp/ray, and its own keys.
 
-        By the first two a Ray driver finds the node on its machine.
+        By the first two a Ray driver finds the node on its machine. A job of another name has keys of its own.
         """
-        folder = self.hosts[service].folder / "ray"
-        keys = self.keys / (self.compose.service(of_compose(service)).keys or "none")
-        for path in (folder, keys, Path("/tmp/ray"), Path("/run/igpt/keys")):
-            path.mkdir(parents=True, exist_ok=True)
+        host = self.hosts[service]
+        mounts = {str(host.folder / "ray"): "/tmp/ray"}
+        for target, keys in self.compose.service(of_compose(job or service)).keys.items():
+            mounts[str(self.keys / keys)] = target.replace(HOME, str(host.folder))  # HOME of its processes
+        for path in (path for pair in mounts.items() for path in pair):
+            Path(path).mkdir(parents=True, exist_ok=True)
         own = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
-        mounts = f'mount --bind "$0" /tmp/ray && mount --bind {keys} /run/igpt/keys && mount -t tmpfs none {self.keys}'
-        return [*own, "sh", "-c", f'{mounts} && exec "$@"', str(folder), *command]
+        binds = [f"mount --bind {source} {target}" for source, target in mounts.items()]
+        script = " && ".join([*binds, f"mount -t tmpfs none {self.keys}", 'exec "$@"'])
+        return [*own, "sh", "-c", script, "sh", *command]
 
     def start(self, service: str, *options: str) -> None:
         """Start a service on its host; it is started anew when it ends, until it is stopped or lost."""
@@ -194,6 +190,14 @@ class Production:
     def run(self, service: str, command: list[str]) -> subprocess.CompletedProcess[str]:
         """Run a command to its end where a service runs."""
         return self.hosts[service].run(self.contained(service, command), self.environment(service), seconds=240)
+
+    def run_job(self, job: str, service: str) -> None:
+        """Run a job of compose.yaml to its end, on the host of a service. Raises RehearsalError with what it says."""
+        described = self.compose.service(job)
+        command = self.contained(service, described.command, job)
+        done = self.hosts[service].run(command, described.environment, seconds=240)
+        if done.returncode != 0:
+            raise RehearsalError(f"{job}: {done.stdout}{done.stderr}")
 
     def must_run(self, service: str, command: list[str]) -> str:
         """Like `run`, but raise RehearsalError with what the command says when it fails; return its output."""
@@ -239,7 +243,7 @@ class Production:
 
     def prefect(self, path: str, body: dict[str, Any]) -> Any:
         """Send a request to Prefect's API, with the password; returns the response."""
-        password = b64encode(f"igpt:{self.variables['PREFECT_PASSWORD']}".encode()).decode()
+        password = b64encode(f"igpt:{self.secrets['PREFECT_PASSWORD']}".encode()).decode()
         request = urllib.request.Request(
             f"http://{self.hosts['prefect-server'].address}:4200/api/{path}",
             json.dumps(body).encode(),
@@ -271,6 +275,22 @@ class Production:
     def files(self, folder: str, pattern: str) -> int:
         """The number of objects in a bucket's folder."""
         return sum(1 for _ in (self.s3.folder / folder).rglob(pattern))
+
+    def shown_secrets(self) -> set[tuple[str, str]]:
+        """The secrets in the variables or command lines of processes: the name of each, and whose process shows it.
+
+        S3 and PostgreSQL are stand-ins, whose own variables are not those of compose.yaml.
+        """
+        hidden = {secret: value for secret, value in self.secrets.items() if secret != "AWS_ACCESS_KEY_ID"}
+        shown = set()
+        for name, host in self.hosts.items():
+            for pid in host.processes() if name not in ("s3", "postgres") else ():
+                with suppress(psutil.Error):  # it has ended
+                    process = psutil.Process(pid)
+                    command = " ".join(process.cmdline())
+                    text = f"{command} {process.environ()}"
+                    shown |= {(secret, f"{name}: {command}") for secret, value in hidden.items() if value in text}
+        return shown
 
     def upload(self, files: Mapping[str, bytes]) -> None:
         """Put raw images into their bucket."""
@@ -306,7 +326,7 @@ class Production:
         self.wait("a Ray node beside the worker", lambda: "prefect-worker" in self.nodes(), "prefect-worker")
 
 
-def create_databases(server: PostgresServer, variables: Mapping[str, str]) -> None:
+def create_databases(server: PostgresServer, passwords: Mapping[str, str]) -> None:
     """Create a role and a database per service, like compose.yaml's script for PostgreSQL."""
     session = psycopg2.connect(
         host=server.address, port=server.port, user="postgres", password=server.password, dbname="postgres"
@@ -315,7 +335,7 @@ def create_databases(server: PostgresServer, variables: Mapping[str, str]) -> No
     try:
         cursor = session.cursor()
         for role, secret in (("mlflow", "MLFLOW_DB_PASSWORD"), ("prefect", "PREFECT_DB_PASSWORD")):
-            cursor.execute(f"CREATE ROLE {role} LOGIN PASSWORD %s", [variables[secret]])
+            cursor.execute(f"CREATE ROLE {role} LOGIN PASSWORD %s", [passwords[secret]])
         for database, role in (("mlflow", "mlflow"), ("mlflow_auth", "mlflow"), ("prefect", "prefect")):
             cursor.execute(f"CREATE DATABASE {database} OWNER {role}")
     finally:
@@ -325,32 +345,28 @@ def create_databases(server: PostgresServer, variables: Mapping[str, str]) -> No
 @contextmanager
 def production() -> Iterator[Production]:
     """All services, once they answer; removed when the context ends."""
-    variables = secret_variables()
     with ExitStack() as stack:
         network = stack.enter_context(Network())
         hosts = {name: network.add(label) for name, label in LABELS.items()}
         network.name(hosts)
         data = stack.enter_context(PostgresData())
         s3 = stack.enter_context(serve(hosts["s3"].folder / "data", hosts["s3"].address, 8333, hosts["s3"].start))
-        keys = {"AWS_ACCESS_KEY_ID": s3.access_key, "AWS_SECRET_ACCESS_KEY": s3.secret_key}
+        of_store = {"AWS_ACCESS_KEY_ID": s3.access_key, "AWS_SECRET_ACCESS_KEY": s3.secret_key}
         site = Production(
             network=network,
             hosts=hosts,
-            compose=Compose({**variables, **keys}),
+            compose=Compose({"RAY_WORKER_CPUS": "1"}),
             s3=s3,
             webhook=stack.enter_context(Webhook(network.address)),
             keys=network.folder / "keys",
-            variables=variables,
+            secrets={**{name: secrets.token_hex(24) for name in secrets_file.NAMES}, **of_store},
         )
-        deployed_keys.write_all(site.keys, s3.administrator)
+        deployed_keys.write_all(site.keys, site.secrets, (ROOT / "infra" / "mlflow-auth.ini").read_text())
         database = stack.enter_context(data.serve(hosts["postgres"].address, 5432, hosts["postgres"].start))
-        create_databases(database, variables)
+        create_databases(database, site.secrets)
         files = digits(0, IMAGES)
         site.upload({**files, "digits/0/cut.png": next(iter(files.values()))[:60]})
-        buckets = site.compose.service("buckets")
-        made = site.hosts["prefect-worker"].run(buckets.command, buckets.environment)
-        if made.returncode != 0:
-            raise RehearsalError(f"buckets: {made.stdout}{made.stderr}")
+        site.run_job("buckets", "prefect-worker")
         start_services(site)
         site.tell("S3, PostgreSQL, MLflow, Prefect, a Ray head and two Ray workers answer, each at its own address")
         yield site
@@ -363,10 +379,7 @@ NODES = ("ray-head", "ray-worker-1", "ray-worker-2")
 def start_services(site: Production) -> None:
     """Migrate the databases, start the servers and the nodes in the order of compose.yaml, wait until they answer."""
     for job in ("migrate-mlflow", "migrate-prefect"):
-        service = site.compose.service(job)
-        migrated = site.hosts["mlflow"].run(service.command, service.environment, seconds=240)
-        if migrated.returncode != 0:
-            raise RehearsalError(f"{job}: {migrated.stdout}{migrated.stderr}")
+        site.run_job(job, "mlflow")
     for name in (*SERVERS, "ray-head"):
         site.start(name)
     with ThreadPoolExecutor() as pool:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 
+from flows.services.password_files import for_prefect
 from flows.services.ports import HOST, free_port
 from tests.rigs.s3_server import launch_here
 
@@ -62,9 +63,12 @@ class PrefectServer:
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2",
             "DO_NOT_TRACK": "1",
-            **({"PREFECT_SERVER_API_AUTH_STRING": self.auth} if self.auth else {}),
             **self.settings,
         }
+        if self.auth:
+            profiles = self.folder / "prefect.toml"
+            profiles.write_text(for_prefect(self.auth, {"PREFECT_SERVER_API_AUTH_STRING": self.auth}))
+            environment["PREFECT_PROFILES_PATH"] = str(profiles)
         command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(self.port)]
         log = self.folder / "server.log"
         self.process = launch_here(command, environment, log)

@@ -87,7 +87,7 @@ def stack(home: Path) -> Stack:
 def stranger(stack: Stack) -> subprocess.Popen:
     """A Ray driver without the token. Ray refuses it only after a while, so it runs beside the other tests."""
     environment = {**os.environ, **stack.environment()}
-    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):
         del environment[name]
     return subprocess.Popen([sys.executable, "-c", STRANGER], env=environment, stdout=-1, stderr=-2, text=True)
 
@@ -250,8 +250,9 @@ def test_up_again_keeps_running_services(home: Path, stack: Stack) -> None:
 def test_credentials_stay_private(home: Path, stack: Stack) -> None:
     assert (home / "services.json").stat().st_mode & 0o777 == 0o600
     assert home.stat().st_mode & 0o777 == 0o700
-    hidden = (stack.s3_secret_key, stack.ray_token, *(pair.secret_key for pair in derive(stack.administrator).values()))
-    for path in stack.keys_folder.iterdir():
+    pairs = derive(stack.administrator).values()
+    hidden = (stack.s3_secret_key, stack.ray_token_path.read_text(), *(pair.secret_key for pair in pairs))
+    for path in (stack.ray_token_path, *stack.keys_folder.iterdir()):
         assert path.stat().st_mode & 0o777 == 0o400
     assert not any(secret in repr(stack) for secret in hidden)
     command_lines = [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]

@@ -9,7 +9,7 @@ from flows.services.ports import HOST, free_port
 from flows.services.process import Service
 from flows.services.services import Stack, short_folder
 
-SECRETS = ("the-secret-key", "the-token")
+SECRET = "the-secret-key"
 
 
 @pytest.fixture
@@ -19,12 +19,12 @@ def stack(tmp_path: Path) -> Stack:
     return Stack(
         s3_url=f"http://{s3}",
         s3_access_key="key",
-        s3_secret_key=SECRETS[0],
+        s3_secret_key=SECRET,
         keys_folder=tmp_path / "keys",
         prefect_url=f"http://{prefect}",
         mlflow_url=f"http://{mlflow}",
         ray_address=ray,
-        ray_token=SECRETS[1],
+        ray_token_path=tmp_path / "ray-token",
     )
 
 
@@ -44,9 +44,14 @@ def test_every_service_listens_on_its_own_loopback_port(by_name: dict[str, Servi
 
 def test_no_command_line_shows_a_secret(by_name: dict[str, Service], stack: Stack) -> None:
     for service in by_name.values():
-        assert not any(secret in " ".join(service.command) for secret in SECRETS), service.name
-        assert not any(secret in repr(service) for secret in SECRETS), service.name
-    assert not any(secret in repr(stack) for secret in SECRETS)
+        assert SECRET not in " ".join(service.command) and SECRET not in repr(service), service.name
+    assert SECRET not in repr(stack)
+
+
+def test_the_token_of_ray_is_a_file_for_nodes_and_drivers(by_name: dict[str, Service], stack: Stack) -> None:
+    for environment in (by_name["ray"].environment, stack.environment()):
+        assert environment["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN" not in environment
+        assert environment["RAY_AUTH_TOKEN_PATH"] == str(stack.ray_token_path)
 
 
 def test_a_service_gets_the_addresses_of_those_it_depends_on(by_name: dict[str, Service], stack: Stack) -> None:

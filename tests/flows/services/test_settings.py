@@ -1,10 +1,11 @@
 """Addresses and credentials come from the environment, and from the local services where it has none."""
 
+import os
 from pathlib import Path
 
 import pytest
 
-from flows.services import settings
+from flows.services import password_files, settings
 from flows.services.services import Stack
 from flows.services.store_rights import STEPS
 from pipeline.errors import IgptError
@@ -17,18 +18,20 @@ STACK = Stack(
     prefect_url="http://127.0.0.1:2",
     mlflow_url="http://127.0.0.1:3",
     ray_address="127.0.0.1:4",
-    ray_token="token",
+    ray_token_path=Path("/no/such/file"),
 )
 NAMES = {"PREFECT_API_URL": "http://p/api", "MLFLOW_TRACKING_URI": "http://m", "RAY_ADDRESS": "r:6379"}
 
 
 @pytest.fixture(autouse=True)
-def bare(monkeypatch: pytest.MonkeyPatch) -> None:
+def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """An environment without any address or credential."""
     for name in (*NAMES, *STACK.environment(), "AWS_ENDPOINT_URL_S3", "AWS_PROFILE", "IGPT_GIT_COMMIT", "IGPT_HOME"):
         monkeypatch.delenv(name, raising=False)
-    for name in ("PREFECT_API_AUTH_STRING", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+    of_clients = ("PREFECT_API_AUTH_STRING", "PREFECT_PROFILES_PATH", "PREFECT_HOME", "PREFECT_PROFILE")
+    for name in (*of_clients, "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
 
 
 def use(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
@@ -60,6 +63,26 @@ def test_credentials_are_whole_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.credentials("Prefect") == "igpt:p" and settings.credentials("MLflow") is None
     use(monkeypatch, MLFLOW_TRACKING_PASSWORD="m")
     assert settings.credentials("MLflow") == "igpt:m"
+
+
+def test_a_user_without_a_home_has_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(os, "getuid", lambda: 4_000_000)  # who is in no list of users
+    assert settings.credentials("Prefect") is None and settings.credentials("MLflow") is None
+
+
+def test_credentials_come_from_the_files_of_the_clients(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / ".mlflow").mkdir()
+    (tmp_path / ".mlflow" / "credentials").write_text(password_files.for_mlflow("igpt", "of-file"))
+    assert settings.credentials("MLflow") == "igpt:of-file"
+    (tmp_path / ".prefect").mkdir()
+    (tmp_path / ".prefect" / "profiles.toml").write_text(password_files.for_prefect("igpt:of-home"))
+    assert settings.credentials("Prefect") == "igpt:of-home"
+    (tmp_path / "other.toml").write_text(password_files.for_prefect("igpt:of-path"))
+    use(monkeypatch, PREFECT_PROFILES_PATH=str(tmp_path / "other.toml"))
+    assert settings.credentials("Prefect") == "igpt:of-path"
+    use(monkeypatch, MLFLOW_TRACKING_PASSWORD="of-variable", PREFECT_API_AUTH_STRING="igpt:of-variable")
+    assert settings.credentials("MLflow") == settings.credentials("Prefect") == "igpt:of-variable"
 
 
 @pytest.mark.parametrize(("value", "commit"), [(None, None), ("", None), ("unknown", None), ("c0ffee", "c0ffee")])

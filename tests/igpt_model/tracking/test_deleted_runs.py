@@ -63,7 +63,7 @@ def test_a_version_whose_experiment_was_deleted_is_told(database: str, tmp_path:
 
 
 def test_bad_databases_are_one_line(tmp_path: Path) -> None:
-    with pytest.raises(IgptError, match="carries a password: leave it out there and set PGPASSWORD"):
+    with pytest.raises(IgptError, match="carries a password: leave it out there, for the file of PGSERVICEFILE"):
         deleted_runs.find("postgresql+psycopg2://mlflow:secret@host/mlflow", days=1)
     with pytest.raises(IgptError, match=r"(?i)connection refused.*set mlflow=null") as raised:
         deleted_runs.find("postgresql+psycopg2://mlflow@127.0.0.1:1/mlflow", days=1)
