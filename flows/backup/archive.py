@@ -24,6 +24,7 @@ from pipeline.store import bulk, objects
 
 FORMAT = 1
 _WORKPLACE = ".igpt-backup-"
+_TIME = "%Y-%m-%dT%H%M%SZ"
 _NAME = re.compile(r"\d{4}-\d{2}-\d{2}T\d{6}Z")
 
 
@@ -64,7 +65,12 @@ class Backup:
 
 def new_name(now: datetime) -> str:
     """The name of a backup that begins now."""
-    return now.astimezone(UTC).strftime("%Y-%m-%dT%H%M%SZ")
+    return now.astimezone(UTC).strftime(_TIME)
+
+
+def began(name: str) -> datetime:
+    """The time at which the backup of a name began."""
+    return datetime.strptime(name, _TIME).replace(tzinfo=UTC)
 
 
 def names(backups: str) -> list[str]:

@@ -1,9 +1,10 @@
-"""The commands of `igpt backup`: save, list and restore backups."""
+"""The commands of `igpt backup`: save, list and restore backups, and tell Prometheus of them."""
 
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flows.cli.monitor import serve_until_ended
 from flows.cli.options import ConfigFile, Home, Json, Overrides, prepare
 from flows.config.backup import BackupConfig
 from flows.terminal.console import Reporter, console
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Backups of databases, datasets, runs and models: save, ls and restore.",
+    help="Backups of databases, datasets, runs and models: save, ls, restore and metrics.",
 )
 
 Backups = Annotated[str, typer.Argument(metavar="BACKUPS", help="URL or path of the folder of backups.")]
@@ -82,6 +83,23 @@ def list_backups(backups: Backups, as_json: Json = False, home: Home = None) -> 
     print_table([{"backup": backup.name, **_row(backup), "size": size_text(backup.bytes)} for backup in whole])
     if not whole:
         console.print(f"no whole backup in {url}")
+
+
+@app.command("metrics")
+def metrics(
+    backups: Backups,
+    address: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8092,
+    every: Annotated[float, typer.Option(min=1, help="Seconds between two looks at the folder.")] = 60,
+    home: Home = None,
+) -> None:
+    """Serve Prometheus the time of the newest whole backup, for an alert when none is made."""
+    prepare(home)
+    from flows.backup.metrics import samples
+    from flows.monitor.exporter import Exporter
+
+    url = objects.absolute(backups)
+    serve_until_ended(Exporter({"backups": lambda: samples(url)}, console.print, every), address, port)
 
 
 def _row(backup: "Backup") -> dict[str, object]:

@@ -4,13 +4,16 @@ import signal
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from flows.cli.options import Home, prepare
 from flows.services import settings
 from flows.terminal.console import console
+
+if TYPE_CHECKING:
+    from flows.monitor.exporter import Exporter
 
 # Modules that need Prefect or MLflow are imported inside the command, to keep the command line fast.
 
@@ -44,9 +47,14 @@ def metrics(
             subjects.deployments, deployment_runs.recent(subjects.deployments), datetime.now(UTC)
         ),
     }
+    serve_until_ended(Exporter(sources, console.print, every), address, port)
+
+
+def serve_until_ended(exporter: "Exporter", address: str, port: int) -> None:
+    """Answer Prometheus until SIGTERM or Ctrl-C."""
     ended = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: ended.set())
-    with Exporter(sources, console.print, every).serving(address, port):
+    with exporter.serving(address, port):
         console.print(f"metrics at http://{address}:{port}/metrics")
         ended.wait()
 

@@ -23,6 +23,7 @@ CASES: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "rules_test.yaml
 OTHERS = {
     *("up", "SeaweedFS_volumeServer_resource"),
     *("kubelet_volume_stats_available_bytes", "kubelet_volume_stats_capacity_bytes"),
+    "kube_cronjob_status_last_successful_time",
 }
 
 

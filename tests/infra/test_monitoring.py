@@ -57,11 +57,13 @@ def test_the_pod_monitor_selects_the_port_of_every_ray_pod_and_only_prometheus_r
     assert [list(peer) for peer in rule["from"]] == [["namespaceSelector"]]
 
 
-def test_prometheus_scrapes_the_exporter_and_the_store() -> None:
+def test_prometheus_scrapes_the_exporter_the_backups_and_the_store() -> None:
     jobs = {job["job_name"]: job for job in PROMETHEUS["scrape_configs"]}
-    for job, service, option in (("igpt-exporter", "exporter", "--port="), ("igpt-store", "s3", "-metricsPort=")):
+    options = {"exporter": "--port=", "backup": "--port=", "s3": "-metricsPort="}
+    for job, service in (("igpt-exporter", "exporter"), ("igpt-backup", "backup"), ("igpt-store", "s3")):
         ((target,),) = (config["targets"] for config in jobs[job]["static_configs"])
-        (port,) = [word for word in COMPOSE["services"][service]["command"] if word.startswith(option)]
+        words = " ".join(COMPOSE["services"][service]["command"]).split()
+        (port,) = [word for word in words if word.startswith(options[service])]
         assert target == f"{service}:{port.partition('=')[2]}"
     assert MONITORS["igpt-exporter"]["spec"]["selector"]["matchLabels"] == {"app": "exporter"}
     (pod,) = [pod for _, pod, labels in pods() if labels["app"] == "exporter"]

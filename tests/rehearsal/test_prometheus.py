@@ -18,9 +18,9 @@ def test_only_how_long_a_condition_lasts_differs() -> None:
     assert len(re.findall("for: [0-9]+s", rules())) > 8
 
 
-def test_every_node_and_the_exporter_are_scraped() -> None:
+def test_every_node_the_exporter_and_the_backups_are_scraped() -> None:
     jobs = {job["job_name"]: job for job in configuration(list(LABELS))["scrape_configs"]}
     assert set(jobs) == {job["job_name"] for job in PROMETHEUS["scrape_configs"]} - {"igpt-store"}
     targets = {target for job in jobs.values() for config in job["static_configs"] for target in config["targets"]}
     ray = {f"{host}:8090" for host in ("ray-head", "ray-worker-1", "ray-worker-2", "prefect-worker")}
-    assert targets == {*ray, "exporter:8091"}
+    assert targets == {*ray, "exporter:8091", "backup:8092"}
