@@ -64,3 +64,9 @@ def test_each_section_and_each_case_of_operations_names_its_tests() -> None:
     cases = re.findall(r"^- (.+?)(?=^- |^$)", production.partition("these cases:")[2], re.MULTILINE | re.DOTALL)
     assert len(cases) >= 6
     assert [case for case in cases if not _NAME.search(case)] == []
+
+
+def test_a_row_of_the_runbook_can_be_read_in_a_table() -> None:
+    rows = [line for line in RUNBOOK.read_text().splitlines() if line.startswith("|")]
+    assert len(rows) > 20
+    assert [row[:40] for row in rows if len(row) > 300] == []
