@@ -26,6 +26,7 @@ def test_two_nights_with_lost_nodes_an_upgrade_alarms_and_a_server_away(needs_ho
     for event in (
         *("Ray node lost in the build", "Ray node lost in the training", "the driver's machine is lost"),
         *("the databases are migrated", "images have arrived", "Prefect's server is away"),
+        *("ALERT IgptNoBackup", "is whole: 3 databases", "refused, ", "old checkpoints and features are removed"),
         *("ALERT IgptNodeLost", "ALERT IgptRunFailed", "ALERT IgptSourceDown", "notified: scheduled-refresh Crashed"),
     ):
         assert event in output, output

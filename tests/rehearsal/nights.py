@@ -8,9 +8,21 @@ from datetime import UTC, datetime
 from typing import Any
 
 from tests.rehearsal import prometheus
-from tests.rehearsal.site import IMAGES, NODES, SERVERS, STEPS, Production, RehearsalError, digits, start_services
+from tests.rehearsal.site import (
+    IMAGES,
+    NODES,
+    SERVERS,
+    STEPS,
+    Production,
+    RehearsalError,
+    digits,
+    refresh_config,
+    start_services,
+)
 
 ARRIVED = 150
+FORGOTTEN = "ray-worker-2"
+OTHER = "0123456789abcdef0123456789abcdef01234567"
 _BLOCK = """
 import sys
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
@@ -40,6 +52,7 @@ def nightly_build(site: Production) -> None:
 def begin(site: Production) -> None:
     """Deploy, without a schedule yet, and start Prometheus and the worker."""
     prometheus.start(site)
+    site.start("backup")
     for line in site.deploy().strip().splitlines():
         site.tell(line.strip())
     site.start_worker()
@@ -63,19 +76,58 @@ def first_night(site: Production) -> dict[str, Any]:
 
 
 def by_day(site: Production) -> None:
-    """Stop the services, migrate their databases, start them again; meanwhile images arrive."""
+    """Save all data, stop the services, migrate their databases, start them again; meanwhile images arrive.
+
+    A node is forgotten in the upgrade, which a command says before it writes.
+    """
+    prometheus.wait_for(site, "IgptNoBackup", site.began_at)
     alive = [name for name in NODES if not site.hosts[name].is_lost]
-    for together in (("exporter", *alive), SERVERS):
-        with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor() as pool:
+        saving = pool.submit(site.must_run, "backup", ["igpt", "backup", "save", str(site.backups)])
+        for together in (("exporter", *alive), SERVERS):
             list(pool.map(site.stop, together))
-    site.tell("upgrade: the services are stopped")
+        saved = saving.result()
+    site.tell(f"upgrade: the services are stopped, and {saved.strip().splitlines()[-1]}")
+    site.wait("the end of the alert", lambda: not is_firing(site, "IgptNoBackup"), "prometheus", "backup", seconds=60)
     site.upload(digits(IMAGES, IMAGES + ARRIVED))
     for name in ("ray-worker-1", "prefect-worker"):
         site.hosts[name].plug()
-    start_services(site)
+    start_services(site, {FORGOTTEN: {"IGPT_GIT_COMMIT": OTHER}})
     site.start("exporter", "--every=2")
     site.start_worker()
+    find_forgotten(site)
     site.tell(f"upgrade: the databases are migrated, the services answer again; {ARRIVED} images have arrived")
+
+
+def is_firing(site: Production, name: str) -> bool:
+    """Whether an alert fires now."""
+    return any(alert.name == name for alert in prometheus.firing(site))
+
+
+def find_forgotten(site: Production) -> None:
+    """A build names the node that runs another commit, and writes nothing; then the node is brought up to date."""
+    dataset = refresh_config()["dataset"]
+    fields = [f"{name}={value}" for name, value in dataset.items()]
+    refused = site.run_beside("prefect-worker", ["igpt", "dataset", "build", *fields])
+    address = site.hosts[FORGOTTEN].address
+    lines = [line for line in refused.stderr.splitlines() if f"Ray's node {address} runs" in line]
+    if (
+        refused.returncode != 2
+        or not lines
+        or OTHER[:12] not in lines[0]
+        or site.files("datasets/digits", "000002.json")
+    ):
+        raise RehearsalError(f"a node of another commit was not told: {refused.stdout}{refused.stderr}")
+    site.tell(f"upgrade: refused, {lines[0].strip()[:110]}")
+    site.stop(FORGOTTEN)
+    site.start(FORGOTTEN)
+    site.wait("that node again", lambda: set(NODES) <= site.nodes(), FORGOTTEN)
+
+
+def clean(site: Production) -> None:
+    """Remove what the finished trainings and probes do not need any more, at once instead of after days."""
+    said = site.must_run("clean", ["igpt", "clean", "checkpoints=0", "features=0"])
+    site.tell(f"cleaned: {' '.join(said.split())[:160]}")
 
 
 def second_night(site: Production, unfinished: Mapping[str, Any]) -> None:
@@ -104,6 +156,10 @@ def second_night(site: Production, unfinished: Mapping[str, Any]) -> None:
         site.tell(f"the registered version's event started: {probe['name']}")
         complete(site, probe)
     checks = check_dataset(site, {1: IMAGES, 2: IMAGES + ARRIVED})
+    had = site.files("runs/digits", "checkpoints/*/index.json")
+    clean(site)
+    left = site.files("runs/digits", "checkpoints/*/index.json") + site.files("datasets/digits-features", "*")
+    checks.append(("old checkpoints and features are removed", had > 0 and left == 0))
     checks.append(("the lost run was closed as Crashed", current(site, unfinished)["state_type"] == "CRASHED"))
     check_models(site, checks)
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import secrets
 import subprocess
@@ -27,6 +28,7 @@ from sklearn.datasets import load_digits
 
 from flows.services import deployed_keys, secrets_file
 from tests.rehearsal.webhook import Webhook
+from tests.rigs import postgres
 from tests.rigs.compose import HOME, Compose
 from tests.rigs.hosts import Host, Network
 from tests.rigs.postgres import PostgresData, PostgresServer
@@ -43,7 +45,7 @@ _STOP_SECONDS = 20.0
 LABELS = {
     **{"s3": "s3", "postgres": "db", "mlflow": "mlf", "prefect-server": "prf", "ray-head": "head"},
     **{"ray-worker-1": "ray1", "ray-worker-2": "ray2", "prefect-worker": "work", "exporter": "exp"},
-    "prometheus": "prom",
+    **{"backup": "back", "clean": "clea", "prometheus": "prom"},
 }
 # Compose starts a container anew that has ended, unless it was stopped.
 _UNLESS_STOPPED = 'while :; do "$@"; sleep 1; done'
@@ -120,6 +122,7 @@ class Production:
     secrets: Mapping[str, str] = field(repr=False)
     """Those of infra/secrets/igpt.env, by name."""
     began: float = field(default_factory=time.monotonic)
+    began_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     _started: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def tell(self, line: str) -> None:
@@ -135,9 +138,17 @@ class Production:
         """The file that `igpt deploy` and the exporter read."""
         return self.hosts["prefect-worker"].folder / "prefect.yaml"
 
+    @property
+    def backups(self) -> Path:
+        """The volume `backups`."""
+        return self.hosts["backup"].folder / "backups"
+
     def environment(self, service: str) -> dict[str, str]:
         """The variables of a service, and what is this machine's: fewer processes, folders of a host's own."""
+        installed = postgres.installation()
+        programs = [str(Path(sys.executable).parent), f"{installed}/bin", os.environ["PATH"]]
         return {
+            "PATH": os.pathsep.join(programs),  # with those of PostgreSQL, which the image has too
             **self.compose.service(of_compose(service)).environment,
             "RAY_USAGE_STATS_ENABLED": "0",
             **{"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"},
@@ -152,6 +163,10 @@ class Production:
         words = self.compose.service(of_compose(service)).command
         words = [word.replace("/etc/igpt/prefect.yaml", str(self.deployment_file)) for word in words]
         words = [re.sub(r"--object-store-memory=\d+", "--object-store-memory=100000000", word) for word in words]
+        if service == "backup":
+            words = [
+                word.replace("/backups", str(self.backups)).replace("--port", "--every=2 --port") for word in words
+            ]
         return self.contained(service, words)
 
     def contained(self, service: str, command: list[str], job: str | None = None) -> list[str]:
@@ -170,10 +185,11 @@ class Production:
         script = " && ".join([*binds, f"mount -t tmpfs none {self.keys}", 'exec "$@"'])
         return [*own, "sh", "-c", script, "sh", *command]
 
-    def start(self, service: str, *options: str) -> None:
-        """Start a service on its host; it is started anew when it ends, until it is stopped or lost."""
+    def start(self, service: str, *options: str, variables: Mapping[str, str] | None = None) -> None:
+        """Start a service on its host, with more options and variables; when it ends it is started anew."""
         command = ["sh", "-c", _UNLESS_STOPPED, "sh", *self.command(service), *options]
-        self._started[service] = self.hosts[service].start(command, self.environment(service), self.log(service))
+        environment = {**self.environment(service), **(variables or {})}
+        self._started[service] = self.hosts[service].start(command, environment, self.log(service))
 
     def stop(self, service: str) -> None:
         """End a service as `docker compose stop` does: SIGTERM to its first process, later SIGKILL to what is left."""
@@ -198,6 +214,13 @@ class Production:
         done = self.hosts[service].run(command, described.environment, seconds=240)
         if done.returncode != 0:
             raise RehearsalError(f"{job}: {done.stdout}{done.stderr}")
+
+    def run_beside(self, service: str, command: list[str]) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end in a service's container, like `docker compose exec`: a Ray driver needs that."""
+        (container,) = psutil.Process(self._started[service].pid).children()
+        (first,) = container.children()
+        entered = ["nsenter", f"--target={first.pid}", "--mount", "--pid", *command]
+        return self.hosts[service].run(entered, self.environment(service), seconds=240)
 
     def must_run(self, service: str, command: list[str]) -> str:
         """Like `run`, but raise RehearsalError with what the command says when it fails; return its output."""
@@ -359,7 +382,11 @@ def production() -> Iterator[Production]:
             s3=s3,
             webhook=stack.enter_context(Webhook(network.address)),
             keys=network.folder / "keys",
-            secrets={**{name: secrets.token_hex(24) for name in secrets_file.NAMES}, **of_store},
+            secrets={
+                **{name: secrets.token_hex(24) for name in secrets_file.NAMES},
+                **of_store,
+                "POSTGRES_PASSWORD": data.password,
+            },
         )
         deployed_keys.write_all(site.keys, site.secrets, (ROOT / "infra" / "mlflow-auth.ini").read_text())
         database = stack.enter_context(data.serve(hosts["postgres"].address, 5432, hosts["postgres"].start))
@@ -376,15 +403,18 @@ SERVERS = ("mlflow", "prefect-server")
 NODES = ("ray-head", "ray-worker-1", "ray-worker-2")
 
 
-def start_services(site: Production) -> None:
-    """Migrate the databases, start the servers and the nodes in the order of compose.yaml, wait until they answer."""
+def start_services(site: Production, variables: Mapping[str, Mapping[str, str]] | None = None) -> None:
+    """Migrate the databases, start the servers and the nodes in the order of compose.yaml, wait until they answer.
+
+    Some of the nodes may get more variables, by their name.
+    """
     for job in ("migrate-mlflow", "migrate-prefect"):
         site.run_job(job, "mlflow")
     for name in (*SERVERS, "ray-head"):
         site.start(name)
     with ThreadPoolExecutor() as pool:
         for name in NODES[1:]:
-            pool.submit(site.start, name)
+            pool.submit(site.start, name, variables=(variables or {}).get(name))
     site.wait("MLflow", lambda: site.answers("mlflow", ":5000/health"), "mlflow")
     site.wait("Prefect", lambda: site.answers("prefect-server", ":4200/api/health"), "prefect-server")
     site.wait("three Ray nodes", lambda: set(NODES) <= site.nodes(), *NODES)
