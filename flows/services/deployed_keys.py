@@ -18,11 +18,16 @@ from pipeline.errors import IgptError
 
 USER = "igpt"
 """The user of Prefect's and MLflow's pages."""
+SERVING_USER = "serve"
+"""The user of MLflow that `igpt serve` is; it may only read."""
 MLFLOW_LOGIN = "mlflow-login"
 """The folder for ~/.mlflow of MLflow's clients."""
+SERVING_LOGIN = "serve-login"
+"""That of `igpt serve`."""
 READERS = {
     "driver": "driver",
     "nodes": "reader",
+    "serve": "mlflow",
     **{role: role for role in ("mlflow", "exporter", "backup", "clean")},
 }
 """The role in the object store that the processes of a reader have, by its folder."""
@@ -65,6 +70,7 @@ def _passwords(secrets: Mapping[str, str], mlflow_config: str) -> dict[tuple[str
         **{(reader, "prefect.toml"): for_prefect(auth) for reader in ("driver", "exporter", "clean", "deploy")},
         ("prefect-server", "prefect.toml"): for_prefect(auth, of_server),
         (MLFLOW_LOGIN, "credentials"): for_mlflow(USER, secrets["MLFLOW_PASSWORD"]),
+        (SERVING_LOGIN, "credentials"): for_mlflow(SERVING_USER, secrets["MLFLOW_SERVE_PASSWORD"]),
         ("mlflow", "mlflow-auth.ini"): for_mlflow_server(mlflow_config, secrets["MLFLOW_PASSWORD"]),
         ("mlflow", "forms-key"): secrets["MLFLOW_SECRET_KEY"],
         **{(reader, "pg_service.conf"): for_postgres(secrets[name]) for reader, name in of_databases.items()},

@@ -404,20 +404,18 @@ def test_each_container_sees_the_keys_and_passwords_of_its_own(tmp_path: Path) -
         "backup",
         "restore",
         "clean",
+        "serve",
     )
     folders = {name: keys[KEYS] for name, keys in seen.items() if KEYS in keys}
     assert folders == {
         **{name: name for name in readers},
-        **{
-            "migrate-mlflow": "mlflow",
-            "migrate-prefect": "prefect-server",
-            "prefect-worker": "driver",
-            "serve": "mlflow",
-        },
+        **{"migrate-mlflow": "mlflow", "migrate-prefect": "prefect-server", "prefect-worker": "driver"},
         **{"ray-head": "nodes", "ray-worker": "nodes"},
     }
     logins = {name for name, keys in seen.items() if keys.get("/home/igpt/.mlflow") == deployed_keys.MLFLOW_LOGIN}
-    assert logins == {name for name in SERVICES if "MLFLOW_TRACKING_URI" in SERVICES[name].get("environment", {})}
+    clients = {name for name in SERVICES if "MLFLOW_TRACKING_URI" in SERVICES[name].get("environment", {})}
+    assert logins == clients - {"serve"}
+    assert seen["serve"]["/home/igpt/.mlflow"] == deployed_keys.SERVING_LOGIN
     assert (tmp_path / "keys" / deployed_keys.MLFLOW_LOGIN / "credentials").exists()
     owners = {
         path.parent.name

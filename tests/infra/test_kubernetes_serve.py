@@ -5,12 +5,13 @@ from typing import Any
 
 import yaml
 
-from flows.services import settings
+from flows.services import deployed_keys, settings
 from flows.services.store_rights import ROLES, Rights
 from flows.serving.config import END_SECONDS
 from tests.infra.command_lines import calls_in_script
 from tests.infra.kubernetes_objects import COMPONENTS, FOLDER, KUBERNETES, ROOT, gibibytes
 from tests.infra.test_monitoring import MONITORS
+from tests.rigs.compose import KEYS
 
 SPECS: dict[tuple[str, str], dict[str, Any]] = {
     (item["kind"], item["metadata"]["name"]): item["spec"] for item in COMPONENTS["serve"]
@@ -53,11 +54,10 @@ def test_compose_runs_the_same() -> None:
     assert model == f"${{SERVE_MODEL:-{VARIABLES['MODEL']}}}"
     literals = {name: value for name, value in VARIABLES.items() if value is not None and name != "MODEL"}
     assert literals.items() <= service["environment"].items()
-    # Of the user that may only read; without the file, MLflow refuses the service.
-    assert service["env_file"] == [{"path": "serve.env", "required": False}]
-    assert not [name for name in service["environment"] if name.startswith("MLFLOW_TRACKING_") and "URI" not in name]
-    (keys,) = [volume["volume"]["subpath"] for volume in service["volumes"] if isinstance(volume, dict)]
-    assert keys == "mlflow"
+    folders = {
+        volume["target"]: volume["volume"]["subpath"] for volume in service["volumes"] if isinstance(volume, dict)
+    }
+    assert folders == {KEYS: "serve", "/home/igpt/.mlflow": deployed_keys.SERVING_LOGIN}
     assert float(service["shm_size"].removesuffix("g")) * 2**30 > int(RAY_OPTIONS["--object-store-memory"])
     assert int(service["stop_grace_period"].removesuffix("s")) == POD["terminationGracePeriodSeconds"]
     ((outside, inside),) = [port.removeprefix("127.0.0.1:").split(":") for port in service["ports"]]
@@ -66,7 +66,7 @@ def test_compose_runs_the_same() -> None:
 
 def test_its_ray_is_its_own_with_a_token_of_its_own() -> None:
     assert "--head" in RAY and VARIABLES["RAY_ADDRESS"] == f"127.0.0.1:{RAY_OPTIONS['--port']}"
-    assert VARIABLES["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN" not in VARIABLES
+    assert VARIABLES["RAY_AUTH_MODE"] == "token" and not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(VARIABLES)
     assert re.search(r"^RAY_AUTH_TOKEN=\$\(python .*token_hex\(32\)", SCRIPT)
     assert SCRIPT.index("export RAY_AUTH_TOKEN") < SCRIPT.index("ray start")
     # By this label Ray's nodes may connect to each other.
@@ -74,19 +74,14 @@ def test_its_ray_is_its_own_with_a_token_of_its_own() -> None:
 
 
 def test_its_keys_read_models_and_nothing_else() -> None:
-    (keys,) = [volume["secret"] for volume in POD["volumes"] if "secret" in volume]
-    (key,) = keys["items"]
-    assert ROLES[key["key"]] == Rights(read=("mlflow",))
+    key, login = [volume["secret"] for volume in POD["volumes"] if "secret" in volume]
+    assert ROLES[key["items"][0]["key"]] == Rights(read=("mlflow",)) and len(key["items"]) == 1
     assert POD["automountServiceAccountToken"] is False
     assert settings.MLFLOW_RETRIES.items() <= VARIABLES.items()
     # Not MLflow's administrator.
-    secrets = {variable["name"]: variable["valueFrom"] for variable in CONTAINER["env"] if "valueFrom" in variable}
-    assert secrets == {
-        f"MLFLOW_TRACKING_{name}": {"secretKeyRef": {"name": "serve", "key": key}}
-        for name, key in (("USERNAME", "MLFLOW_USER"), ("PASSWORD", "MLFLOW_PASSWORD"))
-    }
+    assert login["items"] == [{"key": deployed_keys.SERVING_LOGIN, "path": "credentials"}]
     comments = (KUBERNETES / "components" / "serve" / "kustomization.yaml").read_text()
-    assert "create secret generic serve --from-literal=MLFLOW_USER=… --from-literal=MLFLOW_PASSWORD=…" in comments
+    assert f"the user `{deployed_keys.SERVING_USER}` of MLflow" in comments and "MLFLOW_SERVE_PASSWORD" in comments
 
 
 def test_a_pod_gets_requests_when_a_replica_has_answered_and_ends_when_its_requests_have() -> None:

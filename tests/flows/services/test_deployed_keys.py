@@ -26,6 +26,8 @@ FILES = {
     "prefect-server": {"prefect.toml"},
     "deploy": {"prefect.toml"},
     "mlflow-login": {"credentials"},
+    "serve": {"credentials"},
+    "serve-login": {"credentials"},
 }
 FILES["driver"] |= {"ray-token", "prefect.toml"}
 FILES["nodes"] |= {"ray-token"}
@@ -44,6 +46,8 @@ SHOWN = {
     "prefect-server": {"PREFECT_PASSWORD", "PREFECT_DB_PASSWORD"},
     "deploy": {"PREFECT_PASSWORD"},
     "mlflow-login": {"MLFLOW_PASSWORD"},
+    "serve": set(),
+    "serve-login": {"MLFLOW_SERVE_PASSWORD"},
 }
 
 
