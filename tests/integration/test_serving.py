@@ -1,4 +1,4 @@
-"""A service of `igpt serve` with two replicas: MLflow's answers, batches, a full queue, other versions, and losses."""
+"""A service of `igpt serve`, of two replicas, later of one: MLflow's answers, batches, a full queue, versions, loss."""
 
 import json
 import os
@@ -67,9 +67,9 @@ def registered(url: str, seed: int) -> Version:
 class Command:
     """`igpt serve`, with what it prints."""
 
-    def __init__(self, port: int, log: Path) -> None:
+    def __init__(self, port: int, log: Path, *, replicas: int) -> None:
         self._log = log
-        options = ("--port", str(port), "--replicas", "2", "--cpus", "0.5", "--every", "0.5", "--batch", "8")
+        options = ("--port", str(port), "--replicas", str(replicas), "--cpus", "0.5", "--every", "0.5", "--batch", "8")
         with log.open("wb") as file, self._errors().open("wb") as errors:
             self.process = subprocess.Popen(
                 [*IGPT, "serve", f"{NAME}@{CANDIDATE}", *options, "--queue", "16"],
@@ -108,7 +108,7 @@ def port(stack: Stack) -> int:
 def service(first: Version, port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Command]]:
     """The running command, the last one of the list."""
     folder = tmp_path_factory.mktemp("service")
-    commands = [Command(port, folder / "first.log")]
+    commands = [Command(port, folder / "first.log", replicas=2)]
     try:
         commands[0].says(f"{first.uri} is served")
         yield commands
@@ -318,6 +318,17 @@ def test_another_version_takes_over_without_a_lost_request(second: Version, url:
     assert np.array(answer) == pytest.approx(expected, abs=1e-5)
 
 
+def test_a_service_whose_command_was_killed_is_taken_over(
+    second: Version, service: list[Command], url: str, port: int, tmp_path: Path
+) -> None:
+    service[0].process.kill()
+    service[0].process.wait()
+    with Clients(url) as clients:
+        service.append(Command(port, tmp_path / "second.log", replicas=1))  # of which the next tests need no more
+        service[-1].says(f"{second.uri} is served")
+    assert Counter(status for status, _ in clients.answers).keys() == {200}
+
+
 def test_a_version_that_does_not_start_replaces_nothing(
     second: Version, service: list[Command], url: str, stack: Stack, tmp_path: Path
 ) -> None:
@@ -334,26 +345,15 @@ def test_a_version_that_does_not_start_replaces_nothing(
     with Clients(url) as clients:
         broken = client.create_model_version(NAME, source, tags=dict(second.tags))
         client.set_registered_model_alias(NAME, CANDIDATE, broken.version)
-        service[0].says(f"{second.uri} is served on")
+        service[-1].says(f"{second.uri} is served on")
     assert Counter(status for status, _ in clients.answers).keys() == {200}
-    (line,) = [line for line in service[0].said().splitlines() if "served on" in line]
+    (line,) = [line for line in service[-1].said().splitlines() if "served on" in line]
     assert f"models:/{NAME}/{broken.version} does not start" in line and "not_there" in line
     client.set_registered_model_alias(NAME, CANDIDATE, str(second.number))
 
 
-def test_a_service_whose_command_was_killed_is_taken_over(
-    second: Version, service: list[Command], url: str, port: int, tmp_path: Path
-) -> None:
-    service[0].process.kill()
-    service[0].process.wait()
-    with Clients(url) as clients:
-        service.append(Command(port, tmp_path / "second.log"))
-        service[-1].says(f"{second.uri} is served")
-    assert Counter(status for status, _ in clients.answers).keys() == {200}
-
-
 def test_only_one_service_at_a_time(service: list[Command], second: Version, tmp_path: Path) -> None:
-    other = Command(free_port(), tmp_path / "other.log")
+    other = Command(free_port(), tmp_path / "other.log", replicas=1)
     assert other.process.wait(200) == 2
     assert "it runs on this cluster already" in other.said() and other.said().count("\n") == 1
     assert service[-1].process.poll() is None
