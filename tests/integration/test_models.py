@@ -46,7 +46,7 @@ def test_a_model_of_another_kind_is_trained_and_shown(
     assert run.data.metrics["skipped_steps"] == 0
     metrics = run.data.metrics
     assert 0 < metrics["data_wait_share"] < 1
-    assert 0 < metrics["flop_utilization"] < 1
+    assert 0 < metrics["flop_utilization"] <= 1
     assert metrics["tokens_per_second"] == pytest.approx(64 * metrics["images_per_second"])
     busy = [name for name in metrics if re.fullmatch(r"system/[\d.]+/cpu_utilization_percentage", name)]
     assert len(busy) == 1 and 0 < metrics[busy[0]] <= 100
