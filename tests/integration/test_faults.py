@@ -21,12 +21,17 @@ from tests.integration.conftest import IGPT, ROOT, Refreshed, igpt
 pytestmark = [pytest.mark.services, pytest.mark.faults]
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, "the command ended before it could be disturbed"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen, seconds: float = 300) -> None:
+    """Wait for the moment to disturb a command; if it does not come, end it, so that it takes nothing from others."""
+    try:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert process.poll() is None, "the command ended before it could be disturbed"
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    except BaseException:
+        process.kill()
+        raise
 
 
 def start(*arguments: str) -> subprocess.Popen:
