@@ -22,6 +22,8 @@ from pipeline.errors import IgptError, first_line
 from pipeline.store import credentials
 from pipeline.store.credentials import StoreKey
 
+_log = logging.getLogger(__name__)
+
 # How often a task is retried that was lost with its worker or node. So often because a node on which every worker dies
 # at once (a full disk) is always idle and receives many tasks.
 _TASK_RETRIES = 12
@@ -67,6 +69,8 @@ def connect(
         return
     _before_work = check
     _check_listening(address)
+    # Ray would print messages of the cluster to the standard output, between a command's JSON. It has no public name.
+    ray._private.worker.print_to_stdstream = _log_messages
     terminate = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
@@ -96,6 +100,11 @@ def connect(
     # ray.init installs a handler that ends the process; restore the one that was set before.
     if callable(terminate) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, terminate)
+
+
+def _log_messages(data: Mapping[str, Any], ignore_prefix: bool) -> None:
+    for message in data["lines"]:
+        _log.warning("Ray: %s", " ".join(message.split()))
 
 
 def _hear(heard: Callable[[WorkerLine], None]) -> None:

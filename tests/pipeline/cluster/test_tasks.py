@@ -2,6 +2,7 @@
 
 import os
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+import ray
 
 from pipeline.build import build
 from pipeline.cluster import tasks
@@ -112,6 +114,27 @@ def test_a_failing_task_leaves_the_driver_and_the_cluster_alive() -> None:
         with pytest.raises(IgptError, match="nine is refused"):
             list(tasks.map_tasks(fail_at_nine, [(number,) for number in range(40)]))
     assert len(list(tasks.map_tasks(fail_at_nine, [(number,) for number in range(9)]))) == 9
+
+
+MESSAGE = """
+import logging, sys, threading
+import ray
+from ray._private.utils import publish_error_to_driver
+from pipeline.cluster import tasks
+tasks.connect(sys.argv[1])
+logged = threading.Event()
+logging.getLogger("pipeline.cluster.tasks").addFilter(lambda record: logged.set() or True)
+publish_error_to_driver("worker_pool", "eight processes\\nare starting", ray._private.worker.global_worker.gcs_client)
+logged.wait(30)
+print('{"output": "of the command"}')
+"""
+
+
+def test_messages_of_the_cluster_stay_out_of_a_commands_output() -> None:
+    address = ray.get_runtime_context().gcs_address
+    done = subprocess.run([sys.executable, "-c", MESSAGE, address], capture_output=True, text=True, check=True)
+    assert done.stdout == '{"output": "of the command"}\n'
+    assert "Ray: eight processes are starting" in done.stderr.splitlines()
 
 
 def test_a_task_that_loses_its_worker_is_run_again(tmp_path: Path) -> None:
