@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from igpt_model.data.same_tokens import check_same_tokens
+from igpt_model.inference.passes import images_per_pass
 from igpt_model.inference.precision import half_on_gpu
 from igpt_model.model.bundle import ModelBundle
 from igpt_model.model.losses import draw_masks, image_losses
@@ -18,7 +19,6 @@ from pipeline.dataset.snapshot import Snapshot
 from pipeline.errors import IgptError
 from pipeline.samples.shard_cache import Images
 
-_BATCH_PIXELS = 1 << 16  # of 512 colours: 128 MiB of logits
 # The masks of a training with default settings; models of other masks are evaluated on the same pixels.
 _MASK_SEED, _MASK_FRACTION = 0, 0.15
 
@@ -82,7 +82,7 @@ def sum_of_nats(bundle: ModelBundle, images: Images, first_place: int) -> float:
         )
     if model.config.classes is not None and (images.labels_N < 0).any():
         raise IgptError("the model is class-conditional, and some images of the dataset have no class")
-    batch, total = max(1, _BATCH_PIXELS // model.config.positions), 0.0
+    batch, total = images_per_pass(model.config, device, logits=True), 0.0
     for start in range(0, len(images.labels_N), batch):
         rows = slice(start, start + batch)
         tokens_BT = torch.from_numpy(images.tokens_NT[rows].astype(np.int64)).to(device)

@@ -5,14 +5,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from igpt_model.inference.passes import images_per_pass
 from igpt_model.inference.pooling import Pooling
 from igpt_model.inference.precision import half_on_gpu
 from igpt_model.model.bundle import ModelBundle
 from igpt_model.model.config import ModelConfig
 from igpt_model.model.network import UNCONDITIONAL, Condition, ImageGPT
 from pipeline.errors import IgptError
-
-BATCH = 128
 
 
 @torch.inference_mode()
@@ -68,7 +67,7 @@ def image_features(
     A super-resolution model is given the small versions of the images. Otherwise like `pooled_features`.
     """
     parts = []
-    for part_BT in tokens_BT.split(BATCH):
+    for part_BT in tokens_BT.split(images_per_pass(bundle.model.config, tokens_BT.device)):
         low_BP = None
         if bundle.model.config.low_resolution is not None:
             low_BP = torch.from_numpy(bundle.shrink(bundle.pictures(part_BT.cpu().numpy()))).to(part_BT.device)

@@ -7,14 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from igpt_model.inference.passes import images_per_pass
 from igpt_model.inference.precision import half_on_gpu
 from igpt_model.model.bundle import ModelBundle
 from igpt_model.model.config import ModelConfig
 from igpt_model.model.losses import pixel_losses
 from igpt_model.model.network import UNCONDITIONAL, Condition, ImageGPT
 from pipeline.errors import IgptError
-
-_BATCH_PIXELS = 1 << 16  # of 512 colours: 128 MiB of logits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +41,7 @@ def score(model: ImageGPT, tokens_BT: Tensor, *, condition: Condition = UNCONDIT
     Raises IgptError for a masked model, which has no likelihood.
     """
     check_has_likelihood(model.config)
-    batch = max(1, _BATCH_PIXELS // model.config.positions)
+    batch = images_per_pass(model.config, tokens_BT.device, logits=True)
     parts = [torch.empty(0, model.config.positions, device=tokens_BT.device)]
     for begin in range(0, len(tokens_BT), batch):
         rows = slice(begin, begin + batch)

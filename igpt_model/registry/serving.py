@@ -17,8 +17,9 @@ from mlflow.models import ModelSignature
 from mlflow.types import DataType, ParamSchema, ParamSpec
 
 from igpt_model.inference import pooling as poolings
-from igpt_model.inference.features import BATCH, image_features
+from igpt_model.inference.features import image_features
 from igpt_model.inference.images import as_pandas, index_of, to_pictures
+from igpt_model.inference.passes import images_per_pass
 from igpt_model.inference.sample import Drawing, complete, draw
 from igpt_model.inference.score import score
 from igpt_model.inference.threads import one_thread_if_forked, threads_for
@@ -137,7 +138,8 @@ class RegisteredImageGPT:
         if task in ("complete", "upscale"):
             with threads_for(config, images=settings["samples"] * len(pictures), positions=1):
                 return self._complete_or_upscale(pictures, settings)
-        with threads_for(config, images=min(len(pictures), BATCH), positions=config.sequence):
+        a_pass = min(len(pictures), images_per_pass(config, self._bundle.model.positions.device))
+        with threads_for(config, images=a_pass, positions=config.sequence):
             if task == "features":
                 return self._features(pictures, settings)
             if task == "classify":

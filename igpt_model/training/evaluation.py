@@ -8,6 +8,7 @@ import torch
 
 from igpt_model.config import PretrainConfig
 from igpt_model.data.batches import Preparation
+from igpt_model.inference.passes import images_per_pass
 from igpt_model.model.network import ImageGPT
 from igpt_model.training.parallel import autocast
 from igpt_model.training.step import losses
@@ -65,7 +66,8 @@ class Evaluation:
         share = part_of(len(places_N), worker.rank, worker.world_size)
         mine_N = places_N[share.start : share.stop]
         chosen_N = torch.from_numpy(np.isin(mine_N, self._chosen_N)).to(worker.device)
-        size = min(_BATCH, config.execution.micro_batch or _BATCH)
+        most = images_per_pass(model.config, worker.device, logits=True)
+        size = min(_BATCH, most, config.execution.micro_batch or _BATCH)
         largest_share = -(-len(places_N) // worker.world_size)
         # Sum and number, of all and of the chosen.
         totals_22 = torch.zeros(2, 2, dtype=torch.float64, device=worker.device)

@@ -74,5 +74,5 @@ def test_any_number_of_images_goes_through_in_batches(monkeypatch: pytest.Monkey
     bundle = ModelBundle(model=make(SMALL), palette_K3=np.zeros((11, 3), np.float32), classes=())
     tokens = some_tokens(7)
     at_once = image_features(bundle, tokens, layers=[1], pooling="rows")
-    monkeypatch.setattr("igpt_model.inference.features.BATCH", 3)
+    monkeypatch.setattr("igpt_model.inference.passes._MOST_IMAGES", 3)
     torch.testing.assert_close(image_features(bundle, tokens, layers=[1], pooling="rows"), at_once)

@@ -27,8 +27,6 @@ def test_likelihoods_are_those_of_a_distribution_over_images() -> None:
 
 
 def test_scores_do_not_depend_on_the_batch_and_follow_the_condition(monkeypatch: pytest.MonkeyPatch) -> None:
-    from igpt_model.inference import score as scoring
-
     for config in (SMALL, BY_CLASS, UPSCALING):
         model, tokens = make(config), some_tokens()
         condition = Condition(
@@ -39,7 +37,7 @@ def test_scores_do_not_depend_on_the_batch_and_follow_the_condition(monkeypatch:
         log_probabilities = model(tokens, condition).log_softmax(2)
         expected = -log_probabilities.gather(2, tokens[..., None])[..., 0]
         torch.testing.assert_close(whole, expected.detach())
-        monkeypatch.setattr(scoring, "_BATCH_PIXELS", 32)
+        monkeypatch.setattr("igpt_model.inference.passes._LOGIT_PIXELS", 32)
         torch.testing.assert_close(score(model, tokens, condition=condition).pixels_BT, whole)
         monkeypatch.undo()
 
