@@ -231,7 +231,7 @@ def complete(site: Production, run: Mapping[str, Any]) -> None:
 def checkpoints(site: Production) -> dict[str, int]:
     """The step of the newest checkpoint of each training, by its folder."""
     newest: dict[str, int] = {}
-    for path in (site.s3.folder / "runs/digits").rglob("checkpoints/*/index.json"):
+    for path in site.paths("runs/digits", "checkpoints/*/index.json"):
         run = path.parents[2].name
         newest[run] = max(newest.get(run, 0), int(path.parent.name))
     return newest

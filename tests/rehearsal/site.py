@@ -296,8 +296,14 @@ class Production:
         return [artifact["description"].replace("\\", "") for artifact in shown]
 
     def files(self, folder: str, pattern: str) -> int:
-        """The number of objects in a bucket's folder."""
-        return sum(1 for _ in (self.s3.folder / folder).rglob(pattern))
+        """The number of objects below a bucket's folder whose last names match a pattern."""
+        return len(self.paths(folder, pattern))
+
+    def paths(self, folder: str, pattern: str) -> list[Path]:
+        """The files of these objects; others may be removed meanwhile."""
+        below = os.walk(self.s3.folder / folder)  # which passes over folders that are gone, as rglob does not
+        paths = [Path(parent) / name for parent, _, names in below for name in names]
+        return [path for path in paths if path.match(pattern)]
 
     def shown_secrets(self) -> set[tuple[str, str]]:
         """The secrets in the variables or command lines of processes: the name of each, and whose process shows it.
