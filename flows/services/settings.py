@@ -13,7 +13,7 @@ from flows.services import local_stack, password_files
 from flows.services.ports import HOST
 from flows.services.store_rights import STEPS
 from pipeline.errors import IgptError
-from pipeline.store.credentials import StoreKey
+from pipeline.store.credentials import StoreKey, forget_clients
 
 # Keeps log output of libraries off the terminal. Errors are raised, so none of these hides one.
 _QUIET = {
@@ -194,6 +194,7 @@ def use(stack: local_stack.Stack) -> None:
     """Set this process's environment to local services, overriding what is set."""
     os.environ.pop("RAY_AUTH_TOKEN", None)  # Ray prefers it to the token's file
     os.environ.update(stack.environment())
+    forget_clients()  # clients that were made before have another address
 
 
 def tracking_uri() -> str:

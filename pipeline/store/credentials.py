@@ -35,7 +35,11 @@ def use(key: StoreKey) -> None:
     for name in _VARIABLES:
         os.environ.pop(name, None)
     os.environ.update(wanted)
-    # Clients that were made before have the other key.
+    forget_clients()
+
+
+def forget_clients() -> None:
+    """Make new clients of the store from now on, with the address and the key that the environment has then."""
     if "pipeline.store.s3" in sys.modules:
         sys.modules["pipeline.store.s3"].BoundedS3FileSystem.clear_instance_cache()
     if "pipeline.store.s3_reads" in sys.modules:

@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 
 from flows.services import local_stack, settings
 from flows.services.local_stack import Stack
-from pipeline.store import objects
+from pipeline.store import credentials, objects
 from tests.conftest import Command
 from tests.rigs.databases import with_databases
 from tests.rigs.warm_start import WarmProcess, WarmStart
@@ -97,6 +97,7 @@ def stack(home: Path) -> Iterator[Stack]:
         local_stack.down(home)
         os.environ.clear()
         os.environ.update(before)
+        credentials.forget_clients()
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,7 @@ import pytest
 
 from flows.services.ports import free_port
 from pipeline.errors import IgptError
-from pipeline.store import lease, objects, presence, s3
-from pipeline.store.s3 import BoundedS3FileSystem
+from pipeline.store import credentials, lease, objects, presence, s3
 from tests.rigs.s3_server import launch_here, serve
 
 pytestmark = [pytest.mark.services, pytest.mark.faults]
@@ -46,13 +45,13 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     with serve(tmp_path / "data", "127.0.0.1", free_port(), launch) as server:
         for name, value in server.environment().items():
             monkeypatch.setenv(name, value)
-        BoundedS3FileSystem.clear_instance_cache()  # filesystems of another test's server
+        credentials.forget_clients()  # filesystems of another test's server
         running = Store(started[0])
         try:
             yield running
         finally:
             running.thaw()
-            BoundedS3FileSystem.clear_instance_cache()
+            credentials.forget_clients()
 
 
 @pytest.mark.parametrize("size", [pytest.param(10, marks=pytest.mark.sample), 14_000_000], ids=["small", "large"])

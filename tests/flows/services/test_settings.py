@@ -1,6 +1,7 @@
 """Addresses and credentials come from the environment, and from the local services where it has none."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from flows.services import password_files, settings
 from flows.services.services import Stack
 from flows.services.store_rights import STEPS
 from pipeline.errors import IgptError
+from pipeline.store import objects
 
 STACK = Stack(
     s3_url="http://127.0.0.1:1",
@@ -118,6 +120,15 @@ def test_local_services_fill_in_what_is_not_set(tmp_path: Path, monkeypatch: pyt
     assert settings.os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "7"
     settings.use(STACK)
     assert settings.load().mlflow_tracking_uri == "http://127.0.0.1:3"
+
+
+def test_the_store_is_asked_at_the_address_that_was_set_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, **STACK.environment())  # to be undone afterwards
+    for port in (1, 5):
+        settings.use(replace(STACK, s3_url=f"http://127.0.0.1:{port}"))
+        filesystem = objects.filesystem("s3://raw")
+        filesystem.connect()
+        assert filesystem.s3.meta.endpoint_url == f"http://127.0.0.1:{port}"
 
 
 def test_the_home_is_in_the_working_folder_unless_it_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
