@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 
 from igpt_model.probing import paper
+from igpt_model.probing.linear import LowDataScore
 from igpt_model.probing.result import SOURCES, ProbeResult
 
 _NO_VALUE = "-"
+SUPERVISED = "supervised convolutional network"
 
 
 def describe(result: ProbeResult) -> str:
@@ -41,10 +43,7 @@ def table(result: ProbeResult, classes: tuple[str, ...]) -> list[dict[str, objec
     rows = [_row("linear probe", [f"{value:.1f}" for value in linear], _largest(paper.LINEAR_PROBE, benchmark))]
     counts = [score.labels_per_class for score in next(iter(result.low_data.values()), ())]
     for index, count in enumerate(counts):
-        cells = [
-            f"{100 * result.low_data[source][index].mean:.1f} ± {100 * result.low_data[source][index].deviation:.1f}"
-            for source in SOURCES
-        ]
+        cells = [_spread(result.low_data[source][index]) for source in SOURCES]
         by_model = paper.LOW_DATA.get(benchmark, {}).get(count, {})
         rows.append(_row(f"{count} labels a class", cells, _of_models(by_model)))
     if result.neighbours:
@@ -53,7 +52,21 @@ def table(result: ProbeResult, classes: tuple[str, ...]) -> list[dict[str, objec
     if result.fine_tuned:
         cells = [f"{100 * score.test_accuracy:.1f}" for score in result.fine_tuned.values()]
         rows.append(_row("fine-tuned", [*cells, _NO_VALUE], _largest(paper.FINE_TUNED, benchmark)))
-    return rows
+    return rows + _supervised_rows(result)
+
+
+def _supervised_rows(result: ProbeResult) -> list[dict[str, object]]:
+    """Of the convolutional network, which sees raw pixels."""
+    cells = {}
+    if result.supervised is not None:
+        cells[SUPERVISED] = f"{100 * result.supervised.test_accuracy:.1f}"
+    for few in result.supervised_low_data:
+        cells[f"{SUPERVISED}, {few.labels_per_class} labels a class"] = _spread(few)
+    return [_row(name, [_NO_VALUE, _NO_VALUE, cell], _NO_VALUE) for name, cell in cells.items()]
+
+
+def _spread(few: LowDataScore) -> str:
+    return f"{100 * few.mean:.1f} ± {100 * few.deviation:.1f}"
 
 
 def _row(name: str, cells: list[str], paper_value: str) -> dict[str, object]:
@@ -86,6 +99,11 @@ def metrics(result: ProbeResult) -> dict[str, float]:
             values[f"probe_neighbours_{name}_test_accuracy"] = result.neighbours[source].test_accuracy
         if source in result.fine_tuned:
             values[f"probe_fine_tuned_{name}_test_accuracy"] = result.fine_tuned[source].test_accuracy
+    if result.supervised is not None:
+        values["probe_supervised_test_accuracy"] = result.supervised.test_accuracy
+    for few in result.supervised_low_data:
+        values[f"probe_{few.labels_per_class}_labels_supervised_mean"] = few.mean
+        values[f"probe_{few.labels_per_class}_labels_supervised_deviation"] = few.deviation
     if result.pooling == "mean":
         return values
     return {f"probe_{result.pooling}_{name.removeprefix('probe_')}": value for name, value in values.items()}

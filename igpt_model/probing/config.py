@@ -12,8 +12,8 @@ from pipeline.typed_config.ranges import Range, Seed
 
 
 @dataclass(frozen=True, kw_only=True)
-class FineTuneConfig(Config):
-    """Settings of full fine-tuning for classification."""
+class ClassifierTraining(Config):
+    """What trainings of a classifier have in common."""
 
     steps: Count = 200
     """Number of optimizer steps."""
@@ -21,10 +21,30 @@ class FineTuneConfig(Config):
     """Images per step."""
     learning_rate: Positive = 0.0003
     """Peak learning rate of Adam, after a warm-up over a tenth of the steps; it then decays to 0 along a cosine."""
-    generative_weight: Annotated[float, Range(at_least=0)] = 1.0
-    """Weight of the generative loss added to the classification loss; the paper found 1 better than 0."""
     seed: Seed = 0
     """Seed of the order of images and of the classifier's initial weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuneConfig(ClassifierTraining):
+    """Settings of full fine-tuning for classification."""
+
+    generative_weight: Annotated[float, Range(at_least=0)] = 1.0
+    """Weight of the generative loss added to the classification loss; the paper found 1 better than 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupervisedConfig(ClassifierTraining):
+    """Settings of the convolutional network that learns from the labels alone."""
+
+    steps: Count = 1000
+    """Number of optimizer steps, also on few labels."""
+    batch: Annotated[int, Range(at_least=2)] = 128
+    """Images per step."""
+    learning_rate: Positive = 0.005
+    """Peak learning rate of Adam, after a warm-up over a tenth of the steps; it then decays to 0 along a cosine."""
+    flip: bool = False
+    """Whether half of the images are mirrored while training: for photographs, not for digits or letters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +80,8 @@ class ProbeConfig(Config):
     """Nearest-neighbour classifier: numbers of neighbours to try; empty: none."""
     fine_tune: FineTuneConfig | None = None
     """Full fine-tuning, which takes about as long as training; none: not done."""
+    supervised: SupervisedConfig | None = None
+    """A small residual network trained on the same labels, all of them and few; none: not done."""
     seed: Seed = 0
     """Seed of the untrained network to compare with, and of the images drawn for low-data probes."""
 

@@ -63,6 +63,16 @@ class LowDataScore:
     """Their standard deviation (with draws - 1)."""
     draws: int
 
+    @classmethod
+    def of(cls, labels_per_class: int, accuracies: Sequence[float]) -> "LowDataScore":
+        """The score from the test accuracy of each draw."""
+        return cls(
+            labels_per_class=labels_per_class,
+            mean=float(np.mean(accuracies)),
+            deviation=float(np.std(accuracies, ddof=1)) if len(accuracies) > 1 else 0.0,
+            draws=len(accuracies),
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class NeighbourScore:
@@ -132,12 +142,7 @@ def low_data_score(
         few = LabelledFeatures(features=splits.train.features[rows], labels=splits.train.labels[rows])
         drawn = SplitFeatures(train=few, validation=splits.validation, test=splits.test)
         accuracies.append(fit_probe(drawn, strengths, max_iterations).score.test_accuracy)
-    return LowDataScore(
-        labels_per_class=labels_per_class,
-        mean=float(np.mean(accuracies)),
-        deviation=float(np.std(accuracies, ddof=1)) if draws > 1 else 0.0,
-        draws=draws,
-    )
+    return LowDataScore.of(labels_per_class, accuracies)
 
 
 def neighbour_score(splits: SplitFeatures, counts: Sequence[int]) -> NeighbourScore:

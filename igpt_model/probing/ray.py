@@ -14,7 +14,8 @@ from igpt_model.inference.pooling import images_at_once, numbers_of
 from igpt_model.model.bundle import ModelBundle
 from igpt_model.probing.config import ProbeConfig
 from igpt_model.probing.feature_cache import FeatureCache, network_digest
-from igpt_model.probing.fine_tune import LabelledTokens, fine_tune
+from igpt_model.probing.fine_tune import fine_tune
+from igpt_model.probing.labelled import LabelledTokens, SplitTokens
 from igpt_model.probing.linear import (
     FittedProbe,
     LabelledFeatures,
@@ -24,7 +25,8 @@ from igpt_model.probing.linear import (
     nearest,
     neighbour_score,
 )
-from igpt_model.probing.result import SOURCES, FineTuneScore, NeighbourSheet, ProbeResult
+from igpt_model.probing.result import SOURCES, NeighbourSheet, ProbeResult, TrainedScore
+from igpt_model.probing.supervised import low_data_supervised, train_supervised
 from igpt_model.runs.open_model import on_device
 from pipeline.cluster import tasks
 from pipeline.dataset.snapshot import SPLITS, ShardEntry, Snapshot
@@ -50,6 +52,9 @@ class _Data:
     @property
     def calls(self) -> list[tuple[ShardEntry, int]]:
         return [call for split in SPLITS for call in self.rows[split]]
+
+    def splits(self) -> SplitTokens:
+        return SplitTokens(**{split: self.tokens(split) for split in SPLITS})
 
     def tokens(self, split: str) -> LabelledTokens:
         opened = [_rows(self.snapshot, shard, rows) for shard, rows in self.rows[split]]
@@ -128,10 +133,18 @@ def _neighbours(source: _Source, data: _Data, palette_K3: np.ndarray, config: Pr
     return neighbour_score(source.splits(data, palette_K3), config.neighbours)
 
 
-def _fine_tune(bundle: ModelBundle, data: _Data, palette_K3: np.ndarray, config: ProbeConfig) -> FineTuneScore:
+def _fine_tune(bundle: ModelBundle, data: _Data, palette_K3: np.ndarray, config: ProbeConfig) -> TrainedScore:
     assert config.fine_tune is not None
-    train, validation, test = (data.tokens(split) for split in SPLITS)
-    return fine_tune(on_device(bundle, None), train, validation, test, config.fine_tune)
+    return fine_tune(on_device(bundle, None), data.splits(), config.fine_tune)
+
+
+def _supervised(count: int | None, data: _Data, palette_K3: np.ndarray, config: ProbeConfig) -> Any:
+    """Train the convolutional network on all labels, or on draws of `count` a class."""
+    assert config.supervised is not None
+    splits, device = data.splits(), torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if count is None:
+        return train_supervised(splits, palette_K3, config.supervised, device)
+    return low_data_supervised(splits, palette_K3, count, config.draws, config.seed, config.supervised, device)
 
 
 def _sheet(source: _Source, data: _Data, palette_K3: np.ndarray, config: ProbeConfig) -> NeighbourSheet:
@@ -172,10 +185,9 @@ class _Cluster:
         """The results of function(*call, data, palette, config), in the order of the calls."""
         return self.run_sharing(step, "classifiers", function, calls, self._shared, gpus=0)
 
-    def fine_tune(self, networks: Sequence[ModelBundle]) -> list[FineTuneScore]:
-        """Fine-tune networks, one task each, on GPUs if there are any."""
-        calls = [(network,) for network in networks]
-        return self.run_sharing("fine-tune", "networks", _fine_tune, calls, self._shared, gpus=self._gpus)
+    def train(self, step: str, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """As `run`, for trainings of networks: on GPUs if there are any."""
+        return self.run_sharing(step, "networks", function, calls, self._shared, gpus=self._gpus)
 
     def extract(self, calls: Sequence[tuple[Any, ...]], shared: tuple[Any, ...]) -> None:
         """Extract features, on GPUs if there are any."""
@@ -275,7 +287,9 @@ def _evaluate_best_layers(
     counts = config.labels_per_class
     few = cluster.run("few labels", _low_data, [(count, source) for source in best_sources for count in counts])
     near = cluster.run("neighbours", _neighbours, [(source,) for source in best_sources if config.neighbours])
-    tuned = cluster.fine_tune(networks if config.fine_tune is not None else ())
+    tuned = cluster.train("fine-tune", _fine_tune, [(network,) for network in networks if config.fine_tune is not None])
+    all_labels = () if config.supervised is None else (None, *counts)
+    supervised = cluster.train("supervised", _supervised, [(count,) for count in all_labels])
     (sheet,) = cluster.run("picture", _sheet, [(best_sources[0],)])
     return replace(
         result,
@@ -286,6 +300,8 @@ def _evaluate_best_layers(
         },
         neighbours=dict(zip(SOURCES, near, strict=False)),
         fine_tuned=dict(zip(SOURCES, tuned, strict=False)),
+        supervised=next(iter(supervised), None),
+        supervised_low_data=tuple(supervised[1:]),
         sheet=sheet,
     )
 

@@ -13,8 +13,8 @@ SOURCES = ("pretrained", "untrained", "raw pixels")
 
 
 @dataclass(frozen=True, kw_only=True)
-class FineTuneScore:
-    """The accuracies of full fine-tuning, at the step with the best validation accuracy."""
+class TrainedScore:
+    """The accuracies of a trained classifier, at the step with the best validation accuracy."""
 
     test_accuracy: float
     validation_accuracy: float
@@ -47,7 +47,10 @@ class ProbeResult:
     low_data: Mapping[str, tuple[LowDataScore, ...]] = field(default_factory=dict)
     """By source of the features (SOURCES); networks at their best layer."""
     neighbours: Mapping[str, NeighbourScore] = field(default_factory=dict)
-    fine_tuned: Mapping[str, FineTuneScore] = field(default_factory=dict)
+    fine_tuned: Mapping[str, TrainedScore] = field(default_factory=dict)
+    supervised: TrainedScore | None = None
+    """Of the convolutional network that learned from the labels alone."""
+    supervised_low_data: tuple[LowDataScore, ...] = ()
     head: ProbeHead | None = None
     """The best layer's classifier."""
     confusion_KK: np.ndarray | None = None

@@ -6,7 +6,7 @@ import pytest
 
 from flows.probe_report import describe, layers_table, metrics, table
 from igpt_model.probing.linear import LowDataScore, NeighbourScore, ProbeScore
-from igpt_model.probing.result import SOURCES, FineTuneScore, ProbeResult
+from igpt_model.probing.result import SOURCES, ProbeResult, TrainedScore
 from tests.igpt_model.probing.test_paper import CIFAR10
 
 
@@ -32,7 +32,9 @@ FULL = replace(
         for source in SOURCES
     },
     neighbours={source: NeighbourScore(test_accuracy=0.5, validation_accuracy=0.5, neighbours=5) for source in SOURCES},
-    fine_tuned={source: FineTuneScore(test_accuracy=0.8, validation_accuracy=0.8, step=10) for source in SOURCES[:2]},
+    fine_tuned={source: TrainedScore(test_accuracy=0.8, validation_accuracy=0.8, step=10) for source in SOURCES[:2]},
+    supervised=TrainedScore(test_accuracy=0.95, validation_accuracy=0.9, step=20),
+    supervised_low_data=(LowDataScore(labels_per_class=25, draws=3, mean=0.6, deviation=0.02),),
 )
 
 
@@ -58,6 +60,8 @@ def test_a_row_for_each_kind_of_probe_that_was_done() -> None:
         ["25 labels a class", *["25.0 ± 1.5"] * 3, "iGPT-L 87.6 ± 0.6"],
         ["nearest neighbours", "50.0", "50.0", "50.0", "-"],
         ["fine-tuned", "80.0", "80.0", "-", "iGPT-L 99.0"],
+        ["supervised convolutional network", "-", "-", "95.0", "-"],
+        ["supervised convolutional network, 25 labels a class", "-", "-", "60.0 ± 2.0", "-"],
     ]
 
 
@@ -72,6 +76,6 @@ def test_metrics_are_named_by_probe_and_source() -> None:
     }
     assert plain.items() <= full.items()
     assert full["probe_25_labels_raw_pixels_mean"] == pytest.approx(0.25)
-    assert len(full) == len(plain) + 2 * 2 * 3 + 3 + 2
+    assert len(full) == len(plain) + 2 * 2 * 3 + 3 + 2 + 3
     rows = metrics(replace(FULL, pooling="rows"))
     assert rows["probe_rows_best_layer"] == 1.0 and len(rows) == len(full) and not set(rows) & set(full)

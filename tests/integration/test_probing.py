@@ -27,6 +27,7 @@ FIELDS = (
     "neighbours=[1,5]",
     "fine_tune.steps=20",
     "fine_tune.batch=32",
+    "supervised.steps=20",
 )
 
 
@@ -43,8 +44,9 @@ def probed(refreshed: Refreshed) -> Command:
 
 def test_every_number_stands_beside_its_baselines(probed: Command) -> None:
     assert probed.err == ""
-    rows = {line[:18].strip(): line for line in probed.out.splitlines()}
-    for name in ("linear probe", "1 labels a class", "5 labels a class", "nearest neighbours", "fine-tuned"):
+    rows = {line.split("  ")[0].strip(): line for line in probed.out.splitlines()}
+    trained = ("fine-tuned", "supervised convolutional network", "supervised convolutional network, 5 labels a class")
+    for name in ("linear probe", "1 labels a class", "5 labels a class", "nearest neighbours", *trained):
         assert name in rows, probed.out
     heading = next(line for line in probed.out.splitlines() if line.startswith("test accuracy"))
     assert heading.split("  ")[-1].strip() == "paper"
@@ -63,6 +65,7 @@ def test_the_results_are_with_the_version_and_its_run(probed: Command, stack: St
         "probe_5_labels_untrained_mean",
         "probe_neighbours_raw_pixels_test_accuracy",
         "probe_fine_tuned_pretrained_test_accuracy",
+        "probe_supervised_test_accuracy",
     ):
         tag = float(version.tags[f"igpt.probe.refreshed.{name.removeprefix('probe_')}"])
         assert of_model[name] == pytest.approx(tag, abs=1e-5)
@@ -85,11 +88,11 @@ def test_a_rerun_computes_what_is_missing_and_nothing_else(probed: Command, stac
     assert f"features of {shards} shards computed, of 0 found in the cache" in probed.out
     kept = {file.url: objects.read_bytes(file.url) for file in objects.list_files("s3://datasets/probing-features")}
     assert len(kept) == 3 * shards  # layers
-    again = run("fine_tune=null", "labels_per_class=[]", "neighbours=[]")
+    again = run("fine_tune=null", "supervised=null", "labels_per_class=[]", "neighbours=[]")
     assert f"features of 0 shards computed, of {shards} found in the cache" in again.out
     lost = sorted(kept)[4]
     objects.delete(lost)
-    mended = run("fine_tune=null", "labels_per_class=[]", "neighbours=[]")
+    mended = run("fine_tune=null", "supervised=null", "labels_per_class=[]", "neighbours=[]")
     assert f"features of 1 shards computed, of {shards - 1} found in the cache" in mended.out
     after = np.load(io.BytesIO(objects.read_bytes(lost)))
     assert after == pytest.approx(np.load(io.BytesIO(kept[lost])), abs=1e-5)

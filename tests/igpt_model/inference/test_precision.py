@@ -11,7 +11,8 @@ from igpt_model.inference.precision import half_on_gpu
 from igpt_model.inference.score import score
 from igpt_model.model.bundle import ModelBundle
 from igpt_model.probing.config import FineTuneConfig
-from igpt_model.probing.fine_tune import LabelledTokens, fine_tune
+from igpt_model.probing.fine_tune import fine_tune
+from igpt_model.probing.labelled import LabelledTokens, SplitTokens
 from tests.igpt_model.model.test_network import MASKED, SMALL, make, some_tokens
 
 
@@ -54,8 +55,9 @@ def test_fine_tuning_learns_as_well() -> None:
     labels = random.integers(0, 2, 60)
     tokens = (random.integers(0, 5, (60, 16)) + 5 * labels[:, None]).astype(np.int64)
     images = LabelledTokens(tokens_NT=tokens, labels_N=labels)
+    splits = SplitTokens(train=images, validation=images, test=images)
     folder = ModelBundle(model=make(SMALL), palette_K3=np.zeros((11, 3), np.float32), classes=("a", "b"))
     config = FineTuneConfig(steps=30, batch=20, learning_rate=0.01)
     with in_half("probing.fine_tune"):
-        half = fine_tune(folder, images, images, images, config)
-    assert half.test_accuracy == fine_tune(folder, images, images, images, config).test_accuracy == 1
+        half = fine_tune(folder, splits, config)
+    assert half.test_accuracy == fine_tune(folder, splits, config).test_accuracy == 1

@@ -11,7 +11,8 @@ from igpt_model.model.config import ModelConfig
 from igpt_model.model.network import ImageGPT
 from igpt_model.probing.config import FineTuneConfig
 from igpt_model.probing.feature_cache import network_digest
-from igpt_model.probing.fine_tune import LabelledTokens, fine_tune
+from igpt_model.probing.fine_tune import fine_tune
+from igpt_model.probing.labelled import LabelledTokens, SplitTokens
 from pipeline.errors import IgptError
 
 CONFIG = FineTuneConfig(steps=40, batch=16, learning_rate=0.005)
@@ -35,21 +36,24 @@ def halves(count: int, seed: int) -> LabelledTokens:
     return LabelledTokens(tokens_NT=tokens_NT, labels_N=labels_N)
 
 
+def splits() -> SplitTokens:
+    return SplitTokens(train=halves(300, 0), validation=halves(60, 1), test=halves(100, 2))
+
+
 @pytest.mark.parametrize("fields", [{}, {"objective": "masked"}, {"low_resolution": 2}])
 def test_fine_tuning_learns_and_does_not_change_the_model(fields: dict[str, object]) -> None:
     model = make_bundle(**fields)
     before = network_digest(model)
-    splits = halves(300, 0), halves(60, 1), halves(100, 2)
-    score = fine_tune(model, *splits, CONFIG)
+    score = fine_tune(model, splits(), CONFIG)
     assert score.test_accuracy > 0.75
     assert network_digest(model) == before
-    assert fine_tune(model, *splits, CONFIG) == score
+    assert fine_tune(model, splits(), CONFIG) == score
 
 
 def test_a_poisoned_test_split_changes_nothing_but_its_own_accuracy() -> None:
-    train, validation, test = halves(300, 0), halves(60, 1), halves(100, 2)
-    honest = fine_tune(make_bundle(), train, validation, test, CONFIG)
-    misled = fine_tune(make_bundle(), train, validation, replace(test, labels_N=1 - test.labels_N), CONFIG)
+    of, wrong = splits(), replace(splits().test, labels_N=1 - splits().test.labels_N)
+    honest = fine_tune(make_bundle(), of, CONFIG)
+    misled = fine_tune(make_bundle(), replace(of, test=wrong), CONFIG)
     assert misled == replace(honest, test_accuracy=misled.test_accuracy)
     assert misled.test_accuracy == pytest.approx(1 - honest.test_accuracy)
 
