@@ -53,6 +53,8 @@ def probe(config: ProbeConfig, mlflow_run: str | None = None) -> ProbeOutcome:
     for name in ("model", "dataset"):
         if not getattr(config, name):
             raise IgptError(f"{name} is empty: give it a value, as in `igpt probe {name}=...`")
+    if config.checkpoints == "all":
+        raise IgptError("checkpoints is all: only the command `igpt probe` draws a figure of many checkpoints")
     data = snapshot.read(config.dataset, config.snapshot)
     bundle, version = _load(config.model, services.mlflow_tracking_uri)
     if config.register:

@@ -217,6 +217,9 @@ class KeepingSettings(Config):
     """Number of newest checkpoints kept."""
     keep_best: NotNegative = 1
     """Number of checkpoints kept in addition for the lowest validation loss; only evaluated steps count."""
+    keep_every: NotNegative = 0
+    """Steps between checkpoints that are kept beside these, a multiple of checkpoint_every; 0: none. `igpt probe
+    checkpoints=all` draws by them how features get better over a training."""
     upload_seconds: Seconds = 300.0
     """Seconds to retry store errors while a checkpoint is written; then it is given up with a warning, and training
     continues as long as there is an older checkpoint."""
@@ -284,6 +287,9 @@ class PretrainConfig(SectionedConfig):
         batch, workers = self.optimizer.global_batch, self.execution.workers
         if batch < workers:
             raise IgptError(f"global_batch {batch} is smaller than workers {workers}: every worker needs an image")
+        keep, every = self.keeping.keep_every, self.keeping.checkpoint_every
+        if keep % every:
+            raise IgptError(f"keep_every is {keep}: it must be a multiple of checkpoint_every {every}, or 0")
         hang, upload = self.execution.hang_seconds, self.keeping.upload_seconds
         if 0 < hang <= upload:
             raise IgptError(

@@ -61,7 +61,17 @@ ORDER = {
         ),
         *("probe_report", "previews"),
         *("evaluate", "batch", "same_images", "import_model"),
-        *("build_dataset", "pretrain", "probe", "earlier_runs", "refresh", "scheduled", "demo", "cli"),
+        *(
+            "build_dataset",
+            "pretrain",
+            "probe",
+            "probe_checkpoints",
+            "earlier_runs",
+            "refresh",
+            "scheduled",
+            "demo",
+            "cli",
+        ),
     ),
 }
 EXCEPTIONS = {
@@ -89,7 +99,10 @@ DOORS = {
     "webdataset": {"pipeline/readers/webdataset.py"},
     "mlflow": WITH_MLFLOW,
     "prefect": {
-        *(f"flows/{name}.py" for name in ("build_dataset", "pretrain", "probe", "refresh", "scheduled", "demo")),
+        *(
+            f"flows/{name}.py"
+            for name in ("build_dataset", "pretrain", "probe", "probe_checkpoints", "refresh", "scheduled", "demo")
+        ),
         *(
             f"flows/prefect_ops/{name}.py"
             for name in (

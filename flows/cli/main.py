@@ -3,6 +3,7 @@
 import os
 import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -25,7 +26,7 @@ from flows.cli import (
     serve,
     worker,
 )
-from flows.cli.options import ConfigFile, Home, Overrides, prepare, read_config
+from flows.cli.options import ConfigFile, Home, Overrides, check_png, prepare, read_config
 from flows.config.demo import demo_config
 from flows.config.describe import KINDS, describe
 from flows.config.refresh import RefreshConfig
@@ -147,9 +148,19 @@ def pretrain(config: ConfigFile = None, overrides: Overrides = None, home: Home 
 
 
 @app.command()
-def probe(config: ConfigFile = None, overrides: Overrides = None, home: Home = None) -> None:
+def probe(
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="PNG file to write with checkpoints=all.")] = Path(
+        "features_by_loss.png"
+    ),
+    home: Home = None,
+) -> None:
     """Evaluate a model's features: a linear probe on every layer, and at the best layer what the config asks for."""
     checked = read_config(ProbeConfig, config, overrides, home)
+    if checked.checkpoints == "all":
+        _probe_checkpoints(checked, output)
+        return
     from flows.probe import probe as flow
     from flows.probe_report import layers_table, table
 
@@ -157,6 +168,16 @@ def probe(config: ConfigFile = None, overrides: Overrides = None, home: Home = N
     print_table(layers_table(outcome.result))
     console.print()
     print_table(table(outcome.result, outcome.classes))
+
+
+def _probe_checkpoints(config: ProbeConfig, output: Path) -> None:
+    check_png(output)
+    from flows.probe_checkpoints import probe_checkpoints, table
+
+    outcome = probe_checkpoints(config)
+    print_table(table(outcome.scores))
+    objects.write_bytes(str(output.absolute()), outcome.figure)
+    console.print(f"the figure is {output}")
 
 
 @app.command()

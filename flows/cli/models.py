@@ -1,6 +1,5 @@
 """The commands that use a model: sample, complete, upscale, score and convert. They only need access to the model."""
 
-import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 import typer
 
-from flows.cli.options import ConfigFile, Home, Json
+from flows.cli.options import ConfigFile, Home, Json, check_png
 from flows.services import settings
 from flows.terminal.console import Reporter, console
 from pipeline.errors import IgptError
@@ -299,15 +298,8 @@ def _check_new(folder: str) -> None:
 def _prepare(output: Path | None) -> None:
     """Prepare the environment, and check the output file before the slow imports. Raises IgptError for a bad one."""
     settings.activate(settings.home_folder(None))
-    if output is None:
-        return
-    if output.suffix.lower() != ".png":
-        raise IgptError(f"{output}: the output is a PNG file; give a name that ends in .png")
-    parent = output.absolute().parent
-    if not parent.is_dir():
-        raise IgptError(f"{output}: the folder {parent} does not exist; create it first")
-    if output.is_dir() or not os.access(output if output.exists() else parent, os.W_OK):
-        raise IgptError(f"{output}: it cannot be written; give another name")
+    if output is not None:
+        check_png(output)
 
 
 def _write(output: Path, png: bytes, reporter: Reporter, what: str) -> None:

@@ -1,6 +1,7 @@
 """Options, and the preparation of the environment, that several commands share."""
 
 import math
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,6 +9,7 @@ import typer
 
 from flows.services import preflight, settings
 from flows.terminal.console import console
+from pipeline.errors import IgptError
 from pipeline.typed_config import config_file
 
 Home = Annotated[
@@ -50,3 +52,14 @@ def read_config(kind: type[Any], path: Path | None, overrides: list[str] | None,
     config = config_file.load(kind, path, overrides or [])
     preflight.check_prefect(settings.load().prefect_api_url)
     return config
+
+
+def check_png(output: Path) -> None:
+    """Raise IgptError unless a PNG file can be written there."""
+    if output.suffix.lower() != ".png":
+        raise IgptError(f"{output}: the output is a PNG file; give a name that ends in .png")
+    parent = output.absolute().parent
+    if not parent.is_dir():
+        raise IgptError(f"{output}: the folder {parent} does not exist; create it first")
+    if output.is_dir() or not os.access(output if output.exists() else parent, os.W_OK):
+        raise IgptError(f"{output}: it cannot be written; give another name")

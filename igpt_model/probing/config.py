@@ -1,7 +1,7 @@
 """Settings of the probes; Prefect's form shows the docstring of each field."""
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from igpt_model.config import Positive
 from igpt_model.inference.pooling import Pooling
@@ -59,6 +59,10 @@ class ProbeConfig(Config):
     """URL or path of a labelled dataset of the model's resolution and palette; in a refresh, empty: the new dataset."""
     snapshot: int | None = None
     """Number of the dataset snapshot; none: the newest."""
+    checkpoints: Literal["newest", "all"] = "newest"
+    """all: probe every checkpoint of a run, and draw accuracy against validation loss (keep_every keeps some)."""
+    beside: tuple[str, ...] = ()
+    """Further runs for the same figure, such as those of other sizes; only with checkpoints all."""
     features: str = ""
     """URL or path of the folder that caches extracted features; empty: {dataset}-features.
 
@@ -92,3 +96,5 @@ class ProbeConfig(Config):
         super().__post_init__()
         if not self.strengths:
             raise IgptError("strengths is empty: give at least one positive number")
+        if self.beside and self.checkpoints != "all":
+            raise IgptError("beside names runs, and checkpoints is newest: set checkpoints=all")

@@ -1,7 +1,8 @@
 """Probing on a Ray cluster: one task per shard extracts features into a cache, one task per layer fits a classifier."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +20,7 @@ from igpt_model.probing.labelled import LabelledTokens, SplitTokens
 from igpt_model.probing.linear import (
     FittedProbe,
     LabelledFeatures,
+    ProbeScore,
     SplitFeatures,
     fit_probe,
     low_data_score,
@@ -219,6 +221,24 @@ def probe_on_cluster(
     bundle: ModelBundle, snapshot: Snapshot, config: ProbeConfig, *, progress: Progress = silent
 ) -> ProbeResult:
     """Probe every layer of a model on a labelled dataset. Raises IgptError when they do not match."""
+    with _cache_for(bundle, snapshot, config, progress) as (data, cluster, by_split, url):
+        return _probe(bundle, data, config, cluster, by_split, url)
+
+
+def probe_layers(
+    bundle: ModelBundle, snapshot: Snapshot, config: ProbeConfig, *, progress: Progress = silent
+) -> tuple[ProbeScore, ...]:
+    """The linear probe of every layer, with nothing beside it: for models that are compared with each other."""
+    with _cache_for(bundle, snapshot, config, progress) as (data, cluster, _, url):
+        sources = _extracted((bundle,), data, config, cluster, url).sources
+        return tuple(fitted.score for fitted in cluster.run("probe", _fit, [(source,) for source in sources]))
+
+
+@contextmanager
+def _cache_for(
+    bundle: ModelBundle, snapshot: Snapshot, config: ProbeConfig, progress: Progress
+) -> Iterator[tuple[_Data, _Cluster, dict[str, np.ndarray], str]]:
+    """Check a model and a dataset; the labels by split, and the URL of a cache that nobody removes meanwhile."""
     check_fits(bundle, snapshot)
     data = _plan(snapshot, config)
     _check_memory(bundle, data, config)
@@ -227,7 +247,36 @@ def probe_on_cluster(
     _check_labels(snapshot, by_split)
     url = objects.absolute(config.features or f"{snapshot.dataset.rstrip('/')}-features")
     with presence.probing(url):
-        return _probe(bundle, data, config, cluster, by_split, url)
+        yield data, cluster, by_split, url
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Extracted:
+    """The features of networks: every layer of the first, then every layer of the next."""
+
+    sources: list[_Source]
+    shards_computed: int
+    """The others were cached."""
+
+
+def _extracted(
+    networks: Sequence[ModelBundle], data: _Data, config: ProbeConfig, cluster: _Cluster, url: str
+) -> _Extracted:
+    caches = [
+        FeatureCache(
+            url=url,
+            network=network_digest(network),
+            layers=network.model.config.layers + 1,
+            on_gpu=cluster.has_gpus,
+            pooling=config.pooling,
+        )
+        for network in networks
+    ]
+    missing = [(number, *call) for number, cache in enumerate(caches) for call in cache.missing(data.calls)]
+    pairs = [part for pair in zip(networks, caches, strict=True) for part in pair]
+    cluster.extract(missing, (data.snapshot, *pairs))
+    sources = [_Source(cache=cache, layer=layer) for cache in caches for layer in range(cache.layers)]
+    return _Extracted(sources=sources, shards_computed=len(missing))
 
 
 def _probe(
@@ -242,19 +291,8 @@ def _probe(
     snapshot = data.snapshot
     fresh = replace(bundle, model=untrained(bundle.model, config.seed))
     layers = bundle.model.config.layers + 1
-    caches = [
-        FeatureCache(
-            url=url,
-            network=network_digest(network),
-            layers=layers,
-            on_gpu=cluster.has_gpus,
-            pooling=config.pooling,
-        )
-        for network in (bundle, fresh)
-    ]
-    missing = [(number, *call) for number, cache in enumerate(caches) for call in cache.missing(data.calls)]
-    cluster.extract(missing, (snapshot, bundle, caches[0], fresh, caches[1]))
-    sources = [_Source(cache=cache, layer=layer) for cache in caches for layer in range(layers)]
+    extracted = _extracted((bundle, fresh), data, config, cluster, url)
+    sources = extracted.sources
     fitted = cluster.run("probe", _fit, [(source,) for source in [*sources, _Source(cache=None)]])
     result = ProbeResult(
         layers=tuple(probe.score for probe in fitted[:layers]),
@@ -264,8 +302,8 @@ def _probe(
         train_images=len(by_split["train"]),
         validation_images=len(by_split["validation"]),
         test_images=len(by_split["test"]),
-        shards_computed=len(missing),
-        shards_cached=2 * len(data.calls) - len(missing),
+        shards_computed=extracted.shards_computed,
+        shards_cached=2 * len(data.calls) - extracted.shards_computed,
         pooling=config.pooling,
     )
     best = fitted[result.best_layer]

@@ -1,7 +1,7 @@
 """A convolutional network that learns from the labels alone, beside which features learned without them stand.
 
 A residual network of He et al. 2016 (section 4.2, the one for CIFAR-10) with one block a stage: 7 convolutions and a
-linear layer, 78,000 parameters with ten classes. It sees the same pixels, after the palette, as the probe of raw pixels.
+linear layer, 78,000 parameters with ten classes. It sees the pixels that the probe of raw pixels sees.
 """
 
 import numpy as np

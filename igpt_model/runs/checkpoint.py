@@ -274,12 +274,13 @@ def is_checkpoint(url: str) -> bool:
     return objects.exists(objects.join(url, INDEX_FILE))
 
 
-def to_prune(losses: Mapping[int, float | None], *, keep_last: int, keep_best: int) -> list[int]:
+def to_prune(losses: Mapping[int, float | None], *, keep_last: int, keep_best: int, keep_every: int = 0) -> list[int]:
     """The steps of the checkpoints to delete, given the validation loss of each checkpoint by step."""
     newest = sorted(losses)[-keep_last:]
     measured = sorted((loss, step) for step, loss in losses.items() if loss is not None)
     best = [step for _, step in measured[:keep_best]]
-    return sorted(set(losses) - {*newest, *best})
+    regular = [step for step in losses if keep_every and step % keep_every == 0]
+    return sorted(set(losses) - {*newest, *best, *regular})
 
 
 def remove(run: str, step: int) -> None:

@@ -121,8 +121,9 @@ class Saver:
             self._listener.saved(state.step)
         del self._logged[: len(logged)]
         self._losses[state.step] = state.validation_loss
+        keeping = self._config.keeping
         for step in checkpoint.to_prune(
-            self._losses, keep_last=self._config.keeping.keep_last, keep_best=self._config.keeping.keep_best
+            self._losses, keep_last=keeping.keep_last, keep_best=keeping.keep_best, keep_every=keeping.keep_every
         ):
             del self._losses[step]
             if self._worker.rank == 0:

@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from igpt_model.probing.checkpoint_scores import CheckpointScore, rank_correlation
 from igpt_model.probing.result import ProbeResult
 from pipeline.printable import printable
 
@@ -59,6 +60,28 @@ def loss_curve(histories: Mapping[str, Sequence[tuple[int, float]]], baselines: 
     for (name, value), style in zip(baselines.items(), (":", "--", "-."), strict=False):
         axes.axhline(value, color="grey", linestyle=style, label=name)
     axes.legend()
+    return _png(figure)
+
+
+def features_by_loss(scores: Sequence[CheckpointScore]) -> bytes:
+    """Test accuracy of the linear probe against validation loss, a line for each run, its last checkpoint filled."""
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    axes = figure.add_subplot(xlabel="validation loss, nats per pixel", ylabel="test accuracy, %")
+    correlation = rank_correlation(scores)
+    shown = "" if correlation is None else f", rank correlation {correlation:.2f}"
+    axes.set_title(f"Linear probe by checkpoint{shown}")
+    for run in dict.fromkeys(score.run for score in scores):
+        of_run = [score for score in scores if score.run == run]
+        losses = [score.validation_loss for score in of_run]
+        accuracies = [100 * score.test_accuracy for score in of_run]
+        label = f"{_tick(run)}, {of_run[0].parameters:,} parameters"
+        (line,) = axes.plot(losses, accuracies, "o-", markerfacecolor="white", label=label)
+        axes.plot(losses[-1:], accuracies[-1:], "o", color=line.get_color())
+        for score in (of_run[0], of_run[-1]):
+            place = (score.validation_loss, 100 * score.test_accuracy)
+            axes.annotate(f"step {score.step:,}", place, xytext=(6, 4), textcoords="offset points", fontsize=8)
+    axes.invert_xaxis()  # better to the right, as in the paper
+    axes.legend(loc="lower right", fontsize=8)
     return _png(figure)
 
 

@@ -31,6 +31,7 @@ def variants() -> Iterator[tuple[str, str, PretrainConfig]]:
             "min_workers": 1,
             "cache": "c",
             "micro_batch": 1,
+            "keep_every": 500,
             "name": "mine",
             "compile": True,
         },
@@ -55,7 +56,7 @@ def test_the_name_of_a_run_is_decided_by_model_data_and_optimizer_alone() -> Non
         decides = section in ("model", "data", "optimizer") and field not in ("dataset", "snapshot")
         decides = decides or field == "use_gpu"  # by the precision that it stands for
         assert (other.run_name("a") != name) == decides, field
-    assert len(seen) == 53
+    assert len(seen) == 54
     assert BASE.run_name("b") != name, "the dataset counts by its contents"
 
 
@@ -130,7 +131,7 @@ def test_a_gpu_computes_in_bfloat16_compiled_unless_told_otherwise(
 def test_names_of_fields_are_unique_over_the_sections() -> None:
     """Required for reading the flat form."""
     names = [name for section in asdict(BASE).values() for name in section]
-    assert len(set(names)) == len(names) == 53
+    assert len(set(names)) == len(names) == 54
     assert not set(names) & {field.name for field in fields(PretrainConfig)}
 
 
@@ -167,6 +168,7 @@ def test_a_field_stands_in_one_place(given: dict, expected: str) -> None:
         (lambda: BASE.with_fields(runs=""), "runs is empty"),
         (lambda: BASE.with_fields(global_batch=1), "global_batch 1 is smaller than workers 2"),
         (lambda: BASE.with_fields(min_workers=3), "min_workers is 3: it must not be above workers 2"),
+        (lambda: BASE.with_fields(keep_every=300), "keep_every is 300: it must be a multiple of checkpoint_every 250"),
         (lambda: BASE.with_fields(hang_seconds=300.0), "hang_seconds is 300: it must be above upload_seconds 300"),
         (lambda: GateConfig(min_probe_accuracy=1.5), "min_probe_accuracy is 1.5: it must be from 0 to 1"),
         (lambda: GateConfig(max_bits_per_pixel=float("nan")), "max_bits_per_pixel is nan: it must be above 0"),

@@ -159,6 +159,7 @@ class Refreshed:
 def refreshed(digits: str, tmp_path_factory: pytest.TempPathFactory) -> Refreshed:
     """The whole refresh on 401 images, run once."""
     config = refresh_config(digits, "refreshed")
+    config["pretrain"]["keep_every"] = 80
     path = tmp_path_factory.mktemp("config") / "refresh.yaml"
     path.write_text(yaml.safe_dump(config))
     command = igpt("refresh", "--config", str(path))

@@ -1,6 +1,7 @@
 """The probing flow from a registry URI: its results, where they are stored, and what a rerun computes."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 from flows.services.local_stack import Stack
 from igpt_model.registry.client import Registry
 from igpt_model.registry.gate import ACCURACY
+from igpt_model.runs import record
 from pipeline.dataset import snapshot
 from pipeline.store import objects
 from tests.integration.conftest import Command, Refreshed, igpt
@@ -96,6 +98,32 @@ def test_a_rerun_computes_what_is_missing_and_nothing_else(probed: Command, stac
     assert f"features of 1 shards computed, of {shards - 1} found in the cache" in mended.out
     after = np.load(io.BytesIO(objects.read_bytes(lost)))
     assert after == pytest.approx(np.load(io.BytesIO(kept[lost])), abs=1e-5)
+
+
+def test_every_checkpoint_of_a_run_is_drawn_by_its_loss(refreshed: Refreshed, stack: Stack, tmp_path: Path) -> None:
+    figure = tmp_path / "figure.png"
+    fields = (f"model={refreshed.run}", "dataset=s3://datasets/refreshed", "strengths=[0.1]")
+    command = igpt("probe", *fields, "checkpoints=all", "--output", str(figure))
+    assert command.code == 0, command.out + command.err
+    rows = [line.split() for line in command.out.splitlines() if line.startswith(refreshed.run.split("/")[-1])]
+    by_step = {int(row[2]): (float(row[3]), float(row[5])) for row in rows if len(row) == 6}
+    assert sorted(by_step) == [80, 160]
+    assert by_step[80][0] > by_step[160][0]
+    assert "accuracy over 2 checkpoints: not defined" in command.out
+    assert min(Image.open(figure).size) > 200
+    client, run = MlflowClient(stack.mlflow_url), record.read(refreshed.run).mlflow_run
+    assert run is not None
+    logged = {entry.step: entry.value for entry in client.get_metric_history(run, "probe_by_checkpoint_test_accuracy")}
+    assert {step: round(100 * value, 1) for step, value in logged.items()} == {
+        step: accuracy for step, (_, accuracy) in by_step.items()
+    }
+    assert "features_by_loss.png" in {artifact.path for artifact in client.list_artifacts(run)}
+
+
+def test_only_a_training_run_has_checkpoints_to_draw(refreshed: Refreshed) -> None:
+    command = igpt("probe", f"model={URI}", "dataset=s3://datasets/refreshed", "checkpoints=all")
+    assert (command.code, command.out) == (2, "")
+    assert f"checkpoints is all and the model is {URI}: give the folder of a training run" in command.err
 
 
 def test_a_snapshot_of_another_source_is_probed_with_the_models_palette(

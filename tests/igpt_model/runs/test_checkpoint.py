@@ -30,9 +30,14 @@ def files_of(run: str, step: int) -> dict[str, Path]:
 LOSSES = st.dictionaries(st.integers(1, 99), st.none() | st.sampled_from([1.0, 1.5, 2.0]), min_size=1)
 
 
-@given(LOSSES, st.integers(1, 4), st.integers(0, 3))
-def test_the_newest_and_the_best_are_kept(losses: dict[int, float | None], last: int, best: int) -> None:
+@given(LOSSES, st.integers(1, 4), st.integers(0, 3), st.sampled_from([0, 10, 33]))
+def test_the_newest_the_best_and_the_regular_are_kept(
+    losses: dict[int, float | None], last: int, best: int, every: int
+) -> None:
+    regular = {step for step in losses if every and step % every == 0}
+    with_regular = set(checkpoint.to_prune(losses, keep_last=last, keep_best=best, keep_every=every))
     gone = set(checkpoint.to_prune(losses, keep_last=last, keep_best=best))
+    assert with_regular == gone - regular
     kept = set(losses) - gone
     assert set(sorted(losses)[-last:]) <= kept
     measured = sorted(loss for loss in losses.values() if loss is not None)

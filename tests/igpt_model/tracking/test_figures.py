@@ -7,6 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
+from igpt_model.probing.checkpoint_scores import CheckpointScore
 from igpt_model.probing.linear import ProbeScore
 from igpt_model.probing.result import ProbeResult
 from igpt_model.tracking import figures
@@ -49,6 +50,22 @@ def test_a_probe_is_drawn_in_percent_by_layer(drawn: list[Figure]) -> None:
 def test_losses_are_drawn_with_their_baselines(drawn: list[Figure]) -> None:
     figures.loss_curve({"training": [(10, 2.5), (20, 2.0)], "validation": [(20, 2.25)]}, {"uniform": 2.75})
     assert curves_of(drawn[0]) == {"training": [2.5, 2.0], "validation": [2.25], "uniform": [2.75, 2.75]}
+
+
+def test_checkpoints_are_drawn_by_loss_a_line_for_each_run(drawn: list[Figure]) -> None:
+    def checkpoint(run: str, step: int, loss: float, accuracy: float) -> CheckpointScore:
+        return CheckpointScore(
+            run=run, parameters=1000 * len(run), step=step, validation_loss=loss, layer=1, test_accuracy=accuracy
+        )
+
+    scores = [checkpoint("a", 10, 3.0, 0.5), checkpoint("a", 20, 2.5, 0.625), checkpoint("$bb", 10, 2.0, 0.75)]
+    png = figures.features_by_loss(scores)
+    assert Image.open(io.BytesIO(png)).format == "PNG"
+    curves = curves_of(drawn[0])
+    assert (curves["a, 1,000 parameters"], curves["$bb, 3,000 parameters"]) == ([50, 62.5], [75])
+    (axes,) = drawn[0].axes
+    assert axes.get_title() == "Linear probe by checkpoint, rank correlation 1.00"
+    assert axes.xaxis_inverted()
 
 
 @pytest.mark.parametrize(("classes", "labelled"), [(3, True), (31, False)])

@@ -1,0 +1,139 @@
+"""The flow that probes every checkpoint of runs: do features get better as the loss gets lower?"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from prefect import flow
+
+from flows.prefect_ops import artifacts, ray_job
+from flows.prefect_ops.failures import in_one_line
+from flows.prefect_ops.names import making
+from flows.prefect_ops.progress_page import ProgressPage
+from flows.prefect_ops.termination import terminable
+from flows.services import settings
+from flows.terminal.console import Reporter
+from igpt_model.probing.checkpoint_scores import CheckpointScore, rank_correlation
+from igpt_model.probing.config import ProbeConfig
+from igpt_model.probing.ray import probe_layers
+from igpt_model.runs import checkpoint, record
+from igpt_model.tracking import figures
+from igpt_model.tracking.runs import RunLogger
+from pipeline.dataset import snapshot
+from pipeline.dataset.snapshot import Snapshot
+from pipeline.errors import IgptError
+from pipeline.progress import Progress, together
+from pipeline.store import objects
+
+METRIC = "probe_by_checkpoint_test_accuracy"
+FIGURE = "features_by_loss.png"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointsOutcome:
+    """The scores of all checkpoints, run by run in the order of their steps, and a figure of them as a PNG file."""
+
+    scores: tuple[CheckpointScore, ...]
+    figure: bytes
+
+    @property
+    def line(self) -> str:
+        """One line on what came out."""
+        correlation = rank_correlation(self.scores)
+        text = "not defined" if correlation is None else f"{correlation:.2f}"
+        return f"rank correlation of lower loss and higher accuracy over {len(self.scores)} checkpoints: {text}"
+
+
+@flow(name="probe-checkpoints", flow_run_name=making("probe the checkpoints of {}", "config.model"))
+@in_one_line
+def probe_checkpoints(config: ProbeConfig) -> CheckpointsOutcome:
+    """Probe every layer of every evaluated checkpoint of the config's runs on a labelled dataset.
+
+    The figure becomes an artifact of the first run in MLflow, the accuracies metrics of each, by step.
+    """
+    services = settings.load()
+    for name in ("model", "dataset"):
+        if not getattr(config, name):
+            raise IgptError(f"{name} is empty: give it a value, as in `igpt probe {name}=...`")
+    data = snapshot.read(config.dataset, config.snapshot)
+    evaluated = {run: _evaluated(run) for run in (config.model, *config.beside)}
+    ray_job.begin(services.ray_address, "probe")
+    reporter = Reporter("probe")
+    scores: list[CheckpointScore] = []
+    with terminable(), ProgressPage() as page:
+        for run, losses in evaluated.items():
+            for step, loss in losses.items():
+                score = _probe(run, step, loss, data, config, together(reporter, page))
+                scores.append(score)
+                reporter.say(
+                    f"{score.run}, step {step:,}: loss {loss:.3f}, layer {score.layer} classifies "
+                    f"{score.test_accuracy:.1%}"
+                )
+    outcome = CheckpointsOutcome(scores=tuple(scores), figure=figures.features_by_loss(scores))
+    for run in reversed(evaluated):  # last: the first run's, which gets the figure
+        _log(run, scores, services.mlflow_tracking_uri, outcome.figure if run == config.model else None)
+    artifacts.table("checkpoints", table(outcome.scores), outcome.line)
+    reporter.close()
+    reporter.say(outcome.line)
+    return outcome
+
+
+def _evaluated(run: str) -> dict[int, float]:
+    """The validation losses of a run's checkpoints by step. Raises IgptError with fewer than two."""
+    if run.startswith("models:"):
+        raise IgptError(f"checkpoints is all and the model is {run}: give the folder of a training run")
+    url = objects.absolute(run)
+    objects.check_reachable(url)
+    record.read(url)
+    losses = {step: loss for step, loss in sorted(checkpoint.losses(url).items()) if loss is not None}
+    if len(losses) < 2:
+        raise IgptError(
+            f"{run}: {len(losses)} of its checkpoints are evaluated, a figure needs two; set keep_every, and "
+            "evaluate_every to a divisor of it, in the training"
+        )
+    return losses
+
+
+def _probe(
+    run: str, step: int, loss: float, data: Snapshot, config: ProbeConfig, progress: Progress
+) -> CheckpointScore:
+    url = objects.absolute(run)
+    bundle = checkpoint.load_model(checkpoint.folder_of(url, step))
+    layers = probe_layers(bundle, data, config, progress=progress)
+    layer = int(np.argmax([score.validation_accuracy for score in layers]))
+    return CheckpointScore(
+        run=objects.name_of(url),
+        parameters=bundle.model.config.parameters,
+        step=step,
+        validation_loss=loss,
+        layer=layer,
+        test_accuracy=layers[layer].test_accuracy,
+    )
+
+
+def _log(run: str, scores: list[CheckpointScore], tracking_uri: str, figure: bytes | None) -> None:
+    """Log to the run of MLflow that a training belongs to, if there is one."""
+    url = objects.absolute(run)
+    if (mlflow_run := record.read(url).mlflow_run) is None:
+        return
+    logger = RunLogger(tracking_uri, mlflow_run)
+    logged = dict(logger.metric_history(METRIC))
+    for score in scores:
+        if score.run == objects.name_of(url) and logged.get(score.step) != score.test_accuracy:
+            logger.metrics(score.step, {METRIC: score.test_accuracy})
+    if figure is not None:
+        logger.file(figure, FIGURE)
+
+
+def table(scores: tuple[CheckpointScore, ...]) -> list[dict[str, object]]:
+    """A row for each checkpoint; accuracies in percent."""
+    return [
+        {
+            "run": score.run,
+            "parameters": score.parameters,
+            "step": score.step,
+            "validation loss": round(score.validation_loss, 4),
+            "layer": score.layer,
+            "test accuracy, %": round(100 * score.test_accuracy, 1),
+        }
+        for score in scores
+    ]
