@@ -47,7 +47,7 @@ def features(
     as_json: Json = False,
     home: Home = None,
 ) -> None:
-    """Write the features of many images as Parquet: layers=[6,12] pooling=rows split=test.
+    """Write the features of many images as Parquet. Fields: layers=[6,12] pooling=rows split=test.
 
     Runs on the Ray cluster where one is configured, else in this process. A row holds key, uri, split, label and a
     column for each layer. Every image is in one row, or in rejected/ with a reason; manifest.json is written last, and
@@ -65,7 +65,7 @@ def classify(
     as_json: Json = False,
     home: Home = None,
 ) -> None:
-    """Write the classes of many images as Parquet, by a registered model with a probe; otherwise as `igpt features`.
+    """Write the classes of many images as Parquet. By a registered model with a probe; otherwise as `igpt features`.
 
     A row holds key, uri, split, label, predicted, probability and probabilities, in the order of manifest.json.
     """

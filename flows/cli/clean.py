@@ -24,7 +24,7 @@ def clean(
     as_json: Json = False,
     home: Home = None,
 ) -> None:
-    """Remove old checkpoints of finished runs, features, logs, and what was deleted in MLflow.
+    """Remove old checkpoints, features, logs and deleted runs. Checkpoints: of finished runs; deleted: in MLflow.
 
     How many days to keep each is a field, as in checkpoints=7; `igpt config clean` prints them. What an unfinished run,
     a registered version or a running process uses stays.

@@ -9,7 +9,6 @@ from flows.cli.dataset_tables import Split
 from flows.cli.options import Dataset, Home, Json, Number, prepare
 from flows.terminal.console import Reporter, console
 from flows.terminal.tables import print_json
-from pipeline.readers import export as exports
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -30,6 +29,8 @@ def export(
     """Write a snapshot as pictures for other programs; manifest.json, which lists them, is written last."""
     prepare(home, as_json=as_json)
     reporter = Reporter("dataset")
+    from pipeline.readers import export as exports
+
     done = exports.export(dataset, out, split=split, snapshot=number, format=format, progress=reporter)
     reporter.close()
     if as_json:

@@ -5,10 +5,8 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import typer
 
 from flows.cli.options import Dataset, Home, Json, Number, prepare
@@ -17,7 +15,11 @@ from flows.terminal.tables import as_json_types, print_json, print_table
 from pipeline.dataset import snapshot
 from pipeline.dataset.snapshot import SPLITS
 from pipeline.errors import IgptError
-from pipeline.inspect import history, tables
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+# pyarrow is imported in the functions, to keep the command line fast.
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -43,6 +45,8 @@ def urls(
 ) -> None:
     """Print the addresses of a snapshot's shards; shards/ has those of older snapshots too."""
     prepare(home, as_json=as_json)
+    from pipeline.inspect import tables
+
     addresses = tables.shard_urls(snapshot.read(dataset, number), _split(split))
     if as_json:
         print_json(addresses)
@@ -63,6 +67,8 @@ def images(
 ) -> None:
     """List the images in a snapshot's shards, with their classes and the columns of the index."""
     prepare(home, as_json=as_json)
+    from pipeline.inspect import tables
+
     listed = tables.images(snapshot.read(dataset, number), _split(split))
     _show(listed, lambda row: f"{row['split']} {row['class'] or '-'} {row['uri']}", as_json, as_csv, parquet)
 
@@ -79,6 +85,8 @@ def rejected(
 ) -> None:
     """List the images that a snapshot rejected, with the reason; quarantine/ has those of older snapshots too."""
     prepare(home, as_json=as_json)
+    from pipeline.inspect import tables
+
     listed = tables.rejected(snapshot.read(dataset, number), _split(split))
     _show(listed, lambda row: f"{row['reason']} {row['uri']} ({row['detail']})", as_json, as_csv, parquet)
 
@@ -87,6 +95,8 @@ def rejected(
 def classes(dataset: Dataset, number: Number = None, as_json: Json = False, home: Home = None) -> None:
     """List the classes of a snapshot: the number that shards hold, the name, and how many images each split has."""
     prepare(home, as_json=as_json)
+    from pipeline.inspect import history
+
     contents = history.contents(snapshot.read(dataset, number))
     names = [*enumerate(contents.snapshot.classes), *([(-1, "")] if "" in contents.images_by_class else [])]
     rows = [
@@ -104,7 +114,7 @@ def classes(dataset: Dataset, number: Number = None, as_json: Json = False, home
 
 
 def _show(
-    listed: Iterator[pa.Table],
+    listed: "Iterator[pa.Table]",
     line: Callable[[dict[str, Any]], str],
     as_json: bool,
     as_csv: bool,
@@ -114,6 +124,11 @@ def _show(
     if parquet is not None:
         if not parquet.absolute().parent.is_dir():
             raise IgptError(f"{parquet}: the folder {parquet.parent} does not exist; create it first")
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        from pipeline.inspect import tables
+
         table = tables.together(listed)
         pq.write_table(pa.table({}) if table is None else table, parquet, compression="zstd")
         console.print(f"{parquet}: {0 if table is None else len(table):,} rows")
@@ -136,7 +151,7 @@ def _print_json(rows: Iterable[dict[str, Any]]) -> None:
     write(sys.stdout, "[]\n" if separator == "[\n" else "\n]\n")
 
 
-def _print_csv(listed: Iterable[pa.Table]) -> None:
+def _print_csv(listed: "Iterable[pa.Table]") -> None:
     """Print rows below a heading: the columns of the first table, and of no later one."""
     writer = None
     for table in listed:

@@ -13,29 +13,24 @@ from flows.services import preflight, settings
 from flows.terminal.console import Reporter, console
 from flows.terminal.tables import print_json, print_table, size_text
 from flows.version import version
-from pipeline.build.plan import Plan
 from pipeline.config import DatasetConfig
 from pipeline.dataset import snapshot
-from pipeline.dataset.lifecycle.rollback import rollback
-from pipeline.dataset.lifecycle.tag import tag
-from pipeline.dataset.record import Publisher
 from pipeline.dataset.snapshot import SPLITS
 from pipeline.errors import IgptError
-from pipeline.inspect import contact_sheet, history, verify
-from pipeline.inspect.gc import collect
-from pipeline.source import left_out
 from pipeline.store import objects
 from pipeline.typed_config import config_file
 
 if TYPE_CHECKING:
     from pipeline.build.build import PlannedBuild
+    from pipeline.build.plan import Plan
+    from pipeline.dataset.record import Publisher
 
 # Ray and Prefect read their settings when they are imported, so commands import them after prepare().
 
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Datasets: build, retry-failed; ls, show, diff, urls, images, rejected and more; export, rollback, gc.",
+    help="Build datasets, look into them, export them and clean up.",
 )
 app.add_typer(dataset_tables.app)
 app.add_typer(near_duplicates.app)
@@ -112,6 +107,8 @@ def _dry_run(config: DatasetConfig, as_json: bool, **options: bool) -> None:
         return
     console.print(f"dry run, nothing is written: {describe_plan(planned)}")
     if planned.left_out:
+        from pipeline.source import left_out
+
         console.print(left_out.describe(planned.left_out))
     if planned.plan is not None:
         shards = _shards_by_action(planned.plan)
@@ -123,7 +120,7 @@ def _dry_run(config: DatasetConfig, as_json: bool, **options: bool) -> None:
                 console.print(f"{action} {len(shards[action]) - _NAMED:,} more; --json lists all")
 
 
-def _shards_by_action(plan: Plan) -> dict[str, list[str]]:
+def _shards_by_action(plan: "Plan") -> dict[str, list[str]]:
     return {
         "keep": [shard.name for shard in plan.keep],
         "make": [shard.name for shard in plan.make],
@@ -188,6 +185,8 @@ def retry_failed(
 def ls(dataset: Dataset, as_json: Json = False, home: Home = None) -> None:
     """List the snapshots of a dataset, the oldest first."""
     prepare(home, as_json=as_json)
+    from pipeline.inspect import history
+
     summaries = history.summaries(dataset)
     if as_json:
         print_json([asdict(summary) for summary in summaries])
@@ -215,6 +214,8 @@ def ls(dataset: Dataset, as_json: Json = False, home: Home = None) -> None:
 def show(dataset: Dataset, number: Number = None, as_json: Json = False, home: Home = None) -> None:
     """Show the contents of a snapshot by split, class and reason of rejection."""
     prepare(home, as_json=as_json)
+    from pipeline.inspect import history
+
     contents = history.contents(snapshot.read(dataset, number))
     chosen = contents.snapshot
     if as_json:
@@ -257,6 +258,8 @@ def diff(
 ) -> None:
     """Show what changed between two snapshots of a dataset."""
     prepare(home, as_json=as_json)
+    from pipeline.inspect import history
+
     changes = history.difference(snapshot.read(dataset, before), snapshot.read(dataset, after))
     if as_json:
         print_json(asdict(changes))
@@ -290,6 +293,8 @@ def rollback_snapshot(
 ) -> None:
     """Publish an older snapshot anew as the newest; nothing is copied. The next build follows the raw images again."""
     prepare(home, as_json=as_json)
+    from pipeline.dataset.lifecycle.rollback import rollback
+
     new = rollback(dataset, number, _publisher())
     if as_json:
         print_json({"snapshot": new.number, "content_digest": new.content_digest, "content_of": number})
@@ -308,6 +313,8 @@ def tag_snapshot(
 ) -> None:
     """Give a snapshot tags, which `igpt dataset ls` shows."""
     prepare(home, as_json=as_json)
+    from pipeline.dataset.lifecycle.tag import tag
+
     tags = tag(dataset, number, remove=names) if remove else tag(dataset, number, add=names)
     if as_json:
         print_json({"snapshot": number, "tags": tags})
@@ -315,7 +322,9 @@ def tag_snapshot(
     console.print(f"snapshot {number} has {'the tags ' + ', '.join(tags) if tags else 'no tags'}")
 
 
-def _publisher() -> Publisher:
+def _publisher() -> "Publisher":
+    from pipeline.dataset.record import Publisher
+
     return Publisher(program=f"igpt {version()}")
 
 
@@ -325,6 +334,8 @@ def verify_snapshot(dataset: Dataset, number: Number = None, as_json: Json = Fal
     prepare(home, as_json=as_json)
     chosen = snapshot.read(dataset, number)
     reporter = Reporter("dataset")
+    from pipeline.inspect import verify
+
     problems = verify.verify(chosen, progress=reporter)
     reporter.close()
     if as_json:
@@ -351,6 +362,8 @@ def gc(
 ) -> None:
     """Remove the files that no snapshot references; refused while a build is running."""
     prepare(home, as_json=as_json)
+    from pipeline.inspect.gc import collect
+
     result = collect(dataset, min_age_seconds=3600 * min_age_hours, dry_run=dry_run)
     if as_json:
         print_json(asdict(result))
@@ -381,5 +394,7 @@ def sample(
     if not out.parent.is_dir():
         raise IgptError(f"{out}: the folder {out.parent} does not exist; create it first")
     chosen = snapshot.read(dataset, number)
+    from pipeline.inspect import contact_sheet
+
     objects.write_bytes(str(out.absolute()), contact_sheet.contact_sheet(chosen, count=images, seed=seed, split=split))
     console.print(f"{out}: {split} images of snapshot {chosen.number}, raw beside quantized")

@@ -25,7 +25,10 @@ def deploy(
     check: Annotated[bool, typer.Option("--check", help="Only check the file; register nothing.")] = False,
     home: Home = None,
 ) -> None:
-    """Register or update deployments, their work pool and automations."""
+    """Register or update deployments and their schedules.
+
+    Also their work pools and automations.
+    """
     prepare(home)
     if not check:
         preflight.check_prefect(settings.prefect_api_url())

@@ -25,7 +25,7 @@ def register(app: typer.Typer) -> None:
 
 
 def doctor(home: Home = None, as_json: Json = False) -> None:
-    """Check this machine and its services, and print what to do about problems; exits with 1 if a check fails."""
+    """Check this machine and its services, and say what to do. Exits with 1 if a check fails."""
     folder = prepare(home, as_json=as_json)
     from flows.doctor import addresses, machine
     from flows.doctor.verdicts import judge

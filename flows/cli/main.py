@@ -27,6 +27,7 @@ from flows.cli import (
     worker,
 )
 from flows.cli.options import ConfigFile, Home, Overrides, check_png, prepare, read_config
+from flows.cli.sections import InSections
 from flows.config.demo import demo_config
 from flows.config.describe import KINDS, describe
 from flows.config.refresh import RefreshConfig
@@ -41,7 +42,7 @@ from pipeline.printable import printable
 from pipeline.store import objects
 
 app = typer.Typer(
-    add_completion=False,
+    cls=InSections,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -80,7 +81,10 @@ def demo(
     home: Home = None,
     stop: Annotated[bool, typer.Option("--stop", help="End the services afterwards.")] = False,
 ) -> None:
-    """Start the services and run the whole pipeline on real images: handwritten digits, or those of --raw."""
+    """Run the whole pipeline on digits, or on the images of --raw.
+
+    It starts the services that it needs.
+    """
     folder = prepare(home)
     config = demo_config(raw, overrides or [])
     console.print("Starting S3, Prefect, MLflow and Ray on loopback")
@@ -105,7 +109,10 @@ def demo(
 
 @app.command()
 def up(home: Home = None) -> None:
-    """Start S3, Prefect, MLflow and Ray on loopback, and print their addresses."""
+    """Start S3, Prefect, MLflow and Ray on loopback.
+
+    Prints their addresses, and the variables by which other programs find them.
+    """
     folder = prepare(home)
     stack = local_stack.up(folder, say=_say)
     for name, url in (("S3", stack.s3_url), ("Prefect", stack.prefect_url), ("MLflow", stack.mlflow_url)):
@@ -132,13 +139,13 @@ def status(home: Home = None) -> None:
 
 @app.command()
 def down(home: Home = None) -> None:
-    """End the services that `igpt up` or `igpt demo` started; their data stay."""
+    """End the services of `igpt up` or `igpt demo`; their data stay."""
     local_stack.down(prepare(home), say=_say)
 
 
 @app.command()
 def pretrain(config: ConfigFile = None, overrides: Overrides = None, home: Home = None) -> None:
-    """Train an Image GPT on a dataset, or continue the unfinished run of the same config."""
+    """Train an Image GPT, or continue the unfinished run of a config."""
     checked = read_config(PretrainConfig, config, overrides, home)
     from flows.pretrain import pretrain as flow
 
@@ -156,7 +163,10 @@ def probe(
     ),
     home: Home = None,
 ) -> None:
-    """Evaluate a model's features: a linear probe on every layer, and at the best layer what the config asks for."""
+    """Evaluate a model's features with classifiers.
+
+    A linear probe on every layer, and at the best layer what the config asks for.
+    """
     checked = read_config(ProbeConfig, config, overrides, home)
     if checked.checkpoints == "all":
         _probe_checkpoints(checked, output)
@@ -182,7 +192,7 @@ def _probe_checkpoints(config: ProbeConfig, output: Path) -> None:
 
 @app.command()
 def refresh(config: ConfigFile = None, overrides: Overrides = None, home: Home = None) -> None:
-    """Build the dataset, pretrain, probe and register the model, as the scheduled refresh does."""
+    """Build, pretrain, probe and register, as the scheduled refresh."""
     checked = read_config(RefreshConfig, config, overrides, home)
     from flows.refresh import refresh as flow
 
@@ -195,7 +205,7 @@ def print_config(
         str, typer.Argument(help="refresh, dataset, pretrain, probe, evaluate, batch, promotion, backup or clean.")
     ] = "refresh",
 ) -> None:
-    """Print a config file with every field, its description and its default."""
+    """Print a config file: every field, described, with its default."""
     if kind not in KINDS:
         raise IgptError(f"{kind!r} has no config: choose one of {', '.join(KINDS)}")
     write(sys.stdout, describe(KINDS[kind]))

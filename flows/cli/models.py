@@ -193,7 +193,7 @@ def score(
     as_json: Json = False,
     home: Home = None,
 ) -> None:
-    """Print the negative log-likelihood of images, in nats and bits per pixel. Lower is more likely.
+    """Print how likely images are, in nats and bits per pixel. Lower is more likely: negative log-likelihoods.
 
     Exact for the image at the model's resolution and palette; on a GPU, in bfloat16, to 0.01 nats. A super-resolution
     model scores an image given its small version. `igpt score MODEL DATASET OUT` writes those of a dataset, or of many
@@ -249,7 +249,10 @@ def convert(
         typer.Option(help="Palette for a model without one: .npy [colours, 3] in [-1, 1] or JSON.", show_default=False),
     ] = None,
 ) -> None:
-    """Convert an igpt model to a folder for Hugging Face's from_pretrained, or a foreign model to an igpt model."""
+    """Convert models for Hugging Face's transformers, or from there.
+
+    Writes a folder for from_pretrained, or an igpt model from a foreign one.
+    """
     _prepare(None)
     _check_new(folder)
     from igpt_model.convert import foreign, hugging_face

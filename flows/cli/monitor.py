@@ -27,7 +27,10 @@ def metrics(
     every: Annotated[float, typer.Option(min=1, help="Seconds between two reads of a source.")] = 60,
     home: Home = None,
 ) -> None:
-    """Serve Prometheus the state of datasets, models and deployments, from the store, MLflow and Prefect."""
+    """Serve Prometheus the state of datasets, models and runs.
+
+    It is taken from the store, MLflow and Prefect.
+    """
     prepare(home)
     from flows.monitor import runs
     from flows.monitor.exporter import Exporter, Read

@@ -10,11 +10,8 @@ from flows.terminal.console import Reporter, console
 from flows.terminal.tables import print_json
 from flows.version import version
 from pipeline.dataset import snapshot
-from pipeline.dataset.lifecycle.drop_images import drop_images
-from pipeline.dataset.record import Publisher
 from pipeline.dataset.snapshot import SPLITS
 from pipeline.errors import IgptError
-from pipeline.inspect.near_duplicates import find_near_duplicates
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -33,6 +30,10 @@ def duplicates(
 ) -> None:
     """Find held-out images that look like one of another split, by a hash of their tokens."""
     prepare(home, as_json=as_json)
+    from pipeline.dataset.lifecycle.drop_images import drop_images
+    from pipeline.dataset.record import Publisher
+    from pipeline.inspect.near_duplicates import find_near_duplicates
+
     chosen = snapshot.read(dataset, number)
     newest = snapshot.read(dataset)
     if drop and chosen.number != newest.number:

@@ -19,7 +19,10 @@ def worker(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the page /health.")] = 8080,
     home: Home = None,
 ) -> None:
-    """Take the flow runs of a work pool and run each in a process of its own, which outlives the Prefect server."""
+    """Take the flow runs of a work pool and run them.
+
+    Each runs in a process of its own, which outlives the Prefect server.
+    """
     settings.activate(settings.home_folder(home), quiet=False)
     settings.prefect_api_url()
     from flows.prefect_ops.polling import Keeper, served_health  # not for the other commands

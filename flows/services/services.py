@@ -16,9 +16,6 @@ from functools import partial
 from pathlib import Path
 
 import psutil
-from botocore.auth import S3SigV4Auth
-from botocore.awsrequest import AWSRequest
-from botocore.credentials import Credentials
 
 from flows.services.ports import HOST, free_port, is_free
 from flows.services.process import Service, inherited_environment, owner_variable, shortened
@@ -96,6 +93,11 @@ def _s3(home: Path, stack: Stack) -> Service:
     environment = for_rclone(stack.administrator)
 
     def check() -> str | None:
+        # The command line should answer at once where no service is started.
+        from botocore.auth import S3SigV4Auth  # noqa: PLC0415
+        from botocore.awsrequest import AWSRequest  # noqa: PLC0415
+        from botocore.credentials import Credentials  # noqa: PLC0415
+
         request = AWSRequest(method="GET", url=f"{stack.s3_url}/")
         pair = derive(stack.administrator)["reader"]  # which a server of an earlier version refuses
         keys = Credentials(pair.access_key, pair.secret_key)

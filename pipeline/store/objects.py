@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import fsspec
-from pyarrow.fs import FSSpecHandler, PyFileSystem
 
 from pipeline.errors import IgptError, first_line
 from pipeline.store import local_files
@@ -216,6 +215,8 @@ def arrow_filesystem(url: str, key: StoreKey | None = None) -> tuple[Any, str]:
 
     It is sent to other processes, where it uses the key, if one is given and the URL is S3's.
     """
+    from pyarrow.fs import FSSpecHandler, PyFileSystem  # noqa: PLC0415 (takes a fifth of a second, which few need)
+
     fs = filesystem(url, key=key)
     return PyFileSystem(FSSpecHandler(fs)), fs._strip_protocol(url)
 

@@ -4,6 +4,7 @@ Unquoted text is parsed as the field's type: `1e-3`, `1_000` and `yes` mean the 
 name that looks like a number or a date stays a name.
 """
 
+import difflib
 import math
 import re
 import types
@@ -53,8 +54,14 @@ def typed(kind: type[Any], given: Any, place: str = "") -> dict[str, Any]:
     nested, kinds = nest(kind, given, place), field_types(kind)
     for name in nested:
         if name not in kinds:
-            raise IgptError(f"unknown field {_join(place, name)}")
+            raise IgptError(f"unknown field {_join(place, name)}{_near(kind, str(name), place)}")
     return {str(name): _value(kinds[name], value, _join(place, name)) for name, value in nested.items()}
+
+
+def _near(kind: type[Any], name: str, place: str) -> str:
+    """The known field that is spelled like an unknown one, in words; empty if there is none."""
+    near = difflib.get_close_matches(name, {*field_types(kind), *sections_of(kind)} - {name}, 1, cutoff=0.7)
+    return f", perhaps {_join(place, near[0])}" if near else ""
 
 
 def nest(kind: type[Any], given: Mapping[str, Any], place: str = "") -> dict[str, Any]:

@@ -35,7 +35,7 @@ CASES = {
     "images that are none": Case("could be decoded", BUILD + "raw=s3://raw/broken"),
     "wrong keys": Case("refused the credentials", BUILD, {"AWS_SECRET_ACCESS_KEY": "wrong"}),
     "no store": Case("does not answer", BUILD, {"AWS_ENDPOINT_URL": f"http://{DEAD}"}),
-    "an unknown field": Case("unknown field resolutoin", BUILD + "resolutoin=8"),
+    "an unknown field": Case("unknown field resolutoin, perhaps resolution", BUILD + "resolutoin=8"),
     "an odd resolution": Case("resolution is 7", BUILD + "resolution=7"),
     "one colour": Case("colours is 1", BUILD + "colours=1"),
     "more colours than there are": Case("distinct colours, fewer than the palette's 64", BUILD + "colours=64"),

@@ -58,7 +58,7 @@ SITUATIONS = [
     ("layers", "''", None),
     ("cache", "''", None),
     ("parent", "models:/igpt/latest", "name a version by its number"),
-    ("stepz", "5", "unknown field stepz; `igpt config pretrain` shows the known ones"),
+    ("stepz", "5", "unknown field stepz, perhaps steps; `igpt config pretrain` shows the known ones"),
 ]
 
 

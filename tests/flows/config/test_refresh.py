@@ -30,7 +30,10 @@ def test_a_file_and_overrides_make_a_typed_config(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("dataset.resolutions=32", "unknown field dataset.resolutions; `igpt config refresh` shows the known ones"),
+        (
+            "dataset.resolutions=32",
+            "unknown field dataset.resolutions, perhaps dataset.resolution; `igpt config refresh` shows the known ones",
+        ),
         ("dataset.resolution=33", "dataset.resolution is 33: it must be an even number from 4 to 256"),
         ("dataset.colours=1", "dataset.colours is 1: it must be from 2 to 65536"),
         ("dataset.resolution=big", "dataset.resolution is 'big'"),

@@ -79,7 +79,7 @@ def test_the_type_of_a_field_decides(name: str, given: Any, expected: Any) -> No
         ("parameters", [1], "parameters is [1]: it must be a mapping"),
         ("place", {"floor": 1}, "place.name is missing"),
         ("place", {"name": "x", "roof": 1}, "unknown field place.roof"),
-        ("plaice", 1, "unknown field plaice"),
+        ("plaice", 1, "unknown field plaice, perhaps place"),
     ],
 )
 def test_what_a_type_does_not_take_is_refused_in_one_line(name: str, given: Any, line: str) -> None:
