@@ -12,7 +12,7 @@ from flows.prefect_ops.progress_page import ProgressPage
 from flows.prefect_ops.termination import terminable
 from flows.services import settings
 from flows.terminal.console import Reporter
-from igpt_model.probing.checkpoint_scores import CheckpointScore, rank_correlation
+from igpt_model.probing.checkpoint_scores import CheckpointScore, names_of, rank_correlation
 from igpt_model.probing.config import ProbeConfig
 from igpt_model.probing.ray import probe_layers
 from igpt_model.runs import checkpoint, record
@@ -55,7 +55,8 @@ def probe_checkpoints(config: ProbeConfig) -> CheckpointsOutcome:
         if not getattr(config, name):
             raise IgptError(f"{name} is empty: give it a value, as in `igpt probe {name}=...`")
     data = snapshot.read(config.dataset, config.snapshot)
-    evaluated = {run: _evaluated(run) for run in (config.model, *config.beside)}
+    runs = [_address(run) for run in (config.model, *config.beside)]
+    evaluated = {run: _evaluated(run) for run in runs}
     ray_job.begin(services.ray_address, "probe")
     reporter = Reporter("probe")
     scores: list[CheckpointScore] = []
@@ -65,26 +66,31 @@ def probe_checkpoints(config: ProbeConfig) -> CheckpointsOutcome:
                 score = _probe(run, step, loss, data, config, together(reporter, page))
                 scores.append(score)
                 reporter.say(
-                    f"{score.run}, step {step:,}: loss {loss:.3f}, layer {score.layer} classifies "
+                    f"{objects.name_of(run)}, step {step:,}: loss {loss:.3f}, layer {score.layer} classifies "
                     f"{score.test_accuracy:.1%}"
                 )
     outcome = CheckpointsOutcome(scores=tuple(scores), figure=figures.features_by_loss(scores))
-    for run in reversed(evaluated):  # last: the first run's, which gets the figure
-        _log(run, scores, services.mlflow_tracking_uri, outcome.figure if run == config.model else None)
+    for run in runs:
+        _log(run, scores, services.mlflow_tracking_uri, outcome.figure if run == runs[0] else None)
     artifacts.table("checkpoints", table(outcome.scores), outcome.line)
     reporter.close()
     reporter.say(outcome.line)
     return outcome
 
 
-def _evaluated(run: str) -> dict[int, float]:
-    """The validation losses of a run's checkpoints by step. Raises IgptError with fewer than two."""
+def _address(run: str) -> str:
+    """The URL of a run. Raises IgptError when it is none."""
     if run.startswith("models:"):
         raise IgptError(f"checkpoints is all and the model is {run}: give the folder of a training run")
-    url = objects.absolute(run)
+    url = objects.absolute(run).rstrip("/")
     objects.check_reachable(url)
     record.read(url)
-    losses = {step: loss for step, loss in sorted(checkpoint.losses(url).items()) if loss is not None}
+    return url
+
+
+def _evaluated(run: str) -> dict[int, float]:
+    """The validation losses of a run's checkpoints by step. Raises IgptError with fewer than two."""
+    losses = {step: loss for step, loss in sorted(checkpoint.losses(run).items()) if loss is not None}
     if len(losses) < 2:
         raise IgptError(
             f"{run}: {len(losses)} of its checkpoints are evaluated, a figure needs two; set keep_every, and "
@@ -96,12 +102,11 @@ def _evaluated(run: str) -> dict[int, float]:
 def _probe(
     run: str, step: int, loss: float, data: Snapshot, config: ProbeConfig, progress: Progress
 ) -> CheckpointScore:
-    url = objects.absolute(run)
-    bundle = checkpoint.load_model(checkpoint.folder_of(url, step))
+    bundle = checkpoint.load_model(checkpoint.folder_of(run, step))
     layers = probe_layers(bundle, data, config, progress=progress)
     layer = int(np.argmax([score.validation_accuracy for score in layers]))
     return CheckpointScore(
-        run=objects.name_of(url),
+        run=run,
         parameters=bundle.model.config.parameters,
         step=step,
         validation_loss=loss,
@@ -112,13 +117,12 @@ def _probe(
 
 def _log(run: str, scores: list[CheckpointScore], tracking_uri: str, figure: bytes | None) -> None:
     """Log to the run of MLflow that a training belongs to, if there is one."""
-    url = objects.absolute(run)
-    if (mlflow_run := record.read(url).mlflow_run) is None:
+    if (mlflow_run := record.read(run).mlflow_run) is None:
         return
     logger = RunLogger(tracking_uri, mlflow_run)
     logged = dict(logger.metric_history(METRIC))
     for score in scores:
-        if score.run == objects.name_of(url) and logged.get(score.step) != score.test_accuracy:
+        if score.run == run and logged.get(score.step) != score.test_accuracy:
             logger.metrics(score.step, {METRIC: score.test_accuracy})
     if figure is not None:
         logger.file(figure, FIGURE)
@@ -126,9 +130,10 @@ def _log(run: str, scores: list[CheckpointScore], tracking_uri: str, figure: byt
 
 def table(scores: tuple[CheckpointScore, ...]) -> list[dict[str, object]]:
     """A row for each checkpoint; accuracies in percent."""
+    names = names_of(scores)
     return [
         {
-            "run": score.run,
+            "run": names[score.run],
             "parameters": score.parameters,
             "step": score.step,
             "validation loss": round(score.validation_loss, 4),

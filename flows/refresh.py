@@ -153,7 +153,9 @@ def _promote(
     """
 
     def probe_version(other: Version, data: Snapshot) -> None:
-        probe(replace(probe_config, model=other.uri, dataset=data.dataset, snapshot=data.number))
+        # The gate compares linear probes: no network is trained for it.
+        linear = replace(probe_config, fine_tune=None, supervised=None, labels_per_class=(), neighbours=())
+        probe(replace(linear, model=other.uri, dataset=data.dataset, snapshot=data.number))
 
     if client.CHAMPION in version.aliases:
         reporter.say(f"{version.uri} is already the {client.CHAMPION}")

@@ -218,8 +218,8 @@ class KeepingSettings(Config):
     keep_best: NotNegative = 1
     """Number of checkpoints kept in addition for the lowest validation loss; only evaluated steps count."""
     keep_every: NotNegative = 0
-    """Steps between checkpoints that are kept beside these, a multiple of checkpoint_every; 0: none. `igpt probe
-    checkpoints=all` draws by them how features get better over a training."""
+    """Steps between checkpoints that are kept beside these, a multiple of checkpoint_every, until `igpt clean` removes
+    those of finished runs; 0: none. `igpt probe checkpoints=all` draws by them how features get better."""
     upload_seconds: Seconds = 300.0
     """Seconds to retry store errors while a checkpoint is written; then it is given up with a warning, and training
     continues as long as there is an older checkpoint."""

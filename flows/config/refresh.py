@@ -60,6 +60,8 @@ class RefreshConfig(Config):
             )
         if self.probe.register:
             raise IgptError("probe.register is set: a refresh registers the model with its probe anyway, leave it out")
+        if self.probe.checkpoints == "all":
+            raise IgptError("probe.checkpoints is all: a refresh probes the new model; use `igpt probe` for a figure")
         if self.pretrain.model.class_conditional:
             raise IgptError(
                 "pretrain.model.class_conditional is set: a refresh probes features, and a class-conditional model "

@@ -7,13 +7,15 @@ sizes at the same loss.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pipeline.store import objects
+
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointScore:
     """A checkpoint of a run with its linear probe, at the layer chosen on validation images."""
 
     run: str
-    """The name of the run's folder."""
+    """URL of the run's folder."""
     parameters: int
     step: int
     validation_loss: float
@@ -21,6 +23,13 @@ class CheckpointScore:
     layer: int
     test_accuracy: float
     """0 to 1."""
+
+
+def names_of(scores: Sequence[CheckpointScore]) -> dict[str, str]:
+    """What to call each run: the name of its folder, or its URL where two folders have the same name."""
+    runs = list(dict.fromkeys(score.run for score in scores))
+    names = [objects.name_of(run) for run in runs]
+    return {run: name if names.count(name) == 1 else run for run, name in zip(runs, names, strict=True)}
 
 
 def rank_correlation(scores: Sequence[CheckpointScore]) -> float | None:

@@ -98,3 +98,9 @@ class ProbeConfig(Config):
             raise IgptError("strengths is empty: give at least one positive number")
         if self.beside and self.checkpoints != "all":
             raise IgptError("beside names runs, and checkpoints is newest: set checkpoints=all")
+        further = ("labels_per_class", "neighbours", "fine_tune", "supervised", "register")
+        if self.checkpoints == "all" and (given := [name for name in further if getattr(self, name)]):
+            raise IgptError(
+                f"checkpoints is all and {given[0]} is set: of many checkpoints only linear probes are fitted; leave "
+                f"{', '.join(given)} out"
+            )

@@ -57,7 +57,7 @@ def train_supervised(
     """Train the network on images given as tokens, and score it on test.
 
     The palette is float32 [K, 3] from -1 to 1. Images are moved by a few pixels while training, and mirrored where the
-    config says so. The same seed on the same device gives the same network.
+    config says so. On a CPU the same seed gives the same network.
     """
     side = round(splits.train.tokens_NT.shape[1] ** 0.5)
     colours_K3 = torch.from_numpy(palette_K3).to(device)

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from igpt_model.probing.checkpoint_scores import CheckpointScore, rank_correlation
+from igpt_model.probing.checkpoint_scores import CheckpointScore, names_of, rank_correlation
 from igpt_model.probing.result import ProbeResult
 from pipeline.printable import printable
 
@@ -70,11 +70,11 @@ def features_by_loss(scores: Sequence[CheckpointScore]) -> bytes:
     correlation = rank_correlation(scores)
     shown = "" if correlation is None else f", rank correlation {correlation:.2f}"
     axes.set_title(f"Linear probe by checkpoint{shown}")
-    for run in dict.fromkeys(score.run for score in scores):
+    for run, name in names_of(scores).items():
         of_run = [score for score in scores if score.run == run]
         losses = [score.validation_loss for score in of_run]
         accuracies = [100 * score.test_accuracy for score in of_run]
-        label = f"{_tick(run)}, {of_run[0].parameters:,} parameters"
+        label = f"{_tick(name)}, {of_run[0].parameters:,} parameters"
         (line,) = axes.plot(losses, accuracies, "o-", markerfacecolor="white", label=label)
         axes.plot(losses[-1:], accuracies[-1:], "o", color=line.get_color())
         for score in (of_run[0], of_run[-1]):

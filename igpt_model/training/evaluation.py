@@ -66,8 +66,9 @@ class Evaluation:
         share = part_of(len(places_N), worker.rank, worker.world_size)
         mine_N = places_N[share.start : share.stop]
         chosen_N = torch.from_numpy(np.isin(mine_N, self._chosen_N)).to(worker.device)
-        most = images_per_pass(model.config, worker.device, logits=True)
-        size = min(_BATCH, most, config.execution.micro_batch or _BATCH)
+        size = min(_BATCH, config.execution.micro_batch or _BATCH)
+        if worker.device.type == "cpu":
+            size = min(size, images_per_pass(model.config, worker.device, logits=True))
         largest_share = -(-len(places_N) // worker.world_size)
         # Sum and number, of all and of the chosen.
         totals_22 = torch.zeros(2, 2, dtype=torch.float64, device=worker.device)

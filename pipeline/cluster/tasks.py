@@ -35,6 +35,7 @@ _CHECK_SECONDS = 5.0
 _GRACE_SECONDS = 10.0
 # A node that is starting its first worker on busy cores takes some seconds, a lost one takes Ray a minute to notice.
 _ANSWER_SECONDS = 60.0
+_told: set[str] = set()  # messages of the cluster
 _HEARD = "igpt"  # the name of what Ray calls with lines of workers
 
 # Of the connection, of which this process has only one. The key is that of the flow at work: flows follow each other,
@@ -103,8 +104,10 @@ def connect(
 
 
 def _log_messages(data: Mapping[str, Any], ignore_prefix: bool) -> None:
-    for message in data["lines"]:
-        _log.warning("Ray: %s", " ".join(message.split()))
+    # Ray repeats them, and its own logs have them whole.
+    for message in {first_line(Exception(message)) for message in data["lines"]} - _told:
+        _told.add(message)
+        _log.info("Ray: %s", message)
 
 
 def _hear(heard: Callable[[WorkerLine], None]) -> None:

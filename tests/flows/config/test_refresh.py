@@ -41,6 +41,7 @@ def test_a_file_and_overrides_make_a_typed_config(tmp_path: Path) -> None:
         ("pretrain.preset=gpt-5", "pretrain.model.preset is 'gpt-5'"),
         ("pretrain.workers=0", "pretrain.execution.workers is 0: it must be at least 1"),
         ("pretrain.dataset=s3://other", "pretrain.data.dataset is 's3://other': in a refresh it is the dataset just"),
+        ("probe.checkpoints=all", "probe.checkpoints is all: a refresh probes the new model"),
         ("pretrain.class_conditional=true", "is given the class"),
         ("pretrain.model_name=a/b", "model_name is 'a/b': MLflow takes names"),
         ("pretrain.model_name=a:b", "model_name is 'a:b': MLflow takes names"),
