@@ -1,5 +1,6 @@
 """The flow that evaluates a model's features with classifiers on a labelled dataset."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,7 +20,7 @@ from igpt_model.probing.config import ProbeConfig
 from igpt_model.probing.ray import probe_on_cluster
 from igpt_model.probing.result import ProbeResult
 from igpt_model.registry import gate
-from igpt_model.registry.client import CANDIDATE, Registry, Version
+from igpt_model.registry.client import CANDIDATE, PROBED_AT, Registry, Version
 from igpt_model.registry.register import check_has_run, register_probed, write_card
 from igpt_model.runs.open_model import open_model
 from igpt_model.tracking import figures, runs, sheets
@@ -136,6 +137,7 @@ def _log_version(registry: Registry, version: Version, result: ProbeResult, data
     tags = {runs.probe_tag(data, key.removeprefix("probe_")): f"{value:.5f}" for key, value in values}
     of_snapshot = "snapshot" if result.pooling == "mean" else f"{result.pooling}_snapshot"
     tags[runs.probe_tag(data, of_snapshot)] = f"{data.number} {data.content_digest}"
+    tags[PROBED_AT] = f"{time.time():.0f}"
     # The promotion gate compares accuracies on the dataset that the model was trained on, of averaged features alone.
     if result.pooling == "mean" and runs.trained_on(version.tags, data):
         tags[gate.ACCURACY] = f"{result.best.validation_accuracy:.5f}"

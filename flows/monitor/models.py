@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 from flows.monitor.sample import Sample
-from igpt_model.registry.client import CHAMPION, Registry
+from igpt_model.registry.client import CHAMPION, PROBED_AT, Registry
 
 _PROBE = "igpt.probe."
 
@@ -30,6 +30,8 @@ class ModelReader:
         yield Sample(name="igpt_model_version", value=0 if newest is None else newest.number, labels=labels)
         yield Sample(name="igpt_model_champion_version", value=max(champions, default=0), labels=labels)
         yield Sample(name="igpt_model_registered_timestamp_seconds", value=created, labels=labels)
+        probed = 0.0 if newest is None else float(newest.tags.get(PROBED_AT, 0))
+        yield Sample(name="igpt_model_probed_timestamp_seconds", value=probed, labels=labels)
         for tag, text in ({} if newest is None else newest.tags).items():
             if tag.startswith(_PROBE):
                 with suppress(ValueError):  # some tags are text

@@ -14,6 +14,7 @@ GAUGES = {
     "igpt_model_version": "Number of a model's newest version",
     "igpt_model_champion_version": "Number of a model's champion; 0: none",
     "igpt_model_registered_timestamp_seconds": "When a model's newest version was registered, as its training ended",
+    "igpt_model_probed_timestamp_seconds": "When a model's newest version was last probed; 0: not yet",
     "igpt_model_probe": "A probe's result for a model's newest version, by measure",
     "igpt_backup_began_timestamp_seconds": "When the newest whole backup began; 0: there is none",
     "igpt_deployment_runs": "Unfinished flow runs of a deployment, by state; LATE: due for over a minute, not started",

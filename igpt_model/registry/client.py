@@ -28,6 +28,7 @@ from pipeline.images import palette
 from pipeline.store import objects
 
 CANDIDATE, CHAMPION = "candidate", "champion"
+PROBED_AT = "igpt.probed_at"  # tag: when a version was last probed, in seconds since 1970
 IDENTITY = "igpt.files_sha256"
 """Tag: the identity of the version's files (checksums.py)."""
 _DECISION = "igpt.promotion"

@@ -1,4 +1,4 @@
-"""The runbook and the page on operations name the test of each claim, and those tests exist."""
+"""Runbook, operations, upgrades and security name the test of each claim, and those tests exist."""
 
 import ast
 import re
@@ -9,6 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 RUNBOOK, OPERATIONS = ROOT / "infra" / "RUNBOOK.md", ROOT / "docs" / "operations.md"
 PAGES = (RUNBOOK, OPERATIONS)
+SHORTER = (ROOT / "infra" / "SECURITY.md", ROOT / "infra" / "UPGRADE.md")  # they name a test without its module
 FILES = list((ROOT / "tests").rglob("test_*.py"))
 _NAME = re.compile(r"`(?:tests/[\w/]*)?(test_\w+\.py)(?:::(test_\w+))?`")
 _PROGRAM = "`make rehearsal`"
@@ -34,6 +35,14 @@ def test_every_test_that_a_page_names_exists(page: Path) -> None:
     assert len(_NAME.findall(text)) > 10
     assert missing(text) == []
     assert re.findall(r"\btest_\w+(?:\.py)?", _NAME.sub("", text)) == [], "written so that the line above finds them"
+
+
+@pytest.mark.parametrize("page", SHORTER, ids=lambda page: page.name)
+def test_every_test_that_a_shorter_page_names_exists(page: Path) -> None:
+    named = set(re.findall(r"\btest_\w+", page.read_text()))
+    known = {path.stem for path in FILES}.union(*(functions(path) for path in FILES))
+    assert len(named) > 10
+    assert named - known == set()
 
 
 def test_a_name_that_is_not_there_is_found() -> None:

@@ -1,6 +1,7 @@
 """The probing flow from a registry URI: its results, where they are stored, and what a rerun computes."""
 
 import io
+import time
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,7 @@ def test_the_results_are_with_the_version_and_its_run(probed: Command, stack: St
         tag = float(version.tags[f"igpt.probe.refreshed.{name.removeprefix('probe_')}"])
         assert of_model[name] == pytest.approx(tag, abs=1e-5)
         assert 0 < of_model[name] <= 1
+    assert abs(float(version.tags["igpt.probed_at"]) - time.time()) < 600
     assert float(version.tags[ACCURACY]) == pytest.approx(of_model["probe_best_validation_accuracy"], abs=1e-5)
     run_metrics = client.get_run(version.run_id).data.metrics
     assert run_metrics["probe_best_test_accuracy"] == of_model["probe_best_test_accuracy"]

@@ -20,7 +20,7 @@ from tests.rehearsal.site import (
     start_services,
 )
 
-ARRIVED = 150
+ARRIVED, LATER = 150, 40
 FORGOTTEN = "ray-worker-2"
 OTHER = "0123456789abcdef0123456789abcdef01234567"
 _BLOCK = """
@@ -138,6 +138,7 @@ def second_night(site: Production, unfinished: Mapping[str, Any]) -> None:
     prometheus.wait_for(site, "IgptRunFailed", began, deployment="weekly")
     message, *_ = site.wait("the notification", lambda: site.webhook.received, "prefect-server")
     site.tell(f"notified: {message['subject']}: {message['body'].splitlines()[0]}")
+    build_beside_trainings(site)
     site.wait("the end of that training", lambda: site.files("runs/digits", "result.json") >= 1, "prefect-worker")
     site.tell("the training of the night before is finished")
     site.wait("the next training", lambda: site.files("runs/digits", "run.json") == 2, "prefect-worker")
@@ -155,13 +156,24 @@ def second_night(site: Production, unfinished: Mapping[str, Any]) -> None:
     for probe in probes:
         site.tell(f"the registered version's event started: {probe['name']}")
         complete(site, probe)
-    checks = check_dataset(site, {1: IMAGES, 2: IMAGES + ARRIVED})
+    checks = check_dataset(site, {1: IMAGES, 2: IMAGES + ARRIVED, 3: IMAGES + ARRIVED + LATER})
     had = site.files("runs/digits", "checkpoints/*/index.json")
     clean(site)
     left = site.files("runs/digits", "checkpoints/*/index.json") + site.files("datasets/digits-features", "*")
     checks.append(("old checkpoints and features are removed", had > 0 and left == 0))
     checks.append(("the lost run was closed as Crashed", current(site, unfinished)["state_type"] == "CRASHED"))
     check_models(site, checks)
+
+
+def build_beside_trainings(site: Production) -> None:
+    """Images arrive after the refresh has built; the nightly build does not wait until its trainings are done."""
+    second = site.s3.folder / "datasets/digits/snapshots/000002.json"
+    site.wait("the snapshot of the refresh", second.exists, "prefect-worker")
+    site.upload(digits(IMAGES + ARRIVED, IMAGES + ARRIVED + LATER))
+    complete(site, fire(site, "nightly"))
+    if (finished := site.files("runs/digits", "result.json")) > 1:
+        raise RehearsalError(f"{finished} trainings were finished when the nightly build was")
+    site.tell(f"the nightly build published {LATER} more images while the trainings went on")
 
 
 def fire(site: Production, deployment: str) -> dict[str, Any]:

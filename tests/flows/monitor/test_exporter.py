@@ -121,12 +121,14 @@ def test_the_registry_tells_of_the_newest_version_the_champion_and_the_probe(tmp
         client.set_model_version_tag("m", number, "igpt.probe.d.accuracy", f"0.{number}")
         client.set_model_version_tag("m", number, "igpt.probe.d.note", "text")
     client.set_registered_model_alias("m", "champion", "1")
+    client.set_model_version_tag("m", "2", "igpt.probed_at", "1764240000")
     told = values(read())
     assert abs(told.pop(("igpt_model_registered_timestamp_seconds", "m")) - time.time()) < 60
     assert told == {
         ("igpt_model_version", "m"): 2,
         ("igpt_model_champion_version", "m"): 1,
         ("igpt_model_probe", "m", "d.accuracy"): 0.2,
+        ("igpt_model_probed_timestamp_seconds", "m"): 1764240000,
     }
 
 
