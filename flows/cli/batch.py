@@ -47,11 +47,12 @@ def features(
     as_json: Json = False,
     home: Home = None,
 ) -> None:
-    """Write the features of many images as Parquet. Fields: layers=[6,12] pooling=rows split=test.
+    """Write the features of many images as Parquet.
 
-    Runs on the Ray cluster where one is configured, else in this process. A row holds key, uri, split, label and a
-    column for each layer. Every image is in one row, or in rejected/ with a reason; manifest.json is written last, and
-    the same command continues what was interrupted.
+    Which ones is set by fields, as in layers=[6,12] pooling=rows split=test. Runs on the Ray cluster where one is
+    configured, else in this process. A row holds key, uri, split, label and a column for each layer. Every image is
+    in one row, or in rejected/ with a reason; manifest.json is written last, and the same command continues what
+    was interrupted.
     """
     run("features", model, dataset, out, overrides, config, as_json=as_json, home=home)
 
@@ -65,9 +66,10 @@ def classify(
     as_json: Json = False,
     home: Home = None,
 ) -> None:
-    """Write the classes of many images as Parquet. By a registered model with a probe; otherwise as `igpt features`.
+    """Write the classes of many images as Parquet.
 
-    A row holds key, uri, split, label, predicted, probability and probabilities, in the order of manifest.json.
+    It needs a registered model with a probe, and otherwise works as `igpt features`. A row holds key, uri, split,
+    label, predicted, probability and probabilities, in the order of manifest.json.
     """
     run("classify", model, dataset, out, overrides, config, as_json=as_json, home=home)
 

@@ -24,10 +24,11 @@ def clean(
     as_json: Json = False,
     home: Home = None,
 ) -> None:
-    """Remove old checkpoints, features, logs and deleted runs. Checkpoints: of finished runs; deleted: in MLflow.
+    """Remove old checkpoints, features, logs and deleted runs.
 
-    How many days to keep each is a field, as in checkpoints=7; `igpt config clean` prints them. What an unfinished run,
-    a registered version or a running process uses stays.
+    Of checkpoints those of finished runs, and of MLflow what was deleted there. How many days to keep each is a
+    field, as in checkpoints=7; `igpt config clean` prints them. What an unfinished run, a registered version or a
+    running process uses stays.
     """
     folder = prepare(home, as_json=as_json)
     checked = config_file.load(CleanConfig, config, overrides or [])

@@ -145,7 +145,7 @@ def down(home: Home = None) -> None:
 
 @app.command()
 def pretrain(config: ConfigFile = None, overrides: Overrides = None, home: Home = None) -> None:
-    """Train an Image GPT, or continue the unfinished run of a config."""
+    """Train an Image GPT, or go on with an unfinished training."""
     checked = read_config(PretrainConfig, config, overrides, home)
     from flows.pretrain import pretrain as flow
 

@@ -193,11 +193,12 @@ def score(
     as_json: Json = False,
     home: Home = None,
 ) -> None:
-    """Print how likely images are, in nats and bits per pixel. Lower is more likely: negative log-likelihoods.
+    """Print how likely images are, in nats and bits per pixel.
 
-    Exact for the image at the model's resolution and palette; on a GPU, in bfloat16, to 0.01 nats. A super-resolution
-    model scores an image given its small version. `igpt score MODEL DATASET OUT` writes those of a dataset, or of many
-    raw images, as Parquet, as `igpt features` does.
+    These are negative log-likelihoods: lower is more likely. Exact for the image at the model's resolution and
+    palette; on a GPU, in bfloat16, to 0.01 nats. A super-resolution model scores an image given its small version.
+    `igpt score MODEL DATASET OUT` writes those of a dataset, or of many raw images, as Parquet, as `igpt features`
+    does.
     """
     if model is None:
         _score_many(images, config, {"--output": output, "--class": class_name, "--device": device}, as_json, home)

@@ -39,11 +39,11 @@ def serve(
     ] = 10,
     home: Home = None,
 ) -> None:
-    """Serve a registered model over HTTP. With Ray Serve, on the Ray cluster of the services.
+    """Serve a registered model over HTTP.
 
-    Requests and answers are those of `mlflow models serve`. When the alias moves to another version, that one takes
-    over without a lost request. Ctrl-C ends the service; one whose command was killed serves on, and the same command
-    takes it over.
+    It runs with Ray Serve on the Ray cluster of the services. Requests and answers are those of `mlflow models
+    serve`. When the alias moves to another version, that one takes over without a lost request. Ctrl-C ends the
+    service; one whose command was killed serves on, and the same command takes it over.
     """
     prepare(home)
     config = ServeConfig(host=host, port=port, replicas=replicas, cpus=cpus, batch=batch, queue=queue)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import recipes
+from benchmarks import measure, passes, recipes
 from benchmarks.measure_device import ratio
 from benchmarks.sample import bytes_read
 from benchmarks.train_step import Setting, contenders, show_profile
@@ -153,6 +153,20 @@ def test_the_profile_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_a_curve_is_followed_until_a_loss(curve: dict[int, float], share: float) -> None:
     assert recipes.share_until(1.5, curve) == pytest.approx(share)
+
+
+def test_passes_are_compared_by_cpu_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passes, "SHAPES", {"tiny": (TINY, 4)})
+    monkeypatch.setattr(measure, "RESULTS", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["passes", "--rounds", "2"])
+    threads = torch.get_num_threads()
+    passes.main()
+    torch.set_num_threads(threads)
+    shape = json.loads((tmp_path / "passes.json").read_text())["shapes"]["tiny"]
+    assert {name: set(value) for name, value in shape["bounded / unbounded"].items()} == {
+        name: {"median", "min", "max"} for name in ("features", "scores")
+    }
+    assert all(rate["median"] > 0 for rate in shape["images_per_cpu_second"].values())
 
 
 def test_recipes_are_compared_by_their_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
