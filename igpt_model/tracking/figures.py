@@ -1,10 +1,13 @@
-"""Result figures, as PNG files."""
+"""Result figures, as PNG files and as SVG for pages."""
 
 import io
+import re
 from collections.abc import Mapping, Sequence
 
+import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from igpt_model.probing.checkpoint_scores import CheckpointScore, names_of, rank_correlation
@@ -13,10 +16,33 @@ from pipeline.printable import printable
 
 _MAX_LABELLED_CLASSES = 30  # with more, names and numbers would overlap
 _MAX_NAME_LENGTH = 30
+_MAX_POINTS = 500  # of a curve in SVG, which is as wide as a page
+_INK = "#010203"  # stands for the colour of the page's text: no curve has it
+# In SVG text stays text, in the page's font.
+_SVG_STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "igpt",
+    "font.family": "sans-serif",
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
+    "legend.framealpha": 0.0,
+    "savefig.transparent": True,
+}
+_FONT = re.compile(r"font-family: [^;\"]*; ")
+_NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 
 def probe_curve(result: ProbeResult) -> bytes:
     """Test accuracy by layer, compared with the untrained network and raw pixels."""
+    return _png(_probe_figure(result))
+
+
+def probe_curve_svg(result: ProbeResult) -> str:
+    """The same as an SVG element."""
+    with matplotlib.rc_context(_SVG_STYLE):
+        return _svg(_probe_figure(result))
+
+
+def _probe_figure(result: ProbeResult) -> Figure:
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.add_subplot(xlabel="layer", ylabel="test accuracy, %", title="Linear probe")
     layers = range(len(result.layers))
@@ -24,7 +50,7 @@ def probe_curve(result: ProbeResult) -> bytes:
     axes.plot(layers, [100 * s.test_accuracy for s in result.untrained_layers], "o--", label="untrained network")
     axes.axhline(100 * result.raw_pixels.test_accuracy, color="grey", label="raw pixels")
     axes.legend()
-    return _png(figure)
+    return figure
 
 
 def confusion_matrix(confusion_KK: np.ndarray, classes: Sequence[str]) -> bytes:
@@ -53,6 +79,23 @@ def _tick(name: str) -> str:
 
 def loss_curve(histories: Mapping[str, Sequence[tuple[int, float]]], baselines: Mapping[str, float]) -> bytes:
     """Losses over the steps, in nats per pixel, with horizontal lines for the baselines."""
+    return _png(_loss_figure(histories, baselines))
+
+
+def loss_curve_svg(histories: Mapping[str, Sequence[tuple[int, float]]], baselines: Mapping[str, float]) -> str:
+    """The same as an SVG element, of a bounded number of points."""
+    thinned = {name: _thinned(history) for name, history in histories.items()}
+    with matplotlib.rc_context(_SVG_STYLE):
+        return _svg(_loss_figure(thinned, baselines))
+
+
+def _thinned(history: Sequence[tuple[int, float]]) -> Sequence[tuple[int, float]]:
+    """At most so many points of a curve, evenly spaced, with its last."""
+    rows = np.linspace(0, len(history) - 1, min(len(history), _MAX_POINTS)).round().astype(int)
+    return [history[row] for row in rows]
+
+
+def _loss_figure(histories: Mapping[str, Sequence[tuple[int, float]]], baselines: Mapping[str, float]) -> Figure:
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.add_subplot(xlabel="step", ylabel="nats per pixel", title="Pretraining loss")
     for name, history in histories.items():
@@ -60,7 +103,7 @@ def loss_curve(histories: Mapping[str, Sequence[tuple[int, float]]], baselines: 
     for (name, value), style in zip(baselines.items(), (":", "--", "-."), strict=False):
         axes.axhline(value, color="grey", linestyle=style, label=name)
     axes.legend()
-    return _png(figure)
+    return figure
 
 
 def features_by_loss(scores: Sequence[CheckpointScore]) -> bytes:
@@ -89,3 +132,20 @@ def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)
     return buffer.getvalue()
+
+
+def _svg(figure: Figure) -> str:
+    """An SVG element without a document around it, whose lines and texts have the colour of the page's text."""
+    figure.axes[0].set_title("")  # the page has a heading
+    figure.patch.set_visible(False)
+    for axes in figure.axes:
+        axes.patch.set_visible(False)
+        axes.spines[["top", "right"]].set_visible(False)
+    buffer = io.BytesIO()
+    FigureCanvasSVG(figure).print_svg(buffer, metadata=_NO_METADATA)
+    text = buffer.getvalue().decode()
+    # The page's own element around it: a width of the page, and its font.
+    within = text[text.index("<svg") :].partition(">")[2]
+    within = within.replace(_INK, "currentColor").replace("xlink:href", "href")
+    width, height = (72 * inches for inches in figure.get_size_inches())
+    return f'<svg viewBox="0 0 {width:g} {height:g}" role="img">{_FONT.sub("", within)}'

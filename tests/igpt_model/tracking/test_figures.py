@@ -1,6 +1,10 @@
-"""What the figures show: the curves over layers and steps, and the confusion of classes. Each is a PNG file."""
+"""What the figures show: the curves over layers and steps, and the confusion of classes. Each is a PNG file.
+
+For pages, curves are SVG elements.
+"""
 
 import io
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -66,6 +70,23 @@ def test_checkpoints_are_drawn_by_loss_a_line_for_each_run(drawn: list[Figure]) 
     (axes,) = drawn[0].axes
     assert axes.get_title() == "Linear probe by checkpoint, rank correlation 1.00"
     assert axes.xaxis_inverted()
+
+
+def points_of(svg: str) -> int:
+    """The most points that a line of a figure has."""
+    return max(path.get("d", "").count("L") for path in ElementTree.fromstring(svg).iter("path"))
+
+
+def test_a_curve_in_a_page_has_its_colours_its_font_and_a_bounded_size() -> None:
+    history = [(step, 2 + (step % 7) / 7) for step in range(100_000)]
+    svg = figures.loss_curve_svg({"training": history, "validation": [(5, 2.0)]}, {"uniform": 2.75})
+    assert svg.startswith("<svg viewBox=") and len(svg) < 60_000 and 100 < points_of(svg) <= 500
+    assert "://" not in svg and "font-family" not in svg and "#000000" not in svg and "currentColor" in svg
+    for name in ("training", "validation", "uniform", "nats per pixel"):
+        assert f">{name}</text>" in svg
+    png = figures.loss_curve({"training": [(1, 2.0)]}, {"uniform": 2.75})
+    corner = Image.open(io.BytesIO(png)).convert("RGB").getpixel((0, 0))
+    assert corner == (255, 255, 255), "what is drawn for a page changes nothing of a file drawn after it"
 
 
 @pytest.mark.parametrize(("classes", "labelled"), [(3, True), (31, False)])
