@@ -11,6 +11,7 @@ from igpt_model.runs import checkpoint
 from igpt_model.tracking.runs import RunLogger
 from igpt_model.tracking.sheets import draw_checkpoint, draw_sheet, sheet_names
 from pipeline.cluster import tasks
+from pipeline.dataset.shards import KEY_LENGTH
 from pipeline.dataset.snapshot import Snapshot
 from pipeline.errors import first_line
 from pipeline.progress import Progress
@@ -29,6 +30,14 @@ def held_out_images(config: PretrainConfig, data: Snapshot) -> tuple[np.ndarray,
     images = ShardCache(data, config.execution.cache).open(data.of_split("validation")[0])
     tokens_NHW = np.array(images.tokens_NHW[:_SHOWN_IMAGES])
     return tokens_NHW.reshape(len(tokens_NHW), -1), np.array(images.labels_N[:_SHOWN_IMAGES])
+
+
+def shown_keys(config: PretrainConfig, data: Snapshot, sheet: str) -> tuple[str, ...]:
+    """The keys of the images of the dataset that a sheet of this name shows: samples show none."""
+    if sheet == "samples":
+        return ()
+    images = ShardCache(data, config.execution.cache).open(data.of_split("validation")[0])
+    return tuple(images.view.key(row)[:KEY_LENGTH] for row in range(min(_SHOWN_IMAGES, len(images.labels_N))))
 
 
 def draw_all(config: PretrainConfig, data: Snapshot, bundle: ModelBundle, progress: Progress) -> dict[str, np.ndarray]:

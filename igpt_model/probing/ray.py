@@ -31,11 +31,12 @@ from igpt_model.probing.result import SOURCES, NeighbourSheet, ProbeResult, Trai
 from igpt_model.probing.supervised import low_data_supervised, train_supervised
 from igpt_model.runs.open_model import on_device
 from pipeline.cluster import tasks
+from pipeline.dataset.shards import KEY_LENGTH
 from pipeline.dataset.snapshot import SPLITS, ShardEntry, Snapshot
 from pipeline.errors import IgptError
 from pipeline.images import palette
 from pipeline.progress import Progress, silent
-from pipeline.samples.shard_cache import ShardCache
+from pipeline.samples.shard_cache import ShardCache, ShardImages
 from pipeline.store import objects, presence
 
 _SHEET_IMAGES, _SHEET_NEIGHBOURS = 8, 6
@@ -65,10 +66,28 @@ class _Data:
             labels_N=np.concatenate([tokens.labels_N for tokens in opened]),
         )
 
+    def keys(self, split: str, chosen_N: np.ndarray) -> list[str]:
+        """The keys of images, by their positions among `tokens`."""
+        keys: dict[int, str] = {}
+        first = 0
+        for shard, rows in self.rows[split]:
+            images = ShardCache(self.snapshot).open(shard)
+            labelled = _labelled(images, rows)
+            of_shard = np.unique(chosen_N[(chosen_N >= first) & (chosen_N < first + len(labelled))])
+            # A random crop has the key of its image and a number.
+            keys |= {row: images.view.key(labelled[row - first])[:KEY_LENGTH] for row in of_shard.tolist()}
+            first += len(labelled)
+        return [keys[row] for row in chosen_N.tolist()]
+
+
+def _labelled(images: ShardImages, rows: int) -> np.ndarray:
+    """The rows of a shard to probe on: the first of those with a class."""
+    return np.flatnonzero(images.labels_N >= 0)[:rows]
+
 
 def _rows(snapshot: Snapshot, shard: ShardEntry, rows: int) -> LabelledTokens:
     view = ShardCache(snapshot).open(shard)
-    labelled = np.flatnonzero(view.labels_N >= 0)[:rows]
+    labelled = _labelled(view, rows)
     tokens_NT = view.tokens_NHW[labelled].reshape(len(labelled), snapshot.resolution**2).astype(np.int64)
     return LabelledTokens(tokens_NT=tokens_NT, labels_N=view.labels_N[labelled])
 
@@ -156,11 +175,14 @@ def _sheet(source: _Source, data: _Data, palette_K3: np.ndarray, config: ProbeCo
     test_rows = np.sort(np.random.default_rng(config.seed).permutation(len(test.labels_N))[:count])
     neighbours = min(_SHEET_NEIGHBOURS, len(train.labels_N))
     train_rows_NK = nearest(splits.train.features, splits.test.features[test_rows], neighbours).rows_NK
+    train_keys = data.keys("train", train_rows_NK.reshape(-1))
     return NeighbourSheet(
         test_tokens_NT=test.tokens_NT[test_rows],
         test_labels_N=test.labels_N[test_rows],
         train_tokens_NKT=train.tokens_NT[train_rows_NK],
         train_labels_NK=train.labels_N[train_rows_NK],
+        test_keys=tuple(data.keys("test", test_rows)),
+        train_keys=tuple(tuple(train_keys[i : i + neighbours]) for i in range(0, len(train_keys), neighbours)),
     )
 
 

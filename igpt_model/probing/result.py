@@ -29,6 +29,10 @@ class NeighbourSheet:
     test_labels_N: np.ndarray
     train_tokens_NKT: np.ndarray
     train_labels_NK: np.ndarray
+    test_keys: tuple[str, ...] = ()
+    """The keys of these images in the dataset."""
+    train_keys: tuple[tuple[str, ...], ...] = ()
+    """The keys of the neighbours of each."""
 
 
 @dataclass(frozen=True, kw_only=True)

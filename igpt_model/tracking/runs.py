@@ -106,6 +106,17 @@ class RunLogger:
         if not any(file.path.startswith(f"images/{name}+step+{step}+") for file in logged):
             self._client.log_image(self.run_id, image, key=name, step=step)
 
+    def pictures_by_step(self, name: str) -> dict[int, bytes]:
+        """The images that `picture_at` logged, by step, as PNG files."""
+        pictures: dict[int, bytes] = {}
+        with tempfile.TemporaryDirectory(prefix="igpt-artifact-") as folder:
+            for file in self._client.list_artifacts(self.run_id, "images"):
+                logged = re.fullmatch(rf"images/{re.escape(name)}\+step\+(\d+)\+.*\.png", file.path)
+                if logged is not None:
+                    path = self._client.download_artifacts(self.run_id, file.path, folder)
+                    pictures[int(logged[1])] = Path(path).read_bytes()
+        return dict(sorted(pictures.items()))
+
     def file(self, data: bytes, name: str) -> None:
         """Store a file as an artifact."""
         with tempfile.TemporaryDirectory(prefix="igpt-artifact-") as folder:

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from flows import previews
-from flows.previews import CheckpointPreviews, draw_all, held_out_images
+from flows.previews import CheckpointPreviews, draw_all, held_out_images, shown_keys
 from igpt_model.config import PretrainConfig
 from igpt_model.model.bundle import ModelBundle
 from igpt_model.model.config import ModelConfig
 from igpt_model.model.network import ImageGPT
 from pipeline.cluster import tasks
+from pipeline.inspect import tables
 from pipeline.progress import silent
 from tests.igpt_model.training.test_loop import digits_snapshot
 
@@ -100,6 +101,9 @@ def test_the_shown_images_are_held_out(tmp_path: Path) -> None:
     config = CONFIG.with_fields(cache=str(tmp_path / "cache"))
     tokens_NT, labels_N = held_out_images(config, data)
     assert tokens_NT.shape == (6, 64) and labels_N.shape == (6,)
+    rows = next(iter(tables.images(data, "validation"))).slice(0, 6)
+    assert shown_keys(config, data, "completions") == tuple(rows["key"].to_pylist())
+    assert shown_keys(config, data, "samples") == ()
 
 
 @pytest.mark.parametrize(("width", "on_gpu", "by_tasks"), [(64, False, False), (512, False, True), (64, True, True)])

@@ -14,8 +14,10 @@ from igpt_model.model.network import ImageGPT
 from igpt_model.probing import ray as probing
 from igpt_model.probing.config import ProbeConfig
 from igpt_model.probing.ray import _check_labels, _plan, check_fits, probe_on_cluster
+from igpt_model.probing.result import NeighbourSheet
 from pipeline.dataset.snapshot import Snapshot
 from pipeline.errors import IgptError
+from pipeline.samples.shard_cache import ShardCache
 from tests.conftest import run_here
 
 
@@ -109,6 +111,22 @@ def test_the_driver_of_a_probe_opens_no_shard(
     config = ProbeConfig(features=str(tmp_path / "features"), strengths=(0.1,), max_iterations=5, max_train_images=60)
     result = probe_on_cluster(bundle, data, config)
     assert result.test_images == data.samples("test") == result.confusion_KK.sum()
+    check_keys(result.sheet, data)
+
+
+def check_keys(sheet: NeighbourSheet | None, data: Snapshot) -> None:
+    """Each image of a sheet is what the dataset has under its key."""
+    assert sheet is not None
+    tokens: dict[str, dict[str, np.ndarray]] = {"train": {}, "test": {}}
+    for split, by_key in tokens.items():
+        for shard in data.of_split(split):
+            images = ShardCache(data).open(shard)
+            by_key |= {images.view.key(row): images.tokens_NHW[row].reshape(-1) for row in range(shard.samples)}
+    neighbours = sheet.train_tokens_NKT.reshape(-1, 64)
+    keys = [key for near in sheet.train_keys for key in near]
+    assert len(sheet.test_keys) == len(sheet.test_tokens_NT) and len(keys) == len(neighbours) > 6
+    for split, shown, named in (("test", sheet.test_tokens_NT, sheet.test_keys), ("train", neighbours, keys)):
+        assert all((tokens[split][key] == image).all() for key, image in zip(named, shown, strict=True))
 
 
 @pytest.mark.parametrize(("pooling", "numbers"), [("rows", 8 * 16), ("none", 64 * 16)])
