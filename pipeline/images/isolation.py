@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from PIL import ImageFile
 
 from pipeline.images import decode
 from pipeline.images.decode import Pictures, Recipe
@@ -28,14 +29,15 @@ _SPARE_BYTES = 512 * 1024 * 1024
 _BYTES_PER_PIXEL = 24
 # A new child imports Pillow and NumPy first.
 _START_SECONDS = 60.0
+_DAMAGED = "damaged"  # argument of a child that shows what is left of a file
 
 
 class IsolatedDecoder:
     """Decodes images one by one in a child process, which is replaced when it dies. A context manager."""
 
-    def __init__(self, recipe: Recipe, seconds: float) -> None:
-        """`seconds` is the time limit of one image."""
-        self._recipe, self._seconds = recipe, seconds
+    def __init__(self, recipe: Recipe, seconds: float, *, damaged: bool = False) -> None:
+        """`seconds` is the time limit of one image; `damaged`: show what is left of a file that is cut off."""
+        self._recipe, self._seconds, self._damaged = recipe, seconds, damaged
         self._child: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> "IsolatedDecoder":
@@ -69,7 +71,10 @@ class IsolatedDecoder:
 
     def _start(self) -> subprocess.Popen[bytes]:
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.images.isolation", json.dumps(asdict(self._recipe))],
+            [
+                *(sys.executable, "-m", "pipeline.images.isolation", json.dumps(asdict(self._recipe))),
+                *([_DAMAGED] if self._damaged else []),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -117,6 +122,7 @@ def _exactly(stream: BinaryIO | Any, count: int, deadline: float | None) -> byte
 def main() -> None:
     """The child: decode frame after frame until the parent closes the pipe."""
     recipe = Recipe(**json.loads(sys.argv[1]))
+    ImageFile.LOAD_TRUNCATED_IMAGES = sys.argv[2:] == [_DAMAGED]
     bound_memory(_SPARE_BYTES + _BYTES_PER_PIXEL * recipe.max_pixels)
     source, sink = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # the output of decoders must not get between the frames
