@@ -16,7 +16,7 @@ from flows.config.demo import DIGITS_URL
 from flows.config.refresh import RefreshConfig
 from flows.prefect_ops.failures import in_one_line
 from flows.prefect_ops.names import making
-from flows.refresh import RefreshOutcome, run_stages
+from flows.refresh import RefreshOutcome, leave_report, run_stages
 from flows.terminal.console import Reporter, console
 from flows.terminal.memory import StageMeter
 from pipeline.store import objects
@@ -47,7 +47,7 @@ def upload_digits() -> None:
 @flow(name="demo", flow_run_name=making("demo of {}", "config.pretrain.tracking.model_name"))
 @in_one_line
 def demo(config: RefreshConfig, roots: list[int], folder: Path) -> None:
-    """Run a refresh, then write its pictures and summary.json to a folder and print the summary."""
+    """Run a refresh, then write its pictures, its report and summary.json to a folder and print the summary."""
     meter = StageMeter(roots)
     if config.dataset.raw == DIGITS_URL:
         reporter = Reporter("upload")
@@ -63,12 +63,15 @@ def demo(config: RefreshConfig, roots: list[int], folder: Path) -> None:
     }
     for name, data in pictures.items():
         (folder / name).write_bytes(data)
-    summary = summarize(outcome, meter, {name.removesuffix(".png"): str(folder / name) for name in pictures})
+    report = leave_report(config, outcome, meter, folder)
+    summary = summarize(outcome, meter, {name.removesuffix(".png"): str(folder / name) for name in pictures}, report)
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     show(summary, folder / "summary.json")
 
 
-def summarize(outcome: RefreshOutcome, meter: StageMeter, pictures: dict[str, str]) -> dict[str, Any]:
+def summarize(
+    outcome: RefreshOutcome, meter: StageMeter, pictures: dict[str, str], report: Path | None
+) -> dict[str, Any]:
     """The content of summary.json."""
     built, trained, probed = outcome.build, outcome.pretrain, outcome.probe.result
     result = trained.result
@@ -113,6 +116,7 @@ def summarize(outcome: RefreshOutcome, meter: StageMeter, pictures: dict[str, st
         "model_uri": outcome.model_uri,
         "mlflow_run_url": trained.mlflow_url,
         "pictures": pictures,
+        "report": None if report is None else str(report),
         "stages": {
             name: {"seconds": round(cost.seconds, 1), "peak_memory_mib": cost.peak_memory_bytes >> 20}
             for name, cost in meter.costs.items()
@@ -154,6 +158,7 @@ def show(summary: dict[str, Any], path: Path) -> None:
         ("model", summary["model_uri"]),
         ("MLflow run", summary["mlflow_run_url"]),
         ("pictures", "  ".join(summary["pictures"].values())),
+        ("report", summary["report"] or "could not be made"),
         ("summary", str(path)),
     ]
     for name, cost in summary["stages"].items():

@@ -2,7 +2,9 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from prefect import flow
 from prefect.logging import get_run_logger
@@ -13,8 +15,11 @@ from flows.prefect_ops.names import making
 from flows.prefect_ops.progress_page import ProgressPage
 from flows.prefect_ops.termination import terminable
 from flows.probe_report import describe, metrics, table
+from flows.report import assemble, deliver, origin
+from flows.report.content import Report
 from flows.services import settings
 from flows.terminal.console import Reporter
+from flows.terminal.memory import StageMeter
 from igpt_model.model.bundle import ModelBundle
 from igpt_model.probing.config import ProbeConfig
 from igpt_model.probing.ray import probe_on_cluster
@@ -41,14 +46,18 @@ class ProbeOutcome:
     classes: tuple[str, ...]
     """The names of the dataset's classes."""
     curve: bytes
+    report: Path | None = None
+    """The report's file; None where it was given no folder, could not be made, or is part of a refresh's."""
 
 
 @flow(name="probe", flow_run_name=making("probe {}", "config.model"))
 @in_one_line
-def probe(config: ProbeConfig, mlflow_run: str | None = None) -> ProbeOutcome:
+def probe(config: ProbeConfig, mlflow_run: str | None = None, folder: Path | None = None) -> ProbeOutcome:
     """Evaluate a model on a labelled dataset with classifiers on the features of every layer.
 
-    The metrics of a registered version are logged to the version and its run; of any other model, to `mlflow_run`.
+    The metrics of a registered version are logged to the version and its run; of any other model, to `mlflow_run`,
+    which a refresh gives, whose report is of the probe too. Any other probe leaves a report of its own, as report.html
+    in `folder` and with the version's run.
     """
     services = settings.load()
     for name in ("model", "dataset"):
@@ -65,18 +74,20 @@ def probe(config: ProbeConfig, mlflow_run: str | None = None) -> ProbeOutcome:
             )
         check_has_run(version)
     ray_job.begin(services.ray_address, "probe")
-    reporter = Reporter("probe")
-    with terminable(), ProgressPage() as page, Meter("probe", config.model) as meter:
+    reporter, stages = Reporter("probe"), StageMeter()
+    is_own = mlflow_run is None
+    measured = stages.measure("probe") if is_own else nullcontext()
+    with measured, terminable(), ProgressPage() as page, Meter("probe", config.model) as meter:
         result = probe_on_cluster(bundle, data, config, progress=together(reporter, meter.progress, page))
     curve, registered = figures.probe_curve(result), None
     if version is not None:  # first: the run of a copied version may be gone
         version = _log_version(Registry(services.mlflow_tracking_uri), version, result, data)
     run = mlflow_run if version is None else version.run_id
-    if run:
-        trained_on_it = version is None or runs.trained_on(version.tags, data)
-        prefix = "" if trained_on_it else f"{runs.valid_name(objects.name_of(data.dataset))}."
-        prefix += "" if config.pooling == "mean" else f"{config.pooling}."
-        logger = RunLogger(services.mlflow_tracking_uri, run)
+    trained_on_it = version is None or runs.trained_on(version.tags, data)
+    prefix = "" if trained_on_it else f"{runs.valid_name(objects.name_of(data.dataset))}."
+    prefix += "" if config.pooling == "mean" else f"{config.pooling}."
+    logger = RunLogger(services.mlflow_tracking_uri, run) if run else None
+    if logger is not None:
         _log(logger, bundle, result, curve, data, prefix)
         if version is None:
             _log_new(logger, {name: [value] for name, value in metrics(result).items()})
@@ -90,7 +101,19 @@ def probe(config: ProbeConfig, mlflow_run: str | None = None) -> ProbeOutcome:
     reporter.say(describe(result))
     if registered is not None:
         reporter.say(f"{registered.uri}, alias {CANDIDATE}, classifies")
-    return ProbeOutcome(result=result, classes=data.classes, curve=curve)
+    report = None
+    if is_own:
+        model = config.model if version is None else version.uri
+
+        def make() -> Report:
+            made_by = origin.of_this_run(
+                model=model, mlflow_run=run or "", mlflow_url="" if logger is None else logger.url
+            )
+            return assemble.of_probe(config, result, data, stages.costs, made_by)
+
+        name = f"{prefix}probe-{deliver.FILE}"  # beside the report of the refresh that made the version
+        report = deliver.deliver(make, logger=logger, name=name, folder=folder, reporter=reporter)
+    return ProbeOutcome(result=result, classes=data.classes, curve=curve, report=report)
 
 
 def _load(model: str, tracking_uri: str) -> tuple[ModelBundle, Version | None]:

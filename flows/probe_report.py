@@ -6,7 +6,8 @@ from igpt_model.probing import paper
 from igpt_model.probing.linear import LowDataScore
 from igpt_model.probing.result import SOURCES, ProbeResult
 
-_NO_VALUE = "-"
+NO_VALUE = "-"
+"""Stands where a probe was not done, or the paper has no value."""
 SUPERVISED = "supervised convolutional network"
 
 
@@ -48,10 +49,10 @@ def table(result: ProbeResult, classes: tuple[str, ...]) -> list[dict[str, objec
         rows.append(_row(f"{count} labels a class", cells, _of_models(by_model)))
     if result.neighbours:
         cells = [f"{100 * result.neighbours[source].test_accuracy:.1f}" for source in SOURCES]
-        rows.append(_row("nearest neighbours", cells, _NO_VALUE))
+        rows.append(_row("nearest neighbours", cells, NO_VALUE))
     if result.fine_tuned:
         cells = [f"{100 * score.test_accuracy:.1f}" for score in result.fine_tuned.values()]
-        rows.append(_row("fine-tuned", [*cells, _NO_VALUE], _largest(paper.FINE_TUNED, benchmark)))
+        rows.append(_row("fine-tuned", [*cells, NO_VALUE], _largest(paper.FINE_TUNED, benchmark)))
     return rows + _supervised_rows(result)
 
 
@@ -62,7 +63,7 @@ def _supervised_rows(result: ProbeResult) -> list[dict[str, object]]:
         cells[SUPERVISED] = f"{100 * result.supervised.test_accuracy:.1f}"
     for few in result.supervised_low_data:
         cells[f"{SUPERVISED}, {few.labels_per_class} labels a class"] = _spread(few)
-    return [_row(name, [_NO_VALUE, _NO_VALUE, cell], _NO_VALUE) for name, cell in cells.items()]
+    return [_row(name, [NO_VALUE, NO_VALUE, cell], NO_VALUE) for name, cell in cells.items()]
 
 
 def _spread(few: LowDataScore) -> str:
@@ -78,7 +79,7 @@ def _largest(values: paper.Accuracies, benchmark: str) -> str:
 
 
 def _of_models(by_model: Mapping[str, object]) -> str:
-    return ", ".join(f"{model} {value}" for model, value in by_model.items()) or _NO_VALUE
+    return ", ".join(f"{model} {value}" for model, value in by_model.items()) or NO_VALUE
 
 
 def metrics(result: ProbeResult) -> dict[str, float]:

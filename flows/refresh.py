@@ -3,6 +3,7 @@
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from urllib.parse import quote
 
 from prefect import flow
@@ -17,6 +18,8 @@ from flows.prefect_ops.names import making
 from flows.prefect_ops.progress_page import ProgressPage
 from flows.pretrain import PretrainOutcome, pretrain
 from flows.probe import ProbeOutcome, probe
+from flows.report import assemble, deliver, origin
+from flows.report.content import Report
 from flows.same_images import SameImages
 from flows.services import settings
 from flows.terminal.console import Reporter
@@ -27,9 +30,10 @@ from igpt_model.probing.config import ProbeConfig
 from igpt_model.registry import client, gate, register
 from igpt_model.registry.client import Version
 from igpt_model.registry.gate import GateConfig
-from igpt_model.runs import attempts
+from igpt_model.runs import attempts, initial_model
 from igpt_model.runs.open_model import open_model, opened_once
 from igpt_model.tracking import runs
+from igpt_model.tracking.runs import RunLogger
 from pipeline.build.build import BuildResult
 from pipeline.dataset.snapshot import Snapshot
 from pipeline.progress import Progress
@@ -53,16 +57,39 @@ class RefreshOutcome(Registered):
     """The results of a refresh, by stage: the training on the newest snapshot, not one that was finished before it."""
 
     build: BuildResult
+    report: Path | None = None
+    """The report's file; None where it was given no folder, or could not be made."""
 
 
 @flow(name="refresh", flow_run_name=making("refresh {}", "config.pretrain.tracking.model_name"))
 @in_one_line
-def refresh(config: RefreshConfig) -> RefreshOutcome:
+def refresh(config: RefreshConfig, folder: Path | None = None) -> RefreshOutcome:
     """Build the dataset, pretrain on it, probe the features and register the model as the candidate.
 
-    A run of the same recipe that was begun on an earlier snapshot is finished, probed and registered first.
+    A run of the same recipe that was begun on an earlier snapshot is finished, probed and registered first. The report
+    is kept with the MLflow run, and as report.html in `folder`.
     """
-    return run_stages(config, StageMeter())
+    meter = StageMeter()
+    outcome = run_stages(config, meter)
+    return replace(outcome, report=leave_report(config, outcome, meter, folder))
+
+
+def leave_report(config: RefreshConfig, outcome: RefreshOutcome, meter: StageMeter, folder: Path | None) -> Path | None:
+    """Make the report of a refresh and keep it with its MLflow run, and in a folder; returns its file."""
+    trained = outcome.pretrain
+    logger = RunLogger(settings.load().mlflow_tracking_uri, trained.mlflow_run)
+
+    def make() -> Report:
+        made_by = origin.of_this_run(
+            model=outcome.model_uri,
+            parent=initial_model.of_run(trained.run),
+            run=trained.run,
+            mlflow_run=trained.mlflow_run,
+            mlflow_url=trained.mlflow_url,
+        )
+        return assemble.of_refresh(config, outcome.build, trained, outcome.probe.result, meter.costs, made_by, logger)
+
+    return deliver.deliver(make, logger=logger, name=deliver.FILE, folder=folder, reporter=Reporter("report"))
 
 
 def run_stages(config: RefreshConfig, meter: StageMeter) -> RefreshOutcome:

@@ -64,6 +64,7 @@ ORDER = {
         *(
             "build_dataset",
             "pretrain",
+            "report",
             "probe",
             "probe_checkpoints",
             "earlier_runs",

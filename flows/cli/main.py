@@ -1,6 +1,7 @@
 """The command line `igpt`: parses arguments, prepares the environment and calls a flow, which does the work."""
 
 import os
+import re
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -52,6 +53,7 @@ app.add_typer(registry.app, name="models")
 app.add_typer(runs.app, name="runs")
 app.add_typer(backup.app, name="backup")
 
+_LONGEST_NAME = 80  # of a folder for a report
 _INTERRUPTED = 130  # 128 plus the number of SIGINT, as in shells
 _OUTPUT_CLOSED = 141  # 128 plus the number of SIGPIPE
 
@@ -174,10 +176,12 @@ def probe(
     from flows.probe import probe as flow
     from flows.probe_report import layers_table, table
 
-    outcome = flow(checked)
+    outcome = flow(checked, folder=_report_folder(home, checked.model))
     print_table(layers_table(outcome.result))
     console.print()
     print_table(table(outcome.result, outcome.classes))
+    if outcome.report is not None:
+        console.print(f"report {outcome.report}")
 
 
 def _probe_checkpoints(config: ProbeConfig, output: Path) -> None:
@@ -196,7 +200,10 @@ def refresh(config: ConfigFile = None, overrides: Overrides = None, home: Home =
     checked = read_config(RefreshConfig, config, overrides, home)
     from flows.refresh import refresh as flow
 
-    console.print(f"registered {flow(checked).model_uri}")
+    outcome = flow(checked, folder=_report_folder(home, checked.pretrain.tracking.model_name))
+    console.print(f"registered {outcome.model_uri}")
+    if outcome.report is not None:
+        console.print(f"report {outcome.report}")
 
 
 @app.command("config")
@@ -220,6 +227,12 @@ monitor.register(app)
 serve.register(app)
 clean.register(app)
 doctor.register(app)
+
+
+def _report_folder(home: Path | None, model: str) -> Path:
+    """Where the report on a model is written; the next one takes its place."""
+    name = re.sub(r"[^\w.-]+", "-", model.removeprefix("models:/"))[-_LONGEST_NAME:].strip("-.")
+    return settings.home_folder(home) / "reports" / (name or "model")
 
 
 def _say(line: str) -> None:

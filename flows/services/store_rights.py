@@ -44,8 +44,14 @@ def _is_in(places: Sequence[str], bucket: str, key: str) -> bool:
 
 
 ROLES = {
-    # Flows: they plan, commit, hold leases, and log pictures to MLflow, but write no model.
-    "driver": Rights(read=BUCKETS, write=("datasets", "runs", f"{_RUN}/artifacts/*.png", f"{_RUN}/artifacts/images/*")),
+    # Flows: they plan, commit, hold leases, and log pictures and reports to MLflow, but write no model.
+    "driver": Rights(
+        read=BUCKETS,
+        write=(
+            *("datasets", "runs"),
+            *(f"{_RUN}/artifacts/{name}" for name in ("*.png", "images/*", "*report.html")),
+        ),
+    ),
     # Tasks that decode images.
     "build": Rights(read=("raw", "datasets"), write=("datasets",)),
     # Training workers, and the tasks that draw its pictures.

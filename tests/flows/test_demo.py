@@ -70,7 +70,9 @@ def test_the_digits_are_images_by_class() -> None:
 def test_the_summary_has_the_numbers_of_every_stage(outcome: RefreshOutcome, capsys, tmp_path: Path) -> None:
     meter = StageMeter()
     meter.costs["pretrain"] = StageCost(seconds=61.26, peak_memory_bytes=3 << 30)
-    summary = json.loads(json.dumps(demo.summarize(outcome, meter, {"loss": "demo/loss.png"})))
+    summary = json.loads(
+        json.dumps(demo.summarize(outcome, meter, {"loss": "demo/loss.png"}, tmp_path / "report.html"))
+    )
     assert summary["training"]["validation_bits_per_pixel"] == 1
     assert summary["training"]["baselines_nats_per_pixel"]["uniform"] == 2.7726
     assert (summary["dataset"]["images_in"], summary["dataset"]["images_in_shards"]) == (2000, 8)
@@ -88,3 +90,8 @@ def test_the_summary_has_the_numbers_of_every_stage(outcome: RefreshOutcome, cap
     assert shown["untrained"] == "30.0%  90.0%"
     assert shown["pretrain"] == "61 s, peak memory 3,072 MiB"
     assert (shown["model"], shown["pictures"]) == ("models:/digits/1", "demo/loss.png")
+    assert shown["report"] == summary["report"] == str(tmp_path / "report.html")
+    lost = demo.summarize(outcome, meter, {}, None)
+    assert lost["report"] is None
+    demo.show(lost, tmp_path / "summary.json")
+    assert "report           could not be made" in capsys.readouterr().out

@@ -9,12 +9,15 @@ import pytest
 from mlflow import MlflowClient
 from PIL import Image
 
+from flows.report import shown_images
 from flows.services.local_stack import Stack
 from igpt_model.registry.client import Registry
 from igpt_model.registry.gate import ACCURACY
 from igpt_model.runs import record
 from pipeline.dataset import snapshot
 from pipeline.store import objects
+from tests.flows.report.test_page import Parsed, check_nothing_is_outside
+from tests.flows.report.test_shown_images import keys_shown
 from tests.integration.conftest import Command, Refreshed, igpt
 
 pytestmark = pytest.mark.services
@@ -80,10 +83,22 @@ def test_the_results_are_with_the_version_and_its_run(probed: Command, stack: St
     curve = client.get_metric_history(version.run_id, "probe_test_accuracy")
     assert {metric.step for metric in curve} == {0, 1, 2}
     names = {artifact.path for artifact in client.list_artifacts(version.run_id)}
-    assert {"probe.png", "confusion.png", "neighbours.png"} <= names
+    assert {"probe.png", "confusion.png", "neighbours.png", "probe-report.html", "report.html"} <= names
     for name in ("confusion.png", "neighbours.png"):
         path = client.download_artifacts(version.run_id, name)
         assert min(Image.open(path).size) > 200
+
+
+def test_the_report_has_the_sections_of_a_probe(probed: Command, home: Path) -> None:
+    path = home / "reports" / "refreshed-candidate" / "report.html"
+    assert probed.out.splitlines()[-1] == f"report {path}"
+    html = path.read_bytes()
+    check_nothing_is_outside(html)
+    sections = [a["id"] for tag, a in Parsed(html).elements if tag == "section"]
+    assert sections == ["probe", "confusion", "neighbours", "costs", "lineage", "settings", "shown"]
+    assert "nearest neighbours" in html.decode() and "models:/refreshed/" in html.decode()
+    listed = set(shown_images.read(html.decode()).sections_by_key)
+    assert len(listed) > 20 and listed == keys_shown(html)
 
 
 def test_a_rerun_computes_what_is_missing_and_nothing_else(probed: Command, stack: Stack) -> None:

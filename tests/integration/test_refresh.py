@@ -12,12 +12,17 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
+from flows.report import shown_images
 from flows.services import services
 from flows.services.local_stack import Stack
 from igpt_model.registry.client import Registry
 from igpt_model.registry.gate import ACCURACY, BITS, SPLITS
 from pipeline.dataset import snapshot
+from pipeline.inspect import tables
 from pipeline.store import objects
+from tests.flows.report.test_assemble import SECTIONS
+from tests.flows.report.test_page import Parsed, check_nothing_is_outside
+from tests.flows.report.test_shown_images import keys_shown
 from tests.integration.conftest import Refreshed, igpt
 
 pytestmark = pytest.mark.services
@@ -101,7 +106,29 @@ def test_the_mlflow_run_has_config_lineage_curves_and_pictures(refreshed: Refres
     assert run.data.tags["igpt.progress"] == "trained 160 of 160 steps, finished"
     assert "on snapshot 1 of `s3://datasets/refreshed`" in run.data.tags["mlflow.note.content"]
     names = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
-    assert {"samples.png", "completions.png", "loss.png", "probe.png"} <= names
+    assert {"samples.png", "completions.png", "loss.png", "probe.png", "report.html"} <= names
+
+
+def test_the_report_is_where_the_command_says_and_in_mlflow_and_shows_everything(
+    refreshed: Refreshed, stack: Stack, home: Path
+) -> None:
+    path = home / "reports" / "refreshed" / "report.html"
+    assert refreshed.command.out.splitlines()[-1] == f"report {path}"
+    assert "no report" not in refreshed.command.out and "the report is not" not in refreshed.command.out
+    html = path.read_bytes()
+    check_nothing_is_outside(html)
+    sections = {a["id"] for tag, a in Parsed(html).elements if tag == "section"}
+    assert sections == {*SECTIONS, "shown"}
+    data, text = snapshot.read("s3://datasets/refreshed"), html.decode()
+    listed = shown_images.read(text)
+    assert listed.dataset == data.dataset and set(listed.sections_by_key) == keys_shown(html)
+    known = {key for listing in (tables.images, tables.rejected) for t in listing(data) for key in t["key"].to_pylist()}
+    assert set(listed.sections_by_key) <= known
+    for word in ("models:/refreshed/1", refreshed.run, data.content_digest, "truncated", f"{stack.mlflow_url}/#/"):
+        assert word in text
+    version = Registry(stack.mlflow_url).find("models:/refreshed/1")
+    stored = Path(MlflowClient(stack.mlflow_url).download_artifacts(version.run_id, "report.html"))
+    assert stored.read_bytes().count(b"<section") == html.count(b"<section")
 
 
 def test_the_prefect_page_shows_the_stages_and_what_they_left(refreshed: Refreshed, stack: Stack) -> None:
@@ -127,7 +154,8 @@ def test_the_prefect_page_shows_the_stages_and_what_they_left(refreshed: Refresh
     for name in ("refresh", "build-dataset", "pretrain", "probe"):
         assert "COMPLETED" in states[name]
     by_key = {artifact.key: artifact for artifact in artifacts}
-    assert {"dataset", "samples", "completions", "mlflow-run", "probe", "registered-model"} <= set(by_key)
+    assert {"dataset", "samples", "completions", "mlflow-run", "probe", "registered-model", "report"} <= set(by_key)
+    assert by_key["report"].data.startswith(stack.mlflow_url) and by_key["report"].data.endswith("report.html")
     progress = [artifact for artifact in artifacts if artifact.key == "progress" and artifact.flow_run_id in completed]
     assert len(progress) >= 4 and {artifact.data for artifact in progress} == {100.0}
     assert all(artifact.description.startswith("finished") for artifact in progress)

@@ -13,29 +13,32 @@ PLACES = {
     "a checkpoint": "runs/photos/checkpoints/100/model.safetensors",
     "a picture of a run": f"mlflow/{RUN}/loss.png",
     "a picture of a step": f"mlflow/{RUN}/images/samples+step+1.webp",
+    "a report of a run": f"mlflow/{RUN}/report.html",
+    "a report of a probe": f"mlflow/{RUN}/other.probe-report.html",
     "a model": f"mlflow/{MODEL}/data/image_gpt/model.safetensors",
     "a model's copy": f"mlflow/{RUN}/hugging_face/model.safetensors",
 }
+REPORTS = ("a report of a run", "a report of a probe")
 MAY_READ = {
     "driver": set(PLACES),
     "build": {"an image", "a shard", "a feature"},
     "train": {"a shard", "a feature", "a checkpoint"},
     "probe": {"a shard", "a feature", "a checkpoint"},
     "register": {
-        *("a checkpoint", "a picture of a run", "a picture of a step", "a model", "a model's copy"),
+        *("a checkpoint", "a picture of a run", "a picture of a step", *REPORTS, "a model", "a model's copy"),
     },
-    "mlflow": {"a picture of a run", "a picture of a step", "a model", "a model's copy"},
+    "mlflow": {"a picture of a run", "a picture of a step", *REPORTS, "a model", "a model's copy"},
     "exporter": {"a shard", "a feature", "a checkpoint"},
     "backup": set(PLACES) - {"an image"},
     "clean": set(PLACES) - {"an image"},
     "reader": {"a shard", "a feature"},
 }
 MAY_WRITE = {
-    "driver": {"a shard", "a feature", "a checkpoint", "a picture of a run", "a picture of a step"},
+    "driver": {"a shard", "a feature", "a checkpoint", "a picture of a run", "a picture of a step", *REPORTS},
     "build": {"a shard", "a feature"},
     "train": {"a checkpoint"},
     "probe": {"a feature"},
-    "register": {"a picture of a run", "a picture of a step", "a model", "a model's copy"},
+    "register": {"a picture of a run", "a picture of a step", *REPORTS, "a model", "a model's copy"},
     "mlflow": set(),
     "exporter": set(),
     "backup": set(),

@@ -1,0 +1,105 @@
+"""The report of a refresh, which has all sections, and that of a probe, which has those of a probe."""
+
+from collections.abc import Mapping, Sequence
+
+from flows.config.refresh import RefreshConfig
+from flows.pretrain import PretrainOutcome
+from flows.report import dataset, origin, probing, training
+from flows.report.content import Fact, Report
+from flows.report.origin import Origin
+from flows.terminal.memory import StageCost
+from igpt_model.probing.config import ProbeConfig
+from igpt_model.probing.result import ProbeResult
+from igpt_model.tracking.runs import RunLogger
+from pipeline.build.build import BuildResult
+from pipeline.dataset.snapshot import Snapshot
+from pipeline.inspect.rejected_pictures import rejected_pictures
+from pipeline.store import objects
+
+
+def of_refresh(
+    config: RefreshConfig,
+    built: BuildResult,
+    trained: PretrainOutcome,
+    probed: ProbeResult,
+    costs: Mapping[str, StageCost],
+    made_by: Origin,
+    logger: RunLogger,
+) -> Report:
+    """The report of a refresh, with pictures from the MLflow run of its training."""
+    data, result = built.snapshot, trained.result
+    loss, levels = result.validation_loss, trained.baselines
+    headline = (
+        Fact(name="validation loss", value=f"{loss:.3f}", note=f"nats per pixel; unigram {levels.unigram:.3f}"),
+        *_headline(probed),
+        Fact(name="images", value=f"{data.images():,}", note=f"{sum(data.rejected.values()):,} rejected"),
+        *_time(costs),
+    )
+    shown = rejected_pictures(data, config.dataset) if data.rejected else []
+    pretrained = config.pretrain.with_fields(dataset=data.dataset, snapshot=data.number)
+    return Report(
+        title=f"{config.pretrain.tracking.model_name}, trained on {objects.name_of(data.dataset)}",
+        subtitle=f"An Image GPT of {result.parameters:,} parameters, trained for {result.steps:,} steps on snapshot "
+        f"{data.number} of {data.dataset}; registered as {made_by.model}.",
+        headline=headline,
+        dataset=data.dataset,
+        sections=(
+            training.drawn(trained, pretrained, data, logger),
+            training.losses(trained, logger),
+            *_of_probe(probed, data),
+            dataset.counts(built),
+            dataset.rejected(built, shown),
+            origin.costs(costs),
+            origin.lineage(made_by, data),
+            origin.settings({"dataset": config.dataset, "training": config.pretrain.resolved(), "probe": config.probe}),
+        ),
+    )
+
+
+def of_probe(
+    config: ProbeConfig, probed: ProbeResult, data: Snapshot, costs: Mapping[str, StageCost], made_by: Origin
+) -> Report:
+    """The report of a probe by itself."""
+    return Report(
+        title=f"Probe of {made_by.model}",
+        subtitle=f"Classifiers on the features of each layer, on snapshot {data.number} of {data.dataset}.",
+        headline=(*_headline(probed), Fact(name="test images", value=f"{probed.test_images:,}"), *_time(costs)),
+        dataset=data.dataset,
+        sections=(
+            *_of_probe(probed, data),
+            origin.costs(costs),
+            origin.lineage(made_by, data),
+            origin.settings({"probe": config}),
+        ),
+    )
+
+
+def _of_probe(probed: ProbeResult, data: Snapshot) -> Sequence:
+    return (
+        probing.layers(probed, data.classes),
+        probing.confusion(probed, data.classes),
+        probing.neighbours(probed, data),
+    )
+
+
+def _headline(probed: ProbeResult) -> tuple[Fact, ...]:
+    return (
+        Fact(
+            name="linear probe",
+            value=f"{probed.best.test_accuracy:.1%}",
+            note=f"of test images, layer {probed.best_layer}",
+        ),
+        Fact(
+            name="raw pixels",
+            value=f"{probed.raw_pixels.test_accuracy:.1%}",
+            note=f"untrained network {probed.untrained_best.test_accuracy:.1%}",
+        ),
+    )
+
+
+def _time(costs: Mapping[str, StageCost]) -> tuple[Fact, ...]:
+    seconds = round(sum(cost.seconds for cost in costs.values()))
+    minutes, rest = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    text = f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+    return (Fact(name="time", value=text, note="of all stages"),) if costs else ()

@@ -1,0 +1,67 @@
+"""The sections of a report on a training: what the model draws, and the curve of its losses."""
+
+import math
+
+from flows.pretrain import PretrainOutcome
+from flows.previews import shown_keys
+from flows.report import pictures
+from flows.report.content import Curve, Fact, Facts, Gallery, Group, Picture, Section
+from igpt_model.config import PretrainConfig
+from igpt_model.tracking import figures
+from igpt_model.tracking.runs import RunLogger
+from pipeline.dataset.snapshot import Snapshot
+
+_WHAT = {
+    "samples": "Images that the model draws from nothing, not selected.",
+    "completions": "Held-out images, their upper half that the model was given, and five ways in which it goes on.",
+    "upscaled": "Held-out images, their small versions that the model was given, and what it makes of them.",
+    "reconstructions": "Held-out images: with some pixels hidden, and what the model puts there.",
+}
+
+
+def drawn(trained: PretrainOutcome, config: PretrainConfig, data: Snapshot, logger: RunLogger) -> Section:
+    """The sheets of the finished model, and before them those of its checkpoints as one moving picture."""
+    groups = []
+    for name, png in trained.sheets.items():
+        keys = shown_keys(config, data, name)
+        steps = {**logger.pictures_by_step(name), trained.result.steps: png}
+        what = _WHAT.get(name, name)
+        sheet = Picture(data=pictures.sheet(png), alt=what, caption=f"after {trained.result.steps:,} steps", keys=keys)
+        moving = pictures.moving(steps)
+        shown = [sheet]
+        if moving is not None:
+            caption = f"over the training, {len(steps)} checkpoints"
+            shown.insert(0, Picture(data=moving, alt=f"{what} {caption}", caption=caption, keys=keys, moves=True))
+        groups.append(Group(title=name.capitalize(), text=what, pictures=tuple(shown)))
+    blocks = (Gallery(groups=tuple(groups), layout="wide"),) if groups else ()
+    return Section(name="drawn", title="What the model draws", blocks=blocks)
+
+
+def losses(trained: PretrainOutcome, logger: RunLogger) -> Section:
+    """The losses over the steps beside those of models without a network."""
+    result, levels = trained.result, trained.baselines
+    by_name = {
+        "uniform": levels.uniform,
+        "unigram": levels.unigram,
+        "per-position unigram": levels.position_unigram,
+    }
+    names = {"training": "train_loss", "validation": "validation_loss"}
+    histories = {label: logger.metric_history(name) for label, name in names.items()}
+    curve = Curve(
+        svg=figures.loss_curve_svg({label: points for label, points in histories.items() if points}, by_name),
+        description="Training and validation loss in nats per pixel over the steps. The grey lines need no network: "
+        "all colours alike (uniform), colours by how frequent they are (unigram), the same at each position.",
+    )
+    facts = (
+        Fact(
+            name="validation loss",
+            value=f"{result.validation_loss:.3f} nats per pixel, {result.validation_loss / math.log(2):.3f} bits",
+            note=f"on {result.validation_images:,} images that it was not trained on",
+        ),
+        *(Fact(name=name, value=f"{value:.3f} nats per pixel") for name, value in by_name.items()),
+        Fact(name="parameters", value=f"{result.parameters:,}"),
+        Fact(name="steps", value=f"{result.steps:,}", note=f"{result.images:,} images"),
+        Fact(name="speed", value=f"{result.images_per_second:,.0f} images a second"),
+        *([Fact(name="restarts", value=f"{result.restarts:,}")] if result.restarts else []),
+    )
+    return Section(name="loss", title="Loss", blocks=(curve, Facts(facts=facts)))

@@ -1,0 +1,59 @@
+"""The report of a refresh has all sections, that of a probe only its own; the listed images are those shown."""
+
+from unittest import mock
+
+import pytest
+
+from flows.config.refresh import RefreshConfig
+from flows.pretrain import PretrainOutcome
+from flows.report import assemble, page, shown_images
+from flows.report.content import Report
+from igpt_model.config import PretrainConfig
+from igpt_model.probing.config import ProbeConfig
+from igpt_model.probing.result import ProbeResult
+from pipeline.inspect.tables import images, rejected
+from tests.conftest import run_here
+from tests.flows.report.conftest import COSTS, HOSTILE, ORIGIN, Built, Logger
+from tests.flows.report.test_page import Parsed, check_nothing_is_outside
+from tests.flows.report.test_shown_images import keys_shown
+
+SECTIONS = ["drawn", "loss", "probe", "confusion", "neighbours", "dataset", "rejected", "costs", "lineage", "settings"]
+
+
+@pytest.fixture
+def report(built: Built, trained: PretrainOutcome, probed: ProbeResult, training_config: PretrainConfig) -> Report:
+    config = RefreshConfig(dataset=built.config, pretrain=training_config.with_fields(dataset=None))
+    with mock.patch("pipeline.cluster.tasks.map_tasks", run_here):
+        return assemble.of_refresh(config, built.result, trained, probed, COSTS, ORIGIN, Logger())  # type: ignore[arg-type]
+
+
+def test_a_refresh_has_every_section_of_harmless_text(report: Report) -> None:
+    assert [section.name for section in report.sections] == SECTIONS
+    html = page.render(report)
+    check_nothing_is_outside(html)
+    assert len(html) < 200_000
+    assert sum(text.count(HOSTILE[1]) for text in Parsed(html).texts) > 3
+    assert [fact.value for fact in report.headline] == ["1.500", "75.0%", "40.0%", "120", "1 min 06 s"]
+
+
+def test_the_listed_images_are_those_shown_and_are_of_the_dataset(report: Report, built: Built) -> None:
+    html = page.render(report)
+    listed = shown_images.read(html.decode())
+    assert listed.dataset == built.result.snapshot.dataset
+    assert set(listed.sections_by_key) == keys_shown(html)
+    by_section: dict[str, int] = {}
+    for names in listed.sections_by_key.values():
+        for name in names:
+            by_section[name] = by_section.get(name, 0) + 1
+    assert by_section == {"drawn": 6, "neighbours": 2 + 3, "rejected": 4}
+    data = built.result.snapshot
+    known = {key for tables in (images(data), rejected(data)) for table in tables for key in table["key"].to_pylist()}
+    assert set(listed.sections_by_key) <= known
+
+
+def test_a_probe_has_its_own_sections_alone(built: Built, probed: ProbeResult) -> None:
+    report = assemble.of_probe(ProbeConfig(model="m"), probed, built.result.snapshot, {}, ORIGIN)
+    assert [section.name for section in report.sections] == [
+        *("probe", "confusion", "neighbours", "lineage", "settings")
+    ]
+    assert "time" not in {fact.name for fact in report.headline}

@@ -1,0 +1,37 @@
+"""What the model draws, over the training and at its end, and the losses beside models without a network."""
+
+import io
+
+from PIL import Image
+
+from flows.pretrain import PretrainOutcome
+from flows.previews import shown_keys
+from flows.report import training
+from flows.report.content import Curve, Facts, Gallery
+from igpt_model.config import PretrainConfig
+from tests.flows.report.conftest import Built, Logger
+
+
+def test_samples_move_over_the_steps_and_completions_name_their_images(
+    trained: PretrainOutcome, training_config: PretrainConfig, built: Built
+) -> None:
+    data = built.result.snapshot
+    (gallery,) = training.drawn(trained, training_config, data, Logger()).blocks  # type: ignore[arg-type]
+    assert isinstance(gallery, Gallery)
+    samples, completions = gallery.groups
+    moving, still = samples.pictures
+    assert moving.moves and Image.open(io.BytesIO(moving.data)).n_frames == 3, "two checkpoints and the last step"
+    assert moving.caption == "over the training, 3 checkpoints" and still.caption == "after 300 steps"
+    assert not still.moves and still.keys == moving.keys == (), "samples show no image of the dataset"
+    (completed,) = completions.pictures
+    assert completed.keys == shown_keys(training_config, data, "completions") and len(completed.keys) == 6
+
+
+def test_losses_are_beside_their_baselines(trained: PretrainOutcome) -> None:
+    curve, facts = training.losses(trained, Logger()).blocks  # type: ignore[arg-type]
+    assert isinstance(curve, Curve) and isinstance(facts, Facts)
+    for name in ("training", "uniform", "unigram", "per-position unigram"):
+        assert f">{name}</text>" in curve.svg
+    assert ">validation</text>" not in curve.svg, "there is none in this run"
+    values = {fact.name: fact.value for fact in facts.facts}
+    assert values["validation loss"] == "1.500 nats per pixel, 2.164 bits" and "restarts" not in values
