@@ -12,17 +12,17 @@ from pipeline.printable import printable
 from pipeline.source import left_out
 from pipeline.store import objects
 
+_MAX_INDEXES = 500  # that are read to count images by class; with more it would take minutes
+
 
 def counts(built: BuildResult) -> Section:
     """Where the images of the source went, by split and class."""
-    contents = history.contents(built.snapshot)
-    rejected = sum(built.snapshot.rejected.values())
-    side, colours = built.snapshot.resolution, built.snapshot.colours
+    data = built.snapshot
+    rejected = sum(data.rejected.values())
+    side, colours = data.resolution, data.colours
     facts = [
         Fact(name="images in the source", value=f"{built.planned.images_in:,}"),
-        Fact(
-            name="in the dataset", value=f"{built.snapshot.images():,}", note=f"{len(built.snapshot.shards):,} shards"
-        ),
+        Fact(name="in the dataset", value=f"{data.images():,}", note=f"{len(data.shards):,} shards"),
         Fact(name="rejected", value=f"{rejected:,}"),
         Fact(name="made into", value=f"{side}x{side} pixels of {colours:,} colours"),
     ]
@@ -34,24 +34,20 @@ def counts(built: BuildResult) -> Section:
         [
             {
                 "split": split,
-                "images": contents.images_by_split[split],
-                "samples": contents.samples_by_split[split],
-                "shards": contents.shards_by_split[split],
+                "images": data.images(split),
+                "samples": data.samples(split),
+                "shards": sum(shard.split == split for shard in data.shards),
             }
             for split in SPLITS
         ]
     )
     blocks: list[Block] = [Facts(facts=tuple(facts)), splits]
-    if contents.images_by_class:
-        by_class = contents.images_by_class.items()
-        blocks.append(
-            Table.of(
-                [
-                    {"class": name or "(no class)", **{split: counts.get(split, 0) for split in SPLITS}}
-                    for name, counts in by_class
-                ]
-            )
-        )
+    if len(data.shards) <= _MAX_INDEXES:
+        rows: list[dict[str, object]] = [
+            {"class": name or "(no class)", **{split: by_split.get(split, 0) for split in SPLITS}}
+            for name, by_split in history.contents(data).images_by_class.items()
+        ]
+        blocks.append(Table.of(rows))
     return Section(name="dataset", title="Dataset", blocks=tuple(blocks))
 
 

@@ -17,6 +17,12 @@ def test_images_are_counted_by_split_and_class(built: Built) -> None:
     assert {row[0] for row in classes.rows} == set(HOSTILE)
 
 
+def test_of_many_shards_the_classes_are_not_counted(built: Built) -> None:
+    data = built.result.snapshot
+    many = replace(data, shards=data.shards * 200)
+    assert len(dataset.counts(replace(built.result, snapshot=many)).blocks) == 2
+
+
 def test_rejected_images_are_shown_with_their_reasons(built: Built) -> None:
     shown = rejected_pictures(built.result.snapshot, built.config)
     table, gallery = dataset.rejected(built.result, shown).blocks
