@@ -2,15 +2,21 @@
 
 import math
 
+import numpy as np
+
 from flows.pretrain import PretrainOutcome
 from flows.previews import shown_keys
 from flows.report import pictures
 from flows.report.content import Curve, Fact, Facts, Gallery, Group, Picture, Section
 from igpt_model.config import PretrainConfig
-from igpt_model.tracking import figures
+from igpt_model.tracking import figures, sheets
 from igpt_model.tracking.runs import RunLogger
+from pipeline.dataset.shards import KEY_LENGTH
 from pipeline.dataset.snapshot import Snapshot
+from pipeline.images import palette
+from pipeline.samples.shard_cache import ShardCache
 
+_REAL_IMAGES, _COLUMNS = 60, 10
 _WHAT = {
     "samples": "Images that the model draws from nothing, not selected.",
     "completions": "Held-out images, their upper half that the model was given, and five ways in which it goes on.",
@@ -33,8 +39,23 @@ def drawn(trained: PretrainOutcome, config: PretrainConfig, data: Snapshot, logg
             caption = f"over the training, {len(steps)} checkpoints"
             shown.insert(0, Picture(data=moving, alt=f"{what} {caption}", caption=caption, keys=keys, moves=True))
         groups.append(Group(title=name.capitalize(), text=what, pictures=tuple(shown)))
+        if name == "samples":
+            real = Group(
+                title="Training images", text="for comparison, picked at random.", pictures=(_real(config, data),)
+            )
+            groups.append(real)
     blocks = (Gallery(groups=tuple(groups), layout="wide"),) if groups else ()
     return Section(name="drawn", title="What the model draws", blocks=blocks)
+
+
+def _real(config: PretrainConfig, data: Snapshot) -> Picture:
+    """Some training images as the model is given them, as many as a sheet of samples has."""
+    images = ShardCache(data, config.execution.cache).open(data.of_split("train")[0])
+    rows = np.sort(np.random.default_rng(0).permutation(len(images.labels_N))[:_REAL_IMAGES])
+    pixels = list(palette.to_pixels(images.tokens_NHW[rows], data.palette()))
+    lines = [pixels[start : start + _COLUMNS] for start in range(0, len(pixels), _COLUMNS)]
+    keys = tuple(images.view.key(row)[:KEY_LENGTH] for row in rows.tolist())
+    return Picture(data=pictures.sheet(sheets.to_png(sheets.sheet(lines))), alt="Training images", keys=keys)
 
 
 def losses(trained: PretrainOutcome, logger: RunLogger) -> Section:

@@ -155,7 +155,7 @@ def test_the_prefect_page_shows_the_stages_and_what_they_left(refreshed: Refresh
         assert "COMPLETED" in states[name]
     by_key = {artifact.key: artifact for artifact in artifacts}
     assert {"dataset", "samples", "completions", "mlflow-run", "probe", "registered-model", "report"} <= set(by_key)
-    assert by_key["report"].data.startswith(stack.mlflow_url) and by_key["report"].data.endswith("report.html")
+    assert f"({stack.mlflow_url}/#/" in by_key["report"].data and by_key["report"].data.endswith("report.html)")
     progress = [artifact for artifact in artifacts if artifact.key == "progress" and artifact.flow_run_id in completed]
     assert len(progress) >= 4 and {artifact.data for artifact in progress} == {100.0}
     assert all(artifact.description.startswith("finished") for artifact in progress)

@@ -9,6 +9,7 @@ from flows.previews import shown_keys
 from flows.report import training
 from flows.report.content import Curve, Facts, Gallery
 from igpt_model.config import PretrainConfig
+from pipeline.inspect import tables
 from tests.flows.report.conftest import Built, Logger
 
 
@@ -18,11 +19,14 @@ def test_samples_move_over_the_steps_and_completions_name_their_images(
     data = built.result.snapshot
     (gallery,) = training.drawn(trained, training_config, data, Logger()).blocks  # type: ignore[arg-type]
     assert isinstance(gallery, Gallery)
-    samples, completions = gallery.groups
+    samples, real, completions = gallery.groups
     moving, still = samples.pictures
     assert moving.moves and Image.open(io.BytesIO(moving.data)).n_frames == 3, "two checkpoints and the last step"
     assert moving.caption == "over the training, 3 checkpoints" and still.caption == "after 300 steps"
     assert not still.moves and still.keys == moving.keys == (), "samples show no image of the dataset"
+    train = {key for table in tables.images(data, "train") for key in table["key"].to_pylist()}
+    keys = real.pictures[0].keys
+    assert len(set(keys)) == len(keys) == data.of_split("train")[0].images and set(keys) <= train
     (completed,) = completions.pictures
     assert completed.keys == shown_keys(training_config, data, "completions") and len(completed.keys) == 6
 
