@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+FRAMES = 16
+"""Of a moving picture, at most."""
 _TILE_BYTES = 48_000
 _SHEET_BYTES = 800_000
 _MOVING_BYTES = 2_000_000
-_FRAMES = 16  # of a moving picture
 _FRAME_MILLISECONDS, _LAST_MILLISECONDS = 700, 2500
 _BAR = 28  # height of the line of text above a frame, in pixels
 _QUALITIES = (90, 70, 50)
@@ -51,7 +52,7 @@ def moving(pngs: Mapping[int, bytes]) -> bytes | None:
     frames = [_with_step(image, step) for step, image in opened.items() if image.size == size]
     if len(frames) < 2:
         return None
-    for count in (_FRAMES, _FRAMES // 2, _FRAMES // 4):
+    for count in (FRAMES, FRAMES // 2, FRAMES // 4):
         chosen = _evenly(frames, count)
         for quality in (None, *_QUALITIES):
             data = _animated(chosen, quality)

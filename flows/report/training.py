@@ -30,13 +30,13 @@ def drawn(trained: PretrainOutcome, config: PretrainConfig, data: Snapshot, logg
     groups = []
     for name, png in trained.sheets.items():
         keys = shown_keys(config, data, name)
-        steps = {**logger.pictures_by_step(name), trained.result.steps: png}
+        steps = {**logger.pictures_by_step(name, pictures.FRAMES - 1), trained.result.steps: png}
         what = _WHAT.get(name, name)
         sheet = Picture(data=pictures.sheet(png), alt=what, caption=f"after {trained.result.steps:,} steps", keys=keys)
         moving = pictures.moving(steps)
         shown = [sheet]
         if moving is not None:
-            caption = f"over the training, {len(steps)} checkpoints"
+            caption = "over the training"
             shown.insert(0, Picture(data=moving, alt=f"{what} {caption}", caption=caption, keys=keys, moves=True))
         groups.append(Group(title=name.capitalize(), text=what, pictures=tuple(shown)))
         if name == "samples":

@@ -106,16 +106,19 @@ class RunLogger:
         if not any(file.path.startswith(f"images/{name}+step+{step}+") for file in logged):
             self._client.log_image(self.run_id, image, key=name, step=step)
 
-    def pictures_by_step(self, name: str) -> dict[int, bytes]:
-        """The images that `picture_at` logged, by step, as PNG files."""
-        pictures: dict[int, bytes] = {}
+    def pictures_by_step(self, name: str, most: int) -> dict[int, bytes]:
+        """At most so many of the images that `picture_at` logged, by step, evenly spaced, as PNG files."""
+        paths: dict[int, str] = {}
+        for file in self._client.list_artifacts(self.run_id, "images"):
+            if logged := re.fullmatch(rf"images/{re.escape(name)}\+step\+(\d+)\+.*\.png", file.path):
+                paths[int(logged[1])] = file.path
+        steps = sorted(paths)
+        chosen = [steps[row] for row in np.linspace(0, len(steps) - 1, min(len(steps), most)).round().astype(int)]
         with tempfile.TemporaryDirectory(prefix="igpt-artifact-") as folder:
-            for file in self._client.list_artifacts(self.run_id, "images"):
-                logged = re.fullmatch(rf"images/{re.escape(name)}\+step\+(\d+)\+.*\.png", file.path)
-                if logged is not None:
-                    path = self._client.download_artifacts(self.run_id, file.path, folder)
-                    pictures[int(logged[1])] = Path(path).read_bytes()
-        return dict(sorted(pictures.items()))
+            return {
+                step: Path(self._client.download_artifacts(self.run_id, paths[step], folder)).read_bytes()
+                for step in chosen
+            }
 
     def file(self, data: bytes, name: str) -> None:
         """Store a file as an artifact."""

@@ -160,6 +160,7 @@ def refreshed(digits: str, tmp_path_factory: pytest.TempPathFactory) -> Refreshe
     """The whole refresh on 401 images, run once."""
     config = refresh_config(digits, "refreshed")
     config["pretrain"]["keep_every"] = 80
+    config["pretrain"]["sample_every"] = 80  # so that its report has a picture that moves
     path = tmp_path_factory.mktemp("config") / "refresh.yaml"
     path.write_text(yaml.safe_dump(config))
     command = igpt("refresh", "--config", str(path))

@@ -126,6 +126,7 @@ def test_the_report_is_where_the_command_says_and_in_mlflow_and_shows_everything
     assert set(listed.sections_by_key) <= known
     for word in ("models:/refreshed/1", refreshed.run, data.content_digest, "truncated", f"{stack.mlflow_url}/#/"):
         assert word in text
+    assert "over the training" in text, "a checkpoint and the last step have samples"
     version = Registry(stack.mlflow_url).find("models:/refreshed/1")
     stored = Path(MlflowClient(stack.mlflow_url).download_artifacts(version.run_id, "report.html"))
     assert stored.read_bytes().count(b"<section") == html.count(b"<section")

@@ -168,3 +168,18 @@ def test_status_exits_with_one_unless_all_answer(
 def test_config_prints_every_kind(kind: str, igpt: Igpt) -> None:
     ended = igpt("config", kind)
     assert (ended.code, ended.out) == (0, describe(KINDS[kind]))
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("models:/igpt@candidate", "igpt-candidate"),
+        ("s3://runs/demo/tiny-0a1b/", "s3-runs-demo-tiny-0a1b"),
+        ("../..", "model"),
+        ("", "model"),
+        ("../../etc/<a>\n", "etc-a"),
+        ("/" + "x" * 300, "x" * 80),
+    ],
+)
+def test_a_report_has_a_folder_within_that_of_the_services(model: str, name: str, tmp_path: Path) -> None:
+    assert main._report_folder(tmp_path, model) == tmp_path / "reports" / name

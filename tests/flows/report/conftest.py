@@ -99,7 +99,7 @@ def probed(built: Built) -> ProbeResult:
 class Logger:
     """Stands for the MLflow run: two sheets of checkpoints, and metrics."""
 
-    def pictures_by_step(self, name: str) -> dict[int, bytes]:
+    def pictures_by_step(self, name: str, most: int) -> dict[int, bytes]:
         return {step: sheet(step) for step in (100, 200)} if name == "samples" else {}
 
     def metric_history(self, name: str) -> list[tuple[int, float]]:

@@ -53,7 +53,7 @@ def test_what_does_not_move_is_no_moving_picture() -> None:
 def test_a_moving_picture_has_few_frames_with_the_first_and_the_last() -> None:
     sheets = {step: to_png(np.full((8, 8, 3), step, np.uint8)) for step in range(100)}
     shades = [int(frame[-1, -1, 0]) for frame in frames_of(pictures.moving(sheets) or b"")]
-    assert len(shades) == pictures._FRAMES and shades[0] == 0 and shades[-1] == 99 and shades == sorted(shades)
+    assert len(shades) == pictures.FRAMES and shades[0] == 0 and shades[-1] == 99 and shades == sorted(shades)
 
 
 def test_a_moving_picture_is_bounded_whatever_it_shows() -> None:
