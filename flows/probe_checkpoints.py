@@ -1,6 +1,7 @@
 """The flow that probes every checkpoint of runs: do features get better as the loss gets lower?"""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from prefect import flow
@@ -10,9 +11,13 @@ from flows.prefect_ops.failures import in_one_line
 from flows.prefect_ops.names import making
 from flows.prefect_ops.progress_page import ProgressPage
 from flows.prefect_ops.termination import terminable
+from flows.probe_report import checkpoints_table
+from flows.report import assemble, deliver, origin
+from flows.report.content import Report
 from flows.services import settings
 from flows.terminal.console import Reporter
-from igpt_model.probing.checkpoint_scores import CheckpointScore, names_of, rank_correlation
+from flows.terminal.memory import StageMeter
+from igpt_model.probing.checkpoint_scores import CheckpointScore, rank_correlation
 from igpt_model.probing.config import ProbeConfig
 from igpt_model.probing.ray import probe_layers
 from igpt_model.runs import checkpoint, record
@@ -34,6 +39,8 @@ class CheckpointsOutcome:
 
     scores: tuple[CheckpointScore, ...]
     figure: bytes
+    report: Path | None = None
+    """The report's file; None where it was given no folder, or could not be made."""
 
     @property
     def line(self) -> str:
@@ -45,10 +52,11 @@ class CheckpointsOutcome:
 
 @flow(name="probe-checkpoints", flow_run_name=making("probe the checkpoints of {}", "config.model"))
 @in_one_line
-def probe_checkpoints(config: ProbeConfig) -> CheckpointsOutcome:
+def probe_checkpoints(config: ProbeConfig, folder: Path | None = None) -> CheckpointsOutcome:
     """Probe every layer of every evaluated checkpoint of the config's runs on a labelled dataset.
 
-    The figure becomes an artifact of the first run in MLflow, the accuracies metrics of each, by step.
+    The figure and the report become artifacts of the first run in MLflow, the accuracies metrics of each, by step. The
+    report is also written into `folder`.
     """
     services = settings.load()
     for name in ("model", "dataset"):
@@ -58,9 +66,9 @@ def probe_checkpoints(config: ProbeConfig) -> CheckpointsOutcome:
     runs = [_address(run) for run in (config.model, *config.beside)]
     evaluated = {run: _evaluated(run) for run in runs}
     ray_job.begin(services.ray_address, "probe")
-    reporter = Reporter("probe")
+    reporter, stages = Reporter("probe"), StageMeter()
     scores: list[CheckpointScore] = []
-    with terminable(), ProgressPage() as page:
+    with stages.measure("probe"), terminable(), ProgressPage() as page:
         for run, losses in evaluated.items():
             for step, loss in losses.items():
                 score = _probe(run, step, loss, data, config, together(reporter, page))
@@ -72,10 +80,20 @@ def probe_checkpoints(config: ProbeConfig) -> CheckpointsOutcome:
     outcome = CheckpointsOutcome(scores=tuple(scores), figure=figures.features_by_loss(scores))
     for run in runs:
         _log(run, scores, services.mlflow_tracking_uri, outcome.figure if run == runs[0] else None)
-    artifacts.table("checkpoints", table(outcome.scores), outcome.line)
+    artifacts.table("checkpoints", checkpoints_table(outcome.scores), outcome.line)
     reporter.close()
     reporter.say(outcome.line)
-    return outcome
+    mlflow_run = record.read(runs[0]).mlflow_run
+    logger = RunLogger(services.mlflow_tracking_uri, mlflow_run) if mlflow_run else None
+
+    def make() -> Report:
+        made_by = origin.of_this_run(
+            model=config.model, mlflow_run=mlflow_run or "", mlflow_url="" if logger is None else logger.url
+        )
+        return assemble.of_checkpoints(config, scores, outcome.line, data, stages.costs, made_by)
+
+    name = f"checkpoints-{deliver.FILE}"
+    return replace(outcome, report=deliver.deliver(make, logger=logger, name=name, folder=folder, reporter=reporter))
 
 
 def _address(run: str) -> str:
@@ -126,19 +144,3 @@ def _log(run: str, scores: list[CheckpointScore], tracking_uri: str, figure: byt
             logger.metrics(score.step, {METRIC: score.test_accuracy})
     if figure is not None:
         logger.file(figure, FIGURE)
-
-
-def table(scores: tuple[CheckpointScore, ...]) -> list[dict[str, object]]:
-    """A row for each checkpoint; accuracies in percent."""
-    names = names_of(scores)
-    return [
-        {
-            "run": names[score.run],
-            "parameters": score.parameters,
-            "step": score.step,
-            "validation loss": round(score.validation_loss, 4),
-            "layer": score.layer,
-            "test accuracy, %": round(100 * score.test_accuracy, 1),
-        }
-        for score in scores
-    ]

@@ -1,8 +1,9 @@
 """The results of a probe as a line, as tables and as metrics."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from igpt_model.probing import paper
+from igpt_model.probing.checkpoint_scores import CheckpointScore, names_of
 from igpt_model.probing.linear import LowDataScore
 from igpt_model.probing.result import SOURCES, ProbeResult
 
@@ -80,6 +81,22 @@ def _largest(values: paper.Accuracies, benchmark: str) -> str:
 
 def _of_models(by_model: Mapping[str, object]) -> str:
     return ", ".join(f"{model} {value}" for model, value in by_model.items()) or NO_VALUE
+
+
+def checkpoints_table(scores: Sequence[CheckpointScore]) -> list[dict[str, object]]:
+    """A row for each checkpoint; accuracies in percent."""
+    names = names_of(scores)
+    return [
+        {
+            "run": names[score.run],
+            "parameters": score.parameters,
+            "step": score.step,
+            "validation loss": round(score.validation_loss, 4),
+            "layer": score.layer,
+            "test accuracy, %": round(100 * score.test_accuracy, 1),
+        }
+        for score in scores
+    ]
 
 
 def metrics(result: ProbeResult) -> dict[str, float]:

@@ -171,7 +171,7 @@ def probe(
     """
     checked = read_config(ProbeConfig, config, overrides, home)
     if checked.checkpoints == "all":
-        _probe_checkpoints(checked, output)
+        _probe_checkpoints(checked, output, _report_folder(home, checked.model))
         return
     from flows.probe import probe as flow
     from flows.probe_report import layers_table, table
@@ -184,14 +184,17 @@ def probe(
         console.print(f"report {outcome.report}")
 
 
-def _probe_checkpoints(config: ProbeConfig, output: Path) -> None:
+def _probe_checkpoints(config: ProbeConfig, output: Path, folder: Path) -> None:
     check_png(output)
-    from flows.probe_checkpoints import probe_checkpoints, table
+    from flows.probe_checkpoints import probe_checkpoints
+    from flows.probe_report import checkpoints_table
 
-    outcome = probe_checkpoints(config)
-    print_table(table(outcome.scores))
+    outcome = probe_checkpoints(config, folder=folder)
+    print_table(checkpoints_table(outcome.scores))
     objects.write_bytes(str(output.absolute()), outcome.figure)
     console.print(f"the figure is {output}")
+    if outcome.report is not None:
+        console.print(f"report {outcome.report}")
 
 
 @app.command()

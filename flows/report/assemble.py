@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from flows.config.refresh import RefreshConfig
 from flows.pretrain import PretrainOutcome
 from flows.report import dataset, origin, probing, training
-from flows.report.content import Fact, Report
+from flows.report.content import Fact, Report, Section
 from flows.report.origin import Origin
 from flows.terminal.memory import StageCost
+from igpt_model.probing.checkpoint_scores import CheckpointScore, names_of
 from igpt_model.probing.config import ProbeConfig
 from igpt_model.probing.result import ProbeResult
 from igpt_model.tracking.runs import RunLogger
@@ -74,7 +75,36 @@ def of_probe(
     )
 
 
-def _of_probe(probed: ProbeResult, data: Snapshot) -> Sequence:
+def of_checkpoints(
+    config: ProbeConfig,
+    scores: Sequence[CheckpointScore],
+    line: str,
+    data: Snapshot,
+    costs: Mapping[str, StageCost],
+    made_by: Origin,
+) -> Report:
+    """The report of a probe of many checkpoints; `line` says what came out."""
+    best = max(scores, key=lambda score: score.test_accuracy)
+    note = f"of test images, {names_of(scores)[best.run]}, step {best.step:,}"
+    return Report(
+        title=f"Probe of the checkpoints of {made_by.model}",
+        subtitle=f"Linear probes against validation losses, on snapshot {data.number} of {data.dataset}.",
+        headline=(
+            Fact(name="checkpoints", value=f"{len(scores):,}"),
+            Fact(name="best linear probe", value=f"{best.test_accuracy:.1%}", note=note),
+            *_time(costs),
+        ),
+        dataset=data.dataset,
+        sections=(
+            probing.checkpoints(scores, line),
+            origin.costs(costs),
+            origin.lineage(made_by, data),
+            origin.settings({"probe": config}),
+        ),
+    )
+
+
+def _of_probe(probed: ProbeResult, data: Snapshot) -> tuple[Section, ...]:
     return (
         probing.layers(probed, data.classes),
         probing.confusion(probed, data.classes),

@@ -7,6 +7,7 @@ import numpy as np
 from flows import probe_report
 from flows.report import pictures
 from flows.report.content import Block, Curve, Gallery, Group, Mark, Matrix, Picture, Section, Table, Text
+from igpt_model.probing.checkpoint_scores import CheckpointScore
 from igpt_model.probing.result import ProbeResult
 from igpt_model.tracking import figures
 from pipeline.dataset.snapshot import Snapshot
@@ -14,6 +15,17 @@ from pipeline.images import palette
 
 _MAX_CLASSES = 30  # of a matrix that fits a page
 _CONFUSED_PAIRS = 10
+
+
+def checkpoints(scores: Sequence[CheckpointScore], line: str) -> Section:
+    """The linear probes of checkpoints against their losses; `line` says what came out."""
+    rows = probe_report.checkpoints_table(scores)
+    curve = Curve(
+        svg=figures.features_by_loss_svg(scores),
+        description="Test accuracy of the linear probe, at the layer chosen on validation images, by validation loss; "
+        "better losses are to the right.",
+    )
+    return Section(name="checkpoints", title="Features by loss", blocks=(Text(text=f"{line}."), curve, Table.of(rows)))
 
 
 def layers(result: ProbeResult, classes: tuple[str, ...]) -> Section:

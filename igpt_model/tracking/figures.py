@@ -108,6 +108,16 @@ def _loss_figure(histories: Mapping[str, Sequence[tuple[int, float]]], baselines
 
 def features_by_loss(scores: Sequence[CheckpointScore]) -> bytes:
     """Test accuracy of the linear probe against validation loss, a line for each run, its last checkpoint filled."""
+    return _png(_features_figure(scores))
+
+
+def features_by_loss_svg(scores: Sequence[CheckpointScore]) -> str:
+    """The same as an SVG element."""
+    with matplotlib.rc_context(_SVG_STYLE):
+        return _svg(_features_figure(scores))
+
+
+def _features_figure(scores: Sequence[CheckpointScore]) -> Figure:
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.add_subplot(xlabel="validation loss, nats per pixel", ylabel="test accuracy, %")
     correlation = rank_correlation(scores)
@@ -125,7 +135,7 @@ def features_by_loss(scores: Sequence[CheckpointScore]) -> bytes:
             axes.annotate(f"step {score.step:,}", place, xytext=(6, 4), textcoords="offset points", fontsize=8)
     axes.invert_xaxis()  # better to the right, as in the paper
     axes.legend(loc="lower right", fontsize=8)
-    return _png(figure)
+    return figure
 
 
 def _png(figure: Figure) -> bytes:

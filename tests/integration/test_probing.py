@@ -134,7 +134,11 @@ def test_every_checkpoint_of_a_run_is_drawn_by_its_loss(refreshed: Refreshed, st
     assert {step: round(100 * value, 1) for step, value in logged.items()} == {
         step: accuracy for step, (_, accuracy) in by_step.items()
     }
-    assert "features_by_loss.png" in {artifact.path for artifact in client.list_artifacts(run)}
+    names = {artifact.path for artifact in client.list_artifacts(run)}
+    assert {"features_by_loss.png", "checkpoints-report.html"} <= names
+    report = command.out.splitlines()[-1].removeprefix("report ")
+    sections = [a["id"] for tag, a in Parsed(Path(report).read_bytes()).elements if tag == "section"]
+    assert sections == ["checkpoints", "costs", "lineage", "settings", "shown"]
 
 
 def test_only_a_training_run_has_checkpoints_to_draw(refreshed: Refreshed) -> None:

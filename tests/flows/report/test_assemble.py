@@ -9,6 +9,7 @@ from flows.pretrain import PretrainOutcome
 from flows.report import assemble, page, shown_images
 from flows.report.content import Report
 from igpt_model.config import PretrainConfig
+from igpt_model.probing.checkpoint_scores import CheckpointScore
 from igpt_model.probing.config import ProbeConfig
 from igpt_model.probing.result import ProbeResult
 from pipeline.inspect.tables import images, rejected
@@ -17,6 +18,10 @@ from tests.flows.report.conftest import COSTS, HOSTILE, ORIGIN, Built, Logger
 from tests.flows.report.test_page import Parsed, check_nothing_is_outside
 from tests.flows.report.test_shown_images import keys_shown
 
+CHECKPOINTS = [
+    CheckpointScore(run="<a>", parameters=9, step=step, validation_loss=loss, layer=1, test_accuracy=accuracy)
+    for step, loss, accuracy in ((10, 2.0, 0.5), (20, 1.5, 0.75))
+]
 SECTIONS = ["drawn", "loss", "probe", "confusion", "neighbours", "dataset", "rejected", "costs", "lineage", "settings"]
 
 
@@ -57,3 +62,14 @@ def test_a_probe_has_its_own_sections_alone(built: Built, probed: ProbeResult) -
         *("probe", "confusion", "neighbours", "lineage", "settings")
     ]
     assert "time" not in {fact.name for fact in report.headline}
+
+
+def test_a_probe_of_checkpoints_shows_them_and_no_image(built: Built) -> None:
+    data = built.result.snapshot
+    report = assemble.of_checkpoints(ProbeConfig(model="m"), CHECKPOINTS, "correlation <1>", data, COSTS, ORIGIN)
+    assert [section.name for section in report.sections] == ["checkpoints", "costs", "lineage", "settings"]
+    assert [fact.value for fact in report.headline] == ["2", "75.0%", "1 min 06 s"]
+    html = page.render(report)
+    check_nothing_is_outside(html)
+    assert shown_images.read(html.decode()).sections_by_key == {}
+    assert "correlation <1>." in Parsed(html).texts

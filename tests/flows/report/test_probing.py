@@ -11,6 +11,7 @@ from flows.report.content import Curve, Gallery, Matrix, Table, Text
 from igpt_model.probing.result import ProbeResult
 from pipeline.images import palette
 from tests.flows.report.conftest import HOSTILE, Built
+from tests.flows.report.test_assemble import CHECKPOINTS
 
 
 def test_layers_are_beside_their_baselines(probed: ProbeResult) -> None:
@@ -19,6 +20,13 @@ def test_layers_are_beside_their_baselines(probed: ProbeResult) -> None:
     assert isinstance(curve, Curve) and ">untrained network</text>" in curve.svg
     assert isinstance(kinds, Table) and "paper" not in kinds.columns, "the paper knows nothing of these classes"
     assert isinstance(by_layer, Table) and by_layer.rows == ((0, 90.0, 30.0, 40.0), (1, 75.0, 90.0, 40.0))
+
+
+def test_checkpoints_are_a_curve_and_a_table() -> None:
+    text, curve, table = probing.checkpoints(CHECKPOINTS, "correlation").blocks
+    assert isinstance(text, Text) and text.text == "correlation."
+    assert isinstance(curve, Curve) and ">step 10</text>" in curve.svg and "&lt;a&gt;, 9 parameters" in curve.svg
+    assert isinstance(table, Table) and table.rows == (("<a>", 9, 10, 2.0, 1, 50.0), ("<a>", 9, 20, 1.5, 1, 75.0))
 
 
 def test_few_classes_are_a_matrix_and_of_many_only_the_confused_are_named(probed: ProbeResult) -> None:
