@@ -1,6 +1,10 @@
 """`igpt features`, `classify` and `score` of many images: any model, any source; one line for what does not match."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -80,6 +84,30 @@ def test_a_model_folder_has_features_of_its_middle_layer_and_no_classes(
     assert (manifest["model"], manifest["dataset"], manifest["snapshot"]) == (str(model), data.dataset, data.number)
     done = igpt("classify", model, data.dataset, tmp_path / "other")
     assert done.code == 2 and "no probe is attached" in done.err and not (tmp_path / "other").exists()
+
+
+def peak_mib(*arguments: object) -> float:
+    """The largest memory of a process of the command line."""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    command = [sys.executable, "-m", "flows.cli", *(str(argument) for argument in arguments)]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    _, status, used = os.wait4(process.pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    return used.ru_maxrss / (2**10 if sys.platform == "linux" else 2**20)
+
+
+@pytest.mark.programs
+def test_memory_does_not_grow_with_the_number_of_images(model: Path, raw: Path, tmp_path: Path) -> None:
+    fields = ("pooling=none", "layers=[0,1,2]", "part_images=50")  # 24 KiB of features an image
+    for copy in range(8):
+        shutil.copytree(raw, tmp_path / "copies" / str(copy))
+    few, many = (
+        peak_mib("features", model, source, tmp_path / name, *fields)
+        for name, source in (("few", raw), ("many", tmp_path / "copies"))
+    )
+    features = pq.read_table(tmp_path / "many" / "parts").nbytes / 2**20
+    assert features > 50
+    assert many - few < features / 3
 
 
 def test_rejected_images_are_told(igpt: Igpt, model: Path, raw: Path, tmp_path: Path) -> None:
