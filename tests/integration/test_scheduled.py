@@ -21,11 +21,12 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from flows.services import settings
+from flows.services import local_stack, settings
 from flows.services.local_stack import Stack
 from flows.services.password_files import for_prefect
 from flows.services.ports import HOST, free_port
 from pipeline.dataset import snapshot
+from pipeline.inspect import verify
 from pipeline.store import lease, objects
 from tests.integration.conftest import ROOT, Command, ended, refresh_config
 from tests.rigs.mlflow_server import mlflow_server
@@ -502,6 +503,30 @@ def test_a_refresh_outlives_an_absence_of_mlflow(workers: Production, digits: st
         assert version.version == "1"
         (record,) = [file.url for file in objects.list_files(checkpoints) if file.url.endswith("result.json")]
         assert json.loads(objects.read_bytes(record))["steps"] == 200
+
+
+@pytest.mark.faults
+@pytest.mark.long
+@pytest.mark.timeout(1500)
+def test_a_build_outlives_an_absence_of_the_store(workers: Production, stack: Stack, home: Path, digits: str) -> None:
+    done = workers.deploy(build_entry(digits, "without-store"))
+    assert done.code == 0, done.err
+    worker = workers.worker()
+    run, folder = workers.order("scheduled-build/without-store"), "s3://datasets/without-store"
+    wait_until(has_files(f"{folder}/shards", 3), said=worker.said)
+    (store,) = [service.pid for service in local_stack.status(home) if service.name == "s3"]
+    assert store is not None
+    for process in process_tree(psutil.Process(store)):
+        process.kill()
+    try:
+        wait_until(lambda: "done again when that answers" in worker.said(), seconds=600, said=worker.said)
+        assert workers.state(run)[0] == "RUNNING"
+    finally:
+        assert local_stack.up(home) == stack
+    workers.wait(run, "COMPLETED", seconds=400)
+    built = snapshot.read(folder)
+    assert (built.number, built.images(), sum(built.rejected.values())) == (1, 400, 1)
+    assert verify.verify(built) == []
 
 
 @pytest.mark.faults
