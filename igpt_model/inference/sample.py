@@ -17,6 +17,16 @@ from pipeline.progress import Progress, silent
 
 _CPU_CACHE_BYTES = 1 << 30
 
+Watch = Callable[[Tensor, Tensor], None]
+"""Called as pixels are drawn, with the tokens, int64 [B, T], and the number of leading pixels that are final, [B].
+
+Tokens behind those change in place. What it raises ends the drawing.
+"""
+
+
+def unwatched(tokens_BT: Tensor, done_B: Tensor) -> None:
+    """A watch that does nothing."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
@@ -49,6 +59,7 @@ def draw(
     draws: int | None = None,
     cache_bytes: int | None = None,
     progress: Progress = silent,
+    watch: Watch = unwatched,
 ) -> Tensor:
     """Sample whole images, int64 [count, T]. Otherwise like `complete`, where an image is what the condition gives."""
     tokens_BT = torch.zeros(count, model.config.positions, dtype=torch.int64, device=model.positions.device)
@@ -62,6 +73,7 @@ def draw(
         draws=draws,
         cache_bytes=cache_bytes,
         progress=progress,
+        watch=watch,
     )
 
 
@@ -76,6 +88,7 @@ def complete(
     draws: int | None = None,
     cache_bytes: int | None = None,
     progress: Progress = silent,
+    watch: Watch = unwatched,
 ) -> Tensor:
     """Sample the unknown pixels of images; tokens int64 [B, T], known_BT bool [B, T], to int64 [B, T].
 
@@ -88,7 +101,7 @@ def complete(
     numbers of its own.
 
     Any number of images is sampled, in batches whose keys and values fit into `cache_bytes` (none: 1 GiB, or on a GPU
-    half of the free memory). Raises IgptError for a masked model.
+    half of the free memory). `watch` sees the images grow. Raises IgptError for a masked model.
     """
     if model.config.objective == "masked":
         raise IgptError("a masked model cannot draw images: it gives no distribution of one pixel after another")
@@ -96,10 +109,11 @@ def complete(
     batch = images_at_once(model, cache_bytes)
     model = _packed(model, min(batch, len(tokens_BT)))
     positions = model.config.positions
-    parts = []
+    result_BT = tokens_BT.clone(memory_format=torch.contiguous_format)  # of rows that are expanded, too
+    done_B = torch.zeros(len(tokens_BT), dtype=torch.int64)
     for begin in range(0, len(tokens_BT), batch):
         rows = slice(begin, begin + batch)
-        part_BT, part_known_BT = tokens_BT[rows].clone(), known_BT[rows]
+        part_BT, part_known_BT = result_BT[rows], known_BT[rows]
         numbers_B = torch.arange(begin, begin + len(part_BT), device=tokens_BT.device)
         if draws is not None:
             numbers_B %= draws
@@ -108,14 +122,15 @@ def complete(
 
         def tell(done: int, begin: int = begin, images: int = len(part_BT)) -> None:
             progress("draw", begin * positions + images * done, len(tokens_BT) * positions, "pixels")
+            done_B[begin : begin + images] = done
+            watch(result_BT, done_B)
 
         on_gpu = tokens_BT.device.type == "cuda"
         fill = fixed_step.fill if on_gpu else _fill
         with torch.cuda.device(tokens_BT.device) if on_gpu else nullcontext():  # need not be the first GPU
             fill(model, part_BT, part_known_BT, condition.rows(rows), drawn_BT, choose, tell)
         tell(positions)
-        parts.append(part_BT)
-    return torch.cat(parts) if parts else tokens_BT.clone()
+    return result_BT
 
 
 def _fill(

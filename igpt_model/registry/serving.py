@@ -4,7 +4,7 @@ A version consists of code, safetensors, JSON and a palette: loading it unpickle
 MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false), verifies checksums, and needs neither this repository nor its services.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from igpt_model.inference import pooling as poolings
 from igpt_model.inference.features import image_features
 from igpt_model.inference.images import as_pandas, index_of, to_pictures
 from igpt_model.inference.passes import images_per_pass
-from igpt_model.inference.sample import Drawing, complete, draw
+from igpt_model.inference.sample import Drawing, Watch, complete, draw, unwatched
 from igpt_model.inference.score import score
 from igpt_model.inference.threads import one_thread_if_forked, threads_for
 from igpt_model.model.bundle import ModelBundle
@@ -30,7 +30,8 @@ from igpt_model.probing.probed import ProbedModel
 from igpt_model.registry import checksums, short_answers
 from pipeline.errors import IgptError, unforeseen_line
 
-TASKS = ("features", "classify", "complete", "sample", "upscale", "score")
+TASKS = ("features", "classify", "complete", "sample", "upscale", "score", "surprise")
+DRAWING_TASKS = ("complete", "sample", "upscale")
 # Name, type and default of every parameter of predict. None: the model chooses.
 _PARAMETERS: tuple[tuple[str, DataType, Any], ...] = (
     ("task", DataType.string, "features"),
@@ -45,6 +46,13 @@ _PARAMETERS: tuple[tuple[str, DataType, Any], ...] = (
     ("top_p", DataType.double, None),
     ("seed", DataType.long, 0),
 )
+
+
+See = Callable[[np.ndarray, np.ndarray], None]
+"""Is shown pictures while they are drawn, uint8 [images, R, R, 3], with the final pixels of each, int64 [images].
+
+Those come first, row by row. What it raises ends the drawing.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +84,7 @@ class RegisteredImageGPT:
     - `sample`: params["samples"] new images, uint8 [samples, R, R, 3]; ignores the input images
     - `upscale`: uint8 [N, samples, R, R, 3], sampled from small versions of the images
     - `score`: bits per pixel, [N]
+    - `surprise`: the negative log-likelihood of each pixel given those before it, in nats, float32 [N, R, R]
     Sampling uses temperature, top_k, top_p and seed. A completion depends on its image, the seed and the number of the
     sample, not on the other images. A class-conditional model samples and scores images of the class number
     params["label"].
@@ -91,6 +100,35 @@ class RegisteredImageGPT:
         server returns its message.
         """
         return self.answer([self.prepare(model_input, params)])[0]
+
+    def predict_watched(
+        self,
+        model_input: Any,
+        params: dict[str, Any] | None = None,
+        *,
+        see: See,
+        known_RR: np.ndarray | None = None,
+    ) -> Any:
+        """Like `predict` for a task that draws, showing the pictures while they grow.
+
+        `complete` keeps the pixels of `known_RR`, bool [R, R], instead of upper rows. Those after a drawn pixel do not
+        influence it.
+        """
+        request = self.prepare(model_input, params)
+        with _errors_of_mlflow():
+            settings, task, side = request.settings, request.settings["task"], self._bundle.model.config.resolution
+            if task not in DRAWING_TASKS:
+                raise IgptError(f"task is {task!r}: only {', '.join(DRAWING_TASKS)} can be watched")
+            if known_RR is not None and known_RR.shape != (side, side):
+                raise IgptError(f"the known pixels have shape {known_RR.shape}: it must be ({side}, {side})")
+
+            def watch(tokens_BT: torch.Tensor, done_B: torch.Tensor) -> None:
+                see(self._bundle.pictures(tokens_BT.numpy()), done_B.numpy().copy())
+
+            if request.pictures is None:
+                return self._sample(settings, watch)
+            with threads_for(self._bundle.model.config, images=settings["samples"], positions=1):
+                return self._complete_or_upscale(request.pictures, settings, watch, known_RR)
 
     def prepare(self, model_input: Any, params: dict[str, Any] | None = None) -> Request:
         """Decode the images of a request and complete its parameters, for `answer`; raises like `predict`."""
@@ -126,10 +164,11 @@ class RegisteredImageGPT:
                 for part, request in zip(parts, requests, strict=True)
             ]
 
-    def _sample(self, settings: dict[str, Any]) -> np.ndarray:
+    def _sample(self, settings: dict[str, Any], watch: Watch = unwatched) -> np.ndarray:
         count, config = settings["samples"], self._bundle.model.config
+        condition = self._condition(count, settings)
         with threads_for(config, images=count, positions=1):
-            drawn = draw(self._bundle.model, count, _drawing(settings), condition=self._condition(count, settings))
+            drawn = draw(self._bundle.model, count, _drawing(settings), condition=condition, watch=watch)
         return self._bundle.pictures(drawn.numpy())
 
     def _of_pictures(self, pictures: np.ndarray, settings: dict[str, Any]) -> Any:
@@ -145,7 +184,10 @@ class RegisteredImageGPT:
             if task == "classify":
                 return self._classify(pictures)
             condition = self._condition(len(pictures), settings, pictures)
-            return score(self._bundle.model, self._tokens(pictures), condition=condition).bits_per_pixel.numpy()
+            scores = score(self._bundle.model, self._tokens(pictures), condition=condition)
+            if task == "surprise":
+                return scores.pixels_BT.reshape(-1, config.resolution, config.resolution).numpy()
+            return scores.bits_per_pixel.numpy()
 
     def _tokens(self, pictures: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(self._bundle.quantize(pictures))
@@ -186,7 +228,13 @@ class RegisteredImageGPT:
         names = [self._bundle.classes[label] for label in self._head.labels_K]
         return pd.DataFrame(self._head.probabilities(features_N), columns=names)
 
-    def _complete_or_upscale(self, pictures: np.ndarray, settings: dict[str, Any]) -> np.ndarray:
+    def _complete_or_upscale(
+        self,
+        pictures: np.ndarray,
+        settings: dict[str, Any],
+        watch: Watch = unwatched,
+        known_RR: np.ndarray | None = None,
+    ) -> np.ndarray:
         """Completions or upscaled versions of pictures, uint8 [N, samples, R, R, 3]."""
         side, count = self._bundle.model.config.resolution, settings["samples"]
         rows = side // 2 if settings["rows"] is None else settings["rows"]
@@ -197,11 +245,14 @@ class RegisteredImageGPT:
         tokens_BT = self._tokens(pictures).repeat_interleave(count, 0)
         known_BT = torch.zeros_like(tokens_BT, dtype=torch.bool)
         if settings["task"] == "complete":
-            known_BT[:, : rows * side] = True
+            known_T = np.arange(side * side) < rows * side if known_RR is None else known_RR.reshape(-1)
+            known_BT[:] = torch.from_numpy(known_T)
         elif condition.low_BP is None:
             raise IgptError("task is upscale, and this model was trained without low_resolution: it does not upscale")
         drawing = _drawing(settings)
-        drawn = complete(self._bundle.model, tokens_BT, known_BT, drawing, condition=condition, draws=count)
+        drawn = complete(
+            self._bundle.model, tokens_BT, known_BT, drawing, condition=condition, draws=count, watch=watch
+        )
         return self._bundle.pictures(drawn.numpy()).reshape(len(pictures), count, side, side, 3)
 
 

@@ -55,6 +55,33 @@ def test_any_mask_is_kept_and_rows_may_differ(model: ImageGPT) -> None:
     assert cold[0, 9] == model(tokens[:1])[0, 9].argmax()
 
 
+@pytest.mark.parametrize("images_at_once", [5, 2])
+def test_a_watch_sees_each_pixel_once_it_is_final(model: ImageGPT, images_at_once: int) -> None:
+    """Also of images that are drawn one batch after another, and not before."""
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    bytes_ = images_at_once * KeyValueCache.bytes_per_image(model.config, torch.float32)
+    drawn = complete(
+        model,
+        some_tokens(),
+        first_pixels(9),
+        cache_bytes=bytes_,
+        watch=lambda tokens, done: seen.append((tokens.clone(), done.clone())),
+    )
+    assert torch.equal(drawn, complete(model, some_tokens(), first_pixels(9)))
+    for tokens, done in seen:
+        final = torch.arange(16) < done[:, None]
+        assert torch.equal(tokens[final], drawn[final])
+    of_last = [done[-1].item() for _, done in seen if done[-1]]
+    assert of_last == [10, 11, 12, 13, 14, 15, 16, 16]
+    assert seen[-1][1].tolist() == [16] * 5
+
+    def give_up(tokens: torch.Tensor, done: torch.Tensor) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        complete(model, some_tokens(), first_pixels(9), watch=give_up)
+
+
 @pytest.mark.parametrize("config", [SMALL, BY_CLASS, UPSCALING])
 @torch.inference_mode()
 def test_the_images_do_not_depend_on_how_the_batch_is_split(config: object) -> None:

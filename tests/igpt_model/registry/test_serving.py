@@ -116,6 +116,45 @@ def test_a_plain_model(images: np.ndarray) -> None:
             model.predict(images, params)
 
 
+def test_surprise_is_the_score_by_pixel(images: np.ndarray) -> None:
+    for model, label in ((make(), None), (make(classes=3), 1), (make(low_resolution=2), None)):
+        nats = model.predict(images, {"task": "surprise", "label": label})
+        assert nats.shape == (2, 8, 8) and nats.dtype == np.float32
+        bits = model.predict(images, {"task": "score", "label": label})
+        assert nats.mean((1, 2)) / math.log(2) == pytest.approx(bits, rel=1e-5)
+
+
+@pytest.mark.parametrize("task", ["complete", "sample", "upscale"])
+def test_a_drawing_that_is_watched_is_the_same(task: str, images: np.ndarray) -> None:
+    model = make(low_resolution=2) if task == "upscale" else make()
+    params = {"task": task, "samples": 2, "rows": 3, "seed": 5}
+    seen: list[tuple[np.ndarray, np.ndarray]] = []
+    answer = model.predict_watched(images[:1], params, see=lambda pictures, done: seen.append((pictures, done)))
+    assert np.array_equal(answer, model.predict(images[:1], params))
+    assert [done[0] for _, done in seen] == [*range(25 if task == "complete" else 1, 65), 64]
+    final = answer.reshape(2, 64, 3)
+    for pictures, done in seen:
+        assert np.array_equal(pictures.reshape(2, 64, 3)[:, : done[0]], final[:, : done[0]])
+
+
+def test_any_pixels_are_kept_in_a_completion_that_is_watched(images: np.ndarray) -> None:
+    model, known = make(), np.random.default_rng(0).random((8, 8)) < 0.5
+    params = {"task": "complete", "samples": 3}
+
+    def complete(known: np.ndarray | None) -> np.ndarray:
+        return model.predict_watched(images[:1], params, see=lambda *_: None, known_RR=known)[0]
+
+    whole = complete(np.ones((8, 8), bool))
+    drawn = complete(known)
+    assert np.array_equal(drawn[:, known], whole[:, known])
+    assert not np.array_equal(drawn[:, ~known], whole[:, ~known])
+    assert np.array_equal(complete(np.arange(64).reshape(8, 8) < 32), complete(None))
+    with pytest.raises(MlflowException, match=r"shape \(4, 4\): it must be \(8, 8\)"):
+        complete(known[:4, :4])
+    with pytest.raises(MlflowException, match="task is 'score': only complete, sample, upscale"):
+        model.predict_watched(images, {"task": "score"}, see=lambda *_: None)
+
+
 def test_a_probe_classifies(images: np.ndarray) -> None:
     model = make()
     probabilities = model.predict(images, {"task": "classify"})
