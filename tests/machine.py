@@ -40,11 +40,18 @@ def _kustomize() -> str | None:
     return "platform: there is no kubectl with kustomize 5; install it as in https://kubernetes.io/docs/tasks/tools"
 
 
+def _browser() -> str | None:
+    if shutil.which("chromium") and shutil.which("chromedriver"):
+        return None
+    return "there is no Chromium with its driver: on Debian install chromium and chromium-driver"
+
+
 def _promtool() -> str | None:
     return None if shutil.which("promtool") else "there is no promtool: on Debian install prometheus"
 
 
 REQUIREMENTS: dict[str, Callable[[], str | None]] = {
+    "browser": _browser,
     "compiler": _compiler,
     "hosts": hosts.why_not,
     "kustomize": _kustomize,

@@ -58,6 +58,7 @@ ORDER = {
             "backup",
             "clean",
             "serving",
+            "playground",
         ),
         *("probe_report", "previews"),
         *("evaluate", "batch", "same_images", "import_model"),
@@ -88,6 +89,7 @@ WITH_MLFLOW = {
     *(f"igpt_model/tracking/{name}.py" for name in ("runs", "curve_logger", "deleted_runs")),
     "igpt_model/registry/short_answers.py",
     "flows/serving/replica.py",
+    "flows/playground/worker.py",
 }
 # Whoever imports one of these readers asks for its library; the other modules of the room load none of them.
 READERS_WITH_TORCH = {"pipeline/readers/torch_dataset.py", "pipeline/readers/webdataset.py"}
@@ -116,6 +118,9 @@ DOORS = {
     "fsspec": {f"pipeline/store/{name}.py" for name in ("objects", "bulk", "s3")},
     "s3fs": {"pipeline/store/s3.py"},
     "obstore": {"pipeline/store/s3_reads.py"},
+    "nicegui": {
+        f"flows/playground/{name}.py" for name in ("server", "page", "panel", "results", "controls", "widgets")
+    },
     "prometheus_client": {"flows/monitor/exporter.py"},
     "tenacity": {"pipeline/store/errors.py"},
 }

@@ -22,6 +22,7 @@ from flows.cli import (
     failures,
     models,
     monitor,
+    playground,
     registry,
     runs,
     serve,
@@ -228,6 +229,7 @@ deploy.register(app)
 worker.register(app)
 monitor.register(app)
 serve.register(app)
+playground.register(app)
 clean.register(app)
 doctor.register(app)
 

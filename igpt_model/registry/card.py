@@ -59,7 +59,7 @@ def text(name: str, number: int, tags: Mapping[str, str]) -> str:
         "Code": f"commit {_code(tags['igpt.git_commit'])}" if "igpt.git_commit" in tags else "",
     }
     lines += [f"- {label}: {value}" for label, value in facts.items() if value]
-    if rows := _numbers(tags):
+    if rows := numbers(tags):
         lines += ["", "| measured on | number | value |", "|---|---|---|"]
         lines += [f"| {_safe(on)} | {_safe(label)} | {_safe(value)} |" for on, label, value in rows]
     example = [
@@ -83,7 +83,7 @@ def _dataset(tags: Mapping[str, str]) -> str:
     return f"{_code(dataset)}, snapshot {_safe(snapshot or 'unknown')}" if dataset else ""
 
 
-def _numbers(tags: Mapping[str, str]) -> list[tuple[str, str, str]]:
+def numbers(tags: Mapping[str, str]) -> list[tuple[str, str, str]]:
     """What was measured, as (dataset, number, value)."""
     rows = [
         ("its validation split", label, tags[tag])

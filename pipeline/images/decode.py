@@ -7,6 +7,7 @@ import hashlib
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from PIL import ExifTags, Image, JpegImagePlugin
@@ -21,6 +22,8 @@ DECODING_RULE = 2
 1: until November 2026. 2: more formats, tones of 16-bit, 32-bit and float pictures, and transparent colours in other
 bits than 8, as docs/data.md tables them.
 """
+
+Decoded = TypeVar("Decoded")
 
 # The paper resizes the short side to a random size in this range and takes a random square of 224 pixels.
 _SHORT_SIDES = (256, 384)
@@ -74,21 +77,17 @@ def decode(data: bytes, recipe: Recipe, key: str = "") -> Pictures | Rejection:
     gamma-encoded values, as for OpenAI's data. Random crops depend only on the seed and `key`. Raises nothing: whatever
     Pillow raises becomes a Rejection.
     """
-    if not data:
-        return Rejection(reason=Reason.ZERO_BYTES, detail="the object is empty")
-    try:
-        return _pictures(_open(data, recipe.max_pixels), recipe, key)
-    except Exception as error:  # noqa: BLE001 (of any kind: see rejection_of)
-        rejection = rejection_of(error, data)
-        if rejection.reason in {Reason.DECOMPRESSION_BOMB, Reason.TOO_SMALL, Reason.OUT_OF_MEMORY}:
-            return rejection
-    stripped = metadata.without_metadata(data)
-    if stripped is None:
-        return rejection
-    try:
-        return _pictures(_open(stripped, recipe.max_pixels), recipe, key)
-    except Exception as error:  # noqa: BLE001 (of any kind)
-        return rejection_of(error, stripped)
+    return _attempted(data, lambda file: _pictures(_open(file, recipe.max_pixels), recipe, key))
+
+
+def decode_whole(data: bytes, max_pixels: int) -> Image.Image | Rejection:
+    """The whole image in RGB, upright, by the rules of `decode`; for those who choose a square themselves."""
+
+    def upright(file: bytes) -> Image.Image:
+        image = _open(file, max_pixels)
+        return _upright(to_rgb(image), image)
+
+    return _attempted(data, upright)
 
 
 def decode_opened(image: Image.Image, recipe: Recipe, key: str = "") -> Pictures | Rejection:
@@ -98,6 +97,25 @@ def decode_opened(image: Image.Image, recipe: Recipe, key: str = "") -> Pictures
         return _pictures(image, recipe, key)
     except Exception as error:  # noqa: BLE001 (of any kind: see rejection_of)
         return rejection_of(error)
+
+
+def _attempted(data: bytes, decoded: Callable[[bytes], Decoded]) -> Decoded | Rejection:
+    """What `decoded` makes of a file, or of the file without its metadata; whatever it raises becomes a Rejection."""
+    if not data:
+        return Rejection(reason=Reason.ZERO_BYTES, detail="the object is empty")
+    try:
+        return decoded(data)
+    except Exception as error:  # noqa: BLE001 (of any kind: see rejection_of)
+        rejection = rejection_of(error, data)
+        if rejection.reason in {Reason.DECOMPRESSION_BOMB, Reason.TOO_SMALL, Reason.OUT_OF_MEMORY}:
+            return rejection
+    stripped = metadata.without_metadata(data)
+    if stripped is None:
+        return rejection
+    try:
+        return decoded(stripped)
+    except Exception as error:  # noqa: BLE001 (of any kind)
+        return rejection_of(error, stripped)
 
 
 def _pictures(image: Image.Image, recipe: Recipe, key: str) -> Pictures:
