@@ -69,7 +69,8 @@ class Page:
                 ui.tab(name)
         self._controls = Controls(facts, self._limits)
         self._controls.card.bind_visibility_from(tabs, "value", backward=lambda name: name in drawing)
-        with ui.tab_panels(tabs, value=purposes[0].name if purposes else "About").props("keep-alive").classes("panels"):
+        first = purposes[0].name if purposes else "About"
+        with ui.tab_panels(tabs, value=first, animated=False).props("keep-alive").classes("panels"):
             for purpose in purposes:
                 with ui.tab_panel(purpose.name):
                     panel = Panel(

@@ -9,7 +9,7 @@ export default {
       <span class="picture-input-hint">or drop one anywhere, or paste it</span>
     </label>`,
   data() {
-    return { over: 0, busy: false };
+    return { over: 0, busy: 0 };
   },
   mounted() {
     this.listeners = {
@@ -41,20 +41,20 @@ export default {
       return files.find((file) => file.type.startsWith("image/")) ?? files[0];
     },
     async take(file) {
-      if (!file || this.busy) return;
+      if (!file) return;
+      this.$refs.file.value = ""; // so that the same file can be chosen again
       if (file.size > this.mostBytes) {
         this.$emit("refused", `a picture may have ${Math.floor(this.mostBytes / 1048576)} MB: give a smaller file`);
         return;
       }
-      this.busy = true;
+      this.busy += 1;
       try {
         const answer = await fetch(this.path, { method: "POST", body: file });
         if (!answer.ok) this.$emit("refused", await answer.text());
       } catch {
         this.$emit("refused", "the playground does not answer: is its command still running?");
       }
-      this.busy = false;
-      this.$refs.file.value = "";
+      this.busy -= 1;
     },
   },
 };
