@@ -167,9 +167,8 @@ class Person:
         """Do what a tab is for; the pictures that are drawn."""
         self.driver.execute_script("document.querySelectorAll('.tile').forEach((tile) => tile.dataset.old = '1')")
         self.press(name)
-        wait_until(
-            lambda: self.status() == "Done." and not self.all(".tile[data-old]"), seconds=60, said=self.complaints
-        )
+        wait_until(lambda: not self.all(".tile[data-old]"), seconds=60, said=self.complaints)
+        wait_until(lambda: self.status() == "Done.", seconds=60, said=self.complaints)
         return [pixels_of(source) for source in self.sources("img[alt^='Picture ']")]
 
     def fill(self, label: str, text: str) -> None:

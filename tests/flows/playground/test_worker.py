@@ -19,7 +19,7 @@ from igpt_model.probing.probed import ProbedModel
 from igpt_model.registry import card
 from igpt_model.registry.serving import RegisteredImageGPT
 from pipeline.errors import IgptError
-from tests.compatibility.earlier import copy
+from tests.igpt_model.registry.test_programs import save
 from tests.igpt_model.registry.test_serving import make_bundle, make_head
 
 
@@ -113,22 +113,34 @@ def test_what_a_version_is_comes_from_its_tags() -> None:
     assert dict(facts.rows(config, {}))["Licence"] == "not stated"
 
 
-@pytest.mark.programs
-def test_a_version_of_before_answers_with_its_own_code(tmp_path: Path) -> None:
-    """It draws whole pictures and keeps upper rows, and says so where more is asked for."""
-    opened = worker.open_model(str(copy(tmp_path, "model") / "model"), tmp_path)
-    assert not opened.facts.is_watched
-    side = opened.facts.config.resolution
-    picture = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
-    rows = np.repeat(np.arange(side) < 2, side).reshape(side, side)
-    params = {"samples": 2, "seed": 1}
-    assert draw(opened, Draw(task="complete", picture_RR3=picture, known_RR=rows, params=params)).shape[0] == 2
+class Earlier:
+    """The interface of versions that were registered before pictures could be watched."""
+
+    def __init__(self, model: RegisteredImageGPT) -> None:
+        self.predict = model.predict
+
+
+def test_an_earlier_version_answers_as_it_can(opened: worker.Opened, picture: np.ndarray) -> None:
+    """With whole pictures, and upper rows; it says so where more is asked for."""
+    earlier = worker.Opened(model=Earlier(opened.model), facts=replace(opened.facts, is_watched=False))
+    rows = np.arange(64).reshape(8, 8) < 16
+    asked = Draw(task="complete", picture_RR3=picture, known_RR=rows, params={"samples": 2, "seed": 1})
+    assert np.array_equal(draw(earlier, asked), draw(opened, asked))
     hole = rows.copy()
-    hole[-1, -1] = True
+    hole[7, 7] = True
     with pytest.raises(IgptError, match="keeps whole upper rows only"):
-        draw(opened, Draw(task="complete", picture_RR3=picture, known_RR=hole, params=params))
-    seen = worker.look(opened, Look(picture_RR3=picture, label=None))
-    assert seen.nats_RR is None and seen.nats_per_pixel is not None and seen.classes
+        draw(earlier, replace(asked, known_RR=hole))
+    seen, of_today = (worker.look(model, Look(picture_RR3=picture, label=None)) for model in (earlier, opened))
+    assert seen.nats_RR is None and seen.nats_per_pixel == pytest.approx(of_today.nats_per_pixel, rel=1e-5)
+    assert seen.classes == of_today.classes
+
+
+@pytest.mark.programs
+def test_a_version_runs_the_code_that_it_brings(tmp_path: Path) -> None:
+    opened = worker.open_model(str(save(tmp_path)), tmp_path)
+    assert type(opened.model).__module__.startswith("igpt_code_") and opened.facts.is_watched
+    asked = Draw(task="sample", picture_RR3=None, known_RR=None, params={"samples": 2})
+    assert draw(opened, asked).shape[0] == 2
 
 
 class Conversation:
