@@ -13,7 +13,15 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from pipeline.images import decode as decode_module
-from pipeline.images.decode import Pictures, Recipe, decode, decode_opened, random_boxes
+from pipeline.images.decode import (
+    Pictures,
+    Recipe,
+    centre_square,
+    decode,
+    decode_opened,
+    decode_whole,
+    random_boxes,
+)
 from pipeline.images.rejection import Reason, Rejection
 from tests.pipeline.images import corpus
 
@@ -185,6 +193,20 @@ def test_the_size_of_the_raw_image_is_kept() -> None:
     outcome = outcome_of(encoded(PHOTO, "PNG"), 32)
     assert isinstance(outcome, Pictures)
     assert (outcome.width, outcome.height) == (640, 427)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_the_whole_picture_is_what_a_square_is_cut_from(photo: np.ndarray, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[274] = orientation
+    data = encoded(photo[:40], "JPEG", quality=95, exif=exif)
+    whole = decode_whole(data, max_pixels=1 << 20)
+    assert isinstance(whole, Image.Image) and whole.mode == "RGB"
+    assert whole.size == ((photo.shape[1], 40) if orientation != 6 else (40, photo.shape[1]))
+    assert np.array_equal(centre_square(whole, 16), pixels_of(data, 16))
+    refused = decode_whole(data, max_pixels=100)
+    assert isinstance(refused, Rejection) and refused.reason is Reason.DECOMPRESSION_BOMB
+    assert isinstance(decode_whole(b"", 100), Rejection)
 
 
 def huge_png() -> bytes:
