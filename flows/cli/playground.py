@@ -23,9 +23,10 @@ def playground(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free one.")] = 8600,
     home: Home = None,
 ) -> None:
-    """Serve a page to play with a model: complete and draw pictures, and see what it makes of them.
+    """Play with a model on a page of this machine.
 
-    The page is for this machine's browsers alone. A registered model runs its own code. Ctrl-C ends it.
+    Bring a picture, watch completions of it grow, draw new ones, and see which pixels surprise the model. The page is
+    for this machine's browsers alone. A registered model runs its own code. Ctrl-C ends it.
     """
     prepare(home)
     if len(model) > _MOST_MODELS:

@@ -8,7 +8,9 @@ SECTIONS = {
     "Begin": ("demo", "up", "status", "down", "doctor", "config"),
     "Make a dataset": ("dataset",),
     "Train, and see what was learned": ("refresh", "pretrain", "runs", "probe", "evaluate"),
-    "Use a model": (*("models", "sample", "complete", "upscale", "score", "features", "classify", "serve", "convert"),),
+    "Use a model": (
+        *("models", "playground", "sample", "complete", "upscale", "score", "features", "classify", "serve", "convert"),
+    ),
     "Run it every night": ("deploy", "worker", "metrics", "backup", "clean"),
 }
 
