@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -26,6 +27,7 @@ class ModelProcess:
         self.reference = reference
         self._child: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
+        self._files: tempfile.TemporaryDirectory[str] | None = None
         self._has_ended = False
         self._lock = threading.Lock()
 
@@ -36,8 +38,10 @@ class ModelProcess:
             if self._has_ended:
                 ours.close()
                 raise IgptError("the playground has ended")
+            # Of this process, which survives one that is killed.
+            self._files = tempfile.TemporaryDirectory(prefix="igpt-playground-")
             self._child = subprocess.Popen(
-                [sys.executable, "-m", _WORKER, str(childs.fileno()), self.reference],
+                [sys.executable, "-m", _WORKER, str(childs.fileno()), self.reference, self._files.name],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=[childs.fileno()],
@@ -124,21 +128,30 @@ class ModelProcess:
         )
 
     def _reap(self) -> int | None:
-        """End the process, if there is one; returns its status."""
-        child, connection = self._child, self._connection
-        self._child = self._connection = None
-        if connection is not None:
-            # A thread may be reading, on whose account closing alone would end nothing.
-            with suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as ending:
-                ending.shutdown(socket.SHUT_RDWR)
-            connection.close()
-        if child is None:
-            return None
-        with suppress(subprocess.TimeoutExpired):
-            return child.wait(_CLOSE_SECONDS)
-        child.terminate()
+        """End the process, if there is one, and remove its files; returns its status."""
+        child, connection, files = self._child, self._connection, self._files
+        self._child = self._connection = self._files = None
         try:
-            return child.wait(_END_SECONDS)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            return child.wait()
+            return _end(child, connection)
+        finally:
+            if files is not None:
+                files.cleanup()
+
+
+def _end(child: subprocess.Popen[bytes] | None, connection: Connection | None) -> int | None:
+    """End a process by closing its pipe, or else by a signal; returns its status."""
+    if connection is not None:
+        # A thread may be reading, on whose account closing alone would end nothing.
+        with suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as ending:
+            ending.shutdown(socket.SHUT_RDWR)
+        connection.close()
+    if child is None:
+        return None
+    with suppress(subprocess.TimeoutExpired):
+        return child.wait(_CLOSE_SECONDS)
+    child.terminate()
+    try:
+        return child.wait(_END_SECONDS)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        return child.wait()

@@ -5,9 +5,7 @@ A registered version runs its own code. Python imports a name once, so two versi
 
 import logging
 import math
-import signal
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -165,30 +163,28 @@ def answer(opened: Opened, connection: Connection, asked: Draw | Look) -> Drawn 
         return Failed(line=unforeseen_line(error))
 
 
-def serve(connection: Connection, reference: str) -> None:
-    """Open a model, and answer until the other end is closed."""
-    with tempfile.TemporaryDirectory(prefix="igpt-playground-") as temporary:
-        try:
-            opened = open_model(reference, Path(temporary))
-        except IgptError as error:
-            connection.send(Failed(line=str(error)))
-            return
-        except Exception as error:  # noqa: BLE001 (of any kind: told in a line)
-            connection.send(Failed(line=f"{reference}: {unforeseen_line(error)}"))
-            return
-        connection.send(Ready(facts=opened.facts))
-        while True:
-            asked = connection.recv()
-            if not isinstance(asked, Stop):
-                connection.send(answer(opened, connection, asked))
+def serve(connection: Connection, reference: str, folder: Path) -> None:
+    """Open a model, and answer until the other end is closed; `folder` is for its files."""
+    try:
+        opened = open_model(reference, folder)
+    except IgptError as error:
+        connection.send(Failed(line=str(error)))
+        return
+    except Exception as error:  # noqa: BLE001 (of any kind: told in a line)
+        connection.send(Failed(line=f"{reference}: {unforeseen_line(error)}"))
+        return
+    connection.send(Ready(facts=opened.facts))
+    while True:
+        asked = connection.recv()
+        if not isinstance(asked, Stop):
+            connection.send(answer(opened, connection, asked))
 
 
 def main() -> None:
-    """Serve the model named by the second argument on the socket whose number is the first."""
+    """Serve a model on a socket. Arguments: the number of the socket, the model, an empty folder."""
     garbage.collect_less_often()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # temporary files are removed
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the server has ended
-        serve(Connection(int(sys.argv[1])), sys.argv[2])
+        serve(Connection(int(sys.argv[1])), sys.argv[2], Path(sys.argv[3]))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,10 @@ def child() -> psutil.Process:
     return process
 
 
-def test_the_life_of_a_process(tmp_path: Path) -> None:
+def test_the_life_of_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
     process = ModelProcess(str(make_model(tmp_path / "model")))
     assert process.start().name == "model"
 
@@ -61,8 +64,10 @@ def test_the_life_of_a_process(tmp_path: Path) -> None:
 
     run(ask)
     last = child()
+    assert len(list(temporary.iterdir())) == 1
     process.end()
     assert not psutil.pid_exists(last.pid)
+    assert not list(temporary.iterdir())
     process.end()
     with pytest.raises(IgptError, match="has ended"):
         process.start()

@@ -146,14 +146,14 @@ def test_a_version_runs_the_code_that_it_brings(tmp_path: Path) -> None:
 class Conversation:
     """A worker in a thread, and the end of the pipe that its server holds."""
 
-    def __init__(self, reference: str) -> None:
+    def __init__(self, reference: str, folder: Path) -> None:
         self.ours, theirs = Pipe()
-        self._thread = Thread(target=self._run, args=(theirs, reference), daemon=True)
+        self._thread = Thread(target=self._run, args=(theirs, reference, folder), daemon=True)
         self._thread.start()
 
-    def _run(self, connection: Connection, reference: str) -> None:
+    def _run(self, connection: Connection, reference: str, folder: Path) -> None:
         with connection, suppress(EOFError):
-            worker.serve(connection, reference)
+            worker.serve(connection, reference, folder)
 
     def ask(self, asked: object) -> object:
         self.ours.send(asked)
@@ -171,7 +171,7 @@ class Conversation:
 
 def test_a_conversation(tmp_path: Path, picture: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "_GROWING_SECONDS", 0.0)
-    said = Conversation(str(make_model(tmp_path / "model")))
+    said = Conversation(str(make_model(tmp_path / "model")), tmp_path)
     ready = said.receive()
     assert isinstance(ready, Ready) and ready.facts.name == "model"
     assert isinstance(said.ask(Look(picture_RR3=picture, label=None)), Seen)
@@ -200,7 +200,7 @@ def test_what_is_no_model_is_told_in_a_line(tmp_path: Path) -> None:
         (tmp_path / "damaged" / file.name).write_bytes(file.read_bytes())
     (tmp_path / "damaged" / "model.json").write_text(json.dumps({"model": {}}))
     for name in ("missing", "damaged"):
-        said = Conversation(str(tmp_path / name))
+        said = Conversation(str(tmp_path / name), tmp_path)
         failed = said.receive()
         assert isinstance(failed, Failed) and name in failed.line and "\n" not in failed.line
         said.end()
