@@ -134,11 +134,12 @@ class Page:
             return
         self._task, self._is_computing, self._is_stopping = asyncio.current_task(), False, False
         panel.begin()
-        line = "Done."
+        line = ""
         try:
             async with self._turns.turn(self._user, panel.tell_place):
                 self._is_computing = True
-                await asyncio.gather(*(self._ask(panel, model, results) for model, results in panel.results))
+                asked = [self._ask(panel, model, results) for model, results in panel.results]
+                line = "Done." if all(await asyncio.gather(*asked)) else ""
         except IgptError as error:
             line = str(error)
         except asyncio.CancelledError:
@@ -156,8 +157,8 @@ class Page:
         elif self._task is not None:
             self._task.cancel()
 
-    async def _ask(self, panel: Panel, model: Served, results: ModelResults) -> None:
-        """Ask one model, and show its answer or what is wrong with it, whatever the other one says."""
+    async def _ask(self, panel: Panel, model: Served, results: ModelResults) -> bool:
+        """Ask one model, and show its answer or what is wrong, whatever the other one says; whether it has answered."""
         try:
             if panel.purpose.is_drawing:
                 await self._draw(panel, model, results)
@@ -167,6 +168,8 @@ class Page:
                 results.show_seen(picture_RR3, await model.process.look(Look(picture_RR3=picture_RR3, label=label)))
         except IgptError as error:
             results.complain(str(error))
+            return False
+        return True
 
     async def _draw(self, panel: Panel, model: Served, results: ModelResults) -> None:
         facts, task, params = model.facts, _TASKS[panel.purpose.name], self._controls.params(model.facts)
