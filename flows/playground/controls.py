@@ -32,10 +32,11 @@ class Controls:
                 ui.button(icon="casino", on_click=lambda: self._seed.set_value(secrets.randbelow(10_000))).props(
                     'flat dense round size=sm aria-label="Another seed"'
                 )
+        with ui.element("div") as self.class_card:  # looking at a picture needs it too
             if conditional is not None and conditional.config.classes is not None:
                 names = [*conditional.classes, *map(str, range(len(conditional.classes), conditional.config.classes))]
                 options = {number: printable(name) for number, name in enumerate(names)}
-                self._label = ui.select(options, label="Class", value=0).props("outlined dense")
+                self._label = ui.select(options, label="Class", value=0).props("outlined dense").classes("class")
 
     @property
     def draws(self) -> int:

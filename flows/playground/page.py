@@ -69,6 +69,7 @@ class Page:
                 ui.tab(name)
         self._controls = Controls(facts, self._limits)
         self._controls.card.bind_visibility_from(tabs, "value", backward=lambda name: name in drawing)
+        self._controls.class_card.bind_visibility_from(tabs, "value", backward=lambda name: name != "About")
         first = purposes[0].name if purposes else "About"
         with ui.tab_panels(tabs, value=first, animated=False).props("keep-alive").classes("panels"):
             for purpose in purposes:
@@ -175,11 +176,11 @@ class Page:
         facts, task, params = model.facts, _TASKS[panel.purpose.name], self._controls.params(model.facts)
         picture_RR3 = self._session.picture_for(facts) if panel.purpose.needs_picture else None
         known_RR = self._session.known_for(facts) if task == "complete" else None
-        given = None
+        results.begin(params["samples"])
         if picture_RR3 is not None and known_RR is not None:
-            seen = pictures.as_seen(picture_RR3, facts.palette_K3)
-            given = pictures.growing(seen[None], known_RR[None])[0]
-        results.begin(params["samples"], given)
+            results.show_kept(picture_RR3, known_RR)
+        elif picture_RR3 is not None:
+            results.show_small(picture_RR3)
 
         def see(growing: Growing) -> None:
             results.grow(growing, known_RR)

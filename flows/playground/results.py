@@ -11,6 +11,7 @@ from PIL import Image
 from flows.playground import pictures
 from flows.playground.facts import Facts
 from flows.playground.protocol import Growing, Seen
+from pipeline.images.decode import centre_square
 from pipeline.printable import printable
 
 
@@ -51,13 +52,26 @@ class ModelResults:
             self._content = ui.element("div").classes("tiles")
         self._tiles: list[Tile] = []
 
-    def begin(self, draws: int, kept: str | None) -> None:
-        """Make room for drawings; `kept` is a data URL of what a completion was given."""
+    def begin(self, draws: int) -> None:
+        """Make room for drawings."""
         self.clear()
         with self._content:
-            if kept is not None:
-                Tile("The pixels that are kept", "kept").show(kept)
+            self._given = ui.element("div").classes("given")
             self._tiles = [Tile(f"Picture {number + 1}, being drawn") for number in range(draws)]
+
+    def show_kept(self, picture_RR3: np.ndarray, known_RR: np.ndarray) -> None:
+        """Show what a completion is given."""
+        seen = pictures.as_seen(picture_RR3, self._model.palette_K3)
+        with self._given:
+            Tile("The pixels that are kept", "kept").show(pictures.growing(seen[None], known_RR[None])[0])
+
+    def show_small(self, picture_RR3: np.ndarray) -> None:
+        """Show what an enlargement is given."""
+        assert self._model.config.low_resolution is not None
+        small = centre_square(Image.fromarray(picture_RR3), self._model.config.low_resolution)
+        with self._given:
+            source = pictures.data_url(pictures.as_seen(small, self._model.palette_K3))
+            Tile("The small version that the model is given", "given").show(source)
 
     def grow(self, growing: Growing, known_RR: np.ndarray | None) -> None:
         """Show what is drawn so far."""

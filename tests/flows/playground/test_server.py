@@ -318,6 +318,8 @@ def test_what_the_models_make_of_a_picture(person: Person, photo: Path) -> None:
     person.look_at("look")
     person.tab("Enlarge")
     assert len(person.run("Enlarge")) == 4
+    (small,) = person.sources("img[alt='The small version that the model is given']")
+    assert pixels_of(small).shape == (4, 4, 4)
     person.look_at("enlarge")
     person.tab("About")
     draws, upscales = person.texts(".about dl")
