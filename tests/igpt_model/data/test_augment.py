@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from igpt_model.data.augment import augment
+from igpt_model.data.augment import augment, every_augmentation
 from pipeline.images import palette
 from tests.igpt_model.conftest import SIDE
 
@@ -37,6 +37,21 @@ def test_augmenting_tokens_is_augmenting_pixels_and_quantizing(
         offsets.add((top, left))
     assert not flip or 0.3 < flipped / len(pictures) < 0.7
     assert len(offsets) > min((2 * padding + 1) ** 2, len(pictures)) // 2
+
+
+@pytest.mark.parametrize(("flip", "padding"), [(False, 0), (True, 0), (False, 1), (True, 2)])
+def test_every_augmentation_is_what_augment_draws_from(
+    pictures: np.ndarray, table: np.ndarray, flip: bool, padding: int
+) -> None:
+    tokens = sequences(pictures[:2], table)
+    every = every_augmentation(tokens, flip=flip, crop_padding=padding)
+    assert every.shape == ((1 + flip) * (2 * padding + 1) ** 2, *tokens.shape)
+    for number in range(2):
+        possible = {tuple(way.tolist()) for way in every[:, number]}
+        assert tuple(tokens[number].tolist()) in possible
+        many = tokens[number].expand(1000, -1)
+        drawn = augment(many, torch.arange(1000), seed=3, flip=flip, crop_padding=padding)
+        assert {tuple(way.tolist()) for way in drawn} == possible
 
 
 def sequences(pictures: np.ndarray, table: np.ndarray) -> torch.Tensor:
