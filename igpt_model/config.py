@@ -123,6 +123,9 @@ class DataSettings(Config):
     """Whether training images are randomly mirrored left to right, half of them in each epoch."""
     crop_padding: NotNegative = 0
     """Pixels of reflection padding around each training image before a random crop to its size; 0: no crop."""
+    augmented_share: Annotated[float, Range(above=0, at_most=1)] = 1.0
+    """Share of the steps, from the first on, whose images are mirrored or cropped; in those after them the model learns
+    to draw images as they are."""
     window_shards: Count = 64
     """Number of shards that are shuffled together; a worker has this many open at a time."""
 
@@ -311,6 +314,11 @@ class PretrainConfig(SectionedConfig):
         return preset_shape(self.model.preset).learning_rate if rate is None else rate
 
     @property
+    def augmented_images(self) -> int:
+        """How many images, from the first of the sample order on, are augmented."""
+        return round(self.data.augmented_share * self.optimizer.steps) * self.optimizer.global_batch
+
+    @property
     def training_precision(self) -> Precision:
         """The number format of the forward and backward pass."""
         return self.model.precision or ("bfloat16" if self.execution.use_gpu else "float32")
@@ -362,6 +370,8 @@ class PretrainConfig(SectionedConfig):
         del recipe["model"]["preset"], recipe["data"]["dataset"], recipe["data"]["snapshot"]
         if recipe["optimizer"]["optim"] == "adam":  # all runs of before there was a choice
             del recipe["optimizer"]["optim"]
+        if recipe["data"]["augmented_share"] == 1:  # as in runs of before it could be less
+            del recipe["data"]["augmented_share"]
         return recipe
 
     def flat_run_name(self, manifest_digest: str) -> str:
@@ -370,7 +380,10 @@ class PretrainConfig(SectionedConfig):
             "preset layers width heads steps global_batch learning_rate warmup_steps weight_decay gradient_clip "
             "precision window_shards seed model_name"
         )
-        later = "objective mask_fraction class_conditional low_resolution flip crop_padding ema_decay parent"
+        later = (
+            "objective mask_fraction class_conditional low_resolution flip crop_padding ema_decay parent "
+            "augmented_share"
+        )
         given, defaults = self.flat(), PretrainConfig.from_fields(runs=self.keeping.runs).flat()
         given["precision"] = self.model.precision or "float32"  # the default then, on every device
         names = [*always.split(), *(name for name in later.split() if given[name] != defaults[name])]

@@ -78,13 +78,15 @@ class Preparation:
         """Inputs of images at consecutive positions of the sample order."""
         config = self._config
         numbers_B = torch.arange(first_position, first_position + len(images.labels_B), device=self._device)
-        tokens_BT = augment(
-            self._tokens(images),
-            numbers_B,
-            seed=config.optimizer.seed,
-            flip=config.data.flip,
-            crop_padding=config.data.crop_padding,
-        )
+        tokens_BT = self._tokens(images)
+        if first_position < config.augmented_images:  # which is where a step begins, so no batch is on both sides
+            tokens_BT = augment(
+                tokens_BT,
+                numbers_B,
+                seed=config.optimizer.seed,
+                flip=config.data.flip,
+                crop_padding=config.data.crop_padding,
+            )
         return self._inputs(tokens_BT, images, numbers_B, "training mask")
 
     def for_evaluation(self, images: HostImages, places_B: np.ndarray) -> Inputs:

@@ -56,6 +56,24 @@ def test_the_inputs_of_an_image_do_not_depend_on_its_batch(
         assert not torch.equal(whole.masked_BT, held_out.masked_BT)
 
 
+def test_the_last_steps_see_the_images_as_they_are(
+    pictures: np.ndarray, colours: np.ndarray, table: np.ndarray
+) -> None:
+    fields = {"flip": True, "crop_padding": 2, "steps": 9, "global_batch": 40, "augmented_share": 0.66}
+    config = PretrainConfig.from_fields(runs="r", preset="tiny", **fields)
+    model = config.model.for_images(resolution=SIDE, colours=64, classes=3)
+    preparation = Preparation(config, model, colours, torch.device("cpu"))
+    throughout = Preparation(config.with_fields(augmented_share=1.0), model, colours, torch.device("cpu"))
+    images = images_of(pictures, table)
+    for step in range(9):
+        for rows in (slice(0, 20), slice(20, 40)):  # two workers
+            part, position = preparation.on_host(part_of(images, rows)), step * 40 + rows.start
+            made = preparation.for_training(part, position).tokens_BT
+            if step < 6:
+                assert torch.equal(made, throughout.for_training(part, position).tokens_BT)
+            assert np.array_equal(made.numpy(), images.tokens_NT[rows]) == (step >= 6)
+
+
 def test_images_without_a_class_are_refused_by_a_class_conditional_model(
     pictures: np.ndarray, colours: np.ndarray, table: np.ndarray
 ) -> None:
