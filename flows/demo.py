@@ -4,7 +4,7 @@ import io
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,19 @@ from flows.config.demo import DIGITS_URL
 from flows.config.refresh import RefreshConfig
 from flows.prefect_ops.failures import in_one_line
 from flows.prefect_ops.names import making
+from flows.probe import probe
 from flows.refresh import RefreshOutcome, leave_report, run_stages
+from flows.services import settings
 from flows.terminal.console import Reporter, console
 from flows.terminal.memory import StageMeter
+from igpt_model.evaluating.draw_and_compare import draw_and_compare
+from igpt_model.evaluating.sample_quality import SURE, SampleQuality
+from igpt_model.probing.result import ProbeResult
+from igpt_model.registry.client import Registry
+from igpt_model.runs.open_model import open_model
 from pipeline.store import objects
+
+_SAMPLES = 500
 
 
 def encode_digits(url: str) -> dict[str, bytes]:
@@ -55,6 +64,12 @@ def demo(config: RefreshConfig, roots: list[int], folder: Path) -> None:
             upload_digits()
         reporter.say(f"1,797 handwritten digits are in {DIGITS_URL} as PNG files")
     outcome = run_stages(config, meter)
+    by_rows = None
+    if config.dataset.raw == DIGITS_URL:  # of more and larger images it would take longer than the training
+        with meter.measure("probe_by_rows"):
+            by_rows = _probe_by_rows(config, outcome)
+    with meter.measure("samples"):
+        samples = _compare_samples(config, outcome)
     folder.mkdir(parents=True, exist_ok=True)
     pictures = {
         **{f"{name}.png": picture for name, picture in outcome.pretrain.sheets.items()},
@@ -64,15 +79,41 @@ def demo(config: RefreshConfig, roots: list[int], folder: Path) -> None:
     for name, data in pictures.items():
         (folder / name).write_bytes(data)
     report = leave_report(config, outcome, meter, folder)
-    summary = summarize(outcome, meter, {name.removesuffix(".png"): str(folder / name) for name in pictures}, report)
+    paths = {name.removesuffix(".png"): str(folder / name) for name in pictures}
+    summary = summarize(outcome, meter, paths, report, by_rows, samples)
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     show(summary, folder / "summary.json")
 
 
+def _probe_by_rows(config: RefreshConfig, outcome: RefreshOutcome) -> ProbeResult:
+    """Probe features that keep the vertical position: averages over the rows of an image."""
+    data = outcome.build.snapshot
+    by_rows = replace(
+        config.probe, pooling="rows", model=outcome.pretrain.run, dataset=data.dataset, snapshot=data.number
+    )
+    return probe(by_rows, mlflow_run=outcome.pretrain.mlflow_run).result
+
+
+def _compare_samples(config: RefreshConfig, outcome: RefreshOutcome) -> SampleQuality | None:
+    reporter = Reporter("samples")
+    bundle = open_model(outcome.pretrain.run, Registry(settings.load().mlflow_tracking_uri).open)
+    seed = config.pretrain.optimizer.seed
+    quality = draw_and_compare(
+        bundle, outcome.build.snapshot, config.pretrain.data, count=_SAMPLES, seed=seed, progress=reporter
+    )
+    reporter.close()
+    return quality
+
+
 def summarize(
-    outcome: RefreshOutcome, meter: StageMeter, pictures: dict[str, str], report: Path | None
+    outcome: RefreshOutcome,
+    meter: StageMeter,
+    pictures: dict[str, str],
+    report: Path | None,
+    by_rows: ProbeResult | None,
+    samples: SampleQuality | None,
 ) -> dict[str, Any]:
-    """The content of summary.json."""
+    """The content of summary.json; without the parts that were not measured."""
     built, trained, probed = outcome.build, outcome.pretrain, outcome.probe.result
     result = trained.result
     return {
@@ -104,15 +145,12 @@ def summarize(
             "baselines_nats_per_pixel": {name: round(v, 4) for name, v in asdict(trained.baselines).items()},
         },
         "probe": {
-            "train_images": probed.train_images,
-            "test_images": probed.test_images,
-            "best_layer": probed.best_layer,
-            "best_layer_accuracy": round(probed.best.test_accuracy, 4),
-            "accuracy_by_layer": [round(score.test_accuracy, 4) for score in probed.layers],
-            "untrained_accuracy_by_layer": [round(score.test_accuracy, 4) for score in probed.untrained_layers],
+            **_probe_summary(probed),
             "raw_pixels_accuracy": round(probed.raw_pixels.test_accuracy, 4),
             "most_frequent_class_accuracy": round(probed.majority, 4),
         },
+        **({} if by_rows is None else {"probe_by_rows": _probe_summary(by_rows)}),
+        **({} if samples is None else {"samples": _samples_summary(samples)}),
         "model_uri": outcome.model_uri,
         "mlflow_run_url": trained.mlflow_url,
         "pictures": pictures,
@@ -121,6 +159,30 @@ def summarize(
             name: {"seconds": round(cost.seconds, 1), "peak_memory_mib": cost.peak_memory_bytes >> 20}
             for name, cost in meter.costs.items()
         },
+    }
+
+
+def _probe_summary(probed: ProbeResult) -> dict[str, Any]:
+    return {
+        "train_images": probed.train_images,
+        "test_images": probed.test_images,
+        "best_layer": probed.best_layer,
+        "best_layer_accuracy": round(probed.best.test_accuracy, 4),
+        "accuracy_by_layer": [round(score.test_accuracy, 4) for score in probed.layers],
+        "untrained_accuracy_by_layer": [round(score.test_accuracy, 4) for score in probed.untrained_layers],
+    }
+
+
+def _samples_summary(samples: SampleQuality) -> dict[str, Any]:
+    return {
+        "drawn": samples.samples,
+        "held_out_images": samples.held_out_images,
+        "named_share": round(samples.sure_samples, 4),
+        "held_out_named_share": round(samples.sure_held_out, 4),
+        "classifier_accuracy": round(samples.classifier_accuracy, 4),
+        "share_by_class": [round(share, 4) for share in samples.class_shares],
+        "distance_to_nearest_training_image": round(samples.sample_distance, 2),
+        "held_out_distance_to_nearest_training_image": round(samples.held_out_distance, 2),
     }
 
 
@@ -155,6 +217,8 @@ def show(summary: dict[str, Any], path: Path) -> None:
         ),
         ("  by layer", _percents(probed["accuracy_by_layer"])),
         ("  untrained", _percents(probed["untrained_accuracy_by_layer"])),
+        *_by_rows_shown(summary),
+        *_samples_shown(summary),
         ("model", summary["model_uri"]),
         ("MLflow run", summary["mlflow_run_url"]),
         ("pictures", "  ".join(summary["pictures"].values())),
@@ -166,6 +230,33 @@ def show(summary: dict[str, Any], path: Path) -> None:
     console.print()
     for name, text in rows:
         console.print(f"{name:16} {text}")
+
+
+def _by_rows_shown(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    if "probe_by_rows" not in summary:
+        return []
+    probed = summary["probe_by_rows"]
+    text = (
+        f"{probed['best_layer_accuracy']:.1%} at layer {probed['best_layer']}, of features averaged over each row "
+        f"instead of the image (untrained network {max(probed['untrained_accuracy_by_layer']):.1%} at its best)"
+    )
+    return [("probe by rows", text), ("  by layer", _percents(probed["accuracy_by_layer"]))]
+
+
+def _samples_shown(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    if "samples" not in summary:
+        return []
+    samples = summary["samples"]
+    named = (
+        f"{samples['named_share']:.1%} of {samples['drawn']} can be named (held-out images "
+        f"{samples['held_out_named_share']:.1%}): a classifier of real images gives a class more than {SURE:.0%}"
+    )
+    nearest = (
+        f"{samples['distance_to_nearest_training_image']:.1f} of 255 is the median distance to the nearest training "
+        f"image (held-out images {samples['held_out_distance_to_nearest_training_image']:.1f}; learned by heart: 0)"
+    )
+    by_class = _percents(samples["share_by_class"])
+    return [("samples", named), ("  by class", by_class), ("  new", nearest)]
 
 
 def _percents(shares: Sequence[float]) -> str:

@@ -15,12 +15,24 @@ from flows.pretrain import PretrainOutcome
 from flows.probe import ProbeOutcome
 from flows.refresh import RefreshOutcome
 from flows.terminal.memory import StageCost, StageMeter
+from igpt_model.evaluating.sample_quality import SampleQuality
 from igpt_model.model.losses import Baselines
 from igpt_model.runs.result import TrainResult
 from pipeline.build.build import BuildResult
 from tests.flows.test_build_dataset import RERUN
 from tests.flows.test_probe_report import RESULT
 from tests.pipeline.dataset.test_snapshot import make
+
+SAMPLES = SampleQuality(
+    samples=500,
+    held_out_images=345,
+    sure_samples=0.8888,
+    sure_held_out=0.95,
+    classifier_accuracy=0.99,
+    class_shares=(0.45, 0.55),
+    sample_distance=34.04,
+    held_out_distance=33.0,
+)
 
 
 @pytest.fixture
@@ -70,13 +82,14 @@ def test_the_digits_are_images_by_class() -> None:
 def test_the_summary_has_the_numbers_of_every_stage(outcome: RefreshOutcome, capsys, tmp_path: Path) -> None:
     meter = StageMeter()
     meter.costs["pretrain"] = StageCost(seconds=61.26, peak_memory_bytes=3 << 30)
-    summary = json.loads(
-        json.dumps(demo.summarize(outcome, meter, {"loss": "demo/loss.png"}, tmp_path / "report.html"))
-    )
+    report = tmp_path / "report.html"
+    summary = json.loads(json.dumps(demo.summarize(outcome, meter, {"loss": "demo/loss.png"}, report, RESULT, SAMPLES)))
     assert summary["training"]["validation_bits_per_pixel"] == 1
     assert summary["training"]["baselines_nats_per_pixel"]["uniform"] == 2.7726
     assert (summary["dataset"]["images_in"], summary["dataset"]["images_in_shards"]) == (2000, 8)
     assert summary["probe"]["accuracy_by_layer"] == [0.9, 0.75] and summary["probe"]["best_layer"] == 1
+    assert (summary["samples"]["named_share"], summary["samples"]["held_out_named_share"]) == (0.8888, 0.95)
+    assert summary["probe_by_rows"]["best_layer_accuracy"] == 0.75
     assert summary["stages"] == {"pretrain": {"seconds": 61.3, "peak_memory_mib": 3072}}
     demo.show(summary, tmp_path / "summary.json")
     lines = capsys.readouterr().out.splitlines()
@@ -90,8 +103,22 @@ def test_the_summary_has_the_numbers_of_every_stage(outcome: RefreshOutcome, cap
     assert shown["untrained"] == "30.0%  90.0%"
     assert shown["pretrain"] == "61 s, peak memory 3,072 MiB"
     assert (shown["model"], shown["pictures"]) == ("models:/digits/1", "demo/loss.png")
+    assert shown["probe by rows"].startswith("75.0% at layer 1, of features averaged over each row")
+    assert shown["samples"].startswith("88.9% of 500 can be named (held-out images 95.0%): a classifier of real images")
+    assert shown["by class"] == "45.0%  55.0%"
+    assert shown["new"].startswith(
+        "34.0 of 255 is the median distance to the nearest training image (held-out images 33"
+    )
     assert shown["report"] == summary["report"] == str(tmp_path / "report.html")
-    lost = demo.summarize(outcome, meter, {}, None)
+    lost = demo.summarize(outcome, meter, {}, None, None, None)
     assert lost["report"] is None
     demo.show(lost, tmp_path / "summary.json")
     assert "report           could not be made" in capsys.readouterr().out
+
+
+def test_what_was_not_measured_is_left_out(outcome: RefreshOutcome, capsys, tmp_path: Path) -> None:
+    summary = demo.summarize(outcome, StageMeter(), {}, tmp_path, None, None)
+    assert "samples" not in summary and "probe_by_rows" not in summary
+    demo.show(summary, tmp_path / "summary.json")
+    shown = {line[:16].strip() for line in capsys.readouterr().out.splitlines()}
+    assert "probe" in shown and not {"probe by rows", "samples", "by class", "new"} & shown
