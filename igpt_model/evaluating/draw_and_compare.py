@@ -8,6 +8,7 @@ from igpt_model.data.augment import every_augmentation
 from igpt_model.data.same_tokens import check_same_tokens
 from igpt_model.evaluating.sample_quality import FOLDS, LabelledPictures, SampleQuality, sample_quality
 from igpt_model.inference.sample import Drawing, draw
+from igpt_model.inference.threads import threads_for
 from igpt_model.model.bundle import ModelBundle
 from pipeline.dataset import verified_shards
 from pipeline.dataset.snapshot import Snapshot
@@ -42,7 +43,8 @@ def draw_and_compare(
         return None
     of_classes_N = np.isin(labels_N, enough)
     progress("samples", 0, 0, f"draw {count} and compare them with the dataset")
-    drawn_MT = draw(bundle.model, count, Drawing(seed=seed), progress=progress)
+    with threads_for(config, images=count, positions=1):
+        drawn_MT = draw(bundle.model, count, Drawing(seed=seed), progress=progress)
     return sample_quality(
         LabelledPictures(pictures_NHW3=bundle.pictures(tokens_NT[of_classes_N]), labels_N=labels_N[of_classes_N]),
         LabelledPictures(pictures_NHW3=bundle.pictures(test_NT), labels_N=test_labels_N),

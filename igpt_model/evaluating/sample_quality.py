@@ -98,6 +98,7 @@ def train_classifier(train: LabelledPictures, seed: int = 0) -> "GridSearchCV":
     from sklearn.linear_model import LogisticRegression  # noqa: PLC0415
     from sklearn.model_selection import GridSearchCV, StratifiedKFold  # noqa: PLC0415
     from sklearn.pipeline import make_pipeline  # noqa: PLC0415
+    from threadpoolctl import threadpool_limits  # noqa: PLC0415
 
     images_NC = _flat(train.pictures_NHW3)
     landmarks = min(_LANDMARKS, len(images_NC) * (FOLDS - 1) // FOLDS)
@@ -108,7 +109,9 @@ def train_classifier(train: LabelledPictures, seed: int = 0) -> "GridSearchCV":
         scoring="neg_log_loss",
         cv=StratifiedKFold(FOLDS, shuffle=True, random_state=seed),
     )
-    return search.fit(images_NC, train.labels_N)
+    # Products this small gain nothing from more threads, which on busy cores wait for each other for minutes.
+    with threadpool_limits(limits=1):
+        return search.fit(images_NC, train.labels_N)
 
 
 def nearest_distances(images_MC: np.ndarray, others_NC: np.ndarray) -> np.ndarray:
