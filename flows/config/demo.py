@@ -44,7 +44,8 @@ _DIGITS: dict[str, Any] = {
             "ema_decay": 0.98,
             "warmup_steps": 30,
         },
-        "tracking": {"model_name": "igpt-digits"},
+        # The report's moving picture has a frame for each sample.
+        "tracking": {"model_name": "igpt-digits", "sample_every": 100},
     },
 }
 _IMAGES: dict[str, Any] = {
