@@ -140,8 +140,8 @@ def summarize(
             "images": result.images,
             "images_per_second": round(result.images_per_second, 1),
             "restarts": result.restarts,
-            "validation_loss_nats_per_pixel": round(result.validation_loss, 4),
-            "validation_bits_per_pixel": round(result.validation_loss / math.log(2), 4),
+            "validation_loss_nats_per_pixel": round(result.validation_loss, 6),
+            "validation_bits_per_pixel": round(result.validation_loss / math.log(2), 6),
             "baselines_nats_per_pixel": {name: round(v, 4) for name, v in asdict(trained.baselines).items()},
         },
         "probe": {
