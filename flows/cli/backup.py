@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Back up databases, datasets, runs and models, and restore them.",
+    help="Back up databases, datasets and models; restore them.",
 )
 
 Backups = Annotated[str, typer.Argument(metavar="BACKUPS", help="URL or path of the folder of backups.")]

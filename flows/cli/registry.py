@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Import, show, compare, promote and roll back registered models.",
+    help="Import, show, compare and promote registered models.",
 )
 
 Reference = Annotated[
