@@ -3,10 +3,10 @@
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -26,8 +26,10 @@ from igpt_model.evaluating.sample_quality import SURE, SampleQuality
 from igpt_model.probing.result import ProbeResult
 from igpt_model.registry.client import Registry
 from igpt_model.runs.open_model import open_model
+from pipeline.errors import IgptError
 from pipeline.store import objects
 
+_Result = TypeVar("_Result")
 _SAMPLES = 500
 
 
@@ -67,9 +69,9 @@ def demo(config: RefreshConfig, roots: list[int], folder: Path) -> None:
     by_rows = None
     if config.dataset.raw == DIGITS_URL:  # of more and larger images it would take longer than the training
         with meter.measure("probe_by_rows"):
-            by_rows = _probe_by_rows(config, outcome)
+            by_rows = _or_line("probe", lambda: _probe_by_rows(config, outcome))
     with meter.measure("samples"):
-        samples = _compare_samples(config, outcome)
+        samples = _or_line("samples", lambda: _compare_samples(config, outcome))
     folder.mkdir(parents=True, exist_ok=True)
     pictures = {
         **{f"{name}.png": picture for name, picture in outcome.pretrain.sheets.items()},
@@ -83,6 +85,15 @@ def demo(config: RefreshConfig, roots: list[int], folder: Path) -> None:
     summary = summarize(outcome, meter, paths, report, by_rows, samples)
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     show(summary, folder / "summary.json")
+
+
+def _or_line(stage: str, work: Callable[[], _Result]) -> _Result | None:
+    """The result of what is done beside the refresh; where it fails, a line, since the summary is there without it."""
+    try:
+        return work()
+    except IgptError as error:
+        Reporter(stage).say(f"left out: {error}")
+        return None
 
 
 def _probe_by_rows(config: RefreshConfig, outcome: RefreshOutcome) -> ProbeResult:

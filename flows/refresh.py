@@ -12,7 +12,7 @@ from prefect.logging import get_run_logger
 from flows import earlier_runs
 from flows.build_dataset import build_dataset
 from flows.config.refresh import RefreshConfig
-from flows.prefect_ops import artifacts, events
+from flows.prefect_ops import artifacts, events, ray_job
 from flows.prefect_ops.failures import in_one_line
 from flows.prefect_ops.names import making
 from flows.prefect_ops.progress_page import ProgressPage
@@ -76,10 +76,11 @@ def refresh(config: RefreshConfig, folder: Path | None = None) -> RefreshOutcome
 
 def leave_report(config: RefreshConfig, outcome: RefreshOutcome, meter: StageMeter, folder: Path | None) -> Path | None:
     """Make the report of a refresh and keep it with its MLflow run, and in a folder; returns its file."""
-    trained = outcome.pretrain
-    logger = RunLogger(settings.load().mlflow_tracking_uri, trained.mlflow_run)
+    trained, services = outcome.pretrain, settings.load()
+    logger = RunLogger(services.mlflow_tracking_uri, trained.mlflow_run)
 
     def make() -> Report:
+        ray_job.begin(services.ray_address, "build")  # rejected images are decoded with the key of a build
         made_by = origin.of_this_run(
             model=outcome.model_uri,
             parent=initial_model.of_run(trained.run),

@@ -30,7 +30,9 @@ class ModelReader:
         yield Sample(name="igpt_model_version", value=0 if newest is None else newest.number, labels=labels)
         yield Sample(name="igpt_model_champion_version", value=max(champions, default=0), labels=labels)
         yield Sample(name="igpt_model_registered_timestamp_seconds", value=created, labels=labels)
-        probed = 0.0 if newest is None else float(newest.tags.get(PROBED_AT, 0))
+        probed = 0.0
+        with suppress(ValueError):  # somebody may have changed the tag
+            probed = 0.0 if newest is None else float(newest.tags.get(PROBED_AT, 0))
         yield Sample(name="igpt_model_probed_timestamp_seconds", value=probed, labels=labels)
         for tag, text in ({} if newest is None else newest.tags).items():
             if tag.startswith(_PROBE):

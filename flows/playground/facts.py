@@ -29,7 +29,7 @@ class Facts:
     is_watched: bool
     """Whether its own code shows pictures while they grow, keeps any pixels, and tells the nats of each.
 
-    Versions that were registered before November 2026 answer with whole pictures, and keep upper rows only.
+    One that does not answers with whole pictures, and keeps upper rows only.
     """
     rows: tuple[tuple[str, str], ...]
     """Label and text of what is known, in order."""

@@ -18,7 +18,7 @@ _TOKEN_CHARACTERS = 22  # 16 bytes in the characters of URLs
 _HEADERS = {
     "Content-Security-Policy": (
         "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
-        "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' ws:; object-src 'none'; "
+        "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; object-src 'none'; "
         "base-uri 'self'; form-action 'none'; frame-ancestors 'none'"
     ),
     "X-Content-Type-Options": "nosniff",
@@ -78,6 +78,9 @@ def _foreign(headers: Headers) -> str | None:
     if len(hosts) != 1 or not {hosts[0], hosts[0].rpartition(":")[0]} & set(_NAMES):
         return "this page is for 127.0.0.1 and localhost alone"
     if any(origin != f"http://{hosts[0]}" for origin in headers.getlist("origin")):
+        return "this page answers no other page"
+    # What another site embeds or fetches; whoever follows its link opens a document.
+    if headers.get("sec-fetch-site") in ("cross-site", "same-site") and headers.get("sec-fetch-dest") != "document":
         return "this page answers no other page"
     return None
 

@@ -30,6 +30,7 @@ class ModelProcess:
         self._files: tempfile.TemporaryDirectory[str] | None = None
         self._has_ended = False
         self._lock = threading.Lock()
+        self._sending = threading.Lock()  # a message may be written in two parts
 
     def start(self) -> Facts:
         """Start the process, and wait until its model is open. Raises IgptError when it cannot be opened."""
@@ -69,7 +70,7 @@ class ModelProcess:
     def stop(self) -> None:
         """End the drawing that goes on, if one does."""
         if self._connection is not None:
-            with suppress(OSError):
+            with suppress(OSError), self._sending:
                 self._connection.send(Stop())
 
     def end(self) -> None:
@@ -100,7 +101,8 @@ class ModelProcess:
             self.start()
         assert self._connection is not None
         try:
-            self._connection.send(asked)
+            with self._sending:
+                self._connection.send(asked)
         except OSError:
             self._raise_died()
         while True:

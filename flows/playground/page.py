@@ -57,7 +57,7 @@ class Page:
             with ui.row().classes("keep"):
                 self._rows = ui.number("Rows to keep", value=side // 2, min=0, max=side, step=1)
                 self._rows.props("outlined dense").on_value_change(lambda event: self._keep_rows(event.value))
-                ui.button("Keep all", on_click=lambda: self._rows.set_value(side)).props("flat dense no-caps")
+                ui.button("Keep all", on_click=lambda: self._keep_all(side)).props("flat dense no-caps")
         self._picture.set_visibility(False)
 
     def _build_tabs(self) -> None:
@@ -120,6 +120,10 @@ class Page:
         if rows is not None:
             self._session.keep_rows(round(rows))
             self._show_board()
+
+    def _keep_all(self, side: int) -> None:
+        self._rows.set_value(side)
+        self._keep_rows(side)  # the number may have been this one, and pixels rubbed out since
 
     def _show_board(self) -> None:
         if self._session.picture is not None:

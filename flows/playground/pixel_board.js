@@ -27,6 +27,7 @@ export default {
   },
   methods: {
     take() {
+      if (this.brush) return;
       this.kept = [...this.known].map((character) => character === "1");
       this.draw();
     },

@@ -70,6 +70,20 @@ async def _serve(
     ended = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
+    try:
+        await _serve_until(ended, processes, listener, limits, say)
+    finally:  # before the loop waits for the threads that wait for them
+        for process in processes:
+            await asyncio.to_thread(process.end)
+
+
+async def _serve_until(
+    ended: asyncio.Event,
+    processes: Sequence[ModelProcess],
+    listener: socket.socket,
+    limits: Limits,
+    say: Callable[[str], None],
+) -> None:
     opening = asyncio.ensure_future(_open(processes))
     ending = asyncio.ensure_future(ended.wait())
     await asyncio.wait({opening, ending}, return_when=asyncio.FIRST_COMPLETED)
@@ -83,6 +97,7 @@ async def _serve(
         uvicorn.Config(
             Guard(application(await opening, limits), limits.file_bytes),
             log_level="critical",
+            http="httptools",  # which takes no body longer than its Content-Length
             ws_max_size=_MESSAGE_BYTES,
             timeout_graceful_shutdown=_END_SECONDS,
             server_header=False,
@@ -107,13 +122,16 @@ def application(models: Sequence[Served], limits: Limits) -> FastAPI:
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     turns = Turns(limits)
     pages: dict[str, Page] = {}
+    one_at_a_time = asyncio.Semaphore(1)  # a picture may take a gigabyte to decode
 
     async def take(page: str, request: Request) -> Response:
         """Take the bytes of a picture; the name of its file is never sent."""
         if page not in pages:
             return PlainTextResponse("this page is no longer known to the playground: load it again", 404)
         try:
-            await pages[page].take(await request.body())
+            data = await request.body()
+            async with one_at_a_time:
+                await pages[page].take(data)
         except IgptError as error:
             return PlainTextResponse(str(error), 422)
         return Response(status_code=204)

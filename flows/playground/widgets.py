@@ -52,6 +52,7 @@ class PixelBoard(Element, component="pixel_board.js"):
         def change(event: GenericEventArguments) -> None:
             text = str(event.args)
             if len(text) == self._side**2:
+                self._props["known"] = text  # else the same one shown again would change nothing in the browser
                 on_change(np.array([character == "1" for character in text]).reshape(self._side, self._side))
 
         self.on("change", change)

@@ -84,14 +84,14 @@ def of_checkpoints(
     made_by: Origin,
 ) -> Report:
     """The report of a probe of many checkpoints; `line` says what came out."""
-    best = max(scores, key=lambda score: score.test_accuracy)
-    note = f"of test images, {names_of(scores)[best.run]}, step {best.step:,}"
+    lowest = min(scores, key=lambda score: score.validation_loss)
+    note = f"of test images, {names_of(scores)[lowest.run]}, step {lowest.step:,}"
     return Report(
         title=f"Probe of the checkpoints of {made_by.model}",
         subtitle=f"Linear probes against validation losses, on snapshot {data.number} of {data.dataset}.",
         headline=(
             Fact(name="checkpoints", value=f"{len(scores):,}"),
-            Fact(name="best linear probe", value=f"{best.test_accuracy:.1%}", note=note),
+            Fact(name="linear probe at the lowest loss", value=f"{lowest.test_accuracy:.1%}", note=note),
             *_time(costs),
         ),
         dataset=data.dataset,

@@ -15,7 +15,9 @@ from pipeline.dataset.snapshot import Snapshot
 from pipeline.progress import Progress, silent
 
 _MOST_IMAGES = 5000  # of a split; the time to train a classifier grows with them
-_MOST_SEEN = 50_000  # training images and their augmentations to which distances are measured
+# Training images and their augmentations to which distances are measured, and the pixels of all of these.
+_MOST_SEEN, _MOST_PIXELS = 50_000, 12_800_000
+_MOST_CLASSES = 100  # the time to train a classifier grows with them, too
 
 
 def draw_and_compare(
@@ -30,7 +32,8 @@ def draw_and_compare(
     """Draw `count` samples at temperature 1, and compare them with the dataset's training and test images.
 
     `settings` says how training images were augmented. None: the model does not draw images by itself, or fewer than
-    two classes have enough images for a classifier. Raises IgptError when the model and the dataset do not match.
+    two classes have enough images for a classifier, or more than a hundred have. Raises IgptError when the model and
+    the dataset do not match.
     """
     config = bundle.model.config
     if config.objective == "masked" or config.low_resolution is not None or config.classes is not None:
@@ -39,7 +42,7 @@ def draw_and_compare(
     tokens_NT, labels_N = _images(data, "train")
     test_NT, test_labels_N = _images(data, "test")
     enough = np.flatnonzero(np.bincount(labels_N, minlength=1) >= FOLDS)
-    if len(enough) < 2 or not len(test_NT):
+    if not 2 <= len(enough) <= _MOST_CLASSES or not len(test_NT):
         return None
     of_classes_N = np.isin(labels_N, enough)
     progress("samples", 0, 0, f"draw {count} and compare them with the dataset")
@@ -75,6 +78,7 @@ def _images(data: Snapshot, split: str) -> tuple[np.ndarray, np.ndarray]:
 def _augmented(tokens_NT: np.ndarray, settings: DataSettings) -> np.ndarray:
     """Images with everything that their augmentation makes of them, int64 [N', T]; of the first ones, if many."""
     ways = (2 * settings.crop_padding + 1) ** 2 * (1 + settings.flip)
-    kept_BT = torch.from_numpy(tokens_NT[: max(1, _MOST_SEEN // ways)])
+    most = min(_MOST_SEEN, _MOST_PIXELS // tokens_NT.shape[1])
+    kept_BT = torch.from_numpy(tokens_NT[: max(1, most // ways)])
     made = every_augmentation(kept_BT, flip=settings.flip, crop_padding=settings.crop_padding)
     return made.flatten(0, 1).numpy()

@@ -116,11 +116,12 @@ def train_classifier(train: LabelledPictures, seed: int = 0) -> "GridSearchCV":
 
 def nearest_distances(images_MC: np.ndarray, others_NC: np.ndarray) -> np.ndarray:
     """The distance of each image to the nearest of the others, float64 [M]: the root of the mean squared difference."""
-    squares_N = np.square(others_NC, dtype=np.float64).sum(1)
+    others_CN = others_NC.T.astype(np.float64)
+    squares_N = np.square(others_CN).sum(0)
     nearest = []
     for begin in range(0, len(images_MC), _ROWS_AT_ONCE):
         rows_RC = images_MC[begin : begin + _ROWS_AT_ONCE].astype(np.float64)
-        squared_RN = np.square(rows_RC).sum(1)[:, None] + squares_N - 2 * rows_RC @ others_NC.T.astype(np.float64)
+        squared_RN = np.square(rows_RC).sum(1)[:, None] + squares_N - 2 * rows_RC @ others_CN
         nearest.append(squared_RN.min(1))
     return np.sqrt(np.maximum(np.concatenate(nearest), 0) / images_MC.shape[1])
 

@@ -134,7 +134,7 @@ def _features_figure(scores: Sequence[CheckpointScore]) -> Figure:
             place = (score.validation_loss, 100 * score.test_accuracy)
             axes.annotate(f"step {score.step:,}", place, xytext=(6, 4), textcoords="offset points", fontsize=8)
     axes.invert_xaxis()  # better to the right, as in the paper
-    axes.legend(loc="lower right", fontsize=8)
+    axes.legend(loc="best", fontsize=8)
     return figure
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.cluster import tasks
 from pipeline.config import DatasetConfig
 from pipeline.dataset import index, record
 from pipeline.dataset.snapshot import Snapshot
@@ -41,7 +42,10 @@ class RejectedPicture:
 
 
 def rejected_pictures(chosen: Snapshot, config: DatasetConfig, per_reason: int = PER_REASON) -> list[RejectedPicture]:
-    """Some rejected images of each reason, by reason. `config` is that of the build."""
+    """Some rejected images of each reason, by reason. `config` is that of the build.
+
+    A task decodes them, with the key of the step that goes on: what damages a decoder is among them.
+    """
     rows = _some_rows(chosen, per_reason)
     places = _Places(config)
     listing = [places.listed(row) for row in rows]
@@ -50,19 +54,26 @@ def rejected_pictures(chosen: Snapshot, config: DatasetConfig, per_reason: int =
     recipe = Recipe(resolution=_SIDE, smallest_side=1, max_pixels=config.max_pixels)
     if readable:
         table = pa.Table.from_pylist([listing[number] or {} for number in readable])
-        with IsolatedDecoder(recipe, min(config.max_seconds, _DECODE_SECONDS), damaged=True) as decoder:
-            for raw in read_images(table, tolerant=True):
-                number = readable[raw.row]
-                if raw.rejection is None:
-                    outcome = decoder.decode(raw.data, rows[number]["key"])
-                    if isinstance(outcome, Pictures):
-                        pixels[number] = outcome.pixels[0]
+        seconds = min(config.max_seconds, _DECODE_SECONDS)
+        for _, decoded in tasks.map_tasks(_decode, [(table,)], shared=(recipe, seconds)):
+            pixels |= {readable[row]: picture for row, picture in decoded.items()}
     return [
         RejectedPicture(
             **{name: row[name] or "" for name in ("key", "uri", "reason", "detail")}, pixels=pixels.get(number)
         )
         for number, row in enumerate(rows)
     ]
+
+
+def _decode(listing: pa.Table, recipe: Recipe, seconds: float) -> dict[int, np.ndarray]:
+    """What can be seen of images, uint8 [S, S, 3], by their rows in a listing."""
+    keys, pixels = listing["key"].to_pylist(), {}
+    with IsolatedDecoder(recipe, seconds, damaged=True) as decoder:
+        for raw in read_images(listing, tolerant=True):
+            outcome = decoder.decode(raw.data, keys[raw.row]) if raw.rejection is None else None
+            if isinstance(outcome, Pictures):
+                pixels[raw.row] = outcome.pixels[0]
+    return pixels
 
 
 def _some_rows(chosen: Snapshot, per_reason: int) -> list[dict[str, Any]]:

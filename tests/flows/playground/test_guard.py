@@ -41,10 +41,18 @@ def test_this_machine_is_answered(host: str) -> None:
             assert user and sent[0]["status"] == 200
 
 
+def test_a_link_of_another_site_opens_the_page() -> None:
+    sent, user = answer(host="127.0.0.1:8600", sec_fetch_site="cross-site", sec_fetch_dest="document")
+    assert user and sent[0]["status"] == 200
+
+
 @pytest.mark.parametrize(
     "headers",
     [
         {},
+        {"host": "127.0.0.1:8600", "sec_fetch_site": "cross-site", "sec_fetch_dest": "image"},
+        {"host": "127.0.0.1:8600", "sec_fetch_site": "same-site", "sec_fetch_dest": "iframe"},
+        {"host": "127.0.0.1:8600", "sec_fetch_site": "cross-site"},
         {"host": ""},
         {"host": "evil.example"},
         {"host": "evil.example:8600"},

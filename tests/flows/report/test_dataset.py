@@ -1,10 +1,12 @@
 """Where the images of the source went, and what was rejected why."""
 
 from dataclasses import replace
+from unittest import mock
 
 from flows.report import dataset
 from flows.report.content import Facts, Gallery, Table
 from pipeline.inspect.rejected_pictures import rejected_pictures
+from tests.conftest import run_here
 from tests.flows.report.conftest import HOSTILE, REJECTED, Built
 
 
@@ -24,7 +26,8 @@ def test_of_many_shards_the_classes_are_not_counted(built: Built) -> None:
 
 
 def test_rejected_images_are_shown_with_their_reasons(built: Built) -> None:
-    shown = rejected_pictures(built.result.snapshot, built.config)
+    with mock.patch("pipeline.cluster.tasks.map_tasks", run_here):
+        shown = rejected_pictures(built.result.snapshot, built.config)
     table, gallery = dataset.rejected(built.result, shown).blocks
     assert isinstance(table, Table) and isinstance(gallery, Gallery)
     counts = dict(table.rows)

@@ -84,5 +84,6 @@ def test_images_that_are_gone_have_no_picture(tmp_path: Path, monkeypatch: pytes
     config = DatasetConfig(raw=str(tmp_path / "raw"), dataset=str(tmp_path / "dataset"), resolution=8, colours=4)
     from pipeline.dataset import snapshot
 
-    again = rejected_pictures(snapshot.read(config.dataset), config)
+    with mock.patch("pipeline.cluster.tasks.map_tasks", run_here):
+        again = rejected_pictures(snapshot.read(config.dataset), config)
     assert [image.pixels is None for image in again if image.key == first.key] == [True]
