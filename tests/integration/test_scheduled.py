@@ -369,7 +369,7 @@ def test_cancelling_a_run_ends_its_work_on_ray(stage: str, steady: Production) -
     building = stage == "build"
     run = steady.order(f"scheduled-{'build' if building else 'refresh'}/{name}")
     titles = ("ray::make_shard",) if building else ("ray::RayTrainWorker",)
-    wait_until(lambda: ray_processes(steady.stack, *titles), seconds=120, said=steady.said)
+    wait_until(lambda: ray_processes(steady.stack, *titles), seconds=300, said=steady.said)
     with steady.client() as client:
         client.set_flow_run_state(run, Cancelling())
     steady.wait(run, "CANCELLED", seconds=60)
