@@ -51,11 +51,6 @@ class SampleQuality:
     held_out_distance: float
     """The same of held-out images."""
 
-    @property
-    def rarest_class(self) -> float:
-        """The share of the samples that the rarest class has."""
-        return min(self.class_shares)
-
 
 def sample_quality(
     train: LabelledPictures,

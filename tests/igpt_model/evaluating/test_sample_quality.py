@@ -54,7 +54,7 @@ def test_real_images_that_nobody_saw_are_as_good_as_held_out_ones(
     assert made.classifier_accuracy > 0.96 and made.sure_held_out > 0.85
     assert made.sure_samples == pytest.approx(made.sure_held_out, abs=0.05)
     assert made.sample_distance == pytest.approx(made.held_out_distance, rel=0.1)
-    assert sum(made.class_shares) == pytest.approx(1) and made.rarest_class > 0.05
+    assert sum(made.class_shares) == pytest.approx(1) and min(made.class_shares) > 0.05
     same = quality(train, held_out, held_out.pictures_NHW3)
     assert (same.sure_samples, same.sample_distance) == (same.sure_held_out, same.held_out_distance)
 
@@ -84,7 +84,7 @@ def test_what_is_no_digit_cannot_be_named(train: LabelledPictures, held_out: Lab
 def test_a_class_that_is_not_drawn_shows(train: LabelledPictures, held_out: LabelledPictures) -> None:
     without_3 = part(held_out, np.flatnonzero(held_out.labels_N != 3))
     made = quality(train, held_out, without_3.pictures_NHW3)
-    assert made.rarest_class == made.class_shares[3] < 0.02
+    assert min(made.class_shares) == made.class_shares[3] < 0.02
     assert min(share for label, share in enumerate(made.class_shares) if label != 3) > 0.05
 
 
