@@ -148,6 +148,9 @@ class OptimizerSettings(Config):
     """Decoupled weight decay of the matrices; the paper pretrains without weight decay."""
     gradient_clip: Positive = 1.0
     """Maximum norm of the gradient; larger gradients are scaled down to it."""
+    spike_deviations: Positive | None = None
+    """A step whose loss or gradient norm is more than this many standard deviations above the mean of the last 100
+    steps is skipped, and told; 6 is usual. None: no step is skipped for that."""
     ema_decay: Part | None = None
     """Decay per step of an average of the weights, which is evaluated and saved as the model; none: no average."""
     seed: WideSeed = 0
@@ -372,6 +375,8 @@ class PretrainConfig(SectionedConfig):
             del recipe["optimizer"]["optim"]
         if recipe["data"]["augmented_share"] == 1:  # as in runs of before it could be less
             del recipe["data"]["augmented_share"]
+        if recipe["optimizer"]["spike_deviations"] is None:  # as in runs of before steps were judged
+            del recipe["optimizer"]["spike_deviations"]
         return recipe
 
     def flat_run_name(self, manifest_digest: str) -> str:
@@ -382,7 +387,7 @@ class PretrainConfig(SectionedConfig):
         )
         later = (
             "objective mask_fraction class_conditional low_resolution flip crop_padding ema_decay parent "
-            "augmented_share"
+            "augmented_share spike_deviations"
         )
         given, defaults = self.flat(), PretrainConfig.from_fields(runs=self.keeping.runs).flat()
         given["precision"] = self.model.precision or "float32"  # the default then, on every device

@@ -64,6 +64,11 @@ class TrainingState:
     so that checkpoints can be compared; None: not evaluated at this step."""
     losses: Sequence[float] = ()
     """Training losses of the last steps, whose mean is logged; stored so that a resumed run logs the same curve."""
+    spikes: int = 0
+    """Steps skipped because their loss or gradient norm was far above those of the steps before."""
+    recent: Sequence[Sequence[float]] = ()
+    """Loss and gradient norm of the last steps, by which a resumed run judges the next ones; empty unless the config
+    has spike_deviations."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,6 +31,8 @@ class TrainResult:
     palette_sha256: str
     skipped_steps: int = 0
     """Steps skipped because their loss or gradient was not finite."""
+    skipped_spikes: int = 0
+    """Steps skipped because their loss or gradient norm was far above those of the steps before."""
 
 
 def read_result(run: str) -> TrainResult | None:

@@ -28,6 +28,7 @@ from igpt_model.training.compiler import require_compiler
 from igpt_model.training.evaluation import Evaluation
 from igpt_model.training.optim import learning_rate
 from igpt_model.training.parallel import allow_tf32
+from igpt_model.training.spikes import WINDOW, SpikeGuard, told
 from igpt_model.training.step import StepOutcome, train_step
 from igpt_model.training.throughput import Throughput
 from igpt_model.training.train_state import Learner
@@ -114,6 +115,8 @@ class _Training:
             palette_sha256=snapshot.palette_sha256,
         )
         self._continue()
+        deviations = config.optimizer.spike_deviations
+        self.spikes = None if deviations is None else SpikeGuard(deviations, self.state.recent, worker)
         self.saver = Saver(run, config, worker, listener, fence)
         if worker.rank == 0:
             record.write(run, RunRecord(config=record.pinned(config, snapshot), mlflow_run=mlflow_run))
@@ -213,6 +216,7 @@ class _Training:
             snapshot_digest=self.state.snapshot_digest,
             palette_sha256=self.snapshot.palette_sha256,
             skipped_steps=self.state.skipped,
+            skipped_spikes=self.state.spikes,
         )
         if self.worker.rank == 0:
             if self.fence is not None:
@@ -236,7 +240,7 @@ class _Training:
             ranges[-1].stop,
         )
         parts = [partial(self._take, part) for part in ranges]
-        outcome = train_step(self.learner.parallel, self.learner.optimizer, parts, rate, config, worker)
+        outcome = train_step(self.learner.parallel, self.learner.optimizer, parts, rate, config, worker, self.spikes)
         self._note_outcome()  # of the step before; this one is queued by now, so that a GPU has work meanwhile
         self._unread = state.step + 1, outcome
         if self._is_read_at_once(state.step + 1):
@@ -277,6 +281,12 @@ class _Training:
             skipped_in_a_row=in_a_row,
             losses=(*state.losses, *([outcome.loss] if outcome.finite else []))[-_LOG_EVERY:],
         )
+        if self.spikes is not None and outcome.finite:
+            value = outcome.loss, outcome.gradient_norm
+            if outcome.is_spike:
+                self._warn(told(step, value, state.recent))
+            recent = (*state.recent, value)[-WINDOW:]
+            self.state = replace(self.state, spikes=state.spikes + outcome.is_spike, recent=recent)
         self._last["gradient_norm"] = outcome.gradient_norm
 
     def _take(self, positions: range) -> Inputs:
@@ -301,6 +311,7 @@ class _Training:
                 **self._last,
                 **self.throughput.values(),
                 "skipped_steps": self.state.skipped,
+                **({} if self.spikes is None else {"skipped_spikes": self.state.spikes}),
             }
             self.saver.log(LoggedMetrics(step=self.state.step, values=values))
             self.listener.metrics(self.state.step, values)

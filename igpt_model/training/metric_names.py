@@ -10,4 +10,5 @@ TRAINING_METRICS = {
     "flop_utilization": "Share of what a large matrix product reaches on the same device",
     "data_wait_share": "Share of a step spent waiting for images",
     "skipped_steps": "Steps skipped because their loss or gradient was not finite",
+    "skipped_spikes": "Steps skipped because their loss or gradient norm was far above those of the steps before",
 }

@@ -15,6 +15,7 @@ from igpt_model.config import PretrainConfig
 from igpt_model.data.batches import Inputs
 from igpt_model.model.losses import image_losses
 from igpt_model.training.parallel import autocast
+from igpt_model.training.spikes import SpikeGuard
 from igpt_model.worker import Worker
 
 
@@ -24,25 +25,28 @@ class StepOutcome:
     `applied` does not wait: on the device, float32 [], 1 if the weights were updated and 0 if the step was skipped.
     """
 
-    def __init__(self, loss: Tensor, gradient_norm: Tensor) -> None:
+    def __init__(self, loss: Tensor, gradient_norm: Tensor, spike: Tensor | None = None) -> None:
+        """`spike`, bool [], tells that the step is left out although it is finite."""
         self.applied = (loss.isfinite() & gradient_norm.isfinite()).float()
-        values_2 = torch.stack([loss.detach().float(), gradient_norm.detach().float()])
+        if spike is not None:
+            self.applied *= ~spike
+        values_3 = torch.stack([loss.detach().float(), gradient_norm.detach().float(), self.applied])
         self._done: torch.cuda.Event | None = None
-        if values_2.is_cuda:
+        if values_3.is_cuda:
             # Copied here, with an event, so that a reader waits for this step and not for those queued after it.
-            on_host_2 = torch.empty_like(values_2, device="cpu", pin_memory=True)
-            on_host_2.copy_(values_2, non_blocking=True)
+            on_host_3 = torch.empty_like(values_3, device="cpu", pin_memory=True)
+            on_host_3.copy_(values_3, non_blocking=True)
             self._done = torch.cuda.Event()
             self._done.record()
-            values_2 = on_host_2
-        self._values_2 = values_2
+            values_3 = on_host_3
+        self._values_3 = values_3
 
     @cached_property
-    def _read(self) -> tuple[float, float]:
+    def _read(self) -> tuple[float, float, float]:
         if self._done is not None:
             self._done.synchronize()
-        loss, norm = self._values_2.tolist()
-        return loss, norm
+        loss, norm, applied = self._values_3.tolist()
+        return loss, norm, applied
 
     @property
     def loss(self) -> float:
@@ -56,8 +60,13 @@ class StepOutcome:
 
     @property
     def finite(self) -> bool:
-        """Whether the weights were updated; a step with a loss or gradient that is not finite is skipped."""
+        """Whether loss and gradient are finite; a step where they are not is skipped."""
         return math.isfinite(self.loss) and math.isfinite(self.gradient_norm)
+
+    @property
+    def is_spike(self) -> bool:
+        """Whether the step is finite and was skipped as a spike."""
+        return self.finite and not self._read[2]
 
 
 def losses(model: nn.Module, inputs: Inputs) -> Tensor:
@@ -86,11 +95,13 @@ def train_step(
     rate: float,
     config: PretrainConfig,
     worker: Worker,
+    spikes: SpikeGuard | None = None,
 ) -> StepOutcome:
     """Update the weights with the gradient of the mean loss over the global batch.
 
     `micro_batches` produce this worker's images; they may differ in size, also between workers, and every image has
-    the same weight. A GPU may still be at work when the outcome is returned.
+    the same weight. With `spikes`, a step that it judges to be one is skipped. A GPU may still be at work when the
+    outcome is returned.
     """
     for group in optimizer.param_groups:
         group["lr"] = rate
@@ -112,8 +123,8 @@ def train_step(
     if isinstance(norm, DTensor):
         norm = norm.full_tensor()
     loss = worker.mean(total)
-    outcome = StepOutcome(loss, norm)
-    # The optimizer itself leaves out a step that is not finite, so that nobody waits for the loss before the next one.
+    outcome = StepOutcome(loss, norm, spikes.judge(loss, norm) if spikes else None)
+    # The optimizer itself leaves out a step, so that nobody waits for the loss before the next one.
     skipped = 1.0 - outcome.applied
     weight = next(parallel.parameters())
     if isinstance(weight, DTensor):  # beside sharded weights, the optimizer takes no plain tensor

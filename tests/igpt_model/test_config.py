@@ -25,6 +25,7 @@ def variants() -> Iterator[tuple[str, str, PretrainConfig]]:
         **{"preset": "small", "layers": 3, "width": 128, "heads": 8, "objective": "masked", "mask_fraction": 0.3},
         **{"class_conditional": True, "low_resolution": 4, "parent": "models:/igpt/3", "precision": "bfloat16"},
         **{"dataset": "d", "snapshot": 3, "learning_rate": 0.1, "ema_decay": 0.9, "augmented_share": 0.5},
+        "spike_deviations": 6.0,
         **{
             "parallelism": "fsdp",
             "placement": "SPREAD",
@@ -57,7 +58,7 @@ def test_the_name_of_a_run_is_decided_by_model_data_and_optimizer_alone() -> Non
         decides = section in ("model", "data", "optimizer") and field not in ("dataset", "snapshot")
         decides = decides or field == "use_gpu"  # by the precision that it stands for
         assert (other.run_name("a") != name) == decides, field
-    assert len(seen) == 55
+    assert len(seen) == 56
     assert BASE.run_name("b") != name, "the dataset counts by its contents"
 
 
@@ -132,7 +133,7 @@ def test_a_gpu_computes_in_bfloat16_compiled_unless_told_otherwise(
 def test_names_of_fields_are_unique_over_the_sections() -> None:
     """Required for reading the flat form."""
     names = [name for section in asdict(BASE).values() for name in section]
-    assert len(set(names)) == len(names) == 55
+    assert len(set(names)) == len(names) == 56
     assert not set(names) & {field.name for field in fields(PretrainConfig)}
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import product
 from typing import Any
 from unittest import mock
@@ -17,6 +17,7 @@ from igpt_model.data.batches import Inputs
 from igpt_model.model.network import UNCONDITIONAL, ImageGPT
 from igpt_model.training import parallel as parallelism
 from igpt_model.training import step as training_step
+from igpt_model.training.spikes import SpikeGuard
 from igpt_model.training.step import StepOutcome, losses, train_step
 from igpt_model.training.train_state import Learner
 from igpt_model.worker import Worker
@@ -36,11 +37,13 @@ def tell(worker: Worker, **row: Any) -> None:
 
 @contextmanager
 def poisoned(kind: str, rank: int, worker: Worker) -> Iterator[None]:
-    """Within the block, the loss or the gradient of one worker is not finite."""
+    """Within the block, the loss or the gradient of one worker is not finite, or its loss far too high."""
     plain = losses
 
     def spoilt(model: nn.Module, inputs: Inputs) -> Tensor:
         loss_B = plain(model, inputs)
+        if worker.rank == rank and kind == "spike":
+            return loss_B * 100
         if worker.rank == rank and kind == "loss":
             return loss_B * float("inf")
         if worker.rank == rank and kind == "gradient":
@@ -87,6 +90,30 @@ def skipping(worker: Worker) -> None:
         told["tensors"] = list(after)
         told["weights"] = {name: float(tensor.double().sum()) for name, tensor in after.items()}
         tell(worker, part="skipping", optim=optim, parallelism=kind, **told)
+
+
+def leaving_out_spikes(worker: Worker) -> None:
+    """Leave out a step whose loss is far above the last ones on one worker alone."""
+    share = some_tokens(8).chunk(worker.world_size)[worker.rank]
+    inputs = Inputs(tokens_BT=share, condition=UNCONDITIONAL, masked_BT=None)
+    before = [(3 + number % 5 / 10, 1 + number % 3 / 10) for number in range(60)]
+    for optim, kind in product(("adam", "muon"), ("ddp", "fsdp")):
+        config = CONFIG.with_fields(parallelism=kind, optim=optim)
+        learner, spikes = Learner(SMALL, config, worker), SpikeGuard(6, before, worker)
+        changed = []
+        for poison in (None, "spike", None):
+            state = {name: whole(tensor).clone() for name, tensor in learner.tensors().items()}
+            with poisoned(poison, 1, worker) if poison else nullcontext():
+                outcome = train_step(
+                    learner.parallel, learner.optimizer, [lambda: inputs], 0.01, config, worker, spikes
+                )
+            learner.follow(len(changed) + 1, outcome.applied)
+            after = {name: whole(tensor) for name, tensor in learner.tensors().items()}
+            moved = sum(not torch.equal(tensor, after[name]) for name, tensor in state.items())
+            verdicts: list[Any] = [None] * worker.world_size
+            dist.all_gather_object(verdicts, outcome.is_spike)
+            changed.append([verdicts, moved])
+        tell(worker, part="spikes", optim=optim, parallelism=kind, changed=changed)
 
 
 def starting(worker: Worker) -> None:
@@ -172,7 +199,7 @@ def main() -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     worker = Worker(rank=dist.get_rank(), world_size=dist.get_world_size())
-    for part in (skipping, starting, gathering):
+    for part in (skipping, leaving_out_spikes, starting, gathering):
         part(worker)
     dist.destroy_process_group()
 

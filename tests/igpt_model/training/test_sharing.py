@@ -36,6 +36,17 @@ def test_a_step_that_is_not_finite_on_one_worker_is_left_out_by_the_optimizers_o
 
 
 @pytest.mark.parametrize("optim", ["adam", "muon"])
+@pytest.mark.parametrize("parallelism", ["ddp", "fsdp"])
+def test_a_spike_on_one_worker_is_left_out_by_all(parallelism: str, optim: str, rows: list[dict[str, Any]]) -> None:
+    (row,) = [
+        row for row in rows if row["part"] == "spikes" and (row["optim"], row["parallelism"]) == (optim, parallelism)
+    ]
+    (plain, moved), (spike, moved_by_spike), (plain_again, moved_again) = row["changed"]
+    assert (plain, spike, plain_again) == ([False, False], [True, True], [False, False])
+    assert moved_by_spike == 0 < min(moved, moved_again)
+
+
+@pytest.mark.parametrize("optim", ["adam", "muon"])
 def test_skipping_leaves_both_ways_at_the_same_weights(optim: str, rows: list[dict[str, Any]]) -> None:
     ddp, fsdp = _skipping(rows, optim)
     assert fsdp["weights"] == pytest.approx(ddp["weights"], abs=1e-3)
