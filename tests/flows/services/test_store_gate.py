@@ -2,6 +2,7 @@
 
 import http.client
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,10 @@ from urllib.request import urlopen
 import boto3
 import psutil
 import pytest
+from botocore.auth import S3SigV4Auth
+from botocore.awsrequest import AWSRequest
 from botocore.config import Config
+from botocore.credentials import Credentials
 from botocore.exceptions import ClientError
 
 from flows.services.ports import HOST, free_port
@@ -141,6 +145,59 @@ def test_a_body_that_is_refused_before_it_is_sent_ends_the_connection_and_says_s
         answer = http.client.HTTPResponse(connection)
         answer.begin()
         assert answer.status == http.HTTPStatus.FORBIDDEN and answer.will_close
+
+
+def signed(server: S3Server, method: str, place: str, body: bytes = b"", **headers: str) -> bytes:
+    """A whole request, as it is sent."""
+    request = AWSRequest(method=method, url=f"{server.url}/{place}", data=body, headers=headers)
+    pair = server.pairs["build"]
+    S3SigV4Auth(Credentials(pair.access_key, pair.secret_key), "s3", "us-east-1").add_auth(request)
+    lines = [f"{method} /{place} HTTP/1.1", f"Host: {server.url.removeprefix('http://')}"]
+    lines += [f"{name}: {value}" for name, value in request.headers.items()]
+    return "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode() + body
+
+
+@pytest.mark.parametrize("piece_bytes", [1, 100, 10**6])
+def test_requests_are_the_same_however_their_bytes_arrive(server: S3Server, piece_bytes: int) -> None:
+    place, body = PLACES["a shard"], b"\r\n\r\nPUT /" + bytes([piece_bytes % 251])
+    sent = signed(server, "PUT", place, body)
+    refused_one = signed(server, "PUT", PLACES["a model"], body)
+    host, _, port = server.url.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for request, status in ((sent, 200), (refused_one, 403), (signed(server, "GET", place), 200)):
+            for begin in range(0, len(request), piece_bytes):
+                connection.sendall(request[begin : begin + piece_bytes])
+            answer = http.client.HTTPResponse(connection)
+            answer.begin()
+            content = answer.read()
+            assert (answer.status, answer.will_close) == (status, False), content
+    assert content == body
+    # All at once: each is passed on whole, and answered in turn.
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(sent + signed(server, "HEAD", place) + signed(server, "GET", place, Connection="close"))
+        with connection.makefile("rb") as answers:
+            got = answers.read()
+    assert got.count(b"HTTP/1.1 200 OK") == 3 and got.endswith(b"\r\n\r\n" + body)
+
+
+def test_a_client_that_does_not_read_is_waited_for(server: S3Server) -> None:
+    """And what it is sent does not gather in the gate."""
+    content = bytes(100_000_000)
+    client(server).put_object(Bucket="raw", Key="large", Body=content)
+    host, _, port = server.url.removeprefix("http://").partition(":")
+    (gate,) = {
+        process for process in psutil.Process().children(recursive=True)
+        if any(link.laddr.port == int(port) for link in process.net_connections("tcp"))
+    }  # fmt: skip
+    before = gate.memory_info().rss
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        connection.sendall(signed(server, "GET", "raw/large"))
+        time.sleep(1)
+        assert gate.memory_info().rss - before < 20_000_000
+        answer = http.client.HTTPResponse(connection)
+        answer.begin()
+        assert answer.read() == content
 
 
 def test_rclone_listens_on_no_port_and_ends_with_the_gate(tmp_path: Path) -> None:
