@@ -11,4 +11,5 @@ TRAINING_METRICS = {
     "data_wait_share": "Share of a step spent waiting for images",
     "skipped_steps": "Steps skipped because their loss or gradient was not finite",
     "skipped_spikes": "Steps skipped because their loss or gradient norm was far above those of the steps before",
+    "worker_restarts": "Times that Ray Train has started the workers anew, since this process began to train",
 }

@@ -96,6 +96,8 @@ def _worker_loop(arguments: dict[str, Any]) -> None:
     monitor = host_monitor(lambda values: mailbox.host.remote(address, values)) if measures_host else nullcontext()
     try:
         arguments["before_work"]()
+        if rank == 0:
+            mailbox.begin.remote()
         if job.fence is not None:
             job.fence.check()  # on every rank: a restarted group without the lease ends without failing
         with monitor:
@@ -246,6 +248,7 @@ class _MailboxPoller:
         self._mailbox, self._config, self._listener, self._progress = mailbox, config, listener, progress
         self._newest: dict[str, float] = {}
         self._workers: int | None = None
+        self._groups = 0
         self._thread = in_background(self._poll, name="training-progress")
 
     def __enter__(self) -> "_MailboxPoller":
@@ -277,6 +280,9 @@ class _MailboxPoller:
         for step, values in news.metrics:
             self._newest.update(values)
             self._listener.metrics(step, values)
+        if news.step is not None and news.groups > self._groups:
+            self._groups = news.groups
+            self._listener.metrics(news.step, {"worker_restarts": news.groups - 1})
         for address, values in news.hosts.items():
             self._listener.metrics(news.step or 0, {f"system/{address}/{name}": v for name, v in values.items()})
         for step in news.saved:

@@ -25,6 +25,8 @@ class News:
     warnings: list[str]
     saved: list[int]
     """Steps whose checkpoints are complete."""
+    groups: int
+    """How often a group of workers has begun; each but the first took the place of one that had ended."""
     hosts: dict[str, dict[str, float]]
     """Latest system metrics of each machine, by address."""
     failure: IgptError | None
@@ -39,8 +41,13 @@ class Mailbox:
         self._metrics: list[tuple[int, dict[str, float]]] = []
         self._warnings: list[str] = []
         self._saved: list[int] = []
+        self._groups = 0
         self._hosts: dict[str, dict[str, float]] = {}
         self._failure: IgptError | None = None
+
+    def begin(self) -> None:
+        """Record that a group of workers begins."""
+        self._groups += 1
 
     def beat(self, step: int, workers: int) -> None:
         """Record that a step is done, and by how many workers."""
@@ -74,6 +81,7 @@ class Mailbox:
             metrics=self._metrics,
             warnings=self._warnings,
             saved=self._saved,
+            groups=self._groups,
             hosts=self._hosts,
             failure=self._failure,
         )

@@ -159,6 +159,14 @@ class Training:
         (run,) = client.search_runs([experiment.experiment_id])
         return run.info.status
 
+    def worker_restarts(self) -> list[float]:
+        """The values of the metric, of the first driver at least."""
+        client = MlflowClient(self.place.mlflow.url)
+        experiment = client.get_experiment_by_name(self.name)
+        assert experiment is not None
+        (run,) = client.search_runs([experiment.experiment_id])
+        return [metric.value for metric in client.get_metric_history(run.info.run_id, "worker_restarts")]
+
     def has_checkpoint(self, step: int) -> bool:
         return (self.folder / "checkpoints" / f"{step:08d}" / "index.json").exists()
 
@@ -273,6 +281,8 @@ def test_workers_killed_in_a_step_and_in_an_upload_and_a_lost_node_that_comes_ba
     training.finish()
     training.check(workers={3})
     assert_same_bits(training, calm)
+    counted = training.worker_restarts()
+    assert counted[:3] == [0, 1, 2] and max(counted) >= 3
 
 
 @pytest.mark.sample

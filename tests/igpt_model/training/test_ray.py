@@ -5,10 +5,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import ray
 
 from igpt_model.config import PretrainConfig
-from igpt_model.training.ray import check_resources
+from igpt_model.training.ray import _MailboxPoller, check_resources
+from igpt_model.training.ray_mailbox import Mailbox
 from pipeline.errors import IgptError
+from tests.igpt_model.training.test_loop import Recorder
 
 ROOT = Path(__file__).parents[3]
 NODES = {"10.0.0.1": {"CPU": 4.0, "memory": 1e9}, "10.0.0.2": {"CPU": 2.0, "GPU": 1.0}, "10.0.0.3": {"memory": 1e9}}
@@ -109,3 +112,18 @@ def test_a_training_waits_for_nodes_that_an_autoscaler_adds_for_it() -> None:
     waited = [f"waiting up to {seconds} s for nodes for 2 workers" for seconds in (1, 120)]
     assert told == f"{waited} {[[bundle, bundle]]}"
     assert free == "2.0 free", "the training itself takes them"
+
+
+@pytest.mark.usefixtures("own_ray")
+def test_groups_of_workers_that_take_the_place_of_others_are_counted() -> None:
+    mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
+    recorder = Recorder()
+    config = PretrainConfig.from_fields(dataset="d", runs="r", steps=9)
+    poller = _MailboxPoller(mailbox, config, recorder, lambda *told: None)
+    seen = []
+    for event in ("begin", 3, 4, "begin", "begin", 4, 5):
+        ray.get(mailbox.begin.remote() if event == "begin" else mailbox.beat.remote(event, 2))
+        poller._forward()
+        seen.append({step: values["worker_restarts"] for step, values in recorder.values.items()})
+    # Nothing before the first step: it would be at a step that a continued training has long done.
+    assert seen == [{}, {3: 0}, {3: 0}, {3: 0, 4: 1}, {3: 0, 4: 2}, {3: 0, 4: 2}, {3: 0, 4: 2}]
