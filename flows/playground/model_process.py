@@ -28,7 +28,7 @@ class ModelProcess:
         self._child: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
         self._files: tempfile.TemporaryDirectory[str] | None = None
-        self._has_ended = False
+        self._has_ended = self._is_stopped = False
         self._lock = threading.Lock()
         self._sending = threading.Lock()  # a message may be written in two parts
 
@@ -51,6 +51,8 @@ class ModelProcess:
             self._connection = Connection(ours.detach())
         answer = self._receive()
         if isinstance(answer, Failed):
+            with self._lock:  # it ends by itself; the next request must not ask one that is gone
+                self._reap()
             raise IgptError(answer.line)
         assert isinstance(answer, Ready)
         return answer.facts
@@ -68,10 +70,9 @@ class ModelProcess:
         return answer
 
     def stop(self) -> None:
-        """End the drawing that goes on, if one does."""
-        if self._connection is not None:
-            with suppress(OSError), self._sending:
-                self._connection.send(Stop())
+        """End the drawing that goes on, if one does; also one that is still to be sent, while a process starts."""
+        self._is_stopped = True
+        self._send_stop()
 
     def end(self) -> None:
         """End the process for good."""
@@ -79,8 +80,14 @@ class ModelProcess:
             self._has_ended = True
             self._reap()
 
+    def _send_stop(self) -> None:
+        if self._connection is not None:
+            with suppress(OSError), self._sending:
+                self._connection.send(Stop())
+
     async def _ask(self, asked: Draw | Look, see: Callable[[Growing], None]) -> Drawn | Seen | Stopped:
         loop = asyncio.get_running_loop()
+        self._is_stopped = False
 
         def see_in_loop(growing: Growing) -> None:
             loop.call_soon_threadsafe(see, growing)
@@ -105,6 +112,8 @@ class ModelProcess:
                 self._connection.send(asked)
         except OSError:
             self._raise_died()
+        if self._is_stopped:  # before there was a drawing that a worker could end
+            self._send_stop()
         while True:
             answer = self._receive()
             if isinstance(answer, Failed):

@@ -16,9 +16,9 @@ from flows.playground.pictures import Square
 from flows.playground.protocol import Draw, Growing, Look
 from flows.playground.results import ModelResults, about, heading
 from flows.playground.session import Session
-from flows.playground.turns import Turns
+from flows.playground.turns import Turns, all_answers
 from flows.playground.widgets import PictureInput, PixelBoard, SquareChooser
-from pipeline.errors import IgptError
+from pipeline.errors import IgptError, unforeseen_line
 
 _TASKS = {"Complete": "complete", "Draw new": "sample", "Enlarge": "upscale"}
 
@@ -31,6 +31,7 @@ class Page:
         self._models, self._turns, self._limits, self._user = models, turns, limits, user
         self._session = Session(models[0].facts.config.resolution)
         self._task: asyncio.Task[Any] | None = None
+        self._at_work: Panel | None = None
         self._is_computing = self._is_stopping = False
         self._panels: list[Panel] = []
         with ui.element("header").classes("top"):
@@ -136,23 +137,30 @@ class Page:
     async def _start(self, panel: Panel) -> None:
         """Do what a tab is for, when it is this person's turn."""
         if self._task is not None:
+            if self._at_work is not None and self._at_work is not panel:
+                panel.tell_busy(self._at_work)
             return
         self._task, self._is_computing, self._is_stopping = asyncio.current_task(), False, False
+        self._at_work = panel
         panel.begin()
         line = ""
         try:
             async with self._turns.turn(self._user, panel.tell_place):
                 self._is_computing = True
                 asked = [self._ask(panel, model, results) for model, results in panel.results]
-                line = "Done." if all(await asyncio.gather(*asked)) else ""
+                line = "Done." if all(await all_answers(asked)) else ""
         except IgptError as error:
             line = str(error)
+        except Exception as error:  # noqa: BLE001 (a bug: told in a line, since the page lives on)
+            line = unforeseen_line(error)
         except asyncio.CancelledError:
             if not self._is_stopping:
                 raise
         finally:
             self._task = None
             panel.end("Stopped." if self._is_stopping else line)
+            for other in self._panels:
+                other.tell_free()
 
     def _stop(self) -> None:
         self._is_stopping = True
@@ -164,6 +172,8 @@ class Page:
 
     async def _ask(self, panel: Panel, model: Served, results: ModelResults) -> bool:
         """Ask one model, and show its answer or what is wrong, whatever the other one says; whether it has answered."""
+        if self._is_stopping:
+            return False
         try:
             if panel.purpose.is_drawing:
                 await self._draw(panel, model, results)
@@ -188,9 +198,10 @@ class Page:
 
         def see(growing: Growing) -> None:
             results.grow(growing, known_RR)
-            panel.tell_progress(float(growing.done_B.mean()) / facts.config.resolution**2)
+            panel.tell_progress(model, float(growing.done_B.mean()) / facts.config.resolution**2)
 
         asked = Draw(task=task, picture_RR3=picture_RR3, known_RR=known_RR, params=params)
         drawn = await model.process.draw(asked, see)
         if drawn is not None:
             results.finish(drawn.pictures_BRR3)
+            panel.tell_progress(model, 1.0)

@@ -80,6 +80,8 @@ class Panel:
             self.results = [
                 (model, ModelResults(model.facts, is_named=len(models) > 1, on_use=on_use)) for model in serving
             ]
+        self._done = [0.0] * len(self.results)
+        self._is_busy = False
         self.end("Choose a picture first." if purpose.needs_picture else "")
         self._start.set_enabled(not purpose.needs_picture)
 
@@ -91,6 +93,7 @@ class Panel:
 
     def begin(self) -> None:
         """A request begins."""
+        self._done = [0.0] * len(self.results)
         self._progress.set_value(0)
         self._progress.set_visibility(self.purpose.is_drawing)
         self._stop.set_visibility(True)
@@ -102,9 +105,21 @@ class Panel:
         requests = "1 request comes" if before == 1 else f"{before} requests come"
         self._status.set_text(f"Waiting: {requests} before yours." if before else f"{self._doing}…")
 
-    def tell_progress(self, part: float) -> None:
-        """Say how much of a drawing is done, from 0 to 1."""
-        self._progress.set_value(round(part, 3))
+    def tell_progress(self, of: Served, part: float) -> None:
+        """Say how much a model has drawn, from 0 to 1; what is shown is the mean of all models."""
+        self._done = [part if model is of else done for (model, _), done in zip(self.results, self._done, strict=True)]
+        self._progress.set_value(round(sum(self._done) / len(self._done), 3))
+
+    def tell_busy(self, other: "Panel") -> None:
+        """Say that this one has to wait for another tab of the page, until `tell_free`."""
+        self._is_busy = True
+        self._status.set_text(f"Your other tab, {other.purpose.name}, is at work: wait for it, or stop it there.")
+
+    def tell_free(self) -> None:
+        """Take back what `tell_busy` said."""
+        if self._is_busy:
+            self._is_busy = False
+            self._status.set_text("")
 
     def end(self, line: str) -> None:
         """A request has ended; say how."""

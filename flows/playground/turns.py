@@ -3,14 +3,16 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from flows.playground.limits import Limits
 from pipeline.errors import IgptError
 
 _MINUTE = 60.0
+_Answer = TypeVar("_Answer")
 
 
 @dataclass(eq=False, kw_only=True)
@@ -67,3 +69,12 @@ class Turns:
                 ticket.tell(place)
         if self._line:
             self._line[0].is_first.set()
+
+
+async def all_answers(asked: Iterable[Awaitable[_Answer]]) -> list[_Answer]:
+    """The answers to all requests of a turn, which lasts until none is computed any more; then what one has raised."""
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    for answer in answers:
+        if isinstance(answer, BaseException):
+            raise answer
+    return [answer for answer in answers if not isinstance(answer, BaseException)]

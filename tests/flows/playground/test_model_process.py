@@ -61,6 +61,14 @@ def test_the_life_of_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             await process.look(Look(picture_RR3=np.zeros((8, 8, 3), np.uint8), label=None))
         seen = await process.look(Look(picture_RR3=np.zeros((8, 8, 3), np.uint8), label=None))
         assert seen.nats_RR is not None
+        # A stop holds also for a drawing that is not sent yet, since the process must be started first.
+        child().kill()
+        with pytest.raises(IgptError, match="ended with status -9"):
+            await process.draw(FEW, lambda _: None)
+        late = asyncio.create_task(process.draw(MANY, lambda _: None))
+        await asyncio.sleep(0)
+        process.stop()
+        assert await late is None
 
     run(ask)
     last = child()
@@ -71,6 +79,24 @@ def test_the_life_of_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     process.end()
     with pytest.raises(IgptError, match="has ended"):
         process.start()
+
+
+def test_a_restart_that_fails_leaves_no_process(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "model")
+    process = ModelProcess(str(folder))
+    process.start()
+    for file in folder.iterdir():
+        file.unlink()
+    child().kill()
+
+    async def ask() -> None:
+        for said in ("ended with status -9", "no model there", "no model there"):
+            with pytest.raises(IgptError, match=said):
+                await process.draw(FEW, lambda _: None)
+
+    run(ask)
+    assert not [each for each in psutil.Process().children() if "flows.playground.worker" in each.cmdline()]
+    process.end()
 
 
 def test_a_model_that_cannot_be_opened(tmp_path: Path) -> None:

@@ -293,13 +293,22 @@ def test_the_same_seed_gives_the_same_pictures(person: Person) -> None:
     assert np.array_equal(pixels_of(*person.sources(".square-chooser img")), drawn[0])
 
 
-def test_a_drawing_is_stopped(person: Person) -> None:
+def test_a_drawing_is_stopped(person: Person, photo: Path) -> None:
     person.open()
     person.tab("Draw new")
     person.fill("Pictures", "8")
     person.press("Draw new")
+    person.tab("Complete")
+    person.bring(photo)
+    person.press("Complete")
+    busy = "Your other tab, Draw new, is at work: wait for it, or stop it there."
+    wait_until(lambda: person.status() == busy, said=person.complaints)
+    person.tab("Draw new")
     person.press("Stop")
     wait_until(lambda: person.status() == "Stopped.", said=person.complaints)
+    person.tab("Complete")
+    assert person.status() == ""
+    person.tab("Draw new")
     person.fill("Pictures", "1")
     assert len(person.run("Draw new")) == 1
 

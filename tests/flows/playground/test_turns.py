@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine
 import pytest
 
 from flows.playground.limits import Limits
-from flows.playground.turns import Turns
+from flows.playground.turns import Turns, all_answers
 from pipeline.errors import IgptError
 
 
@@ -108,5 +108,26 @@ def test_a_person_has_so_many_requests_in_a_minute() -> None:
         await ask("a", 61.0)
         with pytest.raises(IgptError, match="3 requests in a minute"):
             await ask("a", 62.0)
+
+    run(test)
+
+
+def test_a_turn_lasts_until_all_of_it_is_computed() -> None:
+    """Else the next person would ask a model that still answers this one."""
+
+    async def test() -> None:
+        ended = []
+
+        async def answer(name: str, seconds: float, error: Exception | None) -> str:
+            await asyncio.sleep(seconds)
+            ended.append(name)
+            if error is not None:
+                raise error
+            return name
+
+        assert await all_answers([answer("a", 0.02, None), answer("b", 0, None)]) == ["a", "b"]
+        with pytest.raises(ZeroDivisionError):
+            await all_answers([answer("c", 0, ZeroDivisionError()), answer("d", 0.02, None)])
+        assert ended == ["b", "a", "c", "d"]
 
     run(test)
