@@ -60,6 +60,17 @@ class Drawn:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Near:
+    """A training image that is like a picture."""
+
+    picture_RR3: np.ndarray
+    """uint8 [R, R, 3]."""
+    class_name: str
+    cosine: float
+    """Of its standardized features and those of the picture, -1 to 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Seen:
     """What a model makes of a picture."""
 
@@ -68,6 +79,8 @@ class Seen:
     nats_per_pixel: float | None
     classes: tuple[tuple[str, float], ...]
     """Names and probabilities, the likeliest first; empty without a probe."""
+    nearest: tuple[Near, ...] = ()
+    """Training images, nearest first; empty where no probe has cached their features."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from flows.playground import pictures
 from flows.playground.facts import Facts
-from flows.playground.protocol import Growing, Seen
+from flows.playground.protocol import Growing, Near, Seen
 from pipeline.images.decode import centre_square
 from pipeline.printable import printable
 
@@ -114,6 +114,8 @@ class ModelResults:
                     self._tell_likelihood(seen.nats_per_pixel)
                 if seen.classes:
                     _classes(seen.classes)
+            if seen.nearest:
+                _nearest(seen.nearest)
 
     def _show_heat(self, nats_RR: np.ndarray) -> None:
         most = max(float(nats_RR.max()), 1e-6)
@@ -145,6 +147,16 @@ def _classes(classes: tuple[tuple[str, float], ...]) -> None:
             with ui.element("div").classes("chance-bar"):
                 ui.element("div").style(f"width: {100 * chance:.1f}%")
             ui.label(f"{100 * chance:.1f}%").classes("chance-number")
+
+
+def _nearest(images: tuple[Near, ...]) -> None:
+    with ui.column().classes("nearest"):
+        ui.label("The training pictures that are most like it to the model").classes("caption")
+        with ui.element("div").classes("tiles"):
+            for number, image in enumerate(images, 1):
+                name = printable(image.class_name)
+                tile = Tile(f"Training picture {number}, class {name}, likeness {image.cosine:.2f}", name, "near")
+                tile.show(pictures.data_url(image.picture_RR3))
 
 
 def about(model: Facts) -> None:

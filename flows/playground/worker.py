@@ -9,7 +9,8 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,18 @@ from typing import Any
 import mlflow
 import numpy as np
 
-from flows.playground import facts
+from flows.playground import facts, training_images
 from flows.playground.facts import Facts
-from flows.playground.protocol import Draw, Drawn, Failed, Growing, Look, Ready, Seen, Stop, Stopped
+from flows.playground.protocol import Draw, Drawn, Failed, Growing, Look, Near, Ready, Seen, Stop, Stopped
+from flows.playground.training_images import TrainingImages
 from flows.services import settings
 from igpt_model.model.bundle import ModelBundle
-from igpt_model.probing import head, probed
+from igpt_model.probing import probed
+from igpt_model.probing.head import ProbeHead
 from igpt_model.probing.probed import ProbedModel
 from igpt_model.registry.client import Registry
 from igpt_model.registry.serving import RegisteredImageGPT
+from igpt_model.runs import record
 from igpt_model.runs.open_model import load_model
 from igpt_model.tracking import runs
 from pipeline import garbage
@@ -46,6 +50,16 @@ class Opened:
     model: Any
     """A RegisteredImageGPT, of the version's code or of this program's."""
     facts: Facts
+    training: Callable[[], TrainingImages | None] = lambda: None
+    """Its training images with their features, read when first asked for; None: no probe has cached any."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _TrainedOn:
+    """Where the images of a model are."""
+
+    dataset: str
+    snapshot: int
 
 
 class _StoppedError(BaseException):
@@ -73,7 +87,7 @@ def open_model(reference: str, folder: Path) -> Opened:
     else:
         opened = ProbedModel.unprobed(load_model(url))
     model = RegisteredImageGPT(opened.bundle, opened.best_layer, opened.head)
-    return _described(model, objects.name_of(url), opened.bundle, opened.head is not None, {})
+    return _described(model, objects.name_of(url), opened, {}, _data_of_run(url))
 
 
 def _open_version(folder: Path, name: str, tags: Mapping[str, str]) -> Opened:
@@ -83,22 +97,41 @@ def _open_version(folder: Path, name: str, tags: Mapping[str, str]) -> Opened:
         raise IgptError(f"{name}: not a model of igpt-pipeline, it holds no model.json")
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     model = mlflow.pyfunc.load_model(str(folder))._model_impl
-    return _described(model, name, ModelBundle.load(files, origin=name), (files / head.FILE).is_file(), tags)
+    if (files / probed.FILE).is_file():
+        opened = ProbedModel.load(files, origin=name)
+    else:  # of an early version
+        opened = replace(ProbedModel.unprobed(ModelBundle.load(files, origin=name)), head=ProbeHead.load(files))
+    number = tags.get("igpt.snapshot", "")
+    data = _TrainedOn(dataset=tags.get("igpt.dataset", ""), snapshot=int(number)) if number.isdecimal() else None
+    return _described(model, name, opened, tags, data)
 
 
-def _described(model: Any, name: str, bundle: ModelBundle, classifies: bool, tags: Mapping[str, str]) -> Opened:
+def _data_of_run(url: str) -> _TrainedOn | None:
+    """What a run was trained on; None: there is no run."""
+    try:
+        data = record.read(url).config.data
+    except IgptError:
+        return None
+    return None if data.snapshot is None else _TrainedOn(dataset=data.dataset, snapshot=data.snapshot)
+
+
+def _described(model: Any, name: str, opened: ProbedModel, tags: Mapping[str, str], data: _TrainedOn | None) -> Opened:
+    bundle = opened.bundle
     config = bundle.model.config
     told = Facts(
         name=name,
         config=config,
         classes=bundle.classes,
         palette_K3=palette.to_pixels(np.arange(config.colours), bundle.palette_K3),
-        classifies=classifies,
+        classifies=opened.head is not None,
         is_watched=hasattr(model, _BY_PIXEL),
         rows=facts.rows(config, tags),
         loss_nats=facts.loss_nats(tags),
     )
-    return Opened(model=model, facts=told)
+    if data is None or not data.dataset or config.classes is not None:  # of these no features are cached
+        return Opened(model=model, facts=told)
+    find = partial(training_images.cached, bundle, opened.best_layer, data.dataset, data.snapshot)
+    return Opened(model=model, facts=told, training=cache(find))
 
 
 def draw(opened: Opened, asked: Draw, see: Callable[[np.ndarray, np.ndarray], None]) -> Drawn:
@@ -137,7 +170,11 @@ def look(opened: Opened, asked: Look) -> Seen:
         table = opened.model.predict(images, {"task": "classify"})
         classes = [(str(name), float(chance)) for name, chance in table.iloc[0].items()]
     likeliest = sorted(classes, key=lambda named: -named[1])[:_MOST_CLASSES]
-    return Seen(nats_RR=nats_RR, nats_per_pixel=nats_per_pixel, classes=tuple(likeliest))
+    near: tuple[Near, ...] = ()
+    if (training := opened.training()) is not None:
+        features_1C = opened.model.predict(images, {"task": "features", "layer": training.layer})
+        near = training.nearest_to(features_1C[0])
+    return Seen(nats_RR=nats_RR, nats_per_pixel=nats_per_pixel, classes=tuple(likeliest), nearest=near)
 
 
 def answer(opened: Opened, connection: Connection, asked: Draw | Look) -> Drawn | Seen | Stopped | Failed:

@@ -34,6 +34,11 @@ def network_digest(bundle: ModelBundle) -> str:
     return digest.hexdigest()
 
 
+def cache_of(dataset: str) -> str:
+    """The folder that caches features of a dataset's images, unless a config names another."""
+    return f"{dataset.rstrip('/')}-features"
+
+
 @dataclass(frozen=True, kw_only=True)
 class FeatureCache:
     """The features of one network."""
@@ -65,6 +70,17 @@ class FeatureCache:
             for shard, rows in calls
             if any(self.file(shard, rows, layer) not in cached for layer in range(self.layers))
         ]
+
+    def found(self, shards: Iterable[ShardEntry], layer: int) -> list[tuple[ShardEntry, int]]:
+        """The shards whose features of a layer are cached, each with the largest number of rows."""
+        cached = {file.url for file in objects.list_files(self._folder)}
+        most: dict[str, int] = {}
+        for url in cached:
+            name, _, rows = url.rpartition("/")[0].rpartition("/")[2].rpartition("-")
+            if rows.isdecimal():
+                most[name] = max(most.get(name, 0), int(rows))
+        pairs = [(shard, most.get(shard.sha256[:24], 0)) for shard in shards]
+        return [(shard, rows) for shard, rows in pairs if self.file(shard, rows, layer) in cached]
 
     def write(self, shard: ShardEntry, rows: int, batches: Iterable[np.ndarray], *, count: int) -> None:
         """Store the features of all layers of `count` images, from batches of float32 [layers, n, C].

@@ -14,7 +14,7 @@ from igpt_model.inference.features import check_has_features, image_features, un
 from igpt_model.inference.pooling import images_at_once, numbers_of
 from igpt_model.model.bundle import ModelBundle
 from igpt_model.probing.config import ProbeConfig
-from igpt_model.probing.feature_cache import FeatureCache, network_digest
+from igpt_model.probing.feature_cache import FeatureCache, cache_of, network_digest
 from igpt_model.probing.fine_tune import fine_tune
 from igpt_model.probing.labelled import LabelledTokens, SplitTokens
 from igpt_model.probing.linear import (
@@ -267,7 +267,7 @@ def _cache_for(
     cluster = _Cluster(data, bundle.palette_K3, config, progress)
     by_split = cluster.labels()
     _check_labels(snapshot, by_split)
-    url = objects.absolute(config.features or f"{snapshot.dataset.rstrip('/')}-features")
+    url = objects.absolute(config.features or cache_of(snapshot.dataset))
     with presence.probing(url):
         yield data, cluster, by_split, url
 
