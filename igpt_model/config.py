@@ -125,7 +125,7 @@ class DataSettings(Config):
     """Pixels of reflection padding around each training image before a random crop to its size; 0: no crop."""
     augmented_share: Annotated[float, Range(above=0, at_most=1)] = 1.0
     """Share of the steps, from the first on, whose images are mirrored or cropped; in those after them the model learns
-    to draw images as they are."""
+    to draw images as they are. Without either it changes nothing."""
     window_shards: Count = 64
     """Number of shards that are shuffled together; a worker has this many open at a time."""
 
@@ -317,6 +317,11 @@ class PretrainConfig(SectionedConfig):
         return preset_shape(self.model.preset).learning_rate if rate is None else rate
 
     @property
+    def _has_plain_steps(self) -> bool:
+        """Whether images are augmented, and those of the last steps are not."""
+        return self.data.augmented_share < 1 and (self.data.flip or self.data.crop_padding > 0)
+
+    @property
     def augmented_images(self) -> int:
         """How many images, from the first of the sample order on, are augmented."""
         return round(self.data.augmented_share * self.optimizer.steps) * self.optimizer.global_batch
@@ -373,7 +378,7 @@ class PretrainConfig(SectionedConfig):
         del recipe["model"]["preset"], recipe["data"]["dataset"], recipe["data"]["snapshot"]
         if recipe["optimizer"]["optim"] == "adam":  # all runs of before there was a choice
             del recipe["optimizer"]["optim"]
-        if recipe["data"]["augmented_share"] == 1:  # as in runs of before it could be less
+        if not self._has_plain_steps:  # as in runs of before there could be some
             del recipe["data"]["augmented_share"]
         if recipe["optimizer"]["spike_deviations"] is None:  # as in runs of before steps were judged
             del recipe["optimizer"]["spike_deviations"]
@@ -391,6 +396,8 @@ class PretrainConfig(SectionedConfig):
         )
         given, defaults = self.flat(), PretrainConfig.from_fields(runs=self.keeping.runs).flat()
         given["precision"] = self.model.precision or "float32"  # the default then, on every device
+        if not self._has_plain_steps:
+            given["augmented_share"] = defaults["augmented_share"]
         names = [*always.split(), *(name for name in later.split() if given[name] != defaults[name])]
         recipe = {name: given[name] for name in names}
         return f"{self.model.preset}-{digest([recipe, manifest_digest])[:12]}"

@@ -57,6 +57,7 @@ def test_the_name_of_a_run_is_decided_by_model_data_and_optimizer_alone() -> Non
             continue
         decides = section in ("model", "data", "optimizer") and field not in ("dataset", "snapshot")
         decides = decides or field == "use_gpu"  # by the precision that it stands for
+        decides = decides and field != "augmented_share"  # nothing is augmented here
         assert (other.run_name("a") != name) == decides, field
     assert len(seen) == 56
     assert BASE.run_name("b") != name, "the dataset counts by its contents"
@@ -96,6 +97,14 @@ def tf32_flag() -> Iterator[Any]:
     before = torch.backends.cuda.matmul.allow_tf32
     yield torch.backends.cuda.matmul
     torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@pytest.mark.parametrize("augmentation", [{"flip": True}, {"crop_padding": 1}])
+def test_steps_without_augmentation_count_where_others_have_some(augmentation: dict[str, Any]) -> None:
+    part = BASE.with_fields(augmented_share=0.5)
+    for name in (PretrainConfig.run_name, PretrainConfig.flat_run_name):
+        assert name(part, "a") == name(BASE, "a")
+        assert name(part.with_fields(**augmentation), "a") != name(BASE.with_fields(**augmentation), "a")
 
 
 @pytest.mark.parametrize(
