@@ -137,8 +137,13 @@ class Gallery:
         return tuple(picture for group in self.groups for picture in group.pictures)
 
     def smaller(self) -> "Gallery":
-        """Half of the pictures: fewer in each group, then fewer groups."""
-        if any(len(group.pictures) > 1 for group in self.groups):
+        """Without moving pictures beside still ones, which are the heaviest; then half: of each group, then of them."""
+        still = [tuple(picture for picture in group.pictures if not picture.moves) for group in self.groups]
+        if any(kept and len(kept) < len(group.pictures) for kept, group in zip(still, self.groups, strict=True)):
+            groups = tuple(
+                replace(group, pictures=kept or group.pictures) for kept, group in zip(still, self.groups, strict=True)
+            )
+        elif any(len(group.pictures) > 1 for group in self.groups):
             groups = tuple(
                 replace(group, pictures=group.pictures[: -(-len(group.pictures) // 2)]) for group in self.groups
             )

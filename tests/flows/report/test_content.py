@@ -51,3 +51,16 @@ def test_a_gallery_becomes_smaller_until_it_is_empty_and_counts_what_it_leaves_o
             "the first ones are kept"
         )
     assert counts == sorted(counts, reverse=True) and counts[:3] == [6, 3, 2]
+
+
+def test_a_gallery_loses_its_moving_pictures_first_and_never_the_still_ones_beside_them() -> None:
+    moving, still = Picture(data=b"", alt="moving", moves=True), Picture(data=b"", alt="still")
+    gallery = Gallery(groups=(Group(pictures=(moving, still)), Group(pictures=(still,)), Group(pictures=(moving,))))
+    smaller = gallery.smaller()
+    assert [[picture.alt for picture in group.pictures] for group in smaller.groups] == [
+        ["still"],
+        ["still"],
+        ["moving"],
+    ]
+    assert smaller.left_out == 1
+    assert [len(group.pictures) for group in smaller.smaller().groups] == [1]
