@@ -18,6 +18,7 @@ from flows.prefect_ops.failures import in_one_line
 from flows.prefect_ops.names import making
 from flows.probe import probe
 from flows.refresh import RefreshOutcome, leave_report, run_stages
+from flows.report.assemble import Further
 from flows.services import settings
 from flows.terminal.console import Reporter, console
 from flows.terminal.memory import StageMeter
@@ -80,7 +81,7 @@ def demo(config: RefreshConfig, roots: list[int], folder: Path) -> None:
     }
     for name, data in pictures.items():
         (folder / name).write_bytes(data)
-    report = leave_report(config, outcome, meter, folder)
+    report = leave_report(config, outcome, meter, folder, Further(by_rows=by_rows, samples=samples))
     paths = {name.removesuffix(".png"): str(folder / name) for name in pictures}
     summary = summarize(outcome, meter, paths, report, by_rows, samples)
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")

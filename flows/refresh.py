@@ -74,7 +74,13 @@ def refresh(config: RefreshConfig, folder: Path | None = None) -> RefreshOutcome
     return replace(outcome, report=leave_report(config, outcome, meter, folder))
 
 
-def leave_report(config: RefreshConfig, outcome: RefreshOutcome, meter: StageMeter, folder: Path | None) -> Path | None:
+def leave_report(
+    config: RefreshConfig,
+    outcome: RefreshOutcome,
+    meter: StageMeter,
+    folder: Path | None,
+    further: assemble.Further = assemble.NOTHING_FURTHER,
+) -> Path | None:
     """Make the report of a refresh and keep it with its MLflow run, and in a folder; returns its file."""
     trained, services = outcome.pretrain, settings.load()
     logger = RunLogger(services.mlflow_tracking_uri, trained.mlflow_run)
@@ -88,7 +94,9 @@ def leave_report(config: RefreshConfig, outcome: RefreshOutcome, meter: StageMet
             mlflow_run=trained.mlflow_run,
             mlflow_url=trained.mlflow_url,
         )
-        return assemble.of_refresh(config, outcome.build, trained, outcome.probe.result, meter.costs, made_by, logger)
+        return assemble.of_refresh(
+            config, outcome.build, trained, outcome.probe.result, meter.costs, made_by, logger, further
+        )
 
     return deliver.deliver(make, logger=logger, name=deliver.FILE, folder=folder, reporter=Reporter("report"))
 

@@ -1,6 +1,7 @@
 """The report of a refresh, which has all sections, and that of a probe, which has those of a probe."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from flows.config.refresh import RefreshConfig
 from flows.pretrain import PretrainOutcome
@@ -8,6 +9,7 @@ from flows.report import dataset, origin, probing, training
 from flows.report.content import Fact, Report, Section
 from flows.report.origin import Origin
 from flows.terminal.memory import StageCost
+from igpt_model.evaluating.sample_quality import SampleQuality
 from igpt_model.probing.checkpoint_scores import CheckpointScore, names_of
 from igpt_model.probing.config import ProbeConfig
 from igpt_model.probing.result import ProbeResult
@@ -18,6 +20,18 @@ from pipeline.inspect.rejected_pictures import rejected_pictures
 from pipeline.store import objects
 
 
+@dataclass(frozen=True, kw_only=True)
+class Further:
+    """What a demo measures beside its refresh; none: was not."""
+
+    by_rows: ProbeResult | None = None
+    """The probe of features that keep the rows of an image apart."""
+    samples: SampleQuality | None = None
+
+
+NOTHING_FURTHER = Further()
+
+
 def of_refresh(
     config: RefreshConfig,
     built: BuildResult,
@@ -26,6 +40,7 @@ def of_refresh(
     costs: Mapping[str, StageCost],
     made_by: Origin,
     logger: RunLogger,
+    further: Further = NOTHING_FURTHER,
 ) -> Report:
     """The report of a refresh, with pictures from the MLflow run of its training."""
     data, result = built.snapshot, trained.result
@@ -33,6 +48,7 @@ def of_refresh(
     headline = (
         Fact(name="validation loss", value=f"{loss:.3f}", note=f"nats per pixel; unigram {levels.unigram:.3f}"),
         *_headline(probed),
+        *_further_headline(further),
         Fact(name="images", value=f"{data.images():,}", note=f"{sum(data.rejected.values()):,} rejected"),
         *_time(costs),
     )
@@ -46,8 +62,10 @@ def of_refresh(
         dataset=data.dataset,
         sections=(
             training.drawn(trained, pretrained, data, logger),
+            *([] if further.samples is None else [training.quality(further.samples, data.classes)]),
             training.losses(trained, logger),
             *_of_probe(probed, data),
+            *([] if further.by_rows is None else [probing.by_rows(further.by_rows, data.classes)]),
             dataset.counts(built),
             dataset.rejected(built, shown),
             origin.costs(costs),
@@ -125,6 +143,17 @@ def _headline(probed: ProbeResult) -> tuple[Fact, ...]:
             note=f"untrained network {probed.untrained_best.test_accuracy:.1%}",
         ),
     )
+
+
+def _further_headline(further: Further) -> tuple[Fact, ...]:
+    facts = []
+    if (probed := further.by_rows) is not None:
+        note = f"of test images, layer {probed.best_layer}"
+        facts.append(Fact(name="probe by rows", value=f"{probed.best.test_accuracy:.1%}", note=note))
+    if (samples := further.samples) is not None:
+        note = f"of {samples.samples:,}; of held-out images {samples.sure_held_out:.1%}"
+        facts.append(Fact(name="samples that can be named", value=f"{samples.sure_samples:.1%}", note=note))
+    return tuple(facts)
 
 
 def _time(costs: Mapping[str, StageCost]) -> tuple[Fact, ...]:

@@ -1,6 +1,7 @@
 """The sections of a report on a probe: accuracy by layer, the confused classes, and nearest neighbours."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -51,6 +52,11 @@ def layers(result: ProbeResult, classes: tuple[str, ...]) -> Section:
     kinds = Table.of(rows, caption="At the best layer, in percent of the test images")
     by_layer = Table.of(probe_report.layers_table(result), caption="By layer, in percent")
     return Section(name="probe", title="Features by layer", blocks=(text, curve, kinds, by_layer))
+
+
+def by_rows(result: ProbeResult, classes: tuple[str, ...]) -> Section:
+    """The same of features that keep the rows of an image apart, beside a probe of their mean."""
+    return replace(layers(result, classes), name="probe-by-rows", title="Features of each row, by layer")
 
 
 def confusion(result: ProbeResult, classes: tuple[str, ...]) -> Section:

@@ -7,8 +7,9 @@ import numpy as np
 from flows.pretrain import PretrainOutcome
 from flows.previews import shown_keys
 from flows.report import pictures
-from flows.report.content import Curve, Fact, Facts, Gallery, Group, Picture, Section
+from flows.report.content import Curve, Fact, Facts, Gallery, Group, Picture, Section, Table, Text
 from igpt_model.config import PretrainConfig
+from igpt_model.evaluating.sample_quality import SURE, SampleQuality
 from igpt_model.tracking import figures, sheets
 from igpt_model.tracking.runs import RunLogger
 from pipeline.dataset.shards import KEY_LENGTH
@@ -56,6 +57,31 @@ def _real(config: PretrainConfig, data: Snapshot) -> Picture:
     lines = [pixels[start : start + _COLUMNS] for start in range(0, len(pixels), _COLUMNS)]
     keys = tuple(images.view.key(row)[:KEY_LENGTH] for row in rows.tolist())
     return Picture(data=pictures.sheet(sheets.to_png(sheets.sheet(lines))), alt="Training images", keys=keys)
+
+
+def quality(samples: SampleQuality, classes: tuple[str, ...]) -> Section:
+    """How good samples are beside held-out images: whether they can be named, what they show, whether they are new."""
+    text = Text(
+        text=f"{samples.samples:,} samples at temperature 1, beside {samples.held_out_images:,} held-out images, by a "
+        f"classifier that was trained on the real images alone; it names {samples.classifier_accuracy:.1%} of the "
+        f"held-out ones rightly. A picture can be named if it gives one class more than {SURE:.0%}."
+    )
+    measures = [
+        ("can be named", f"{samples.sure_samples:.1%}", f"{samples.sure_held_out:.1%}"),
+        (
+            "median distance to the nearest training image, 0 to 255 (learned by heart: 0)",
+            f"{samples.sample_distance:.1f}",
+            f"{samples.held_out_distance:.1f}",
+        ),
+    ]
+    columns = ("measure", "samples", "held-out images")
+    beside = Table(columns=columns, rows=tuple(measures))
+    shares: list[dict[str, object]] = [
+        {"class": name, "of the samples": f"{share:.1%}"}
+        for name, share in zip(classes, samples.class_shares, strict=True)
+    ]
+    by_class = Table.of(shares, caption="What the samples are taken for")
+    return Section(name="quality", title="How good its samples are", blocks=(text, beside, by_class))
 
 
 def losses(trained: PretrainOutcome, logger: RunLogger) -> Section:

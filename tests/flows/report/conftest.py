@@ -14,6 +14,7 @@ from flows.pretrain import PretrainOutcome
 from flows.report.origin import Origin
 from flows.terminal.memory import StageCost
 from igpt_model.config import PretrainConfig
+from igpt_model.evaluating.sample_quality import SampleQuality
 from igpt_model.model.losses import Baselines
 from igpt_model.probing.result import NeighbourSheet, ProbeResult
 from igpt_model.runs.result import TrainResult
@@ -94,6 +95,15 @@ def probed(built: Built) -> ProbeResult:
         train_keys=(tuple(train.view.key(row) for row in range(3)),) * 2,
     )
     return replace(RESULT, confusion_KK=np.array([[5, 1, 0], [0, 4, 0], [2, 0, 3]]), sheet=sheet)
+
+
+@pytest.fixture
+def quality() -> SampleQuality:
+    """How good samples are; of three classes."""
+    return SampleQuality(
+        samples=500, held_out_images=40, sure_samples=0.812, sure_held_out=0.95, classifier_accuracy=0.97,
+        class_shares=(0.5, 0.3, 0.2), sample_distance=43.4, held_out_distance=33.7,
+    )  # fmt: skip
 
 
 class Logger:

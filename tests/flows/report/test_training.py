@@ -7,8 +7,9 @@ from PIL import Image
 from flows.pretrain import PretrainOutcome
 from flows.previews import shown_keys
 from flows.report import training
-from flows.report.content import Curve, Facts, Gallery
+from flows.report.content import Curve, Facts, Gallery, Table, Text
 from igpt_model.config import PretrainConfig
+from igpt_model.evaluating.sample_quality import SampleQuality
 from pipeline.inspect import tables
 from tests.flows.report.conftest import Built, Logger
 
@@ -39,3 +40,11 @@ def test_losses_are_beside_their_baselines(trained: PretrainOutcome) -> None:
     assert ">validation</text>" not in curve.svg, "there is none in this run"
     values = {fact.name: fact.value for fact in facts.facts}
     assert values["validation loss"] == "1.500 nats per pixel, 2.164 bits" and "restarts" not in values
+
+
+def test_samples_are_beside_held_out_images(quality: SampleQuality) -> None:
+    text, beside, by_class = training.quality(quality, ("a", "b", "c")).blocks
+    assert isinstance(text, Text) and isinstance(beside, Table) and isinstance(by_class, Table)
+    assert "500 samples" in text.text and "40 held-out images" in text.text and "97.0%" in text.text
+    assert [row[1:] for row in beside.rows] == [("81.2%", "95.0%"), ("43.4", "33.7")]
+    assert by_class.rows == (("a", "50.0%"), ("b", "30.0%"), ("c", "20.0%"))
