@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from igpt_model.inference import fixed_step
+from igpt_model.inference.precision import in_bfloat16
 from igpt_model.model.linear import Linear, PackedLinear
 from igpt_model.model.network import UNCONDITIONAL, Condition, ImageGPT, KeyValueCache
 from igpt_model.model.randomness import uniform
@@ -105,7 +106,8 @@ def complete(
     """
     if model.config.objective == "masked":
         raise IgptError("a masked model cannot draw images: it gives no distribution of one pixel after another")
-    model = _in_bfloat16(model)
+    if model.positions.device.type == "cuda" and model.positions.dtype == torch.float32:
+        model = in_bfloat16(model)  # each position then reads half as many bytes of weights and cache
     batch = images_at_once(model, cache_bytes)
     model = _packed(model, min(batch, len(tokens_BT)))
     positions = model.config.positions
@@ -192,16 +194,6 @@ def images_at_once(model: ImageGPT, cache_bytes: int | None) -> int:
     if cache_bytes is None:
         cache_bytes = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else _CPU_CACHE_BYTES
     return max(1, cache_bytes // KeyValueCache.bytes_per_image(model.config, model.positions.dtype))
-
-
-def _in_bfloat16(model: ImageGPT) -> ImageGPT:
-    """On a GPU the same model in bfloat16: each position then reads half as many bytes of weights and cache."""
-    if model.positions.device.type != "cuda" or model.positions.dtype != torch.float32:
-        return model
-    with torch.device("meta"):
-        half = ImageGPT(model.config)
-    half.load_state_dict({name: value.bfloat16() for name, value in model.state_dict().items()}, assign=True)
-    return half
 
 
 def _packed(model: ImageGPT, rows: int) -> ImageGPT:

@@ -5,11 +5,16 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
+from torch.nn import functional
 
 from igpt_model.inference.features import pooled_features
-from igpt_model.inference.precision import half_on_gpu
+from igpt_model.inference.precision import half_on_gpu, in_bfloat16
+from igpt_model.inference.sample import draw
 from igpt_model.inference.score import score
 from igpt_model.model.bundle import ModelBundle
+from igpt_model.model.config import ModelConfig
+from igpt_model.model.network import ImageGPT, KeyValueCache
 from igpt_model.probing.config import FineTuneConfig
 from igpt_model.probing.fine_tune import fine_tune
 from igpt_model.probing.labelled import LabelledTokens, SplitTokens
@@ -61,3 +66,68 @@ def test_fine_tuning_learns_as_well() -> None:
     with in_half("probing.fine_tune"):
         half = fine_tune(folder, splits, config)
     assert half.test_accuracy == fine_tune(folder, splits, config).test_accuracy == 1
+
+
+def digits() -> torch.Tensor:
+    return torch.from_numpy(load_digits().images.reshape(-1, 64).clip(0, 15).astype(np.int64))
+
+
+@pytest.fixture(scope="module")
+def trained() -> ImageGPT:
+    """A model that has learned to draw digits, so that some of its distributions are sharp."""
+    torch.manual_seed(0)
+    tokens_NT = digits()[:1500]
+    model = ImageGPT(ModelConfig(layers=2, width=64, heads=4, resolution=8, colours=16))
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+    for _ in range(100):
+        batch_BT = tokens_NT[torch.randint(0, len(tokens_NT), (64,))]
+        loss = functional.cross_entropy(model(batch_BT).flatten(0, 1), batch_BT.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 1.6  # nats; ln 16 is 2.77
+    return model.eval()
+
+
+def deep() -> ImageGPT:
+    """As deep as iGPT-S, with random weights: rounding adds up over layers."""
+    torch.manual_seed(0)
+    model = ImageGPT(ModelConfig(layers=24, width=128, heads=4, resolution=8, colours=16))
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.05)
+    return model.eval()
+
+
+@torch.inference_mode()
+def drawing_logits(model: ImageGPT, tokens_BT: torch.Tensor) -> torch.Tensor:
+    """What each pixel is drawn from, given the pixels before it, through the cache and one by one as when drawing."""
+    cache = KeyValueCache(model.config, len(tokens_BT), model.positions)
+    logits = [model.head(model.transform(model.embed(tokens_BT[:, :0]), cache)[:, -1:])]
+    for position in range(1, model.config.positions):
+        y_B1C = model.transform(model.embed_next(tokens_BT[:, position - 1], position), cache)
+        logits.append(model.head(y_B1C))
+    return torch.cat(logits, 1).float()
+
+
+@pytest.mark.parametrize("name", ["trained", "deep"])
+def test_what_is_drawn_from_moves_by_less_than_three_hundredths(name: str, trained: ImageGPT) -> None:
+    model = trained if name == "trained" else deep()
+    tokens_BT = digits()[1500:1564]
+    exact_BTK = drawing_logits(model, tokens_BT).log_softmax(2)
+    half_BTK = drawing_logits(in_bfloat16(model), tokens_BT).log_softmax(2)
+    assert not torch.equal(exact_BTK, half_BTK)
+    of_pixels_BT = (exact_BTK - half_BTK).gather(2, tokens_BT[..., None])[..., 0]
+    assert of_pixels_BT.abs().max() < 0.1
+    assert of_pixels_BT.mean(1).abs().max() < 0.01, "nats per pixel of an image"
+    variation_BT = (exact_BTK.exp() - half_BTK.exp()).abs().sum(2) / 2
+    assert variation_BT.max() < 0.03 and variation_BT.mean() < 0.01
+
+
+def test_images_drawn_in_bfloat16_are_as_likely_and_as_bright(trained: ImageGPT) -> None:
+    exact_BT, half_BT = draw(trained, 256), draw(in_bfloat16(trained), 256)
+    assert 0.9 < (exact_BT == half_BT).float().mean() < 1
+    nats, nats_of_half = (score(trained, drawn_BT).nats_per_pixel.mean() for drawn_BT in (exact_BT, half_BT))
+    assert abs(nats - nats_of_half) < 0.02
+    tones = exact_BT.float().mean(0) - half_BT.float().mean(0)
+    assert tones.abs().max() < 0.3 and abs(tones.mean()) < 0.05  # of 16
