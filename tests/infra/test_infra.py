@@ -29,7 +29,7 @@ from flows.services.password_files import POSTGRES_SERVICE, for_postgres
 from flows.services.ports import HOST, free_port
 from tests.infra.command_lines import PROGRAMS, calls_in_script, parse
 from tests.rigs import postgres
-from tests.rigs.compose import KEYS, VARIABLE, Compose
+from tests.rigs.compose import KEYS, VARIABLE, Compose, interpolate
 from tests.rigs.s3_server import launch_here
 
 ROOT = Path(__file__).parents[2]
@@ -299,6 +299,17 @@ def test_every_service_has_limits_and_a_restart_policy() -> None:
         assert set(service["deploy"]["resources"]["limits"]) == {"cpus", "memory"}, name
         expected = ("no",) if name in ("keys", "restore") else ("unless-stopped", "on-failure:5")
         assert service["restart"] in expected, name
+
+
+def test_the_log_of_every_container_has_limits_that_can_be_set_and_the_docs_say_them() -> None:
+    for name, service in SERVICES.items():
+        options = service["logging"]["options"]
+        assert service["logging"]["driver"] == "local" and set(options) == {"max-size", "max-file"}, name
+        assert (interpolate(options["max-file"], {}), interpolate(options["max-size"], {})) == ("5", "20m"), name
+        chosen = {"LOG_FILES": "2", "LOG_FILE_SIZE": "1m"}
+        assert (interpolate(options["max-file"], chosen), interpolate(options["max-size"], chosen)) == ("2", "1m"), name
+    (row,) = re.findall(r"^\| logs of containers .*$", (ROOT / "docs" / "operations.md").read_text(), re.MULTILINE)
+    assert "newest five files of 20 MB" in row and "`LOG_FILES`, `LOG_FILE_SIZE`" in row
 
 
 def test_no_service_has_capabilities_or_can_write_to_its_image() -> None:
