@@ -9,14 +9,14 @@ from uuid import UUID
 
 from prefect import Flow
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.objects import StateType
 from prefect.deployments.runner import EntrypointType, RunnerDeployment
 from prefect.events.actions import ChangeFlowRunState, SendNotification
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.deployment_triggers import DeploymentEventTrigger
 from prefect.events.schemas.events import ResourceSpecification
-from prefect.exceptions import MissingFlowError, ObjectNotFound, ParameterTypeError
+from prefect.exceptions import MissingFlowError, ObjectAlreadyExists, ObjectNotFound, ParameterTypeError
 from prefect.flows import load_flow_from_entrypoint
 from prefect.schedules import Schedule
 from prefect.workers.process import ProcessWorker
@@ -167,11 +167,14 @@ def _typed_parameters(flow: Flow[..., Any], parameters: Mapping[str, Any]) -> di
 
 def register(deployables: Sequence[Deployable], say: Callable[[str], None]) -> None:
     """Create or update the deployments and their work pools; `say` gets a line for each."""
+    template = _job_template()
     with get_client(sync_client=True) as client:
         for pool in sorted({deployable.entry.work_pool.name for deployable in deployables}):
-            client.create_work_pool(
-                WorkPoolCreate(name=pool, type="process", base_job_template=_job_template()), overwrite=True
-            )
+            try:
+                client.create_work_pool(WorkPoolCreate(name=pool, type="process", base_job_template=template))
+            except ObjectAlreadyExists:
+                # That alone, not with `overwrite`: a pool that somebody has paused, as for an upgrade, stays paused.
+                client.update_work_pool(pool, WorkPoolUpdate(base_job_template=template))
             say(f"work pool {pool}")
     for deployable in deployables:
         _deployment(deployable).apply()
