@@ -29,7 +29,7 @@ from flows.services.store_keys import write
 from tests.compatibility.earlier import read_json
 from tests.rigs.compose import Compose
 from tests.rigs.environments import ROOT, without_us
-from tests.rigs.postgres import PostgresServer
+from tests.rigs.postgres import PostgresData, PostgresServer, installation
 from tests.rigs.s3_server import launch_here
 
 # The release before the locked one, and the last one whose schema is another: change them with the lock. The packages
@@ -257,3 +257,90 @@ def test_prefect_keeps_deployments_runs_and_variables(release: str, postgres: Po
         (found,) = request(f"{api}/flow_runs/filter", user, {"deployments": {"id": {"any_": [deployment]}}})
         assert (found["name"], found["state_type"]) == ("kept", "COMPLETED")
         assert request(f"{api}/variables/name/kept", user)["value"] == {"n": 1}
+
+
+def commands(section: str, service: str) -> list[list[str]]:
+    """What a section of UPGRADE.md runs in the container of a service, in order."""
+    text = (ROOT / "infra" / "UPGRADE.md").read_text().split(f"\n## {section}\n")[1].split("\n## ")[0]
+    line = rf"`docker compose exec (?:-T )?{service} ([^`<>]+?)(?: [<>] before\.sql)?`"
+    return [command.split() for command in re.findall(line, " ".join(text.split()))]
+
+
+@pytest.mark.long
+@pytest.mark.needs("postgres")
+def test_the_steps_for_one_host_in_order_and_back(tmp_path: Path) -> None:
+    """As UPGRADE.md has them, from a release of Prefect with another schema; without containers."""
+    python = earlier_release("prefect", EARLIER["prefect"][1], tmp_path / "environment")
+    installed = installation()
+    assert installed is not None
+    pause, resume = commands("One host", "prefect-worker")
+    (dump,) = commands("One host", "postgres")
+    drop, restore = commands("Back", "postgres")
+    pools, port = ("builds", "trainings", "probes"), free_port()
+    api, user = f"http://{HOST}:{port}/api", f"igpt:{PASSWORD}"
+
+    def paused() -> list[bool]:
+        return [request(f"{api}/work_pools/{pool}", user)["is_paused"] for pool in pools]
+
+    def run(command: list[str], environment: Mapping[str, str], **options: Any) -> str:
+        program = installed / "bin" / command[0]
+        words = [str(program), *command[1:]] if program.exists() else command
+        path = f"{Path(sys.executable).parent}:{os.defpath}"
+        variables = {"PATH": path, "HOME": str(tmp_path), **environment}
+        done = subprocess.run(
+            words, env=variables, cwd=tmp_path, capture_output=True, text=True, check=False, **options
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    with PostgresData() as data, data.serve(HOST, free_port(), launch_here) as postgres:
+        for database in ("prefect", "mlflow", "mlflow_auth"):
+            postgres.create_database(database)
+        keys = deployed(tmp_path / "keys", postgres)
+        service = COMPOSE.service("prefect-server").reading(keys)
+        servers = {
+            **service.environment,
+            "PREFECT_SERVER_DATABASE_HOST": postgres.address,
+            "PREFECT_SERVER_DATABASE_PORT": str(postgres.port),
+            "PREFECT_SERVER_DATABASE_USER": "postgres",
+            "PREFECT_HOME": str(tmp_path),
+            "PREFECT_UI_STATIC_DIRECTORY": str(tmp_path / "ui"),
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        }
+        options = {"--host=0.0.0.0": f"--host={HOST}", "--port=4200": f"--port={port}"}
+        words = [options.get(word, word) for word in service.command[1:]]
+        worker = {**COMPOSE.service("deploy").reading(keys).environment, "PREFECT_API_URL": api}
+        deploy = [word.replace("/etc/igpt", str(ROOT / "infra")) for word in COMPOSE.service("deploy").command]
+        old, new = ([str(program), "-m", "prefect", *words] for program in (python, sys.executable))
+
+        making = {**servers, "PREFECT_SERVER_DATABASE_MIGRATE_ON_START": "true"}
+        with running(old, making, f"{api}/health", tmp_path):
+            run(deploy, worker)
+            for pool in pools:
+                run([word.replace("POOL", pool) for word in pause], worker)
+            assert paused() == [True] * 3
+            run(["prefect", "flow-run", "ls", "--state", "Running"], worker)
+            saved = run(dump, postgres.client_environment())
+            deployments = request(f"{api}/deployments/filter", user, {})
+        before = schema(postgres, "prefect")
+
+        for job in ("migrate-mlflow", "migrate-prefect"):
+            migration = COMPOSE.service(job).reading(keys)
+            reached = {"PGHOST": postgres.address, "PGPORT": str(postgres.port), "PGUSER": "postgres"}
+            migrate(migration.command, {**migration.environment, **servers, **reached}, tmp_path)
+        assert schema(postgres, "prefect") != before
+        with running(new, servers, f"{api}/health", tmp_path):
+            run(deploy, worker)
+            assert paused() == [True] * 3, "nothing starts before the last step"
+            found = request(f"{api}/deployments/filter", user, {})
+            assert {each["id"] for each in found} == {each["id"] for each in deployments}
+            for pool in pools:
+                run([word.replace("POOL", pool) for word in resume], worker)
+            assert paused() == [False] * 3
+
+        for database in ("prefect", "mlflow", "mlflow_auth"):
+            run([word.replace("NAME", database) for word in drop], postgres.client_environment())
+        run(restore, postgres.client_environment(), input=saved)
+        assert schema(postgres, "prefect") == before
+        with running(old, servers, f"{api}/health", tmp_path):
+            assert paused() == [True] * 3
