@@ -126,6 +126,9 @@ class DataSettings(Config):
     augmented_share: Annotated[float, Range(above=0, at_most=1)] = 1.0
     """Share of the steps, from the first on, whose images are mirrored or cropped; in those after them the model learns
     to draw images as they are. Without either it changes nothing."""
+    tell_augmentation: bool = False
+    """Whether the model is told how an image was mirrored or cropped, by an offset of its start vector: it then draws
+    images as they are, also where all steps augment. Without augmentation it changes nothing."""
     window_shards: Count = 64
     """Number of shards that are shuffled together; a worker has this many open at a time."""
 
@@ -296,6 +299,11 @@ class PretrainConfig(SectionedConfig):
         keep, every = self.keeping.keep_every, self.keeping.checkpoint_every
         if keep % every:
             raise IgptError(f"keep_every is {keep}: it must be a multiple of checkpoint_every {every}, or 0")
+        if self.data.tell_augmentation and self.model.objective == "masked":
+            raise IgptError(
+                "tell_augmentation is set and objective is masked: a masked model has no start vector to tell it by; "
+                "leave one of them out"
+            )
         hang, upload = self.execution.hang_seconds, self.keeping.upload_seconds
         if 0 < hang <= upload:
             raise IgptError(
@@ -317,9 +325,18 @@ class PretrainConfig(SectionedConfig):
         return preset_shape(self.model.preset).learning_rate if rate is None else rate
 
     @property
+    def _augments(self) -> bool:
+        return self.data.flip or self.data.crop_padding > 0
+
+    @property
+    def tells_augmentation(self) -> bool:
+        """Whether images are augmented, and the model is told how."""
+        return self.data.tell_augmentation and self._augments
+
+    @property
     def _has_plain_steps(self) -> bool:
         """Whether images are augmented, and those of the last steps are not."""
-        return self.data.augmented_share < 1 and (self.data.flip or self.data.crop_padding > 0)
+        return self.data.augmented_share < 1 and self._augments
 
     @property
     def augmented_images(self) -> int:
@@ -380,6 +397,8 @@ class PretrainConfig(SectionedConfig):
             del recipe["optimizer"]["optim"]
         if not self._has_plain_steps:  # as in runs of before there could be some
             del recipe["data"]["augmented_share"]
+        if not self.tells_augmentation:  # as in runs of before models could be told
+            del recipe["data"]["tell_augmentation"]
         if recipe["optimizer"]["spike_deviations"] is None:  # as in runs of before steps were judged
             del recipe["optimizer"]["spike_deviations"]
         return recipe
@@ -392,12 +411,14 @@ class PretrainConfig(SectionedConfig):
         )
         later = (
             "objective mask_fraction class_conditional low_resolution flip crop_padding ema_decay parent "
-            "augmented_share spike_deviations"
+            "augmented_share spike_deviations tell_augmentation"
         )
         given, defaults = self.flat(), PretrainConfig.from_fields(runs=self.keeping.runs).flat()
         given["precision"] = self.model.precision or "float32"  # the default then, on every device
         if not self._has_plain_steps:
             given["augmented_share"] = defaults["augmented_share"]
+        if not self.tells_augmentation:
+            given["tell_augmentation"] = defaults["tell_augmentation"]
         names = [*always.split(), *(name for name in later.split() if given[name] != defaults[name])]
         recipe = {name: given[name] for name in names}
         return f"{self.model.preset}-{digest([recipe, manifest_digest])[:12]}"

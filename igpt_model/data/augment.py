@@ -7,6 +7,8 @@ from torch import Tensor
 
 from igpt_model.model.randomness import uniform
 
+_OFFSET = 0.3  # standard deviation of the offsets that tell an augmentation
+
 
 def augment(tokens_BT: Tensor, numbers_B: Tensor, *, seed: int, flip: bool, crop_padding: int) -> Tensor:
     """Random left-right flips, and random crops after reflection padding by `crop_padding` pixels.
@@ -16,9 +18,26 @@ def augment(tokens_BT: Tensor, numbers_B: Tensor, *, seed: int, flip: bool, crop
     """
     if not flip and not crop_padding:
         return tokens_BT
+    return _moved(tokens_BT, *_drawn(numbers_B, seed=seed, flip=flip, crop_padding=crop_padding))
+
+
+def start_offsets(numbers_B: Tensor, width: int, *, seed: int, flip: bool, crop_padding: int) -> Tensor:
+    """What tells a model how `augment` changes images with these numbers: float32 [B, width], 0 for one left as it is.
+
+    Added to the start vector; each way of cropping and mirroring has an offset of its own, which is drawn once and not
+    learned. From distribution augmentation (Jun et al. 2020, "Distribution Augmentation for Generative Modeling").
+    """
+    top_B, left_B, mirrored_B = _drawn(numbers_B, seed=seed, flip=flip, crop_padding=crop_padding)
+    way_B = 2 * (top_B * (2 * crop_padding + 1) + left_B) + mirrored_B.long()
+    drawn_BC = uniform(seed, "augmentation", way_B, width)
+    return torch.where((way_B == 0)[:, None], 0.0, (drawn_BC - 0.5) * (_OFFSET * 12**0.5))
+
+
+def _drawn(numbers_B: Tensor, *, seed: int, flip: bool, crop_padding: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The first row and column of the window of each image, int64 [B], and whether it is mirrored, bool [B]."""
     drawn_B3 = uniform(seed, "augment", numbers_B, 3)
     top_B, left_B = ((drawn_B3[:, :2] * (2 * crop_padding + 1)).long() - crop_padding).unbind(1)
-    return _moved(tokens_BT, top_B, left_B, (drawn_B3[:, 2] < 0.5) & flip)
+    return top_B, left_B, (drawn_B3[:, 2] < 0.5) & flip
 
 
 def every_augmentation(tokens_BT: Tensor, *, flip: bool, crop_padding: int) -> Tensor:

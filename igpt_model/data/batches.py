@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from igpt_model.config import PretrainConfig
-from igpt_model.data.augment import augment
+from igpt_model.data.augment import augment, start_offsets
 from igpt_model.model.config import ModelConfig
 from igpt_model.model.losses import draw_masks
 from igpt_model.model.low_resolution import Reducer
@@ -77,6 +77,7 @@ class Preparation:
     def for_training(self, images: HostImages, first_position: int) -> Inputs:
         """Inputs of images at consecutive positions of the sample order."""
         config = self._config
+        offsets_BC = None
         numbers_B = torch.arange(first_position, first_position + len(images.labels_B), device=self._device)
         tokens_BT = self._tokens(images)
         if first_position < config.augmented_images:  # which is where a step begins, so no batch is on both sides
@@ -87,7 +88,15 @@ class Preparation:
                 flip=config.data.flip,
                 crop_padding=config.data.crop_padding,
             )
-        return self._inputs(tokens_BT, images, numbers_B, "training mask")
+            if config.tells_augmentation:
+                offsets_BC = start_offsets(
+                    numbers_B,
+                    self._model.width,
+                    seed=config.optimizer.seed,
+                    flip=config.data.flip,
+                    crop_padding=config.data.crop_padding,
+                )
+        return self._inputs(tokens_BT, images, numbers_B, "training mask", offsets_BC)
 
     def for_evaluation(self, images: HostImages, places_B: np.ndarray) -> Inputs:
         """Inputs of images at places of their split, int64, without augmentation."""
@@ -97,7 +106,14 @@ class Preparation:
     def _tokens(self, images: HostImages) -> Tensor:
         return images.tokens_BT.to(self._device, non_blocking=True).long()
 
-    def _inputs(self, tokens_BT: Tensor, images: HostImages, numbers_B: Tensor, purpose: str) -> Inputs:
+    def _inputs(
+        self,
+        tokens_BT: Tensor,
+        images: HostImages,
+        numbers_B: Tensor,
+        purpose: str,
+        offsets_BC: Tensor | None = None,
+    ) -> Inputs:
         config, labels_B, masked_BT = self._config, None, None
         if self._model.classes is not None:
             labels_B = images.labels_B.to(self._device, non_blocking=True)
@@ -107,4 +123,5 @@ class Preparation:
                 numbers_B, positions, seed=config.optimizer.seed, purpose=purpose, fraction=config.model.mask_fraction
             )
         low_BP = None if self._reduce is None else self._reduce(tokens_BT)
-        return Inputs(tokens_BT=tokens_BT, condition=Condition(labels_B=labels_B, low_BP=low_BP), masked_BT=masked_BT)
+        condition = Condition(labels_B=labels_B, low_BP=low_BP, start_offsets_BC=offsets_BC)
+        return Inputs(tokens_BT=tokens_BT, condition=condition, masked_BT=masked_BT)

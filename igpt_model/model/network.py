@@ -32,12 +32,15 @@ class Condition:
     """Class numbers, int64, for a class-conditional model."""
     low_BP: Tensor | None = None
     """Tokens of the small images, int64, for a super-resolution model."""
+    start_offsets_BC: Tensor | None = None
+    """While training: added to the start vectors, float32, to tell how an image was augmented."""
 
     def rows(self, which: slice | Tensor) -> "Condition":
         """The conditions of a subset of the images."""
         return Condition(
             labels_B=None if self.labels_B is None else self.labels_B[which],
             low_BP=None if self.low_BP is None else self.low_BP[which],
+            start_offsets_BC=None if self.start_offsets_BC is None else self.start_offsets_BC[which],
         )
 
 
@@ -213,10 +216,14 @@ class ImageGPT(nn.Module):
     def _starts(self, batch: int, condition: Condition) -> Tensor:
         """The start vector of each image, [B, C]."""
         if self.config.classes is None:
-            return self.start.expand(batch, -1)
-        if condition.labels_B is None:
+            starts_BC = self.start.expand(batch, -1)
+        elif condition.labels_B is None:
             raise IgptError("this model is class-conditional: give the classes of the images as labels_B")
-        return self.class_starts(condition.labels_B)
+        else:
+            starts_BC = self.class_starts(condition.labels_B)
+        if condition.start_offsets_BC is None:
+            return starts_BC
+        return starts_BC + condition.start_offsets_BC.to(starts_BC.dtype)
 
     def embed_next(self, tokens_B: Tensor, position: int | Tensor) -> Tensor:
         """The input that predicts the pixel at `position` >= 1, from the token before it; [B, 1, C].

@@ -57,9 +57,9 @@ def test_the_name_of_a_run_is_decided_by_model_data_and_optimizer_alone() -> Non
             continue
         decides = section in ("model", "data", "optimizer") and field not in ("dataset", "snapshot")
         decides = decides or field == "use_gpu"  # by the precision that it stands for
-        decides = decides and field != "augmented_share"  # nothing is augmented here
+        decides = decides and field not in ("augmented_share", "tell_augmentation")  # nothing is augmented here
         assert (other.run_name("a") != name) == decides, field
-    assert len(seen) == 56
+    assert len(seen) == 57
     assert BASE.run_name("b") != name, "the dataset counts by its contents"
 
 
@@ -100,8 +100,9 @@ def tf32_flag() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("augmentation", [{"flip": True}, {"crop_padding": 1}])
-def test_steps_without_augmentation_count_where_others_have_some(augmentation: dict[str, Any]) -> None:
-    part = BASE.with_fields(augmented_share=0.5)
+@pytest.mark.parametrize("field", [{"augmented_share": 0.5}, {"tell_augmentation": True}])
+def test_how_images_are_augmented_counts_where_they_are(field: dict[str, Any], augmentation: dict[str, Any]) -> None:
+    part = BASE.with_fields(**field)
     for name in (PretrainConfig.run_name, PretrainConfig.flat_run_name):
         assert name(part, "a") == name(BASE, "a")
         assert name(part.with_fields(**augmentation), "a") != name(BASE.with_fields(**augmentation), "a")
@@ -142,7 +143,7 @@ def test_a_gpu_computes_in_bfloat16_compiled_unless_told_otherwise(
 def test_names_of_fields_are_unique_over_the_sections() -> None:
     """Required for reading the flat form."""
     names = [name for section in asdict(BASE).values() for name in section]
-    assert len(set(names)) == len(names) == 56
+    assert len(set(names)) == len(names) == 57
     assert not set(names) & {field.name for field in fields(PretrainConfig)}
 
 
@@ -179,6 +180,10 @@ def test_a_field_stands_in_one_place(given: dict, expected: str) -> None:
         (lambda: BASE.with_fields(runs=""), "runs is empty"),
         (lambda: BASE.with_fields(global_batch=1), "global_batch 1 is smaller than workers 2"),
         (lambda: BASE.with_fields(min_workers=3), "min_workers is 3: it must not be above workers 2"),
+        (
+            lambda: BASE.with_fields(objective="masked", tell_augmentation=True),
+            "tell_augmentation is set and objective is masked",
+        ),
         (lambda: BASE.with_fields(keep_every=300), "keep_every is 300: it must be a multiple of checkpoint_every 250"),
         (lambda: BASE.with_fields(hang_seconds=300.0), "hang_seconds is 300: it must be above upload_seconds 300"),
         (lambda: GateConfig(min_probe_accuracy=1.5), "min_probe_accuracy is 1.5: it must be from 0 to 1"),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from igpt_model.data.augment import augment, every_augmentation
+from igpt_model.data.augment import augment, every_augmentation, start_offsets
 from pipeline.images import palette
 from tests.igpt_model.conftest import SIDE
 
@@ -52,6 +52,21 @@ def test_every_augmentation_is_what_augment_draws_from(
         many = tokens[number].expand(1000, -1)
         drawn = augment(many, torch.arange(1000), seed=3, flip=flip, crop_padding=padding)
         assert {tuple(way.tolist()) for way in drawn} == possible
+
+
+@pytest.mark.parametrize(("flip", "padding"), [(True, 0), (False, 1), (True, 2)])
+def test_a_model_is_told_each_augmentation_by_an_offset_of_its_own(flip: bool, padding: int) -> None:
+    numbers = torch.arange(2000)
+    positions = torch.arange(SIDE**2).expand(len(numbers), -1)
+    made = augment(positions, numbers, seed=7, flip=flip, crop_padding=padding)
+    offsets = start_offsets(numbers, 512, seed=7, flip=flip, crop_padding=padding)
+    ways = {tuple(way.tolist()): offset for way, offset in zip(made, offsets, strict=True)}
+    for way, offset in zip(made, offsets, strict=True):
+        assert torch.equal(ways[tuple(way.tolist())], offset)
+    assert len({tuple(offset.tolist()) for offset in ways.values()}) == len(ways) == (1 + flip) * (2 * padding + 1) ** 2
+    assert not ways[tuple(range(SIDE**2))].any(), "an image as it is has the start vector itself"
+    others = torch.stack([offset for offset in ways.values() if offset.any()])
+    assert 0.25 < others.std() < 0.35
 
 
 def sequences(pictures: np.ndarray, table: np.ndarray) -> torch.Tensor:

@@ -74,6 +74,28 @@ def test_the_last_steps_see_the_images_as_they_are(
             assert np.array_equal(made.numpy(), images.tokens_NT[rows]) == (step >= 6)
 
 
+def test_a_model_is_told_how_images_were_augmented_while_they_are(
+    pictures: np.ndarray, colours: np.ndarray, table: np.ndarray
+) -> None:
+    fields = {"crop_padding": 1, "steps": 9, "global_batch": 40, "augmented_share": 0.66, "tell_augmentation": True}
+    config = PretrainConfig.from_fields(runs="r", preset="tiny", **fields)
+    model = config.model.for_images(resolution=SIDE, colours=64, classes=3)
+    images = images_of(pictures, table)
+
+    def offsets(config: PretrainConfig, position: int) -> torch.Tensor | None:
+        preparation = Preparation(config, model, colours, torch.device("cpu"))
+        made = preparation.for_training(preparation.on_host(images), position)
+        return made.condition.start_offsets_BC
+
+    told = offsets(config, 0)
+    assert told is not None and told.shape == (len(images.labels_N), model.width) and told.any()
+    assert offsets(config, 6 * 40) is None and offsets(config.with_fields(tell_augmentation=False), 0) is None
+    assert offsets(config.with_fields(crop_padding=0), 0) is None
+    preparation = Preparation(config, model, colours, torch.device("cpu"))
+    held_out = preparation.for_evaluation(preparation.on_host(images), np.arange(len(images.labels_N)))
+    assert held_out.condition.start_offsets_BC is None
+
+
 def test_images_without_a_class_are_refused_by_a_class_conditional_model(
     pictures: np.ndarray, colours: np.ndarray, table: np.ndarray
 ) -> None:

@@ -95,6 +95,16 @@ def test_a_class_changes_every_pixel_and_is_needed() -> None:
         model(tokens)
 
 
+def test_an_offset_of_the_start_vector_changes_every_pixel_of_its_image(model: ImageGPT) -> None:
+    tokens_BT = torch.zeros(3, model.config.positions, dtype=torch.int64)
+    offsets_BC = torch.zeros(3, model.config.width)
+    offsets_BC[2] = 1
+    condition = Condition(start_offsets_BC=offsets_BC)
+    plain, told = model(tokens_BT), model(tokens_BT, condition)
+    assert torch.equal(told[:2], plain[:2]) and (told[2] != plain[2]).any(-1).all()
+    assert torch.equal(model(tokens_BT[2:], condition.rows(slice(2, 3))), told[2:])
+
+
 def test_the_small_image_is_seen_by_every_pixel_and_needed() -> None:
     model, tokens, low = make(UPSCALING), some_tokens(), some_tokens(5, 4)
     for place in range(4):

@@ -94,6 +94,7 @@ KINDS = {
     "plain": {},
     "masked, averaged, micro batches": {"objective": "masked", "ema_decay": 0.9, "micro_batch": 5},
     "by class, augmented": {"class_conditional": True, "flip": True, "crop_padding": 1},
+    "told how it is augmented": {"tell_augmentation": True, "crop_padding": 1, "augmented_share": 0.8},
     "upscaling, recomputed activations": {"low_resolution": 4, "activation_checkpointing": True},
     "bfloat16": {"precision": "bfloat16"},
     "muon": {"optim": "muon", "weight_decay": 0.1},
