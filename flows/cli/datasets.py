@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.cli import dataset_export, dataset_tables, near_duplicates
+from flows.cli import dataset_export, dataset_tables, lifecycle, near_duplicates
 from flows.cli.options import ConfigFile, Dataset, Home, Json, Number, Overrides, finite, prepare
 from flows.services import preflight, settings
 from flows.terminal.console import Reporter, console
@@ -35,6 +35,7 @@ app = typer.Typer(
 app.add_typer(dataset_tables.app)
 app.add_typer(near_duplicates.app)
 app.add_typer(dataset_export.app)
+app.add_typer(lifecycle.app)
 
 _NAMED = 20  # shards or images of a kind that are named in text; --json names all
 

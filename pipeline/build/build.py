@@ -14,7 +14,7 @@ from pipeline.build.decode_rows import current_rule
 from pipeline.build.fit_palette import fit_palette
 from pipeline.build.plan import Plan, Planner
 from pipeline.build.quarantine import SmallerQuarantine
-from pipeline.build.run_plan import check_counts, make_shards, sort_shards
+from pipeline.build.run_plan import check_counts, make_shards
 from pipeline.build.shard_tasks import ShardResult
 from pipeline.build.source_state import SourceState, read_source_state
 from pipeline.config import DatasetConfig
@@ -22,7 +22,7 @@ from pipeline.dataset import record, snapshot
 from pipeline.dataset.keys import match
 from pipeline.dataset.publish import commit
 from pipeline.dataset.record import Publisher
-from pipeline.dataset.snapshot import Snapshot
+from pipeline.dataset.snapshot import Snapshot, sort_shards
 from pipeline.errors import IgptError
 from pipeline.images import palette
 from pipeline.progress import Progress, silent

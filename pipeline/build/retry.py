@@ -9,14 +9,14 @@ from pipeline.build.count_pixels import PixelDifference
 from pipeline.build.decode_rows import current_rule
 from pipeline.build.plan import Planner
 from pipeline.build.quarantine import Retried
-from pipeline.build.run_plan import check_counts, make_shards, sort_shards
+from pipeline.build.run_plan import check_counts, make_shards
 from pipeline.build.source_state import SourceState, read_source_state
 from pipeline.config import DatasetConfig
 from pipeline.dataset import index
 from pipeline.dataset.keys import match, source_digest
 from pipeline.dataset.publish import commit
 from pipeline.dataset.record import Publisher
-from pipeline.dataset.snapshot import SCHEMA, Snapshot
+from pipeline.dataset.snapshot import SCHEMA, Snapshot, sort_shards
 from pipeline.errors import IgptError
 from pipeline.progress import Progress, silent
 from pipeline.store import lease, presence

@@ -14,7 +14,7 @@ from pipeline.build.source_state import SourceState
 from pipeline.cluster import tasks
 from pipeline.config import DatasetConfig
 from pipeline.dataset import index
-from pipeline.dataset.snapshot import SPLITS, ShardEntry, Snapshot
+from pipeline.dataset.snapshot import Snapshot
 from pipeline.errors import IgptError
 from pipeline.images.palette_table import lookup_table
 from pipeline.progress import Progress
@@ -122,8 +122,3 @@ def check_counts(new: Snapshot, images_in: int, config: DatasetConfig) -> None:
             f"{config.raw}: no image is left to train on of {images_in} ({reasons or 'all are held out'}); see "
             f"{new.dataset}/quarantine, nothing was published"
         )
-
-
-def sort_shards(entries: Sequence[ShardEntry]) -> tuple[ShardEntry, ...]:
-    """Shards in the order of a manifest: by split, then by number."""
-    return tuple(sorted(entries, key=lambda entry: (SPLITS.index(entry.split), entry.number, entry.name)))

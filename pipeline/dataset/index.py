@@ -83,6 +83,28 @@ def metadata_of(data: bytes) -> dict[str, Any]:
     return json.loads((pq.read_schema(io.BytesIO(data)).metadata or {})[_METADATA_KEY])
 
 
+def from_bytes(data: bytes) -> pa.Table:
+    """A whole index or quarantine from the bytes of its file."""
+    return pq.ParquetFile(io.BytesIO(data)).read()
+
+
+def _fields(table: pa.Table) -> dict[str, Any]:
+    """The JSON metadata of a table; empty where it has none."""
+    return json.loads((table.schema.metadata or {}).get(_METADATA_KEY, b"{}"))
+
+
+def has_relative_addresses(table: pa.Table) -> bool:
+    """Whether the addresses of a table are relative to the root of the raw images."""
+    return bool(_fields(table).get(_FORMAT, 0) >= _RELATIVE_FORMAT)
+
+
+def with_metadata(table: pa.Table, *, relative: bool = False, **fields: object) -> pa.Table:
+    """A table with the format that it has, and other fields in its metadata; `relative`: with relative addresses."""
+    known = {name: value for name, value in _fields(table).items() if name == _FORMAT}
+    known |= {_FORMAT: _RELATIVE_FORMAT} if relative else {}
+    return table.replace_schema_metadata({_METADATA_KEY: json.dumps({**known, **fields}, sort_keys=True).encode()})
+
+
 def read(dataset: str, path: str, columns: Sequence[str] | None = None) -> pa.Table:
     """Read an index or a quarantine of a dataset. Raises FileNotFoundError when it does not exist.
 
@@ -106,8 +128,7 @@ def with_addresses(table: pa.Table, record: Record | None) -> pa.Table:
     """
     if record is None:
         return table
-    fields = json.loads((table.schema.metadata or {}).get(_METADATA_KEY, b"{}"))
-    relative = fields.get(_FORMAT, 0) >= _RELATIVE_FORMAT
+    relative = has_relative_addresses(table)
     for name in ("uri", "url"):
         if name in table.column_names:
             addresses = [record.address(address, relative=relative) for address in table[name].to_pylist()]

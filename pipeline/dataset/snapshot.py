@@ -7,7 +7,7 @@ same data.
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -234,6 +234,11 @@ class Snapshot:
         """
         name = self.pixel_counts.get(split)
         return None if name is None else pixel_counts.read(self.dataset, name)
+
+
+def sort_shards(entries: Sequence[ShardEntry]) -> tuple[ShardEntry, ...]:
+    """Shards in the order of a manifest: by split, then by number."""
+    return tuple(sorted(entries, key=lambda entry: (SPLITS.index(entry.split), entry.number, entry.name)))
 
 
 def palette_path(sha256: str) -> str:

@@ -1,16 +1,15 @@
 """Publish a snapshot without some of its images, which go into quarantine; their shards are written anew."""
 
-import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.dataset import index, pixel_counts, record, shards, snapshot
-from pipeline.dataset.decoding import FIRST_RULE
+from pipeline.dataset.lifecycle.assemble import rules
 from pipeline.dataset.publish import commit
 from pipeline.dataset.record import Publisher
 from pipeline.dataset.shards import ShardView
@@ -18,8 +17,6 @@ from pipeline.dataset.snapshot import SCHEMA, ShardEntry, Snapshot
 from pipeline.errors import IgptError
 from pipeline.hashing import sha256
 from pipeline.store import lease, objects, presence
-
-_METADATA_KEY = b"igpt"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,9 +85,9 @@ def _without(newest: Snapshot, shard: ShardEntry, details: Mapping[str, str], re
         "rejected": dict(sorted((Counter(shard.rejected) + Counter({reason: len(dropped)})).items())),
         "quarantine": name,
         "quarantine_sha256": sha256(quarantine),
-        "decoding": _rules(remaining),
+        "decoding": rules(remaining),
     }
-    rows = index.table_to_bytes(_with_metadata(remaining, table, entry=entry))
+    rows = index.table_to_bytes(index.with_metadata(remaining, entry=entry))
     written = ShardEntry.from_fields(entry, index_sha256=sha256(rows))
     for path, content in ((written.path, tar), (str(written.quarantine_path), quarantine), (written.index_path, rows)):
         objects.write_bytes(objects.join(dataset, path), content)
@@ -114,19 +111,5 @@ def _quarantine(
     schema = pa.schema([*index.QUARANTINE, *kept_columns])
     rows = [{**row, "reason": reason, "detail": details[row["key"]]} for row in dropped]
     columns = [{name: row.get(name) for name in schema.names} for row in (*before, *rows)]
-    return index.table_to_bytes(_with_metadata(pa.Table.from_pylist(columns, schema=schema), table))
-
-
-def _with_metadata(table: pa.Table, like: pa.Table, **fields: object) -> pa.Table:
-    """A table with the format of another one, in which addresses are written, and with more fields."""
-    known = json.loads((like.schema.metadata or {}).get(_METADATA_KEY, b"{}"))
-    known.pop("entry", None)
-    return table.replace_schema_metadata({_METADATA_KEY: json.dumps({**known, **fields}, sort_keys=True).encode()})
-
-
-def _rules(table: pa.Table) -> list[dict[str, Any]]:
-    """How many images of an index were decoded by which rule."""
-    first = asdict(FIRST_RULE)
-    rules = Counter((row.get("rule", first["rule"]), row.get("pillow", first["pillow"])) for row in table.to_pylist())
-    ordered = sorted(rules.items(), key=lambda item: (item[0][0], item[0][1] or ""))
-    return [{"rule": rule, "pillow": pillow, "images": count} for (rule, pillow), count in ordered]
+    quarantine = pa.Table.from_pylist(columns, schema=schema)
+    return index.table_to_bytes(index.with_metadata(quarantine, relative=index.has_relative_addresses(table)))

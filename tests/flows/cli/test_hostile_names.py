@@ -131,6 +131,7 @@ COMMANDS = (
     "score {} --model m", "complete a.png --model {} -o {}.png", "sample --model {} -o {}", "convert {} out",
     "config {}", "demo --raw {}", "pretrain preset={}", "probe {}=1", "deploy --file {}", "deploy {} --check",
     "{}", "dataset {}", "status --{}", "status --home {}", "dataset ls d --json --home {}", "down --home {}",
+    "dataset expire {} --keep 1 --even-used", "dataset expire d --days {}", "dataset compact {} --dry-run",
     "dataset gc d --min-age-hours {}", "runs resume {}", "models show {}", "refresh {}",
 )  # fmt: skip
 

@@ -9,7 +9,7 @@ import pytest
 from pipeline.build import run_plan
 from pipeline.build.count_pixels import PixelDifference
 from pipeline.build.plan import ShardPlan
-from pipeline.build.run_plan import check_counts, make_shards, sort_shards
+from pipeline.build.run_plan import check_counts, make_shards
 from pipeline.build.shard_tasks import ShardResult
 from pipeline.build.source_state import read_source_state
 from pipeline.config import DatasetConfig
@@ -47,12 +47,6 @@ def test_a_snapshot_without_training_images_is_refused(tmp_path: Path) -> None:
     new = make(tmp_path, shards=(replace(entry("test", 0), rejected={}),))
     with pytest.raises(IgptError, match="no image is left to train on"):
         check_counts(new, 4, CONFIG)
-
-
-def test_shards_are_in_the_order_of_splits_and_numbers() -> None:
-    ordered = [entry(split, number) for split in ("train", "validation", "test") for number in (0, 2, 10)]
-    shuffled = [ordered[number] for number in np.random.default_rng(0).permutation(9)]
-    assert sort_shards(shuffled) == tuple(ordered)
 
 
 @pytest.mark.usefixtures("without_cluster")

@@ -10,7 +10,7 @@ import pytest
 from pipeline.dataset import snapshot
 from pipeline.dataset.decoding import Decoding
 from pipeline.dataset.publish import commit
-from pipeline.dataset.snapshot import ShardEntry, Snapshot
+from pipeline.dataset.snapshot import ShardEntry, Snapshot, sort_shards
 from pipeline.errors import IgptError
 from pipeline.images import palette
 from pipeline.store import objects
@@ -196,3 +196,9 @@ def test_a_manifest_in_parts_says_to_upgrade(tmp_path: Path) -> None:
     assert json.loads(make(tmp_path).to_bytes())["parts"] == []
     with pytest.raises(IgptError, match="in parts, which this version does not read; upgrade igpt-pipeline"):
         Snapshot.from_bytes(changed(make(tmp_path).to_bytes(), parts=["parts/0.json"]), "a dataset")
+
+
+def test_shards_are_in_the_order_of_splits_and_numbers() -> None:
+    ordered = [entry(split, number) for split in ("train", "validation", "test") for number in (0, 2, 10)]
+    shuffled = [ordered[number] for number in np.random.default_rng(0).permutation(9)]
+    assert sort_shards(shuffled) == tuple(ordered)
