@@ -87,6 +87,8 @@ def _besides(planned: PlannedBuild, *, kept: bool) -> list[str]:
     parts = []
     if planned.moved_from is not None:
         parts.append(f"the raw images moved here from {planned.moved_from}, their addresses follow")
+    if planned.erased:
+        parts.append(f"{planned.erased:,} images were erased from the dataset and are left out")
     if planned.recovered:
         parts.append(f"{planned.recovered:,} images refused by an older rule are accepted now")
     if planned.older_images and kept:

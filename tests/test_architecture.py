@@ -66,6 +66,7 @@ ORDER = {
             "build_dataset",
             "pretrain",
             "report",
+            "erase",
             "probe",
             "probe_checkpoints",
             "earlier_runs",
@@ -86,7 +87,10 @@ PURE_PIPELINE = {
 }
 WITH_MLFLOW = {
     *("igpt_model/registry/client.py", "igpt_model/registry/register.py", "igpt_model/registry/serving.py"),
-    *(f"igpt_model/tracking/{name}.py" for name in ("runs", "curve_logger", "deleted_runs")),
+    *(
+        f"igpt_model/tracking/{name}.py"
+        for name in ("runs", "curve_logger", "deleted_runs", "erased_pictures", "trained_on")
+    ),
     "igpt_model/registry/short_answers.py",
     "flows/serving/replica.py",
     "flows/playground/worker.py",

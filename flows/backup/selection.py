@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from igpt_model.runs import attempts, checkpoint
 from igpt_model.runs import record as run_record
-from pipeline.dataset import record, snapshot
+from pipeline.dataset import erasures, record, snapshot
 from pipeline.errors import IgptError
 from pipeline.store import bulk, objects
 from pipeline.store.objects import StoredFile
@@ -68,6 +68,8 @@ def _dataset(dataset: str, files: Mapping[str, StoredFile]) -> Selected:
         paths = (*manifest.paths, *(() if beside is None else (record.path_of(number), *beside.paths)))
         wanted.update(dict.fromkeys(objects.join(dataset, path) for path in paths))
         wanted[objects.join(dataset, snapshot.snapshot_path(number))] = None
+    # What was erased stays out of the builds after a restore.
+    wanted.update(dict.fromkeys(url for url in files if url.startswith(f"{dataset}/{erasures.FOLDER}/")))
     wanted[latest_url] = None
     selected = [files.get(url) or _listed_late(url) for url in wanted]
     return Selected(

@@ -10,7 +10,7 @@ import io
 import json
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,6 +22,8 @@ from igpt_model.model.bundle import ModelBundle
 from pipeline.dataset.snapshot import ShardEntry
 from pipeline.images import palette
 from pipeline.store import objects, presence
+
+_CHECKSUM_LENGTH = 24  # characters of a shard's checksum in the names of its features
 
 
 def network_digest(bundle: ModelBundle) -> str:
@@ -60,7 +62,9 @@ class FeatureCache:
     def file(self, shard: ShardEntry, rows: int, layer: int) -> str:
         """The file with the features of the first `rows` labelled images of a shard."""
         pooling = "" if self.pooling == "mean" else f"-{self.pooling}"
-        return objects.join(self._folder, f"{shard.sha256[:24]}-{rows}", f"layer-{layer:02d}{pooling}.npy")
+        return objects.join(
+            self._folder, f"{shard.sha256[:_CHECKSUM_LENGTH]}-{rows}", f"layer-{layer:02d}{pooling}.npy"
+        )
 
     def missing(self, calls: list[tuple[ShardEntry, int]]) -> list[tuple[ShardEntry, int]]:
         """The (shard, rows) pairs that lack a layer in the cache."""
@@ -133,6 +137,27 @@ def find_old(url: str, min_seconds: float) -> list[OldFeatures]:
         for network, files in of_network.items()
         if now - max(file.modified for file in files) > min_seconds
     ]
+
+
+def remove_of_shards(url: str, checksums: Collection[str]) -> int:
+    """Remove the features of shards by their SHA-256, of all networks; returns the number of files.
+
+    Raises IgptError, and removes nothing, while a probe uses the cache.
+    """
+    beginnings = {checksum[:_CHECKSUM_LENGTH] for checksum in checksums}
+    prefix = len(url.rstrip("/")) + 1
+
+    def of_them() -> list[str]:
+        paths = ((file.url, file.url[prefix:].split("/")) for file in objects.list_files(url))
+        return [found for found, parts in paths if len(parts) > 2 and parts[1].partition("-")[0] in beginnings]
+
+    if not of_them():
+        return 0
+    with presence.collecting(url):
+        files = of_them()
+        for file in files:
+            objects.delete(file)
+    return len(files)
 
 
 def remove_old(url: str, min_seconds: float) -> Sequence[OldFeatures]:

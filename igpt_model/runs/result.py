@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from igpt_model.config import PretrainConfig
 from igpt_model.runs.checkpoint import TrainingState, with_snapshot_digest
+from pipeline.dataset import erasures
 from pipeline.dataset.snapshot import Snapshot
 from pipeline.errors import IgptError
 from pipeline.store import objects
@@ -66,6 +67,16 @@ def check_same_data(trained: TrainingState | TrainResult, snapshot: Snapshot, ru
             f"{snapshot.palette_sha256[:12]}; use the dataset it was trained on, or another name or runs folder"
         )
     if not snapshot.is_known_as(trained.snapshot_digest):
+        known = trained.snapshot_digest
+        why = erasures.why_gone(
+            snapshot.dataset,
+            lambda fields: any(known in changed["old_digests"] for changed in fields["snapshots"]),
+        )
+        if why is not None:
+            raise IgptError(
+                f"{run}: it was trained on the content {known[:12]}, which is no more: {why}; begin a run of "
+                "another name"
+            )
         raise IgptError(
             f"{run}: it was trained on the snapshot with digest {trained.snapshot_digest[:12]}, this one has "
             f"{snapshot.content_digest[:12]}; give that snapshot's number, or another name or runs folder"

@@ -28,10 +28,14 @@ class Training:
         return data.is_known_as(self.digest) if self.digest is not None else data.number == self.snapshot
 
 
-def find(dataset: str, runs: Iterable[str], registry: Registry) -> list[Training]:
-    """All versions and runs that were trained on any snapshot of a dataset. Raises IgptError as the registry does."""
+def find(dataset: str, runs: Iterable[str], registry: Registry | None) -> list[Training]:
+    """All versions and runs that were trained on any snapshot of a dataset; without a registry, no versions.
+
+    Raises IgptError as the registry does.
+    """
     dataset = objects.absolute(dataset)
-    return [*_versions(dataset, registry), *(one for root in runs for one in _runs(dataset, objects.absolute(root)))]
+    versions = () if registry is None else _versions(dataset, registry)
+    return [*versions, *(one for root in runs for one in _runs(dataset, objects.absolute(root)))]
 
 
 def _versions(dataset: str, registry: Registry) -> Iterator[Training]:

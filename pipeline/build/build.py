@@ -18,7 +18,7 @@ from pipeline.build.run_plan import check_counts, make_shards
 from pipeline.build.shard_tasks import ShardResult
 from pipeline.build.source_state import SourceState, read_source_state
 from pipeline.config import DatasetConfig
-from pipeline.dataset import record, snapshot
+from pipeline.dataset import index, record, snapshot
 from pipeline.dataset.keys import match
 from pipeline.dataset.publish import commit
 from pipeline.dataset.record import Publisher
@@ -65,6 +65,8 @@ class PlannedBuild:
     """Whether those images are made anew."""
     moved_from: str | None = None
     """Where the raw images were for the parent, if that was elsewhere."""
+    erased: int = 0
+    """Number of raw images that are still there and were erased from the dataset."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,6 +202,7 @@ class _Build:
             )
         pixels = PixelDifference()
         with exclusively(state.dataset) as fence, presence.building(state.dataset):
+            state.check_erasures()
             objects.write_bytes(
                 objects.join(state.dataset, snapshot.palette_path(sha256)), palette.to_bytes(palette_K3)
             )
@@ -217,11 +220,24 @@ class _Build:
                 remade=plan.remade,
             )
             self._lap("shards")
-            new = self._snapshot(plan, results, sha256, len(palette_K3))
-            check_counts(new, len(state.rows), self._config)
+            erased = [key for result in results for key in result.erased]
+            new = self._snapshot(plan, results, sha256, len(palette_K3), state.source_digest_without(erased))
+            if erased and state.parent is not None and _is_the_same(new, state.parent):
+                # All that is new are copies of erased images: nothing is to be published.
+                state.keep_out(erased, fence)
+                return BuildResult(
+                    snapshot=state.parent,
+                    planned=replace(planned, plan=None),
+                    shards_reused=0,
+                    images_taken_over=0,
+                    seconds=self.seconds,
+                    task_seconds={},
+                )
+            check_counts(new, len(state.rows) - len(erased), self._config)
             base, dropped = (state.parent, plan.drop) if self._is_rerun(sha256) else (None, ())
             new = replace(new, pixel_counts=pixels.write(new, base, dropped, self._progress))
             state.write_seen()
+            state.keep_out(erased, fence)
             commit(new, fence, state.next_record(publisher, refused_by=self._rule))
             self._lap("commit")
         return BuildResult(
@@ -240,6 +256,7 @@ class _Build:
         if new == known:
             return
         with exclusively(state.dataset) as fence, presence.building(state.dataset):
+            state.check_erasures()
             state.write_seen()
             if fence is not None:
                 fence.check()
@@ -285,6 +302,7 @@ class _Build:
             rule=str(self._rule),
             remake=self._wishes.remake,
             moved_from=self._state.moved_from,
+            erased=self._state.listing.erased,
         )
 
     def _plan(self, palette_sha256: str) -> Plan | None:
@@ -362,9 +380,12 @@ class _Build:
             )
         return None
 
-    def _snapshot(self, planned: Plan, results: Sequence[ShardResult], sha256: str, colours: int) -> Snapshot:
+    def _snapshot(
+        self, planned: Plan, results: Sequence[ShardResult], sha256: str, colours: int, source_digest: str
+    ) -> Snapshot:
         state, config = self._state, self._config
-        entries = [*planned.keep, *(result.entry for result in results)]
+        made = [result.entry for result in results if index.accounted(result.entry) or not result.erased]
+        entries = [*planned.keep, *made]
         return Snapshot(
             number=1,
             parent=None,
@@ -373,10 +394,14 @@ class _Build:
             palette_sha256=sha256,
             colours=colours,
             config=config.fingerprint(),
-            source_digest=state.source_digest,
+            source_digest=source_digest,
             shards=sort_shards(entries),
             dataset=state.dataset,
         ).following(state.parent)
+
+
+def _is_the_same(new: Snapshot, parent: Snapshot) -> bool:
+    return (new.content_digest, new.source_digest) == (parent.content_digest, parent.source_digest)
 
 
 def _given_palette(config: DatasetConfig) -> np.ndarray:

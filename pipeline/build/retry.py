@@ -13,7 +13,7 @@ from pipeline.build.run_plan import check_counts, make_shards
 from pipeline.build.source_state import SourceState, read_source_state
 from pipeline.config import DatasetConfig
 from pipeline.dataset import index
-from pipeline.dataset.keys import match, source_digest
+from pipeline.dataset.keys import Keys, match, source_digest
 from pipeline.dataset.publish import commit
 from pipeline.dataset.record import Publisher
 from pipeline.dataset.snapshot import SCHEMA, Snapshot, sort_shards
@@ -57,39 +57,48 @@ def retry_failed(
         if not result.recovered:
             return result
         with lease.hold(state.dataset) as held, presence.building(state.dataset):
-            new = _recover(state, parent, retried, config, progress)
+            state.check_erasures()
+            new = _recover(state, parent, retried, config, progress, held.fence)
             state.write_seen()
             commit(new, held.fence, state.next_record(publisher or Publisher(), refused_by=current_rule()))
         return replace(result, snapshot=new)
 
 
 def _recover(
-    state: SourceState, parent: Snapshot, retried: Retried, config: DatasetConfig, progress: Progress
+    state: SourceState,
+    parent: Snapshot,
+    retried: Retried,
+    config: DatasetConfig,
+    progress: Progress,
+    fence: lease.Fence,
 ) -> Snapshot:
     """Write the recovered rows into new shards and remove them from quarantine; returns the snapshot to commit."""
     planner = Planner(state.rows, state.splits, config, config.recipe_digest(parent.palette_sha256))
     plans = planner.append(retried.rows, parent.shards)
     pixels = PixelDifference()
     results = make_shards(state, plans, config, parent.palette(), pixels, progress, tolerant=True)
+    erased = [key for result in results for key in result.erased]
     smaller = quarantine.without(parent, retried)
     quarantine.write(parent.dataset, smaller)
     new = replace(
         parent,
         classes=state.classes,
-        source_digest=_digest(state, parent, retried.rows),
+        source_digest=_digest(state, parent, retried.rows, erased),
         shards=sort_shards([*(shard.entry for shard in smaller), *(result.entry for result in results)]),
         schema=SCHEMA,
         scans=(),
     ).following(parent)
-    check_counts(new, len(state.parent_rows), config)
+    check_counts(new, len(state.parent_rows) - len(erased), config)
+    state.keep_out(erased, fence)
     return replace(new, pixel_counts=pixels.write(new, parent, (), progress))
 
 
-def _digest(state: SourceState, parent: Snapshot, rows: np.ndarray) -> str:
+def _digest(state: SourceState, parent: Snapshot, rows: np.ndarray, erased: list[str]) -> str:
     """source_digest of the new snapshot: the parent's images, the recovered ones with current versions and splits."""
     before = state.parent_rows
     splits = index.splits_of(parent, before)
     versions = before.versions.copy()
     positions = match(state.rows.keys.take(rows), before.keys)
     versions[positions], splits[positions] = state.rows.versions[rows], state.splits[rows]
-    return source_digest(before.keys, versions, splits)
+    kept = np.setdiff1d(np.arange(len(before)), match(Keys.of(erased), before.keys))
+    return source_digest(before.keys.take(kept), versions[kept], splits[kept])

@@ -56,16 +56,16 @@ def make_shards(
             )
             for task in shard_tasks(state, plans, tolerant)
         ),
-        shared=(config, lookup_table(palette_K3)),
+        shared=(config, lookup_table(palette_K3), state.tombstones),
         after_crash=lambda call: (replace(call[0], isolated=True),),
     )
     results: dict[int, ShardResult] = {}
     images_done = 0
     for number, result in finished:
         wanted = len(plans[number].rows)
-        if index.accounted(result.entry) != wanted:
+        if (accounted := index.accounted(result.entry) + len(result.erased)) != wanted:
             raise IgptError(
-                f"{state.dataset}: shard {result.entry.name} accounts for {index.accounted(result.entry)} of {wanted} "
+                f"{state.dataset}: shard {result.entry.name} accounts for {accounted} of {wanted} "
                 f"images; delete {result.entry.index_path} and run the build again"
             )
         results[number] = pixels.collect(result, plans[number].replaces)

@@ -15,8 +15,9 @@ import pyarrow as pa
 
 from pipeline.build.decode_rows import Stopwatch, current_rule, decode_rows
 from pipeline.config import DatasetConfig
-from pipeline.dataset import index, kept_columns, pixel_counts, shards
+from pipeline.dataset import erasures, index, kept_columns, pixel_counts, shards
 from pipeline.dataset.decoding import FIRST_RULE
+from pipeline.dataset.erasures import Tombstones
 from pipeline.dataset.record import relative_address
 from pipeline.dataset.snapshot import ShardEntry
 from pipeline.hashing import sha256
@@ -67,20 +68,25 @@ class ShardResult:
     """Number of images whose samples were copied from the replaced shard."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Time by step: read (waiting for data), decode, quantize, write."""
+    erased: tuple[str, ...] = ()
+    """Keys of images that are left out, because their bytes are those of erased ones."""
     added_pixels: np.ndarray | None = None
     """Pixel counts of the shard less those of the one that it replaces, int64 [T, K]; None: not counted."""
 
 
-def make_shard(task: ShardTask, config: DatasetConfig, table: np.ndarray) -> ShardResult:
+def make_shard(
+    task: ShardTask, config: DatasetConfig, table: np.ndarray, without: Tombstones = erasures.NONE
+) -> ShardResult:
     """Make one shard from the rows of a listing, in their order, and put it into the dataset with its index.
 
-    `table` is the palette's lookup table, uint16 [2^24]. Raises SourceChangedError for an image that changed since it
-    was listed, and IgptError when the store does not respond.
+    `table` is the palette's lookup table, uint16 [2^24]; what has bytes in `without` was erased, and is left out.
+    Raises SourceChangedError for an image that changed since it was listed, and IgptError when the store does not
+    respond.
     """
     finished = _finished(task)
     if finished is not None:
         return finished
-    return _Shard(task, config).make(table)
+    return _Shard(task, config, without).make(table)
 
 
 def _finished(task: ShardTask) -> ShardResult | None:
@@ -98,8 +104,9 @@ def _finished(task: ShardTask) -> ShardResult | None:
 class _Shard:
     """A shard in the making: for each row a rejection, or its tokens and its row of the index."""
 
-    def __init__(self, task: ShardTask, config: DatasetConfig) -> None:
-        self._task, self._config = task, config
+    def __init__(self, task: ShardTask, config: DatasetConfig, without: Tombstones) -> None:
+        self._task, self._config, self._without = task, config, without
+        self._erased: list[str] = []  # keys
         self._listing: list[dict[str, Any]] = task.listing.to_pylist()
         self._rows = {listed["key"]: row for row, listed in enumerate(self._listing)}
         count, side = len(self._listing), config.resolution
@@ -133,6 +140,9 @@ class _Shard:
         )
         for decoded in outcomes:
             row, outcome = pending[decoded.row], decoded.outcome
+            if self._without.has_content(decoded.sha256):
+                self._erased.append(self._listing[row]["key"])
+                continue
             if isinstance(outcome, Rejection):
                 self._reject(row, outcome, decoded.sha256)
                 continue
@@ -154,7 +164,11 @@ class _Shard:
             len(self._rejected),
         )
         return ShardResult(
-            entry=entry, taken_over=taken_over, seconds=dict(stopwatch.seconds), added_pixels=added_pixels
+            entry=entry,
+            taken_over=taken_over,
+            seconds=dict(stopwatch.seconds),
+            erased=tuple(sorted(self._erased)),
+            added_pixels=added_pixels,
         )
 
     def _added_pixels(self, tokens_NHW: np.ndarray) -> np.ndarray | None:
@@ -245,15 +259,16 @@ class _Shard:
         return row if same_tag or listed["version"] == image["version"] else None
 
     def _name(self) -> str:
-        """The planned name, or another one if images were rejected for a transient reason.
+        """The planned name, or another one if images were rejected for a transient reason, or left out.
 
         So a name always stands for the same bytes, and a rerun tries those images again.
         """
         transient = sorted((r["key"], r["reason"]) for r in self._rejected.values() if r["reason"] in TRANSIENT)
-        if not transient:
+        if not transient and not self._erased:
             return self._task.name
         head, _, planned = self._task.name.rpartition("-")
-        return f"{head}-{sha256(repr((planned, transient)).encode())[:16]}"
+        others = (transient, sorted(self._erased)) if self._erased else transient
+        return f"{head}-{sha256(repr((planned, others)).encode())[:16]}"
 
     def _write(self, rows: list[int], tokens_NHW: np.ndarray) -> ShardEntry:
         name = self._name()

@@ -1,6 +1,6 @@
 """The state before a build: the images of the source with their splits and classes, and the parent snapshot."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -9,8 +9,9 @@ import numpy as np
 
 from pipeline.build import plan
 from pipeline.config import DatasetConfig
-from pipeline.dataset import index, record, seen, snapshot
+from pipeline.dataset import erasures, index, record, seen, snapshot
 from pipeline.dataset.decoding import Rule
+from pipeline.dataset.erasures import Tombstone, Tombstones
 from pipeline.dataset.keys import DUPLICATE, Keys, ParentRows, match, source_digest
 from pipeline.dataset.publish import repair_latest
 from pipeline.dataset.record import Publisher, Record
@@ -21,9 +22,11 @@ from pipeline.source import list_source
 from pipeline.source.duplicates import find_duplicates
 from pipeline.source.listing import Listing, Rows
 from pipeline.source.members import ScanOptions
+from pipeline.source.raw_reads import SourceChangedError
 from pipeline.source.recognize import recognize
 from pipeline.source.scan_cache import ScanCache
 from pipeline.store import objects
+from pipeline.store.lease import Fence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +53,8 @@ class SourceState:
     problem: str | None
     """What cannot be read of the source."""
     kept_types: dict[str, str]
+    tombstones: Tombstones
+    """What was erased from the dataset: the listing leaves it out, as far as keys and containers tell."""
     rows_read: ParentRows | None
     """The images of the parent, if they were read already."""
 
@@ -57,6 +62,32 @@ class SourceState:
     def source_digest(self) -> str:
         """Digest of the images that a snapshot of this source contains."""
         return source_digest(self.rows.keys, self.rows.versions, self.splits)
+
+    def source_digest_without(self, keys: Sequence[str]) -> str:
+        """The digest without some images, which turned out to be copies of erased ones."""
+        if not keys:
+            return self.source_digest
+        gone = match(Keys.of(keys), self.rows.keys)
+        kept = np.setdiff1d(np.arange(len(self.rows)), gone)
+        return source_digest(self.rows.keys.take(kept), self.rows.versions[kept], self.splits[kept])
+
+    def check_erasures(self) -> None:
+        """Raise SourceChangedError when images were erased since the source was listed."""
+        if erasures.names(self.dataset) != self.tombstones.files:
+            raise SourceChangedError(f"{self.dataset}: images were erased meanwhile; run this again")
+
+    def keep_out(self, keys: Sequence[str], fence: Fence | None) -> None:
+        """Note which files turned out to be copies of erased images, so that none is read again while it stays."""
+        if keys:
+            if fence is not None:
+                fence.check()
+            versions = self.listing.rows.versions[match(Keys.of(keys), self.rows.keys)].tolist()
+            copies = [erasures.hash_of_copy(key, version) for key, version in zip(keys, versions, strict=True)]
+            number = erasures.begin(self.dataset, [Tombstone(key=copy) for copy in copies])
+            found = {"images": len(keys), "by": "a build, which found the bytes of erased images under other names"}
+            nothing: dict[str, object] = {"snapshots": [], "shards": []}
+            about = {"schema": 1, "number": number, "dataset": self.dataset, "ended_at": record.now()}
+            erasures.end(self.dataset, number, {**about, **found, **nothing})
 
     @cached_property
     def parent_rows(self) -> ParentRows:
@@ -125,7 +156,8 @@ def read_source_state(
     known = None if parent is None else record.read(parent)
     root = record.root_of(config.raw)
     scans = ScanCache(dataset, root, ScanOptions.of(config), keep=keep_scans, fresh=verify_bytes, progress=progress)
-    with Listing() as listing:
+    tombstones = erasures.read(dataset)
+    with Listing(tombstones) as listing:
         source = list_source.list_source(config, listing, scan=scans, progress=progress)
         splits = plan.assign_splits(listing.rows, config)
         classes = _classes(listing.label_names, parent)
@@ -149,7 +181,7 @@ def read_source_state(
                 rows = replace(rows, versions=versions)
         duplicate_of = np.full(len(rows), -1)
         if config.drop_duplicates:
-            duplicate_of = find_duplicates(listing, rows, splits, parent, progress)
+            duplicate_of = find_duplicates(listing, rows, splits, parent, progress, tombstones)
             versions = np.where(duplicate_of >= 0, rows.versions ^ DUPLICATE, rows.versions)
             rows = replace(rows, versions=versions)
         yield SourceState(
@@ -169,6 +201,7 @@ def read_source_state(
             unmatched_labels=source.unmatched_labels,
             problem=source.problem,
             kept_types=source.kept_types,
+            tombstones=tombstones,
             rows_read=before,
         )
 

@@ -11,9 +11,14 @@ from pipeline.errors import IgptError
 from pipeline.store import objects
 
 
+def folder_of(dataset: str, content_digest: str) -> str:
+    """Where the measurements of a content are."""
+    return objects.join(f"{dataset.rstrip('/')}-measured", content_digest)
+
+
 def url_of(data: Snapshot, name: str) -> str:
     """The file of a measurement."""
-    return objects.join(f"{data.dataset.rstrip('/')}-measured", data.content_digest, name)
+    return objects.join(folder_of(data.dataset, data.content_digest), name)
 
 
 def read(data: Snapshot, name: str) -> bytes | None:

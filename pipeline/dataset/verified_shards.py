@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.dataset import erasures
 from pipeline.dataset.shards import ShardView
 from pipeline.dataset.snapshot import ShardEntry, Snapshot
 from pipeline.errors import IgptError
@@ -44,6 +45,10 @@ def matches(path: Path, shard: ShardEntry) -> bool:
 
 
 def _gone(snapshot: Snapshot, url: str) -> IgptError:
+    name = objects.name_of(url).removesuffix(".tar")
+    why = erasures.why_gone(snapshot.dataset, lambda fields: name in {shard["name"] for shard in fields["shards"]})
+    if why is not None:
+        return IgptError(f"{url}: the shard is gone: {why}; read the snapshot again, a training has to begin anew")
     return IgptError(f"{url}: the shard is gone, though snapshot {snapshot.number} names it; rebuild the dataset")
 
 

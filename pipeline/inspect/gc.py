@@ -3,14 +3,11 @@
 import time
 from dataclasses import dataclass
 
-from pipeline.dataset import record, snapshot
+from pipeline.dataset import snapshot
+from pipeline.dataset.lifecycle.unnamed import unnamed_files
 from pipeline.errors import IgptError
 from pipeline.store import objects, presence
 from pipeline.store.objects import StoredFile
-
-# Folders of a dataset; other files in its folder belong to somebody else.
-_FOLDERS = ("shards", "index", "quarantine", "palettes", "counts", "records", "scans", "seen", "active")
-_CLAIM_SUFFIX = ".claims/"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,18 +39,11 @@ def collect(dataset: str, *, min_age_seconds: float, dry_run: bool = False) -> C
 
 
 def _collect(dataset: str, min_age_seconds: float, *, remove: bool, own_record: str = "") -> Collected:
-    numbers = snapshot.numbers(dataset)
-    named: set[str] = set()
-    for number in numbers:
-        manifest = snapshot.read(dataset, number)
-        beside = record.read(manifest)
-        named.update((*manifest.paths, record.path_of(number), *(() if beside is None else beside.paths)))
     now = time.time()
     unnamed: list[tuple[str, StoredFile]] = []
     young = 0
-    for file in objects.list_files(dataset):
-        path = file.url[len(dataset) :].lstrip("/")
-        if path in named or file.url == own_record or not _belongs_to_dataset(path):
+    for path, file in unnamed_files(dataset):
+        if file.url == own_record:
             continue
         if now - file.modified < min_age_seconds:
             young += 1
@@ -66,10 +56,6 @@ def _collect(dataset: str, min_age_seconds: float, *, remove: bool, own_record: 
     return Collected(
         files=sorted(path for path, _ in unnamed),
         bytes=sum(file.size for _, file in unnamed),
-        snapshots=len(numbers),
+        snapshots=len(snapshot.numbers(dataset)),
         too_young=young,
     )
-
-
-def _belongs_to_dataset(path: str) -> bool:
-    return path.split("/")[0] in _FOLDERS or (path.startswith("snapshots/") and _CLAIM_SUFFIX in path)

@@ -4,7 +4,7 @@ import fcntl
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,9 +54,8 @@ class ShardCache:
     """
 
     def __init__(self, snapshot: Snapshot, folder: str | None = None, limit_bytes: int | None = None) -> None:
-        root = Path(folder) if folder else Path(tempfile.gettempdir()) / f"igpt-cache-{os.getuid()}"
-        self._root, self._limit_bytes = root, limit_bytes
-        self._folder = root / sha256(snapshot.dataset.encode())[:16]
+        self._root, self._limit_bytes = _root(folder), limit_bytes
+        self._folder = self._root / _folder_of(snapshot.dataset)
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._snapshot = snapshot
         self._opened: dict[str, tuple[ShardImages, IO[bytes]]] = {}
@@ -152,6 +151,28 @@ class ShardCache:
                 path.unlink()
                 used_bytes -= size
         return used_bytes <= target_bytes
+
+
+def forget(dataset: str, kept: Collection[str], folders: Iterable[str | None] = (None,)) -> int:
+    """Remove the shards of a dataset from caches on this node, but for those of some names; returns their number.
+
+    `folders` are those of the caches, None for the default. A process that has a shard open keeps it until it ends.
+    """
+    removed = 0
+    for folder in {_root(folder) / _folder_of(dataset) for folder in folders}:
+        for path in (*folder.glob("*.tar"), *folder.glob("*.partial")):
+            if path.stem not in kept:
+                path.unlink(missing_ok=True)
+                removed += 1
+    return removed
+
+
+def _root(folder: str | None) -> Path:
+    return Path(folder) if folder else Path(tempfile.gettempdir()) / f"igpt-cache-{os.getuid()}"
+
+
+def _folder_of(dataset: str) -> str:
+    return sha256(dataset.encode())[:16]
 
 
 def _reserved(path: Path) -> int:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from pipeline.dataset import index
+from pipeline.dataset import erasures, index
+from pipeline.dataset.erasures import Tombstones
 from pipeline.dataset.keys import Keys, match
 from pipeline.dataset.snapshot import SPLITS, Snapshot
 from pipeline.hashing import sha256
@@ -31,13 +32,18 @@ class _Checksums:
 
 
 def find_duplicates(
-    listing: Listing, rows: Rows, splits: np.ndarray, parent: Snapshot | None, progress: Progress
+    listing: Listing,
+    rows: Rows,
+    splits: np.ndarray,
+    parent: Snapshot | None,
+    progress: Progress,
+    without: Tombstones = erasures.NONE,
 ) -> np.ndarray:
     """For every image the row of the image that is kept instead, -1 where it is kept itself; int64 [N].
 
     Among images with the same bytes, the one in the parent snapshot is kept, else one of the training split before
     validation before test: only one is kept, so no held-out image is trained on, and copies do not empty the training
-    split.
+    split. Copies of erased images are no duplicates of each other: the tasks that read them leave all out.
     """
     checksums = _Checksums(
         high=np.zeros(len(rows), np.uint64), low=np.zeros(len(rows), np.uint64), known=np.zeros(len(rows), bool)
@@ -51,6 +57,12 @@ def find_duplicates(
     order = np.lexsort((rows.keys.high, precedence, ~in_parent, checksums.low, checksums.high))
     # Empty files are no copies of an image.
     is_image = checksums.known & ((checksums.high != _EMPTY[0]) | (checksums.low != _EMPTY[1]))
+    if without.contents:
+        # The same 128 bits as above; a structured array compares both at once.
+        raw = np.frombuffer(b"".join(content[:16] for content in without.contents), ">u8").reshape(-1, 2)
+        erased = np.isin(checksums.high, raw[:, 0].astype(np.uint64))
+        erased &= np.isin(checksums.low, raw[:, 1].astype(np.uint64))
+        is_image &= ~erased
     order = order[is_image[order]]
     first = np.ones(len(order), bool)
     first[1:] = (np.diff(checksums.high[order]) != 0) | (np.diff(checksums.low[order]) != 0)

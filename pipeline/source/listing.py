@@ -13,6 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.dataset import erasures
+from pipeline.dataset.erasures import Tombstones
 from pipeline.dataset.keys import Keys, key_of, version_of
 from pipeline.errors import IgptError
 
@@ -84,7 +86,11 @@ class Batch:
 class Listing:
     """A listing in a temporary folder of its own. Filled by `add`, then read. A context manager."""
 
-    def __init__(self) -> None:
+    def __init__(self, without: Tombstones = erasures.NONE) -> None:
+        """A listing that leaves out images that were erased, by their keys and, in containers, by their bytes."""
+        self._without = without
+        self.erased = 0
+        """Number of images that were left out."""
         self._folder = tempfile.TemporaryDirectory(prefix="igpt-listing-")
         self._parts: list[int] = []  # rows of each
         self._pending: list[pa.Table] = []
@@ -111,10 +117,13 @@ class Listing:
         """Append rows."""
         if not batch.names:
             return
-        keys = [key_of(name) for name in batch.names]
+        if self._without:
+            batch = self._without_erased(batch)
+            if not batch.names:
+                return
+        keys, versions = _keys_and_versions(batch)
         numbers, numeric = self._label_numbers, Keys.of(keys)
         kept = batch.kept or [None] * len(keys)
-        versions = list(map(version_of, batch.etags, batch.lengths, batch.labels, kept))
         labels = [-1 if name is None else numbers.setdefault(name, len(numbers)) for name in batch.labels]
         columns = (numeric.high, numeric.low, versions, labels, batch.splits, batch.groups, batch.whole_groups)
         for (name, kind), values in zip(_COLUMNS.items(), columns, strict=True):
@@ -125,6 +134,20 @@ class Listing:
         self._pending_rows += len(keys)
         if self._pending_rows >= _PART_ROWS:
             self._flush()
+
+    def _without_erased(self, batch: Batch) -> Batch:
+        without = self._without
+        gone = [
+            without.has_key(key) or without.has_copy(key, version) or (group >= 0 and without.has_member(etag))
+            for key, version, group, etag in zip(*_keys_and_versions(batch), batch.groups, batch.etags, strict=True)
+        ]
+        if not any(gone):
+            return batch
+        self.erased += sum(gone)
+        rows = [row for row, is_gone in enumerate(gone) if not is_gone]
+        columns = {name: getattr(batch, name) for name in Batch.__dataclass_fields__}
+        kept = {name: [values[row] for row in rows] if values else [] for name, values in columns.items()}
+        return Batch(**kept)
 
     def _flush(self) -> None:
         if self._pending:
@@ -223,6 +246,12 @@ class Listing:
             positions[order] = np.arange(len(order), dtype=np.int32)
             positions_in_buckets.append(positions)
         return positions_in_buckets
+
+
+def _keys_and_versions(batch: Batch) -> tuple[list[str], list[int]]:
+    keys = [key_of(name) for name in batch.names]
+    kept = batch.kept or [None] * len(keys)
+    return keys, list(map(version_of, batch.etags, batch.lengths, batch.labels, kept))
 
 
 def _divide(table: pa.Table, groups: Sequence[np.ndarray]) -> Iterator[pa.Table]:

@@ -12,6 +12,8 @@ import pytest
 from flows.backup import archive, selection
 from flows.backup import save as module
 from flows.backup.save import Saved, save
+from pipeline.dataset import erasures
+from pipeline.dataset.erasures import Tombstone
 from pipeline.errors import IgptError
 from pipeline.store import lease, objects
 from tests.flows.backup.conftest import Place, is_left_out
@@ -41,6 +43,11 @@ def test_it_has_all_that_a_snapshot_names_and_the_newest_checkpoint_of_a_run(
     assert saved.backup.missing == () and archive.names(str(backups)) == [saved.backup.name]
     assert stat.S_IMODE(backups.stat().st_mode) == 0o700
     assert not list(backups.glob(".igpt-backup-*"))
+
+
+def test_what_keeps_erased_images_out_is_saved(place: Place, saving: Callable[[], Saved]) -> None:
+    erasures.begin(str(place.dataset), [Tombstone(key=bytes(32))])
+    assert "datasets/digits/erasures/000001.parquet" in saved_paths(place, saving())
 
 
 def test_a_second_one_copies_only_what_is_new(place: Place, saving: Callable[[], Saved]) -> None:

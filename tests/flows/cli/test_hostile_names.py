@@ -132,6 +132,8 @@ COMMANDS = (
     "config {}", "demo --raw {}", "pretrain preset={}", "probe {}=1", "deploy --file {}", "deploy {} --check",
     "{}", "dataset {}", "status --{}", "status --home {}", "dataset ls d --json --home {}", "down --home {}",
     "dataset expire {} --keep 1 --even-used", "dataset expire d --days {}", "dataset compact {} --dry-run",
+    "dataset erase d --key {}", "dataset erase d --where {}", "dataset erase {} --url u --dry-run",
+    "dataset erase d --list {}",
     "dataset gc d --min-age-hours {}", "runs resume {}", "models show {}", "refresh {}",
 )  # fmt: skip
 

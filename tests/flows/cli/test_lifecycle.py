@@ -1,8 +1,8 @@
-"""`igpt dataset expire` and `compact`: what they print, for people and programs."""
+"""`igpt dataset expire`, `compact` and `erase`: what they print, for people and programs."""
 
 import json
+import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -12,7 +12,7 @@ import pytest
 from pipeline.build.build import build
 from pipeline.config import DatasetConfig
 from pipeline.dataset import snapshot
-from tests.conftest import Command
+from tests.conftest import Command, run_here
 from tests.pipeline.dataset.lifecycle.test_compact import arrive
 
 Igpt = Callable[..., Command]
@@ -20,17 +20,28 @@ Igpt = Callable[..., Command]
 pytestmark = pytest.mark.usefixtures("without_cluster")
 
 
-@pytest.fixture
-def dataset(image_folder: Path, photos: np.ndarray, tmp_path: Path) -> str:
+@pytest.fixture(scope="module")
+def built(photos: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Three snapshots of few images."""
+    root = tmp_path_factory.mktemp("nights")
     config = DatasetConfig(
-        raw=str(tmp_path / "raw"), dataset=str(tmp_path / "dataset"), resolution=8, colours=8, samples_per_shard=20
+        raw=str(root / "raw"), dataset=str(root / "dataset"), resolution=8, colours=8, samples_per_shard=20
     )
-    for night in range(3):
-        Path(config.raw).mkdir(exist_ok=True)
-        arrive(config, photos, night)
-        build(replace(config, max_reject_fraction=0.5))
+    Path(config.raw).mkdir()
+    with mock.patch("pipeline.cluster.tasks.map_tasks", run_here):
+        for night in range(3):
+            arrive(config, photos, night)
+            build(config)
     return config.dataset
+
+
+@pytest.fixture
+def dataset(built: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A copy that the test may change; services are known, and none is there."""
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    return str(shutil.copytree(built, tmp_path / "dataset"))
 
 
 def test_expire_says_what_goes_and_what_stays(igpt: Igpt, dataset: str) -> None:
@@ -48,14 +59,11 @@ def test_expire_says_what_goes_and_what_stays(igpt: Igpt, dataset: str) -> None:
     ("arguments", "expected"),
     [
         ("--even-used", "give --keep, --days or both"),
-        ("--days nan --even-used", "nan is not a number to compare with"),
+        ("--days inf --even-used", "inf is not a number to compare with"),
         ("--keep 1", "MLflow at http://127.0.0.1:9 does not answer"),  # which knows what was trained
     ],
 )
-def test_bad_input_is_one_line(
-    arguments: str, expected: str, igpt: Igpt, dataset: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+def test_bad_input_is_one_line(arguments: str, expected: str, igpt: Igpt, dataset: str) -> None:
     ended = igpt("dataset", "expire", dataset, *arguments.split())
     assert ended.code == 2 and expected in " ".join(ended.err.split()), ended.err
     assert len(snapshot.numbers(dataset)) == 3
@@ -71,3 +79,42 @@ def test_compact_joins_shards_on_the_cluster_and_says_so(igpt: Igpt, dataset: st
         assert done["snapshot"] == before.number + 1 and done["joined"] > done["made"]
         assert igpt("dataset", "compact", dataset).out.startswith("nothing to do: no small shards of snapshot 4")
     assert snapshot.read(dataset).images() == before.images()
+
+
+def test_erase_says_what_goes_and_leaves_a_receipt(igpt: Igpt, dataset: str, tmp_path: Path) -> None:
+    rows = json.loads(igpt("dataset", "images", dataset, "--json").out)
+    one, other, third = (row for row in rows[:3])
+    (tmp_path / "list.txt").write_text(f"{one['key']}\n\n{other['uri']}\n{'0' * 20}\n")
+    chosen = ("--list", tmp_path / "list.txt", "--key", third["key"])
+    dry = igpt("dataset", "erase", dataset, *chosen, "--dry-run")
+    assert dry.code == 0 and "3 images would be erased, 0 of them copies under other names; 1 of the given" in dry.out
+    counted = json.loads(igpt("dataset", "erase", dataset, *chosen, "--dry-run", "--json").out)
+    assert counted["images"] == 3 and counted["by_snapshot"]["3"] == 3
+    places = ("--without-mlflow", "--runs", tmp_path / "runs")
+    with mock.patch("flows.services.cluster.connect"), mock.patch("flows.erase.tasks.ask_nodes", return_value={}):
+        done = igpt("dataset", "erase", dataset, *chosen, *places)
+        assert done.code == 0, done.err
+        assert "3 images are erased from" in done.out and "pictures in MLflow: not searched" in done.out
+        assert "out of reach: backups of the dataset" in done.out and "erasures/000001.json" in done.out
+        again = igpt("dataset", "erase", dataset, "--key", one["key"], *places)
+        assert again.code == 2 and "no snapshot has an image that is named so" in again.err
+    receipt = json.loads((Path(dataset) / "erasures" / "000001.json").read_bytes())
+    assert receipt["images"] == 3 and one["key"] not in json.dumps(receipt)
+    left = {row["key"] for row in json.loads(igpt("dataset", "images", dataset, "--json").out)}
+    assert left == {row["key"] for row in rows} - {one["key"], other["key"], third["key"]}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("--key nothex", "'nothex' is no key: it has 20 hex digits"),
+        ("--where owner", "--where is 'owner': give COLUMN=VALUE"),
+        ("--where owner=ann --dry-run", "owner: no index has this column"),
+        ("--list nowhere.txt", "give a text file with a key or an address a line"),
+        ("--url u", "MLflow at http://127.0.0.1:9 does not answer"),
+    ],
+)
+def test_a_wrong_selection_is_one_line(arguments: str, expected: str, igpt: Igpt, dataset: str) -> None:
+    ended = igpt("dataset", "erase", dataset, *arguments.split())
+    assert ended.code == 2 and expected in " ".join(ended.err.split()), ended.err
+    assert not (Path(dataset) / "erasures").exists()

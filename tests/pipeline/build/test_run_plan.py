@@ -13,6 +13,7 @@ from pipeline.build.run_plan import check_counts, make_shards
 from pipeline.build.shard_tasks import ShardResult
 from pipeline.build.source_state import read_source_state
 from pipeline.config import DatasetConfig
+from pipeline.dataset.erasures import Tombstones
 from pipeline.errors import IgptError
 from pipeline.progress import silent
 from tests.pipeline.dataset.test_snapshot import PALETTE, entry, make
@@ -51,7 +52,7 @@ def test_a_snapshot_without_training_images_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("without_cluster")
 def test_a_task_that_loses_an_image_is_noticed(config: DatasetConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    def lose_one(task: object, config: DatasetConfig, table: np.ndarray) -> ShardResult:
+    def lose_one(task: object, config: DatasetConfig, table: np.ndarray, without: Tombstones) -> ShardResult:
         return ShardResult(entry=replace(entry("train", 0), images=98))
 
     monkeypatch.setattr(run_plan, "make_shard", lose_one)
