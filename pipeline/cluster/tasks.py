@@ -255,7 +255,8 @@ def map_tasks(
     """Run function(*call, *shared) as a task for every call; yield (number of the call, result) as they finish.
 
     `shared` values are put into the object store once and read on each node without a copy. At most twice as many tasks
-    are in flight as the cluster runs at a time, so that memory does not grow with the number of calls. A task that is
+    are in flight as the cluster runs at a time, so that memory does not grow with the number of calls; nodes that join
+    get tasks within seconds. A task that is
     lost with its worker or node is retried with the call that `after_crash` returns, and raises IgptError after too
     many tries; an exception of the function itself is raised here, without retries. When a node disappears without
     closing its connections, the tasks that may have been on it are started a second time and the first result counts,
@@ -277,7 +278,6 @@ def map_tasks(
         # The key goes by value with the call: it is in no runtime environment, function or object that others can read.
         remote = ray.remote(**options, runtime_env=own_processes(_key))(_with_key(checked))
     references = tuple(ray.put(value) for value in shared)
-    limit = max(2, 2 * int(total_resources().get("CPU", 1) / max(num_cpus, 0.01)))
     waiting = iter(enumerate(calls))
     in_flight: dict[Any, _Attempt] = {}
     nodes = _NodeMonitor()
@@ -289,6 +289,7 @@ def map_tasks(
         in_flight[task.remote(*with_key, *call, *references)] = _Attempt(number, call, tries, time.monotonic())
 
     while True:
+        limit = max(2, 2 * int(nodes.cpus / max(num_cpus, 0.01)))
         for number, call in islice(waiting, max(0, limit - len(in_flight))):
             begin(number, call, 1)
         if not in_flight:
@@ -359,7 +360,10 @@ class _NodeMonitor:
     """Checks the list of nodes at intervals, and returns losses of nodes for which Ray has reported no lost tasks."""
 
     def __init__(self) -> None:
-        self._alive = _alive_nodes()
+        alive = _alive_nodes()
+        self._alive = set(alive)
+        self.cpus = sum(alive.values())
+        """CPUs of the nodes that were alive when they were checked last."""
         self._checked = time.monotonic()
         self._lost_at: list[float] = []
         self.losses = 0
@@ -370,18 +374,20 @@ class _NodeMonitor:
         now = time.monotonic()
         if now - self._checked < _CHECK_SECONDS:
             return None
-        alive = _alive_nodes()
+        cpus_of = _alive_nodes()
+        alive = set(cpus_of)
         if self._alive - alive:
             self._lost_at.append(now)
-        self._alive, self._checked = alive, now
+        self._alive, self._checked, self.cpus = alive, now, sum(cpus_of.values())
         if self._lost_at and now - self._lost_at[0] >= _GRACE_SECONDS:
             self.losses += 1
             return self._lost_at.pop(0)
         return None
 
 
-def _alive_nodes() -> set[str]:
-    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+def _alive_nodes() -> dict[str, float]:
+    """The CPUs of each live node, by its id."""
+    return {node["NodeID"]: float(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]}
 
 
 def _is_loss(error: RayError) -> bool:

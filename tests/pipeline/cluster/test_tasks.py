@@ -70,6 +70,46 @@ def test_tasks_in_flight_are_bounded_and_every_call_has_its_result() -> None:
     assert results == {number: 10 * number for number in range(20)}
 
 
+def test_tasks_in_flight_follow_nodes_that_join_and_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "_CHECK_SECONDS", 0.2)
+    address = ray.get_runtime_context().gcs_address
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", f"--address={address}", "--num-cpus=4", "--block"]
+    node: subprocess.Popen[bytes] | None = None
+    begun, deadline, most_in_flight, left = 0, time.monotonic() + 150, [0, 0], False
+
+    def calls() -> Iterator[tuple[int]]:
+        nonlocal begun
+        while not left:
+            assert time.monotonic() < deadline, f"at most {most_in_flight} in flight before and after the node came"
+            begun += 1
+            yield (begun,)
+
+    def slow(number: int) -> int:
+        time.sleep(0.1)
+        return number
+
+    results: list[int] = []
+    try:
+        for _, result in tasks.map_tasks(slow, calls()):
+            results.append(result)
+            in_flight = begun - len(results)
+            most_in_flight[node is not None] = max(most_in_flight[node is not None], in_flight)
+            if node is None and len(results) == 12:
+                node = subprocess.Popen(
+                    [*command, "--object-store-memory=100000000"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+                )
+            elif node is not None and node.poll() is None and in_flight >= 11:  # six CPUs, and as many again
+                node.terminate()
+                node.wait(30)
+            elif node is not None and node.poll() is not None and in_flight <= 3:
+                left = True
+    finally:
+        if node is not None and node.poll() is None:
+            node.kill()
+    assert most_in_flight[0] <= 4 and most_in_flight[1] <= 12
+    assert left and sorted(results) == list(range(1, begun + 1)), "each call has its result, once"
+
+
 def test_tasks_use_the_key_of_their_step_in_processes_of_their_own() -> None:
     def seen() -> tuple[int, str | None, list[str]]:
         text = Path("/proc/self/environ").read_text() if sys.platform == "linux" else ""
@@ -174,8 +214,8 @@ def test_a_task_that_always_loses_its_worker_gives_up_in_one_line(monkeypatch: p
 def test_a_task_on_a_node_that_disappeared_is_started_a_second_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looks = iter([{"one", "two"}])
-    monkeypatch.setattr(tasks, "_alive_nodes", lambda: next(looks, {"one"}))
+    looks = iter([{"one": 2.0, "two": 2.0}])
+    monkeypatch.setattr(tasks, "_alive_nodes", lambda: next(looks, {"one": 2.0}))
     monkeypatch.setattr(tasks, "_CHECK_SECONDS", 0.2)
     monkeypatch.setattr(tasks, "_GRACE_SECONDS", 0.5)
 
