@@ -26,7 +26,7 @@ from igpt_model.runs import attempts, initial_model, metric_log, record
 from igpt_model.runs.open_model import open_model
 from igpt_model.runs.record import RunRecord
 from igpt_model.runs.result import TrainResult, finished
-from igpt_model.tracking import figures, runs
+from igpt_model.tracking import runs
 from igpt_model.tracking.curve_logger import CurveLogger
 from igpt_model.tracking.runs import RunLogger
 from igpt_model.tracking.sheets import to_png
@@ -258,6 +258,8 @@ def _show(
     page: Progress,
 ) -> PretrainOutcome:
     """Compare a finished run with its baselines, draw its sheets, and log all of it to MLflow."""
+    from igpt_model.tracking import figures  # noqa: PLC0415 (loads matplotlib, for which no training should wait)
+
     progress = together(reporter, page)
     levels = baselines(*(count_shards.of_split(data, split, progress) for split in ("train", "validation")))
     sheets = draw_all(config, data, open_model(run, Registry(logger.tracking_uri).open), progress)
