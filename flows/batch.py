@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from flows import trust
 from flows.evaluate import choose_executor
 from flows.services import settings
 from igpt_model.batch import output
@@ -12,7 +13,6 @@ from igpt_model.batch.work import Task, Work
 from igpt_model.data.same_tokens import check_same_tokens
 from igpt_model.evaluating.ray import Executor
 from igpt_model.probing.probed import ProbedModel
-from igpt_model.registry.client import Registry
 from igpt_model.runs.open_model import open_model
 from igpt_model.tracking import runs
 from pipeline.dataset import snapshot
@@ -61,9 +61,9 @@ def _open(reference: str) -> tuple[ProbedModel, str]:
     """A registered version with its probe, or any other model without one; and how it can be found again."""
     if not reference.startswith("models:"):
         # The model of a run whose checkpoints are gone is that of its version.
-        bundle = open_model(reference, lambda version: Registry(settings.tracking_uri()).open(version))
+        bundle = open_model(reference, lambda version: trust.registry(settings.tracking_uri()).open(version))
         return ProbedModel.unprobed(bundle), objects.absolute(reference)
-    registry = Registry(settings.tracking_uri())
+    registry = trust.registry(settings.tracking_uri())
     runs.check_reachable(registry.tracking_uri)
     uri = registry.find(reference).uri
     return registry.open_probed(uri), uri

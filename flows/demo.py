@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 from prefect import flow
 
+from flows import trust
 from flows.config.demo import DIGITS_URL
 from flows.config.refresh import RefreshConfig
 from flows.prefect_ops.failures import in_one_line
@@ -25,7 +26,6 @@ from flows.terminal.memory import StageMeter
 from igpt_model.evaluating.draw_and_compare import draw_and_compare
 from igpt_model.evaluating.sample_quality import SURE, SampleQuality
 from igpt_model.probing.result import ProbeResult
-from igpt_model.registry.client import Registry
 from igpt_model.runs.open_model import open_model
 from pipeline.errors import IgptError
 from pipeline.store import objects
@@ -108,7 +108,7 @@ def _probe_by_rows(config: RefreshConfig, outcome: RefreshOutcome) -> ProbeResul
 
 def _compare_samples(config: RefreshConfig, outcome: RefreshOutcome) -> SampleQuality | None:
     reporter = Reporter("samples")
-    bundle = open_model(outcome.pretrain.run, Registry(settings.load().mlflow_tracking_uri).open)
+    bundle = open_model(outcome.pretrain.run, trust.registry(settings.load().mlflow_tracking_uri).open)
     seed = config.pretrain.optimizer.seed
     quality = draw_and_compare(
         bundle, outcome.build.snapshot, config.pretrain.data, count=_SAMPLES, seed=seed, progress=reporter

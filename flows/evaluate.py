@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from flows import trust
 from flows.services import cluster, settings
 from igpt_model.evaluating.config import EvaluateConfig
 from igpt_model.evaluating.ray import Executor, split_loss
@@ -55,7 +56,7 @@ def evaluate(model: str, config: EvaluateConfig, executor: Executor, progress: P
     if model.startswith("models:"):
         uri = settings.tracking_uri()
         runs.check_reachable(uri)
-        registry = Registry(uri)
+        registry = trust.registry(uri)
         version = registry.find(model)
         model, loss = version.uri, version_loss(registry, version, data, config.split, executor, progress)
     else:

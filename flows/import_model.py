@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from flows import trust
 from flows.services import settings
 from flows.version import commit_tags
 from igpt_model.config import check_model_name
@@ -13,7 +14,7 @@ from igpt_model.convert import foreign
 from igpt_model.model.bundle import ModelBundle
 from igpt_model.probing.probed import ProbedModel
 from igpt_model.registry import card
-from igpt_model.registry.client import Registry, Version, check_name
+from igpt_model.registry.client import Version, check_name
 from igpt_model.registry.gate import BITS, PALETTE, SPLITS
 from igpt_model.registry.register import register_files, write_card
 from igpt_model.runs import checkpoint, record
@@ -85,9 +86,10 @@ def import_model(
         tags=tags,
         best_layer=ProbedModel.unprobed(source.bundle).best_layer,
         key=settings.store_key("register"),
+        signer=trust.signer(),
     )
     if licence is not None and version.tags.get(card.LICENCE) != licence:
-        registry = Registry(tracking_uri)
+        registry = trust.registry(tracking_uri)
         registry.tag(version, {card.LICENCE: licence})
         version = registry.find(version.uri)
         write_card(registry, version)

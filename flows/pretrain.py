@@ -10,7 +10,7 @@ from prefect import flow
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
-from flows import version
+from flows import trust, version
 from flows.prefect_ops import artifacts, ray_job
 from flows.prefect_ops.failures import in_one_line
 from flows.prefect_ops.lease import exclusively
@@ -86,7 +86,7 @@ def pretrain(config: PretrainConfig, to_register: bool = False) -> PretrainOutco
     data = snapshot.read(config.given_dataset, config.data.snapshot)
     data.of_split("validation")
     objects.check_reachable(objects.absolute(config.keeping.runs))
-    registry = Registry(services.mlflow_tracking_uri)
+    registry = trust.registry(services.mlflow_tracking_uri)
     reporter = Reporter("pretrain")
     alias = config.model.parent if config.model.parent_is_alias else ""
     if alias:
@@ -262,7 +262,7 @@ def _show(
 
     progress = together(reporter, page)
     levels = baselines(*(count_shards.of_split(data, split, progress) for split in ("train", "validation")))
-    sheets = draw_all(config, data, open_model(run, Registry(logger.tracking_uri).open), progress)
+    sheets = draw_all(config, data, open_model(run, trust.registry(logger.tracking_uri).open), progress)
     level_by_name = {
         "uniform": levels.uniform,
         "unigram": levels.unigram,

@@ -9,6 +9,7 @@ from pathlib import Path
 from prefect import flow
 from prefect.logging import get_run_logger
 
+from flows import trust
 from flows.prefect_ops import artifacts, ray_job
 from flows.prefect_ops.failures import in_one_line
 from flows.prefect_ops.names import making
@@ -81,7 +82,7 @@ def probe(config: ProbeConfig, mlflow_run: str | None = None, folder: Path | Non
         result = probe_on_cluster(bundle, data, config, progress=together(reporter, meter.progress, page))
     curve, registered = figures.probe_curve(result), None
     if version is not None:  # first: the run of a copied version may be gone
-        version = _log_version(Registry(services.mlflow_tracking_uri), version, result, data)
+        version = _log_version(trust.registry(services.mlflow_tracking_uri), version, result, data)
     run = mlflow_run if version is None else version.run_id
     trained_on_it = version is None or runs.trained_on(version.tags, data)
     prefix = "" if trained_on_it else f"{runs.valid_name(objects.name_of(data.dataset))}."
@@ -118,7 +119,7 @@ def probe(config: ProbeConfig, mlflow_run: str | None = None, folder: Path | Non
 
 def _load(model: str, tracking_uri: str) -> tuple[ModelBundle, Version | None]:
     """The model to evaluate, and its version if it is a registered one."""
-    registry = Registry(tracking_uri)
+    registry = trust.registry(tracking_uri)
     if not model.startswith("models:"):
         return open_model(model, registry.open), None
     runs.check_reachable(tracking_uri)
@@ -183,4 +184,5 @@ def _register(version: Version, bundle: ModelBundle, result: ProbeResult, data: 
         best_layer=result.best_layer,
         head=result.head,
         key=settings.store_key("register"),
+        signer=trust.signer(),
     )[0]

@@ -9,7 +9,7 @@ from urllib.parse import quote
 from prefect import flow
 from prefect.logging import get_run_logger
 
-from flows import earlier_runs
+from flows import earlier_runs, trust
 from flows.build_dataset import build_dataset
 from flows.config.refresh import RefreshConfig
 from flows.prefect_ops import artifacts, events, ray_job
@@ -159,7 +159,7 @@ def _register(
         gate.SPLITS: runs.splits_digest(data),
     }
     version = register.register(
-        open_model(trained.run, client.Registry(services.mlflow_tracking_uri).open),
+        open_model(trained.run, trust.registry(services.mlflow_tracking_uri).open),
         name=config.pretrain.tracking.model_name,
         tracking_uri=services.mlflow_tracking_uri,
         run_id=trained.mlflow_run,
@@ -167,6 +167,7 @@ def _register(
         best_layer=result.best_layer,
         head=result.head,
         key=settings.store_key("register"),
+        signer=trust.signer(),
     )
     reporter.close()
     reporter.say(f"{version.uri}, alias {client.CANDIDATE}")
@@ -196,7 +197,7 @@ def _promote(
     if client.CHAMPION in version.aliases:
         reporter.say(f"{version.uri} is already the {client.CHAMPION}")
         return
-    registry = client.Registry(tracking_uri)
+    registry = trust.registry(tracking_uri)
     same_images = SameImages(
         registry=registry, gate=config, executor=Executor.cluster, probe=probe_version, progress=reporter
     )

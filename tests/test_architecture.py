@@ -52,6 +52,7 @@ ORDER = {
             "services",
             "config",
             "terminal",
+            "trust",
             "doctor",
             "prefect_ops",
             "monitor",
@@ -204,6 +205,17 @@ def test_environment_variables_are_read_only_in_settings() -> None:
         *("flows/services/settings.py", "flows/services/process.py", "flows/prefect_ops/launcher.py"),
         "pipeline/store/credentials.py",
     }
+
+
+def test_registries_are_opened_with_the_keys_that_count() -> None:
+    """A registry without them would load the code of a version unverified; these others open none."""
+    makers = {relative(path) for path in FILES if re.search(r"(?<!Collector)\bRegistry\(", path.read_text())}
+    of_flows = {path for path in makers if path.startswith("flows/")}
+    without = {"flows/monitor/models.py", "flows/clean.py", "flows/erase.py", "flows/cli/lifecycle.py"}
+    assert of_flows == {"flows/trust.py", *without}
+    for path in without:
+        text = (ROOT / path).read_text()
+        assert not re.search(r"\.(download|fetch|open|open_probed|palette)\(.*version", text), path
 
 
 def run_python(code: str) -> str:

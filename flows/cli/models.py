@@ -317,12 +317,12 @@ def _load(model: str, device: str | None) -> "ModelBundle":
     from igpt_model.runs.open_model import on_device, open_model
 
     def from_registry(reference: str) -> "ModelBundle":
-        from igpt_model.registry.client import Registry
+        from flows import trust
         from igpt_model.tracking import runs
 
         uri = settings.tracking_uri()
         runs.check_reachable(uri)
-        return Registry(uri).open(reference)
+        return trust.registry(uri).open(reference)
 
     return on_device(open_model(model, from_registry), device)
 

@@ -199,14 +199,60 @@ def palette(
     console.print(f"{file} is the palette of {version.uri}; `igpt dataset build --palette {file}` builds with it")
 
 
+@app.command("sign")
+def sign(model: Reference, as_json: Json = False, home: Home = None) -> None:
+    """Sign a version as its files are: one from before there were signatures, or of a key that is withdrawn.
+
+    You vouch for its files: do it only for a version that nobody else can have changed.
+    """
+    registry = _registry(home, as_json=as_json)
+    from flows import trust
+    from igpt_model.registry.register import sign_registered
+    from igpt_model.registry.trust import SIGNED_BY
+
+    signer = trust.signer()
+    if signer is None:
+        raise IgptError("no key to sign with: set IGPT_SIGNING_KEY to its file; `igpt up` makes one for its services")
+    version = sign_registered(registry, registry.find(model), signer, key=settings.store_key("register"))
+    if as_json:
+        print_json(_fields(version))
+        return
+    console.print(f"{version.uri} is signed by key {version.tags[SIGNED_BY]}")
+
+
+@app.command("keys")
+def keys(as_json: Json = False, home: Home = None) -> None:
+    """List the keys whose signatures of models count here, as lines for a consumer's file of trusted keys."""
+    prepare(home, as_json=as_json)
+    from flows import trust
+    from igpt_model.registry.signatures import line_of, public_key_of
+
+    known, signer = trust.trusted_keys(), trust.signer()
+    own = None if signer is None else public_key_of(signer.private_key)
+    rows = [
+        {"key": key, "public_key": public, "withdrawn": key in known.withdrawn, "signs_here": public == own}
+        for key, public in sorted(known.keys.items())
+    ]
+    if as_json:
+        print_json([{**row, "public_key": line_of(known.keys[str(row["key"])]).split()[1]} for row in rows])
+        return
+    for row in rows:
+        what = " withdrawn" * bool(row["withdrawn"]) + " signs here" * bool(row["signs_here"])
+        console.print(line_of(known.keys[str(row["key"])], f"{row['key']}{what}"))
+    for key in sorted(known.withdrawn):
+        console.print(f"withdrawn {key}")
+    if not rows:
+        console.print("No key is trusted here: IGPT_TRUSTED_KEYS is not set, or its file names none.")
+
+
 def _registry(home: Path | None, *, as_json: bool = False) -> "Registry":
     prepare(home, as_json=as_json)
     uri = settings.tracking_uri()
-    from igpt_model.registry.client import Registry
+    from flows import trust
     from igpt_model.tracking import runs
 
     runs.check_reachable(uri)
-    return Registry(uri)
+    return trust.registry(uri)
 
 
 def _row(version: "Version") -> dict[str, object]:
@@ -217,6 +263,7 @@ def _row(version: "Version") -> dict[str, object]:
         "bits per pixel": version.tags.get(BITS, "-"),
         "probe accuracy": version.tags.get(ACCURACY, "-"),
         "dataset": f"{version.tags.get('igpt.dataset', '-')} {version.tags.get('igpt.snapshot', '')}".strip(),
+        "signed by": version.tags.get("igpt.signed_by", "nobody"),
         "created": f"{version.created:%Y-%m-%d %H:%M}",
     }
 

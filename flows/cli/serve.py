@@ -56,11 +56,11 @@ def serve(
         raise IgptError(
             f"Ray Serve is not installed ({error.name} is missing): pip install 'igpt-pipeline[serve]'"
         ) from None
-    from igpt_model.registry.client import Registry
+    from flows import trust
     from igpt_model.tracking import runs
 
     runs.check_reachable(uri)
-    registry = Registry(uri)
+    registry = trust.registry(uri)
     name = registry.find(model).name
     serving.connect(address)
     ended = threading.Event()

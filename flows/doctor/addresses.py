@@ -10,7 +10,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from importlib import metadata
 from typing import Any
@@ -51,6 +51,8 @@ class Answer:
     """Why it cannot be used; empty if it answers."""
     keys_by_step: bool = True
     """Whether each step of a flow has a key of its own, for S3."""
+    signs_models: bool = True
+    """Whether this machine has a key that signs models and trusts one, for MLflow."""
     version: str | None = None
     """The server's version if it is known; for S3, the Server header."""
     client: str | None = None
@@ -110,7 +112,8 @@ def _ask_prefect(address: str) -> Answer:
 
 
 def _ask_mlflow(address: str) -> Answer:
-    return _ask_http("MLflow", address, "/version", metadata.version("mlflow"), lambda body: body.decode().strip())
+    answer = _ask_http("MLflow", address, "/version", metadata.version("mlflow"), lambda body: body.decode().strip())
+    return replace(answer, signs_models=None not in (settings.signing_key(), settings.trusted_keys()))
 
 
 def _ask_http(service: str, address: str, path: str, client: str, read: Callable[[bytes], str]) -> Answer:

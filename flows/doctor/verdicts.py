@@ -54,7 +54,7 @@ def judge(machine: Machine, stack: Sequence[ServiceStatus], answers: Sequence[An
         _gpus(machine.gpus, machine.torch),
         *_stack(stack),
         *(_answer(answer, machine) for answer in answers),
-        *(verdict for answer in answers for verdict in _keys(answer)),
+        *(verdict for answer in answers for verdict in (*_keys(answer), *_signatures(answer))),
         *(verdict for answer in answers for verdict in _clock(answer)),
     ]
 
@@ -232,6 +232,13 @@ def _keys(answer: Answer) -> Iterator[Verdict]:
         detail = "one key of S3 serves every step: what decodes images or trains can write models, too"
         advice = "give each step a key of its own (infra/SECURITY.md), or leave it so where nobody else adds images"
         yield Verdict(check="keys", state="warning", detail=detail, advice=advice)
+
+
+def _signatures(answer: Answer) -> Iterator[Verdict]:
+    if answer.service == "MLflow" and answer.address and not answer.problem and not answer.signs_models:
+        detail = "models are registered without a signature here, or opened without verifying it"
+        advice = "set IGPT_TRUSTED_KEYS, and IGPT_SIGNING_KEY where models are registered (infra/SECURITY.md)"
+        yield Verdict(check="signatures", state="warning", detail=detail, advice=advice)
 
 
 def _clock(answer: Answer) -> Iterator[Verdict]:

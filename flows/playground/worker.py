@@ -18,6 +18,7 @@ from typing import Any
 import mlflow
 import numpy as np
 
+from flows import trust
 from flows.playground import facts, training_images
 from flows.playground.facts import Facts
 from flows.playground.protocol import Draw, Drawn, Failed, Growing, Look, Near, Ready, Seen, Stop, Stopped
@@ -27,7 +28,6 @@ from igpt_model.model.bundle import ModelBundle
 from igpt_model.probing import probed
 from igpt_model.probing.head import ProbeHead
 from igpt_model.probing.probed import ProbedModel
-from igpt_model.registry.client import Registry
 from igpt_model.registry.serving import RegisteredImageGPT
 from igpt_model.runs import record
 from igpt_model.runs.open_model import load_model
@@ -74,13 +74,14 @@ def open_model(reference: str, folder: Path) -> Opened:
     if reference.startswith("models:"):
         uri = settings.tracking_uri()
         runs.check_reachable(uri)
-        registry = Registry(uri)
+        registry = trust.registry(uri)
         version = registry.find(reference)
         name = f"{version.name}, version {version.number}"
         return _open_version(registry.download(version, folder), name, version.tags)
     url = objects.absolute(reference)
     local = objects.local_path(url) if objects.protocol(url) == "file" else None
     if local is not None and (local / "MLmodel").is_file():
+        trust.trust().check(local, reference)
         return _open_version(local, objects.name_of(url), {})
     if local is not None and (local / probed.FILE).is_file():
         opened = ProbedModel.load(local, origin=reference)

@@ -1,11 +1,12 @@
 """Write the keys and passwords of a deployment, a folder of files for each reader.
 
-    python -m flows.services.deployed_keys SECRETS MLFLOW_CONFIG FOLDER
+    python -m flows.services.deployed_keys SECRETS MLFLOW_CONFIG TRUSTED_KEYS FOLDER
 
-SECRETS is the file of secrets_file.py. compose.yaml runs it first, and mounts to each container its folder only. The
-secrets of Kubernetes have the same files.
+SECRETS is the file of secrets_file.py, TRUSTED_KEYS has lines for former keys that signed models. compose.yaml runs it
+first, and mounts to each container its folder only. The secrets of Kubernetes have the same files.
 """
 
+import hashlib
 import json
 import sys
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from pathlib import Path
 from flows.services import secrets_file
 from flows.services.password_files import for_mlflow, for_mlflow_server, for_postgres, for_prefect
 from flows.services.store_keys import Pair, derive, for_seaweedfs, write, write_credentials, write_steps
+from igpt_model.registry.signatures import line_of, public_key_of, read_keys
 from pipeline.errors import IgptError
 
 USER = "igpt"
@@ -33,6 +35,8 @@ READERS = {
 """The role in the object store that the processes of a reader have, by its folder."""
 ADMINISTRATORS = ("buckets", "restore")
 """The readers that have the pair of the store's administrator."""
+SIGNING_KEY, TRUSTED_KEYS = "signing-key", "trusted-keys"
+"""The files of the key that signs models, of drivers, and of those whose signatures count, of whoever opens models."""
 _OTHER_USER = 0o440  # for processes of another user in the same group
 
 
@@ -41,8 +45,13 @@ def administrator(secrets: Mapping[str, str]) -> Pair:
     return Pair(access_key=secrets["AWS_ACCESS_KEY_ID"], secret_key=secrets["AWS_SECRET_ACCESS_KEY"])
 
 
-def write_all(folder: Path, secrets: Mapping[str, str], mlflow_config: str) -> None:
-    """Write the files of all readers, from the secrets by name and MLflow's config of users."""
+def private_key(secrets: Mapping[str, str]) -> bytes:
+    """The key that signs models, 32 bytes, from its secret."""
+    return hashlib.sha256(f"igpt model signing\n{secrets['MODEL_SIGNING_SECRET']}".encode()).digest()
+
+
+def write_all(folder: Path, secrets: Mapping[str, str], mlflow_config: str, trusted: str = "") -> None:
+    """Write the files of all readers, from the secrets by name, MLflow's config of users, and further trusted keys."""
     owner = administrator(secrets)
     pairs = derive(owner)
     for reader, role in READERS.items():
@@ -51,6 +60,10 @@ def write_all(folder: Path, secrets: Mapping[str, str], mlflow_config: str) -> N
         write_credentials(folder / reader / "credentials", owner)
     write_steps(folder / "driver" / "steps", pairs)
     write(folder / "s3" / "identities.json", json.dumps(for_seaweedfs(owner), indent=1), mode=_OTHER_USER)
+    key = private_key(secrets)
+    write(folder / "driver" / SIGNING_KEY, key.hex())
+    for reader in ("driver", "serve"):
+        write(folder / reader / TRUSTED_KEYS, f"{line_of(public_key_of(key), 'of this deployment')}\n{trusted}")
     for (reader, name), text in _passwords(secrets, mlflow_config).items():
         write(folder / reader / name, text, mode=_OTHER_USER if reader == "postgres" else 0o400)
 
@@ -80,7 +93,9 @@ def _passwords(secrets: Mapping[str, str], mlflow_config: str) -> dict[tuple[str
 
 if __name__ == "__main__":
     try:
-        secrets_path, config_path, target = map(Path, sys.argv[1:])
-        write_all(target, secrets_file.read(secrets_path), config_path.read_text())
-    except IgptError as error:
+        secrets_path, config_path, trusted_path, target = map(Path, sys.argv[1:])
+        trusted_keys = trusted_path.read_text()
+        read_keys(trusted_keys)
+        write_all(target, secrets_file.read(secrets_path), config_path.read_text(), trusted_keys)
+    except (IgptError, ValueError) as error:
         sys.exit(str(error))

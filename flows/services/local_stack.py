@@ -94,6 +94,8 @@ class _Record:
             s3_access_key=self.s3_access_key,
             s3_secret_key=self.s3_secret_key,
             keys_folder=home / "keys",
+            signing_key=home / "signing-key",
+            trusted_keys=home / "trusted-keys",
             prefect_url=urls["prefect"],
             mlflow_url=urls["mlflow"],
             ray_address=f"{HOST}:{self.ports['ray']}",
@@ -128,11 +130,26 @@ def up(home: Path, *, say: Say = lambda line: None) -> Stack:
         stack = record.stack(home)
         write_steps(stack.keys_folder, derive(stack.administrator))
         write(stack.ray_token_path, record.ray_token)
+        _make_signing_key(stack)
         to_start = _end_unusable(home, record, say)
         if to_start:
             _make_folders(home, record, to_start)
             _start(home, record, to_start, say)
         return record.stack(home)
+
+
+def _make_signing_key(stack: Stack) -> None:
+    """Make the key that signs models where there is none, and trust it; those before stay trusted."""
+    if stack.signing_key.exists() and stack.trusted_keys.exists():
+        return
+    # Its library is not needed to start a command.
+    from igpt_model.registry.signatures import line_of, public_key_of  # noqa: PLC0415
+
+    if not stack.signing_key.exists():
+        write(stack.signing_key, secrets.token_hex(32), mode=0o600)
+    public_key = public_key_of(bytes.fromhex(stack.signing_key.read_text()))
+    trusted = stack.trusted_keys.read_text() if stack.trusted_keys.exists() else ""
+    write(stack.trusted_keys, f"{trusted}{line_of(public_key, 'made by igpt up')}\n", mode=0o600)
 
 
 def mlflow_database(home: Path) -> str:

@@ -25,6 +25,7 @@ from pipeline.hashing import sha256
 
 _REGION = "us-east-1"
 _OBJECT_STORE_BYTES = 10**9
+_OF_DRIVERS = ("RAY_ADDRESS", "IGPT_KEYS", "IGPT_SIGNING_KEY", "IGPT_TRUSTED_KEYS")
 _CHECK_SECONDS = 10
 _RAY_CHECK_SECONDS = 60  # mostly for Ray's import; a dead head is reported after five
 # On Linux, Ray replaces 127.0.0.1 by an external address and listens on every interface unless this is 0.
@@ -47,6 +48,10 @@ class Stack:
     s3_secret_key: str = field(repr=False)
     keys_folder: Path
     """Has a file with the key of each step of a flow."""
+    signing_key: Path
+    """The file of the key that signs registered models."""
+    trusted_keys: Path
+    """The file of the keys whose signatures count."""
     prefect_url: str
     mlflow_url: str
     ray_address: str
@@ -64,6 +69,8 @@ class Stack:
             "AWS_ENDPOINT_URL": self.s3_url,
             "AWS_DEFAULT_REGION": _REGION,
             "IGPT_KEYS": str(self.keys_folder),
+            "IGPT_SIGNING_KEY": str(self.signing_key),
+            "IGPT_TRUSTED_KEYS": str(self.trusted_keys),
             "MLFLOW_S3_ENDPOINT_URL": self.s3_url,
             "MLFLOW_TRACKING_URI": self.mlflow_url,
             "PREFECT_API_URL": f"{self.prefect_url}/api",
@@ -165,7 +172,7 @@ def _ray(home: Path, stack: Stack, ray_folder: Path) -> Service:
     if importlib.util.find_spec("grpc"):  # only then Ray starts its client server, which takes no port 0
         command += ["--ray-client-server-port", str(free_port())]
     environment = {
-        **{name: v for name, v in stack.environment().items() if name not in ("RAY_ADDRESS", "IGPT_KEYS")},
+        **{name: v for name, v in stack.environment().items() if name not in _OF_DRIVERS},
         **derive(stack.administrator)["reader"].environment(),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",

@@ -147,6 +147,29 @@ def keys_by_step() -> bool:
     return None not in keys and len({key.access_key for key in keys if key is not None}) == len(STEPS)
 
 
+def trusted_keys() -> Path | None:
+    """The file of the keys whose signatures of models count (IGPT_TRUSTED_KEYS); None where it is not set."""
+    return _file("IGPT_TRUSTED_KEYS")
+
+
+def signing_key() -> Path | None:
+    """The file of the key that signs registered models (IGPT_SIGNING_KEY); None where it is not set."""
+    return _file("IGPT_SIGNING_KEY")
+
+
+def _file(name: str) -> Path | None:
+    path = os.environ.get(name)
+    return Path(path) if path else None
+
+
+def require_signed() -> bool:
+    """Whether models open only with a signature that counts (IGPT_REQUIRE_SIGNED). Raises IgptError else."""
+    value = os.environ.get("IGPT_REQUIRE_SIGNED", "") or "false"
+    if value not in ("true", "false"):
+        raise IgptError(f"IGPT_REQUIRE_SIGNED is {value!r}; set it to true or false")
+    return value == "true"
+
+
 def git_commit() -> str | None:
     """The commit that the deployment declares in IGPT_GIT_COMMIT, or None."""
     commit = os.environ.get("IGPT_GIT_COMMIT", "")
@@ -186,6 +209,9 @@ def activate(home: Path, *, quiet: bool = True) -> None:
             # The keys of its steps are of no use at another store.
             if any(os.environ.get(name, variables.get(name)) != variables.get(name) for name in _OF_THE_STORE):
                 del variables["IGPT_KEYS"]
+            # Those of its models sign and vouch for no other server's.
+            if os.environ.get("MLFLOW_TRACKING_URI", stack.mlflow_url) != stack.mlflow_url:
+                del variables["IGPT_SIGNING_KEY"], variables["IGPT_TRUSTED_KEYS"]
             for name, value in variables.items():
                 os.environ.setdefault(name, value)
 

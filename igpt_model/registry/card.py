@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from igpt_model.model.config import ModelConfig
 from igpt_model.registry.gate import ACCURACY, BITS, PALETTE
+from igpt_model.registry.trust import SIGNED_BY
 from pipeline.hashing import sha256
 from pipeline.printable import printable
 
@@ -26,6 +27,11 @@ WRITTEN = "igpt.card_sha256"
 _LONGEST = 5000  # what MLflow keeps of a description
 _LONGEST_VALUE = 300
 _PROBE = "igpt.probe."
+_LOADING = {
+    True: "verify its signature before (docs/models.md, Whether a version is ours).",
+    False: "it has no signature, so whoever can write the models' bucket can have changed it.",
+}
+"""What to know before a version is loaded, by whether it is signed."""
 
 
 def architecture(config: ModelConfig) -> str:
@@ -56,6 +62,7 @@ def text(name: str, number: int, tags: Mapping[str, str]) -> str:
         "Classifies with a probe on": _code(tags[PROBED_ON]) if PROBED_ON in tags else "",
         "Licence": _safe(tags.get(LICENCE, NOT_STATED)),
         "Palette": f"SHA-256 {_code(tags[PALETTE])}" if PALETTE in tags else "",
+        "Signed by": f"key {_code(tags[SIGNED_BY])}" if SIGNED_BY in tags else "nobody",
         "Code": f"commit {_code(tags['igpt.git_commit'])}" if "igpt.git_commit" in tags else "",
     }
     lines += [f"- {label}: {value}" for label, value in facts.items() if value]
@@ -63,6 +70,7 @@ def text(name: str, number: int, tags: Mapping[str, str]) -> str:
         lines += ["", "| measured on | number | value |", "|---|---|---|"]
         lines += [f"| {_safe(on)} | {_safe(label)} | {_safe(value)} |" for on, label, value in rows]
     example = [
+        *("", f"Loading it runs the code that it brings: {_LOADING[SIGNED_BY in tags]}"),
         *("", "```python", "import mlflow, numpy as np", "", f'model = mlflow.pyfunc.load_model("{uri}")'),
         "images = np.zeros((1, 32, 32, 3), np.uint8)  # any size",
         "features = model.predict(images)  # float32 [1, width]",

@@ -23,6 +23,7 @@ from igpt_model.model.bundle import ModelBundle
 from igpt_model.probing.probed import ProbedModel
 from igpt_model.registry import checksums
 from igpt_model.registry.gate import PROMOTED, ROLLED_BACK, Comparison, Decision, GateConfig, decide, decide_compared
+from igpt_model.registry.trust import SIGNED_BY, Trust
 from pipeline.errors import IgptError, first_line
 from pipeline.images import palette
 from pipeline.store import objects
@@ -96,8 +97,10 @@ def check_name(name: str) -> None:
 class Registry:
     """The registry of one MLflow server."""
 
-    def __init__(self, tracking_uri: str) -> None:
+    def __init__(self, tracking_uri: str, trust: Trust | None = None) -> None:
+        """`trust`: whose signatures count; without it nobody's do, and versions open unverified."""
         self.tracking_uri = tracking_uri
+        self._trust = Trust() if trust is None else trust
         self._client = MlflowClient(tracking_uri)
 
     def names(self) -> list[str]:
@@ -180,19 +183,24 @@ class Registry:
 
     def logged_model(self, version: Version) -> str | None:
         """The id of the LoggedModel of a version, of a copy that of what was copied; None: MLflow has none."""
-        model = version.model_id
+        model = self._model_id(version)
         with one_line(self.tracking_uri):
-            if not model:
-                # A copy of a copy names a version that may be gone; where its files lie, MLflow knows for good.
-                url = self._client.get_model_version_download_uri(version.name, str(version.number))
-                placed = re.search(r"/models/(m-\w+)(/|$)", url)
-                model = "" if placed is None else placed[1]
             try:
                 return self._client.get_logged_model(model).model_id if model else None
             except MlflowException as error:
                 if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                     raise
                 return None
+
+    def _model_id(self, version: Version) -> str:
+        """The id of the LoggedModel whose files a version has; empty: it has others."""
+        if version.model_id:
+            return version.model_id
+        with one_line(self.tracking_uri):
+            # A copy of a copy names a version that may be gone; where its files lie, MLflow knows for good.
+            url = self._client.get_model_version_download_uri(version.name, str(version.number))
+        placed = re.search(r"/models/(m-\w+)(/|$)", url)
+        return "" if placed is None else placed[1]
 
     def champion(self, name: str) -> Version | None:
         """The champion of a model; none: no champion yet."""
@@ -296,11 +304,18 @@ class Registry:
         """Download and open a version's model. Raises IgptError when it is damaged or not what was registered."""
         return ModelBundle.load(_model_in(self.download(version, local), version), origin=version.uri)
 
-    def download(self, version: Version, local: Path) -> Path:
-        """Download a version as MLflow loads it; returns its folder. Raises as `fetch`."""
+    def download(self, version: Version, local: Path, *, signed: bool = True) -> Path:
+        """Download a version as MLflow loads it; returns its folder. Raises as `fetch`.
+
+        `signed`: verify its signature; whoever loads its code must have done so.
+        """
+        local.mkdir(parents=True, exist_ok=True)
         mlflow.set_tracking_uri(self.tracking_uri)
         with one_line(version.uri):
             path = Path(mlflow.artifacts.download_artifacts(artifact_uri=version.uri, dst_path=str(local)))
+        if signed:
+            model_id, signed_by = self._model_id(version), version.tags.get(SIGNED_BY, "")
+            self._trust.check(path, version.uri, model=model_id, signed_by=signed_by)
         model = _model_in(path, version)
         if IDENTITY in version.tags:
             checksums.verify(model, version.uri, version.tags[IDENTITY])

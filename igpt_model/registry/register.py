@@ -1,9 +1,11 @@
 """Registers a model: uploads its files to the object store and its lineage to tags, once per run or set of files."""
 
 import logging
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version as installed
 from pathlib import Path
 
@@ -11,17 +13,20 @@ import boto3
 import mlflow
 import numpy as np
 from mlflow import MlflowClient
+from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 from mlflow.exceptions import MlflowException
+from mlflow.models import Model
 from mlflow.store.artifact import s3_artifact_repo
 
 from igpt_model import registered
 from igpt_model.convert.hugging_face import to_hugging_face
 from igpt_model.model.bundle import ModelBundle
 from igpt_model.probing.head import ProbeHead
-from igpt_model.registry import card, serving
+from igpt_model.registry import card, serving, signatures
 from igpt_model.registry.client import CANDIDATE, CHAMPION, IDENTITY, OF_PROMOTION, Registry, Version, one_line
 from igpt_model.registry.code_bundle import copy_code
 from igpt_model.registry.gate import ROLLED_BACK
+from igpt_model.registry.trust import SIGNED_BY, Signer
 from pipeline.errors import IgptError
 from pipeline.hashing import digest, sha256
 from pipeline.store.credentials import StoreKey
@@ -43,10 +48,12 @@ def register(
     best_layer: int,
     head: ProbeHead | None = None,
     key: StoreKey | None = None,
+    signer: Signer | None = None,
 ) -> Version:
     """Register a model under a name as the candidate. With a `head`, a fitted probe of `best_layer`, it can classify.
 
-    The files are written with the key, if one is given: no other step of a flow can write models.
+    The files are written with the key, if one is given: no other step of a flow can write models. They are signed if
+    there is a signer.
 
     A run is registered once: an existing version of the run is returned. Files are uploaded directly to the object
     store, not through the tracking server.
@@ -65,7 +72,11 @@ def register(
             identity = serving.write_files(files, bundle, best_layer, head)
             described = {**tags, IDENTITY: identity}
             with _uploading_with(key):
-                number = _create(bundle, files, name, tracking_uri, run_id, described, of_run, hugging_face=True)
+                number = _create(
+                    *(bundle, files, name, tracking_uri, run_id, described, of_run),
+                    hugging_face=True,
+                    signer=signer,
+                )
     return _finish(client, Registry(tracking_uri), name, number)
 
 
@@ -80,12 +91,13 @@ def register_files(
     head: ProbeHead | None = None,
     hugging_face: bool = True,
     key: StoreKey | None = None,
+    signer: Signer | None = None,
 ) -> tuple[Version, bool]:
     """Register a model that no training run of this server made. Returns the version, and whether it is new.
 
     The same files are registered once under a name: an existing version with them is returned. `run` is called for a
     new version and returns its MLflow run. `hugging_face`: keep the model as a Hugging Face folder with the run too.
-    `key` as in `register`.
+    `key` and `signer` as in `register`.
     """
     client = MlflowClient(tracking_uri)
     with tempfile.TemporaryDirectory(prefix="igpt-register-") as temporary:
@@ -104,7 +116,9 @@ def register_files(
             run_id = run()
             with _uploading_with(key):
                 number = _create(
-                    bundle, files, name, tracking_uri, run_id, described, of_files, hugging_face=hugging_face
+                    *(bundle, files, name, tracking_uri, run_id, described, of_files),
+                    hugging_face=hugging_face,
+                    signer=signer,
                 )
     return _finish(client, Registry(tracking_uri), name, number), new
 
@@ -118,6 +132,7 @@ def register_probed(
     best_layer: int,
     head: ProbeHead,
     key: StoreKey | None = None,
+    signer: Signer | None = None,
 ) -> tuple[Version, bool]:
     """Register a version with a probe on a dataset as a new version of its name; the classes are those of `bundle`.
 
@@ -125,7 +140,7 @@ def register_probed(
     MLflow run.
     """
     check_has_run(version)
-    own = {IDENTITY, card.WRITTEN, ROLLED_BACK, *OF_PROMOTION}
+    own = {IDENTITY, SIGNED_BY, card.WRITTEN, ROLLED_BACK, *OF_PROMOTION}
     tags = {tag: value for tag, value in version.tags.items() if tag not in own}
     return register_files(
         bundle,
@@ -137,7 +152,29 @@ def register_probed(
         head=head,
         hugging_face=False,  # the same as the run has
         key=key,
+        signer=signer,
     )
+
+
+def sign_registered(registry: Registry, version: Version, signer: Signer, *, key: StoreKey | None = None) -> Version:
+    """Sign a version that is registered already, as its files are, and return it; its copies are signed with it.
+
+    Whoever calls this vouches for the files. Raises IgptError for files that differ from those that were registered,
+    and for a version whose files MLflow does not keep with a model.
+    """
+    client = MlflowClient(registry.tracking_uri)
+    model = registry.logged_model(version)
+    if model is None:
+        raise IgptError(f"{version.uri}: MLflow keeps no model of it, so it cannot be signed: import the model")
+    with tempfile.TemporaryDirectory(prefix="igpt-sign-") as temporary, one_line(version.uri):
+        folder = registry.download(version, Path(temporary) / "model", signed=False)
+        signed_by, own = signer.sign(folder, model), Path(temporary) / "signature"
+        own.mkdir()
+        shutil.move(folder / signatures.FILE, own)
+        with _uploading_with(key):
+            client.log_model_artifacts(model, str(own))
+    registry.tag(version, {SIGNED_BY: signed_by})
+    return registry.find(version.uri)
 
 
 def check_has_run(version: Version) -> None:
@@ -158,18 +195,21 @@ def _create(
     same: Callable[[], int | None],
     *,
     hugging_face: bool,
+    signer: Signer | None,
 ) -> int:
     """Upload the files and create a version; returns its number, or that of one that was created at the same time."""
     client = MlflowClient(tracking_uri)
-    logged = _log(bundle, files, tracking_uri, run_id, hugging_face=hugging_face)
+    logged = _log(bundle, files, tracking_uri, run_id, hugging_face=hugging_face, signer=signer)
+    described = {card.ARCHITECTURE: card.architecture(bundle.model.config)}
+    described |= {SIGNED_BY: logged.signed_by} if logged.signed_by else {}
     with one_line(tracking_uri):
         # As late as this, so that an upload that fails leaves no name without versions.
         _ensure_registered_model(client, name)
         created = client.create_model_version(
             name,
-            logged.model_uri,
+            f"models:/{logged.model_id}",
             run_id=run_id,
-            tags={card.ARCHITECTURE: card.architecture(bundle.model.config), **_lineage(client, run_id), **tags},
+            tags={**described, **_lineage(client, run_id), **tags},
             model_id=logged.model_id,
         )
         first = same()
@@ -221,10 +261,22 @@ def _first(client: MlflowClient, name: str, condition: str) -> int | None:
     return min((int(version.version) for version in versions), default=None)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Logged:
+    """An uploaded model."""
+
+    model_id: str
+    signed_by: str
+    """Id of the key that signed it; empty: none did."""
+
+
 def _log(
-    bundle: ModelBundle, files: Path, tracking_uri: str, run_id: str, *, hugging_face: bool
-) -> mlflow.models.model.ModelInfo:
-    """Upload a model as a pyfunc model of its run, and as a Hugging Face folder if it can be converted."""
+    bundle: ModelBundle, files: Path, tracking_uri: str, run_id: str, *, hugging_face: bool, signer: Signer | None
+) -> _Logged:
+    """Upload a model as a pyfunc model of its run, and as a Hugging Face folder if it can be converted.
+
+    In the steps of `mlflow.pyfunc.log_model`, which uploads at once: all files are signed as they are uploaded.
+    """
     mlflow.set_tracking_uri(tracking_uri)
     logging.getLogger("mlflow").setLevel(logging.ERROR)  # it logs every step
     config = bundle.model.config
@@ -236,9 +288,20 @@ def _log(
             if plain and hugging_face:
                 to_hugging_face(bundle, hf_folder)
                 mlflow.log_artifacts(str(hf_folder), HUGGING_FACE)
-            code = copy_code(registered.__name__, Path(temporary))
-            return mlflow.pyfunc.log_model(
-                name="model",
+        client, folder = MlflowClient(tracking_uri), Path(temporary) / "model"
+        run = client.get_run(run_id)
+        code = copy_code(registered.__name__, Path(temporary))
+        logged = mlflow.initialize_logged_model(name="model", source_run_id=run_id, params=dict(run.data.params))
+        described = Model(
+            artifact_path=logged.artifact_location,
+            model_uuid=logged.model_id,
+            run_id=run_id,
+            model_id=logged.model_id,
+        )
+        try:
+            mlflow.pyfunc.save_model(
+                path=str(folder),
+                mlflow_model=described,
                 loader_module=f"{code.name}.{registered.__name__}",
                 data_path=str(files),
                 code_paths=[str(code)],
@@ -246,6 +309,14 @@ def _log(
                 signature=serving.signature(),
                 input_example=example,
             )
+            signed_by = "" if signer is None else signer.sign(folder, logged.model_id)
+            client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+            client.log_model_artifacts(logged.model_id, str(folder))
+        except BaseException:
+            mlflow.finalize_logged_model(logged.model_id, LoggedModelStatus.FAILED)
+            raise
+        mlflow.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
+        return _Logged(model_id=logged.model_id, signed_by=signed_by)
 
 
 @contextmanager

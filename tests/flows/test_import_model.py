@@ -132,11 +132,11 @@ def test_what_is_refused_leaves_nothing(
 def test_an_upload_that_fails_leaves_no_version_and_can_be_repeated(
     put: Callable[..., Imported], uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(**_: object) -> None:
+    def fails(*_: object) -> None:
         raise OSError("the disk is full")
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
-        patch.setattr(mlflow.pyfunc, "log_model", fails)
+        patch.setattr(MlflowClient, "log_model_artifacts", fails)
         put("theirs", "broken")
     assert "broken" not in Registry(uri).names()
     assert put("theirs", "broken").version.number == 1

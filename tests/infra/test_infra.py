@@ -344,6 +344,7 @@ def run_keys(folder: Path, **changes: str) -> subprocess.CompletedProcess[str]:
         "python": sys.executable,
         "/run/secrets/igpt": str(write_secrets(folder / "igpt.env", **changes)),
         "/etc/igpt/mlflow-auth.ini": str(INFRA / "mlflow-auth.ini"),
+        "/etc/igpt/trusted-keys": str(INFRA / "trusted-keys"),
         KEYS: str(folder / "keys"),
     }
     command = [replaced.get(word, word) for word in SERVICES["keys"]["command"]]

@@ -188,7 +188,7 @@ COMPOSE_NAMES = {
 def test_a_pod_sees_the_same_passwords_in_the_same_files_as_a_container_of_compose(tmp_path: Path) -> None:
     secret, _ = yaml.safe_load_all(make_secret(tmp_path, VARIABLES).stdout)
     config = (ROOT / "infra" / "mlflow-auth.ini").read_text()
-    deployed_keys.write_all(tmp_path / "keys", VARIABLES, config)
+    deployed_keys.write_all(tmp_path / "keys", VARIABLES, config, (ROOT / "infra" / "trusted-keys").read_text())
     compose = Compose()
     compared = set()
     for name, pod, _ in pods():

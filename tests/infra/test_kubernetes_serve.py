@@ -52,7 +52,10 @@ def test_compose_runs_the_same() -> None:
     assert service["command"][-1].replace("$$", "$") == SCRIPT
     model = service["environment"].pop("MODEL")
     assert model == f"${{SERVE_MODEL:-{VARIABLES['MODEL']}}}"
-    literals = {name: value for name, value in VARIABLES.items() if value is not None and name != "MODEL"}
+    required = service["environment"].pop("IGPT_REQUIRE_SIGNED")
+    assert required == f"${{IGPT_REQUIRE_SIGNED:-{VARIABLES['IGPT_REQUIRE_SIGNED']}}}"
+    of_compose = {"MODEL", "IGPT_REQUIRE_SIGNED"}
+    literals = {name: value for name, value in VARIABLES.items() if value is not None and name not in of_compose}
     assert literals.items() <= service["environment"].items()
     folders = {
         volume["target"]: volume["volume"]["subpath"] for volume in service["volumes"] if isinstance(volume, dict)
@@ -74,8 +77,12 @@ def test_its_ray_is_its_own_with_a_token_of_its_own() -> None:
 
 
 def test_its_keys_read_models_and_nothing_else() -> None:
-    key, login = [volume["secret"] for volume in POD["volumes"] if "secret" in volume]
+    (keys,) = [volume["projected"]["sources"] for volume in POD["volumes"] if "projected" in volume]
+    key, trusted = [source["secret"] for source in keys]
     assert ROLES[key["items"][0]["key"]] == Rights(read=("mlflow",)) and len(key["items"]) == 1
+    # The public keys of models, and none that signs.
+    assert trusted["items"] == [{"key": deployed_keys.TRUSTED_KEYS, "path": deployed_keys.TRUSTED_KEYS}]
+    (login,) = [volume["secret"] for volume in POD["volumes"] if "secret" in volume]
     assert POD["automountServiceAccountToken"] is False
     assert settings.MLFLOW_RETRIES.items() <= VARIABLES.items()
     # Not MLflow's administrator.

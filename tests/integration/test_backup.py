@@ -71,6 +71,8 @@ class Place:
             s3_access_key="igpt",
             s3_secret_key="secret-of-the-test",
             keys_folder=folder / "keys",
+            signing_key=folder / "signing-key",
+            trusted_keys=folder / "trusted-keys",
             prefect_url=f"http://{HOST}:{ports[1]}",
             mlflow_url=f"http://{HOST}:{ports[2]}",
             ray_address=f"{HOST}:{ports[3]}",

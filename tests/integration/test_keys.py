@@ -184,7 +184,8 @@ def test_no_step_reaches_the_secrets_of_the_driver(site: Site) -> None:
     for step, found in site.found.items():
         assert f"IGPT_ROLE={step}" in found["seen"].replace('": "', "=") or step in found["seen"]
         hidden = [pair.secret_key for role, pair in pairs.items() if role not in (step, "reader")]
-        for secret in (*PASSWORDS, site.s3.secret_key, *hidden):
+        signing = deployed_keys.private_key(SECRETS).hex()
+        for secret in (*PASSWORDS, site.s3.secret_key, signing, *hidden):
             assert secret not in found["seen"], step
         assert SECRETS["RAY_AUTH_TOKEN"] in found["seen"], "the attack reads the files of its node"
         assert found["pairs"] == sorted([pairs[step].access_key, pairs["reader"].access_key])

@@ -158,6 +158,7 @@ SERVICES = {
     "another Python": ("Ray", {"python": "3.11.9"}, "Ray", "fails", "same Python"),
     "a clock that is ahead": ("Prefect", {"clock_ahead": 90.0}, "clock", "warning", "NTP"),
     "one key for every step": ("S3", {"keys_by_step": False}, "keys", "warning", "a key of its own"),
+    "no key that signs models": ("MLflow", {"signs_models": False}, "signatures", "warning", "IGPT_TRUSTED_KEYS"),
     "a clock that S3 refuses": ("S3", {"clock_ahead": -1000.0}, "clock", "fails", "signatures"),
 }
 

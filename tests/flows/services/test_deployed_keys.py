@@ -9,8 +9,10 @@ import pytest
 
 from flows.services import deployed_keys, secrets_file
 from flows.services.store_keys import derive, for_seaweedfs
+from igpt_model.registry.signatures import line_of, public_key_of, read_keys
 
 SECRETS = {name: f"{name.replace('_', '').lower()}0123456789" for name in secrets_file.NAMES}
+FORMER = line_of(public_key_of(bytes(32)), "of last year")
 ADMINISTRATOR = deployed_keys.administrator(SECRETS)
 FILES = {
     "driver": {"credentials", *(f"steps/{step}" for step in ("build", "train", "probe", "register"))},
@@ -29,7 +31,8 @@ FILES = {
     "serve": {"credentials"},
     "serve-login": {"credentials"},
 }
-FILES["driver"] |= {"ray-token", "prefect.toml"}
+FILES["driver"] |= {"ray-token", "prefect.toml", "signing-key", "trusted-keys"}
+FILES["serve"] |= {"trusted-keys"}
 FILES["nodes"] |= {"ray-token"}
 # The secrets of the file, besides keys of the store, that stand in the files of a reader.
 SHOWN = {
@@ -54,7 +57,7 @@ SHOWN = {
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     for _ in range(2):
-        deployed_keys.write_all(tmp_path / "keys", SECRETS, "[mlflow]\n")
+        deployed_keys.write_all(tmp_path / "keys", SECRETS, "[mlflow]\n", f"{FORMER}\n")
     return tmp_path / "keys"
 
 
@@ -78,6 +81,16 @@ def test_each_reader_sees_no_other_secret(folder: Path) -> None:
     }
     hidden = {name: value for name, value in SECRETS.items() if name != "AWS_ACCESS_KEY_ID"}
     assert {reader: {name for name, value in hidden.items() if value in text[reader]} for reader in FILES} == SHOWN
+
+
+def test_the_driver_signs_models_and_whoever_opens_them_has_the_public_keys(folder: Path) -> None:
+    private = deployed_keys.private_key(SECRETS)
+    holders = [path for path in folder.rglob("*") if path.is_file() and private.hex() in path.read_text()]
+    assert holders == [folder / "driver" / "signing-key"]
+    assert private != deployed_keys.private_key({**SECRETS, "MODEL_SIGNING_SECRET": "another"})
+    for reader in ("driver", "serve"):
+        trusted = read_keys((folder / reader / "trusted-keys").read_text())
+        assert set(trusted.keys.values()) == {public_key_of(private), public_key_of(bytes(32))}
 
 
 def test_the_clients_of_the_store_read_them(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,7 @@ from mlflow import MlflowClient
 from flows.services import local_stack
 from flows.services.local_stack import ServiceStatus, Stack
 from flows.services.store_keys import derive
+from igpt_model.registry.signatures import public_key_of, read_keys
 from pipeline.errors import IgptError
 
 pytestmark = pytest.mark.services
@@ -251,12 +252,28 @@ def test_credentials_stay_private(home: Path, stack: Stack) -> None:
     assert (home / "services.json").stat().st_mode & 0o777 == 0o600
     assert home.stat().st_mode & 0o777 == 0o700
     pairs = derive(stack.administrator).values()
-    hidden = (stack.s3_secret_key, stack.ray_token_path.read_text(), *(pair.secret_key for pair in pairs))
+    of_files = (stack.ray_token_path.read_text(), stack.signing_key.read_text())
+    hidden = (stack.s3_secret_key, *of_files, *(pair.secret_key for pair in pairs))
+    for path in (stack.signing_key, stack.trusted_keys):
+        assert path.stat().st_mode & 0o777 == 0o600
     for path in (stack.ray_token_path, *stack.keys_folder.iterdir()):
         assert path.stat().st_mode & 0o777 == 0o400
     assert not any(secret in repr(stack) for secret in hidden)
     command_lines = [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]
     assert not [line for line in command_lines for secret in hidden if secret in line]
+
+
+def test_a_new_signing_key_is_trusted_beside_the_former(home: Path, stack: Stack) -> None:
+    private, before = stack.signing_key.read_text(), read_keys(stack.trusted_keys.read_text())
+    assert set(before.keys.values()) == {public_key_of(bytes.fromhex(private))}
+    stack.signing_key.unlink()
+    local_stack.up(home)
+    after = read_keys(stack.trusted_keys.read_text())
+    assert stack.signing_key.read_text() != private
+    assert set(after.keys.values()) - set(before.keys.values()) == {
+        public_key_of(bytes.fromhex(stack.signing_key.read_text()))
+    }
+    assert before.keys.items() < after.keys.items()
 
 
 def test_services_listen_on_loopback_only(home: Path, stack: Stack) -> None:

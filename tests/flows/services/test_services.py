@@ -21,6 +21,8 @@ def stack(tmp_path: Path) -> Stack:
         s3_access_key="key",
         s3_secret_key=SECRET,
         keys_folder=tmp_path / "keys",
+        signing_key=tmp_path / "signing-key",
+        trusted_keys=tmp_path / "trusted-keys",
         prefect_url=f"http://{prefect}",
         mlflow_url=f"http://{mlflow}",
         ray_address=ray,

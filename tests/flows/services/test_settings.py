@@ -17,6 +17,8 @@ STACK = Stack(
     s3_access_key="key",
     s3_secret_key="secret",
     keys_folder=Path("/no/such/folder"),
+    signing_key=Path("/no/such/signing-key"),
+    trusted_keys=Path("/no/such/trusted-keys"),
     prefect_url="http://127.0.0.1:2",
     mlflow_url="http://127.0.0.1:3",
     ray_address="127.0.0.1:4",
@@ -155,6 +157,34 @@ def test_the_keys_of_the_local_steps_are_for_the_local_store(
     use(monkeypatch, **variables)
     settings.activate(tmp_path)
     assert ("IGPT_KEYS" in settings.os.environ) == of_the_local_store
+
+
+@pytest.mark.parametrize(
+    ("variables", "of_the_local_server"),
+    [({}, True), ({"MLFLOW_TRACKING_URI": STACK.mlflow_url}, True), ({"MLFLOW_TRACKING_URI": "http://m"}, False)],
+)
+def test_the_keys_of_local_models_are_for_the_local_server(
+    variables: dict[str, str], of_the_local_server: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settings.local_stack, "load", lambda home: STACK)
+    use(monkeypatch, **variables)
+    settings.activate(tmp_path)
+    expected = (STACK.signing_key, STACK.trusted_keys) if of_the_local_server else (None, None)
+    assert (settings.signing_key(), settings.trusted_keys()) == expected
+
+
+@pytest.mark.parametrize(("value", "expected"), [(None, False), ("", False), ("false", False), ("true", True)])
+def test_whether_models_must_be_signed(value: str | None, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("IGPT_REQUIRE_SIGNED", raising=False)
+    if value is not None:
+        use(monkeypatch, IGPT_REQUIRE_SIGNED=value)
+    assert settings.require_signed() is expected
+
+
+def test_another_value_of_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, IGPT_REQUIRE_SIGNED="yes")
+    with pytest.raises(IgptError, match="IGPT_REQUIRE_SIGNED is 'yes'; set it to true or false"):
+        settings.require_signed()
 
 
 def test_one_pair_serves_every_step_unless_each_has_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

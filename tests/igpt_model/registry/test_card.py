@@ -7,6 +7,7 @@ import pytest
 
 from igpt_model.registry import card
 from igpt_model.registry.gate import ACCURACY, BITS, PALETTE
+from igpt_model.registry.trust import SIGNED_BY
 from pipeline.hashing import sha256
 from tests.igpt_model.model.test_network import BY_CLASS, MASKED, SMALL, UPSCALING
 
@@ -51,6 +52,10 @@ def test_an_imported_version_has_its_origin_licence_and_what_was_measured() -> N
         'model = mlflow.pyfunc.load_model("models:/imagegpt-small/2")',
     ):
         assert line in text.splitlines()
+    assert "- Signed by: nobody" in text.splitlines() and "it has no signature" in text
+    signed = card.text("imagegpt-small", 2, {**TAGS, SIGNED_BY: "0123456789abcdef"})
+    assert "- Signed by: key `0123456789abcdef`" in signed.splitlines()
+    assert "Loading it runs the code that it brings: verify its signature before" in signed
     assert "snapshot" not in text and "Trained on" not in text
     assert "- Licence: not stated" in card.text("bare", 1, {}).splitlines()
 
