@@ -16,6 +16,7 @@ from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
+from flows import allowed_urls
 from flows.build_dataset import build_dataset
 from flows.config.refresh import RefreshConfig
 from flows.prefect_ops import flow_runs
@@ -42,6 +43,8 @@ _ASK_SECONDS = 15.0
 def scheduled_build(config: DatasetConfig, quiet_seconds: float = 0) -> None:
     """Update a dataset from its source; with `quiet_seconds`, only if no image arrived within that time."""
 
+    allowed_urls.check(config, settings.allowed_urls())
+
     def work() -> None:
         if quiet_seconds and (seconds := _seconds_since_last(config.raw)) < quiet_seconds:
             get_run_logger().info("images arrived %.0f s ago, more may follow; the next run checks again", seconds)
@@ -58,6 +61,7 @@ def scheduled_build(config: DatasetConfig, quiet_seconds: float = 0) -> None:
 @in_one_line
 def scheduled_refresh(config: RefreshConfig) -> None:
     """Raw images to a registered model: what `igpt refresh` does, on a schedule."""
+    allowed_urls.check(config, settings.allowed_urls())
 
     def work() -> None:
         from flows.refresh import refresh  # noqa: PLC0415 (loads PyTorch, Ray Train and MLflow: only when it works)
@@ -77,6 +81,7 @@ def scheduled_refresh(config: RefreshConfig) -> None:
 @in_one_line
 def scheduled_probe(config: ProbeConfig, model: str) -> None:
     """Probe a newly registered model; the event of its registration gives `model`."""
+    allowed_urls.check(replace(config, model=model), settings.allowed_urls())
     from flows.probe import probe  # noqa: PLC0415 (not for the other flows)
 
     def check() -> None:

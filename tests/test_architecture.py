@@ -53,6 +53,7 @@ ORDER = {
             "config",
             "terminal",
             "trust",
+            "allowed_urls",
             "doctor",
             "prefect_ops",
             "monitor",

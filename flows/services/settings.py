@@ -170,6 +170,21 @@ def require_signed() -> bool:
     return value == "true"
 
 
+def allowed_urls() -> tuple[str, ...] | None:
+    """The URLs below which deployed runs may name places (IGPT_ALLOWED_URLS, with spaces between); None: anywhere.
+
+    Raises IgptError for what is not on a store: local paths and web servers are for the command line.
+    """
+    text = os.environ.get("IGPT_ALLOWED_URLS")
+    if not text:
+        return None
+    for url in text.split():
+        scheme, separator, rest = url.partition("://")
+        if not (separator and rest) or scheme in ("file", "http", "https", "local"):
+            raise IgptError(f"IGPT_ALLOWED_URLS has {url!r}; give buckets, such as s3://raw, with spaces between")
+    return tuple(text.split())
+
+
 def git_commit() -> str | None:
     """The commit that the deployment declares in IGPT_GIT_COMMIT, or None."""
     commit = os.environ.get("IGPT_GIT_COMMIT", "")

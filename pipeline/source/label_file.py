@@ -1,6 +1,7 @@
 """A file that names the class of each image, and its split if wanted: CSV, TSV or Parquet."""
 
 import io
+import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from pipeline.store import objects
 from pipeline.store.path_text import to_text
 
 _FILE_NAME = "file_name"
+_ENDINGS = (".csv", ".tsv", ".parquet")
 _BLOCK_BYTES = 64 * 1024 * 1024  # the longest row
 _NO_TABLE = {
     b"PK\3\4": "a workbook or a zip archive",
@@ -91,6 +93,8 @@ def read(config: DatasetConfig) -> LabelFile | None:
     if config.labels is None:
         return None
     url = objects.absolute(config.labels)
+    if not url.lower().endswith(_ENDINGS):  # else errors would show lines of any file that this process can read
+        raise IgptError(f"{url}: a file of labels must be one of {', '.join(_ENDINGS)} by its name; correct labels")
     try:
         data = objects.read_bytes(url)
     except (FileNotFoundError, IsADirectoryError):
@@ -210,9 +214,14 @@ def _text_table(data: bytes, url: str) -> pa.Table:
         return pyarrow.csv.read_csv(io.BytesIO(data), blocks, parse_options=parse, convert_options=as_text)
     except pa.ArrowException as error:
         raise IgptError(
-            f"{url}: not a readable CSV file ({first_line(error)}); give it a header and as many values in each row, "
-            "in quotes where they have a comma"
+            f"{url}: not a readable CSV file ({_without_values(first_line(error))}); give it a header and as many "
+            "values in each row, in quotes where they have a comma"
         ) from None
+
+
+def _without_values(reason: str) -> str:
+    """What Arrow says, without the text of the row, which it quotes."""
+    return re.sub(r"(Row #\d+: Expected \d+ columns, got \d+): .*", r"\1", reason)
 
 
 def _check_delimiter(data: bytes, url: str) -> None:

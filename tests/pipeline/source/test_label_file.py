@@ -88,6 +88,21 @@ def test_one_line_for_what_cannot_be_used(tmp_path: Path, situation: str) -> Non
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("name", ["passwd", "shadow.bak", "environ", ".env", "igpt.env", "signing-key", "labels.txt"])
+def test_no_line_of_another_file_is_shown(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / name, b"root:x:0:0,secret\nSECRET=hidden\n")
+    with pytest.raises(IgptError, match=r"must be one of \.csv, \.tsv, \.parquet by its name") as raised:
+        listed(with_images(tmp_path), labels=str(path))
+    assert "secret" not in str(raised.value).replace(str(path), "").lower()
+
+
+def test_no_value_of_a_ragged_row_is_shown(tmp_path: Path) -> None:
+    path = write(tmp_path / "labels.csv", b"file_name,label\n0.png,a\n1.png,secret,hidden\n")
+    with pytest.raises(IgptError, match="Row #3: Expected 2 columns, got 3\\)") as raised:
+        listed(with_images(tmp_path), labels=str(path))
+    assert "secret" not in str(raised.value)
+
+
 COLUMNS: dict[str, tuple[pa.Array, list[str | None]]] = {
     "integers": (pa.array([0, 1, -1, None]), ["0", "1", None, None]),
     "floats": (pa.array([0.0, 1.0, float("nan"), -1.0]), ["0", "1", None, None]),
