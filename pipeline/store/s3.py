@@ -6,10 +6,14 @@ and is silent, or stops reading a body (aiohttp 3.14, aiobotocore 3.10). A respo
 """
 
 import asyncio
+from functools import partial
 from typing import Any
 
+from aiobotocore.httpsession import AIOHTTPSession
 from fsspec.asyn import sync_wrapper
 from s3fs import S3FileSystem
+
+from pipeline.errors import IgptError
 
 # Limit of a request, apart from sending its body: botocore makes several attempts in that time if they fail at once,
 # one if the server does not respond.
@@ -20,6 +24,19 @@ _IMPATIENT_SECONDS = 10.0
 _SLOW_METHODS = {"complete_multipart_upload": _READ_SECONDS}
 # s3fs sends ten parts of 50 MiB at a time, which share the bandwidth.
 _SLOWEST_BYTES_PER_SECOND = 64 * 1024
+
+
+class _Unredirected:
+    """A session of aiohttp that follows no redirect: aiobotocore would go wherever the store sends it, and take what it
+    finds there for the object."""
+
+    def __init__(self, session: Any) -> None:
+        self.request = partial(session.request, allow_redirects=False)
+
+
+class _UnredirectedHttp(AIOHTTPSession):
+    async def _get_session(self, proxy_url: str | None) -> Any:
+        return _Unredirected(await super()._get_session(proxy_url))
 
 
 class BoundedS3FileSystem(S3FileSystem):
@@ -38,6 +55,7 @@ class BoundedS3FileSystem(S3FileSystem):
             secret=secret,
             use_listings_cache=False,  # other processes write too
             config_kwargs={
+                "http_session_cls": _UnredirectedHttp,
                 "retries": {"mode": "standard", "max_attempts": 4 if patient else 1},
                 "connect_timeout": 10 if patient else 3,
                 "read_timeout": _READ_SECONDS if patient else _IMPATIENT_SECONDS,
@@ -56,6 +74,8 @@ class BoundedS3FileSystem(S3FileSystem):
         seconds += memoryview(arguments.get("Body", b"")).nbytes / _SLOWEST_BYTES_PER_SECOND
         try:
             return await asyncio.wait_for(super()._call_s3(method, *parts, **arguments), seconds)
+        except RecursionError:  # botocore asks the store again and again where the bucket is
+            raise IgptError(f"the object store redirects {method} to another address, which is not followed") from None
         except TimeoutError:
             # Not a TimeoutError: fsspec replaces it by one without a text.
             raise ConnectionError(f"no response to {method} within {seconds:.0f} s") from None
