@@ -4,10 +4,14 @@ Imports nothing that Windows lacks, so that programs can end there with one line
 """
 
 import os
+import stat
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 
 # The largest RLIMIT_NOFILE that macOS accepts, although its hard limit reads "unlimited" (OPEN_MAX, setrlimit(2)).
 _OPEN_FILES = 10_240
@@ -24,6 +28,22 @@ def end_on_windows(platform: str = sys.platform) -> None:
     """On Windows, end the program with status 1 and one line, before an import fails."""
     if platform == "win32":
         sys.exit(f"igpt: {ON_WINDOWS}")
+
+
+def own_cache() -> Path | None:
+    """This user's folder for caches in the temporary folder, which nobody else can enter or write.
+
+    Its name can be guessed, so that another user can make it first: then None.
+    """
+    folder = Path(tempfile.gettempdir()) / f"igpt-cache-{os.getuid()}"
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    about = folder.lstat()
+    if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid() or about.st_mode & 0o022:
+        return None
+    if about.st_mode & 0o077:  # made by an earlier version
+        folder.chmod(0o700)
+    return folder
 
 
 def bound_memory(spare_bytes: int, platform: str = sys.platform) -> None:

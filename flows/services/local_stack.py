@@ -261,7 +261,7 @@ def _end_unusable(home: Path, record: _Record, say: Say) -> set[str]:
 
 def _make_folders(home: Path, record: _Record, to_start: Collection[str]) -> None:
     for folder in ["logs", *_NAMES, *(f"s3/{bucket}" for bucket in BUCKETS)]:
-        (home / folder).mkdir(exist_ok=True)
+        (home / folder).mkdir(mode=0o700, exist_ok=True)
     if "ray" in to_start:
         shutil.rmtree(record.ray_folder, ignore_errors=True)
         try:

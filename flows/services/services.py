@@ -163,7 +163,7 @@ def _ray(home: Path, stack: Stack, ray_folder: Path) -> Service:
     # The system chooses all other ports, so that several clusters can run on one machine.
     command = [
         sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats",
-        "--node-ip-address", HOST, "--port", address.rpartition(":")[2], "--temp-dir", str(ray_folder),
+        "--node-ip-address", HOST, "--port", address.rpartition(":")[2], "--temp-dir", str(ray_folder / "r"),
         "--min-worker-port", "0", "--max-worker-port", "0", "--dashboard-agent-listen-port", "0",
         "--include-dashboard", "false", "--num-cpus", str(max(2, os.cpu_count() or 1)),
         "--object-store-memory", str(memory),
@@ -265,8 +265,11 @@ def _program(name: str) -> str:
 
 
 def short_folder(home: Path) -> Path:
-    """A folder outside `home` for Ray's sockets: a socket path is limited to 104 bytes, and Ray appends 70."""
+    """A folder outside `home` for Ray's sockets: a socket path is limited to 104 bytes, and Ray appends 70.
+
+    Ray lets every user write to its own folder, `r` in this one, which no other user can enter.
+    """
     name = f"igpt-{sha256(bytes(home))[:10]}"
     # Resolved, as the paths of open files are: on macOS /tmp and /var are links into /private.
     folder = Path(tempfile.gettempdir()).resolve() / name
-    return folder if len(bytes(folder)) <= 33 else Path("/tmp").resolve() / name
+    return folder if len(bytes(folder)) <= 31 else Path("/tmp").resolve() / name

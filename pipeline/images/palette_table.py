@@ -1,14 +1,13 @@
 """The lookup table of a palette, computed once per machine and cached in its temporary folder."""
 
 import os
-import tempfile
 from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 
 from pipeline.hashing import sha256
 from pipeline.images import palette
+from pipeline.operating_system import own_cache
 
 _ENTRIES = 1 << 24
 _CHECKSUM_BYTES = 64
@@ -17,9 +16,15 @@ _CHECKSUM_BYTES = 64
 def lookup_table(palette_K3: np.ndarray) -> np.ndarray:
     """palette.compute_lookup_table, uint16 [2^24], from the cache if an undamaged copy is there.
 
-    If the cache cannot be written, say on a full disk, the table is not cached.
+    If the cache cannot be written, say on a full disk, or another user has made its folder, the table is not cached.
     """
-    folder = Path(tempfile.gettempdir()) / f"igpt-cache-{os.getuid()}" / "tables"
+    try:
+        cache = own_cache()
+    except OSError:
+        cache = None
+    if cache is None:
+        return palette.compute_lookup_table(palette_K3)
+    folder = cache / "tables"
     path = folder / f"{palette.sha256(palette_K3)}.u16"
     try:
         data = path.read_bytes()

@@ -2,7 +2,6 @@
 
 import fcntl
 import os
-import tempfile
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -15,7 +14,9 @@ import numpy as np
 from pipeline.dataset import verified_shards
 from pipeline.dataset.shards import ShardView
 from pipeline.dataset.snapshot import ShardEntry, Snapshot
+from pipeline.errors import IgptError
 from pipeline.hashing import sha256
+from pipeline.operating_system import own_cache
 from pipeline.partition import part_of
 from pipeline.samples.order import Samples
 
@@ -168,7 +169,10 @@ def forget(dataset: str, kept: Collection[str], folders: Iterable[str | None] = 
 
 
 def _root(folder: str | None) -> Path:
-    return Path(folder) if folder else Path(tempfile.gettempdir()) / f"igpt-cache-{os.getuid()}"
+    root = Path(folder) if folder else own_cache()
+    if root is None:
+        raise IgptError("the temporary folder has an igpt-cache of another user; remove it, or set cache")
+    return root
 
 
 def _folder_of(dataset: str) -> str:

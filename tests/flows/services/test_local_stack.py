@@ -50,6 +50,25 @@ class Keeper:
 
 print(*ray.get(Keeper.options(name="keeper", lifetime="detached").remote().keep.remote()))
 """
+AS_NOBODY = """
+import os, socket, sys
+paths = sys.stdin.read().split("\\0")
+os.setgroups([]), os.setgid(65534), os.setuid(65534)
+print(len(paths))
+def tries(path):
+    yield lambda: os.listdir(path)
+    yield lambda: open(path, "rb").close()
+    yield lambda: open(path, "ab").close()
+    yield lambda: open(path + "/x", "xb").close()
+    yield lambda: socket.socket(socket.AF_UNIX).connect(path)
+for path in paths:
+    for number, attempt in enumerate(tries(path)):
+        try:
+            attempt()
+            print(number, path)
+        except OSError:
+            pass
+"""
 STRANGER = "import os, ray; ray.init(os.environ['RAY_ADDRESS'], log_to_driver=False); print('got in')"
 UP = "import sys; from pathlib import Path; from flows.services import local_stack; local_stack.up(Path(sys.argv[1]))"
 
@@ -274,6 +293,25 @@ def test_a_new_signing_key_is_trusted_beside_the_former(home: Path, stack: Stack
         public_key_of(bytes.fromhex(stack.signing_key.read_text()))
     }
     assert before.keys.items() < after.keys.items()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to become another user")
+def test_another_user_of_the_machine_reads_and_reaches_none_of_their_files(home: Path, stack: Stack) -> None:
+    ray_folder = Path(record(home)["ray_folder"])
+    made = [path for root in (home, ray_folder) for path in (root, *root.rglob("*"))]
+    sockets = [path for path in made if path.is_socket()]
+    assert len(made) > 50 and sockets
+    # As `nobody`, whose groups are gone too; in a child, because nobody comes back.
+    done = subprocess.run(
+        [sys.executable, "-c", AS_NOBODY],
+        input="\0".join(map(str, made)),
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd="/",
+    )
+    tried, *reached = done.stdout.splitlines()
+    assert int(tried) == len(made) and reached == []
 
 
 def test_services_listen_on_loopback_only(home: Path, stack: Stack) -> None:
