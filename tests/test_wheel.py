@@ -8,7 +8,9 @@ import subprocess
 import zipfile
 from pathlib import Path
 
-from tests.rigs.environments import PACKAGES, ROOT, variables
+import pytest
+
+from tests.rigs.environments import PACKAGES, ROOT, build_wheel, variables
 
 
 def run(programs: Path, folder: Path, program: str, *arguments: str) -> str:
@@ -30,6 +32,15 @@ def test_it_holds_every_file_of_the_packages_and_nothing_else(wheel: Path) -> No
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert len(ours) > 130
     assert names == ours
+
+
+def test_built_twice_it_is_the_same_to_the_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1790000000")  # the workflow takes the time of the commit
+    wheels = []
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        wheels.append(build_wheel(tmp_path / name).read_bytes())
+    assert wheels[0] == wheels[1]
 
 
 def test_it_is_what_an_environment_imports(wheel_programs: Path, tmp_path: Path) -> None:
