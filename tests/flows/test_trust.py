@@ -1,6 +1,8 @@
 """Versions on an MLflow server are verified before anything of them is imported, with the keys of the settings."""
 
+import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ from mlflow import MlflowClient
 from flows import trust
 from flows.import_model import import_model
 from flows.playground.worker import open_model
+from igpt_model.registry import signatures
 from igpt_model.registry.client import Registry, Version
 from igpt_model.registry.register import sign_registered
 from igpt_model.registry.signatures import FILE, key_id, line_of, public_key_of
@@ -174,6 +177,34 @@ def test_a_copy_of_a_version_is_signed_with_it(keys: Keys, put: Callable[[str], 
     version = put("copied")
     MlflowClient(uri).copy_model_version(version.uri, "copies")
     assert trust.registry(uri).open("copies/1").model.config.resolution == 8
+
+
+def test_the_line_for_consumers_runs_as_the_page_has_it(
+    keys: Keys, put: Callable[[str], Version], uri: str, server: Path, tmp_path: Path
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
+    (line,) = [line for line in page.splitlines() if line.endswith("python signatures.py model trusted-keys")]
+    version = put("consumed")
+    folder = tmp_path / "consumer"
+    folder.mkdir()
+    shutil.copyfile(signatures.__file__, folder / "signatures.py")
+    shutil.copyfile(tmp_path / "trusted", folder / "trusted-keys")
+    # The server's files are below its folder, by relative paths.
+    line = line.replace("models:/igpt-digits@candidate", version.uri)
+    line = line.replace("mlflow artifacts", f"(cd {server} && mlflow artifacts").replace(
+        "-d model", f"-d {folder}/model)"
+    )
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", line],
+        cwd=folder,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"model is model {version.model_id}, as key {ID} has signed it" in done.stdout
 
 
 @pytest.mark.parametrize(
