@@ -101,7 +101,7 @@ WITH_MLFLOW = {
 READERS_WITH_TORCH = {"pipeline/readers/torch_dataset.py", "pipeline/readers/webdataset.py"}
 DOORS = {
     "ray": {
-        *("pipeline/cluster/tasks.py", "pipeline/cluster/metrics.py", "pipeline/cluster/same_code.py"),
+        *(f"pipeline/cluster/{name}.py" for name in ("tasks", "metrics", "same_code", "node", "setup_worker")),
         *("igpt_model/training/ray.py", "igpt_model/training/ray_mailbox.py", "pipeline/readers/ray_data.py"),
         *("flows/serving/replica.py", "flows/serving/service.py"),
     },
@@ -201,9 +201,11 @@ def test_packages_have_no_code_of_their_own() -> None:
 
 def test_environment_variables_are_read_only_in_settings() -> None:
     readers = {relative(path) for path in FILES if any(word in path.read_text() for word in ("os.environ", "getenv"))}
-    # process.py and launcher.py hand it to the processes that they start, credentials.py sets it in those of tasks.
+    # process.py, launcher.py and setup_worker.py hand it to the processes that they start, credentials.py sets it in
+    # those of tasks.
     assert readers <= {
         *("flows/services/settings.py", "flows/services/process.py", "flows/prefect_ops/launcher.py"),
+        "pipeline/cluster/setup_worker.py",
         "pipeline/store/credentials.py",
     }
 

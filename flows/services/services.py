@@ -162,7 +162,7 @@ def _ray(home: Path, stack: Stack, ray_folder: Path) -> Service:
     memory = min(_OBJECT_STORE_BYTES, psutil.virtual_memory().total // 4)
     # The system chooses all other ports, so that several clusters can run on one machine.
     command = [
-        sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats",
+        sys.executable, "-m", "pipeline.cluster.node", "start", "--head", "--block", "--disable-usage-stats",
         "--node-ip-address", HOST, "--port", address.rpartition(":")[2], "--temp-dir", str(ray_folder / "r"),
         "--min-worker-port", "0", "--max-worker-port", "0", "--dashboard-agent-listen-port", "0",
         "--include-dashboard", "false", "--num-cpus", str(max(2, os.cpu_count() or 1)),
@@ -176,6 +176,7 @@ def _ray(home: Path, stack: Stack, ray_folder: Path) -> Service:
         **derive(stack.administrator)["reader"].environment(),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_prestart_worker_first_driver": "0",  # workers without the runtime environment that all jobs have
         # There is no dashboard. Without an address, Ray Train would look for one for 20 s at the end of a training.
         "RAY_API_SERVER_ADDRESS": f"http://{HOST}:1",
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # this machine is not preempted
