@@ -12,8 +12,6 @@ from flows.terminal.console import Reporter, console
 from flows.terminal.tables import print_json, size_text
 from flows.version import version
 from pipeline.dataset import snapshot
-from pipeline.dataset.record import Publisher
-from pipeline.dataset.shards import KEY_LENGTH
 from pipeline.errors import IgptError
 
 app = typer.Typer(rich_markup_mode=None)
@@ -78,6 +76,7 @@ def compact_shards(dataset: Dataset, dry_run: DryRun = False, as_json: Json = Fa
     prepare(home, as_json=as_json)
     from flows.services import cluster
     from pipeline.dataset.lifecycle.compact import compact
+    from pipeline.dataset.record import Publisher
 
     reporter = Reporter("dataset")
     if not dry_run:
@@ -154,6 +153,7 @@ def erase_images(
         return
     from flows.erase import Places, erase_everywhere
     from igpt_model.tracking import runs as tracking
+    from pipeline.dataset.record import Publisher
 
     uri = None if without_mlflow else settings.tracking_uri()
     if uri is not None:
@@ -174,6 +174,8 @@ def erase_images(
 
 
 def _named(keys: list[str], addresses: list[str], file: Path | None) -> tuple[frozenset[str], frozenset[str]]:
+    from pipeline.dataset.shards import KEY_LENGTH
+
     lines = []
     if file is not None:
         try:
@@ -190,6 +192,8 @@ def _named(keys: list[str], addresses: list[str], file: Path | None) -> tuple[fr
 
 
 def _is_key(text: str) -> bool:
+    from pipeline.dataset.shards import KEY_LENGTH
+
     return len(text) == KEY_LENGTH and all(character in "0123456789abcdef" for character in text)
 
 
