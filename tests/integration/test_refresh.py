@@ -171,7 +171,7 @@ def test_workers_log_json_with_the_id_of_their_flow_run(refreshed: Refreshed, ho
     from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 
     # Ray moves the logs of ended processes to logs/old when there are many.
-    names = (services.short_folder(home) / "session_latest" / "logs").rglob("worker-*.err")
+    names = (services.short_folder(home) / "r" / "session_latest" / "logs").rglob("worker-*.err")
     texts = [text for name in names for text in name.read_text().splitlines() if text.startswith("{")]
     ours = [line for line in map(json.loads, texts) if line["logger"].startswith(("pipeline.", "igpt_model."))]
     (flow_run_id,) = {line.get("flow_run_id") for line in ours if f"goes on with {refreshed.run}" in line["message"]}
