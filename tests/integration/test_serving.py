@@ -413,6 +413,7 @@ def test_a_pod_serves_with_a_ray_of_its_own_and_ends_when_it_is_told_to(
         **{name: value for name, value in os.environ.items() if name != "IGPT_HOME"},
         **variables,
         **{"MODEL": f"{NAME}@{CANDIDATE}", "MLFLOW_TRACKING_URI": stack.mlflow_url, "PYTHONPATH": str(ROOT)},
+        "IGPT_TRUSTED_KEYS": str(stack.trusted_keys),  # as a file of the pod
         "PATH": f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}",
         "HOME": str(tmp_path),
     }
