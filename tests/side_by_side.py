@@ -16,12 +16,13 @@ from contextlib import ExitStack
 from tests.rigs import databases
 
 STACK_FOLDER = "tests/integration"
-# What each part selects, and the folder that it collects (which takes seconds).
+# What each part selects, and the folder that it collects (which takes seconds). Tests of whole programs need no stack;
+# they are where there is time for them.
 _PARTS = (
     ("refreshed", STACK_FOLDER),
-    ("production", STACK_FOLDER),
+    ("production or (programs and not (stack or refreshed))", "tests"),
     ("stack and not (refreshed or production)", STACK_FOLDER),
-    ("not (stack or refreshed or production)", "tests"),
+    ("not (stack or refreshed or production or programs)", "tests"),
 )
 _NO_TESTS = 5  # pytest's exit status
 
