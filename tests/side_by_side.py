@@ -16,13 +16,12 @@ from contextlib import ExitStack
 from tests.rigs import databases
 
 STACK_FOLDER = "tests/integration"
-# What each part selects, and the folder that it collects (which takes seconds). Tests of whole programs need no stack;
-# they are where there is time for them.
+# What each part selects, and the folder that it collects (which takes seconds).
 _PARTS = (
     ("refreshed", STACK_FOLDER),
-    ("production or (programs and not (stack or refreshed))", "tests"),
+    ("production", STACK_FOLDER),
     ("stack and not (refreshed or production)", STACK_FOLDER),
-    ("not (stack or refreshed or production or programs)", "tests"),
+    ("not (stack or refreshed or production)", "tests"),
 )
 _NO_TESTS = 5  # pytest's exit status
 
