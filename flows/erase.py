@@ -110,6 +110,9 @@ def _reports(folder: Path, erased: Erased) -> list[Path]:
     found = []
     for path in sorted(folder.rglob("*.html")):
         if path.is_file() and shows(path.read_bytes(), erased.dataset, erased.tombstones, otherwise=False):
-            path.unlink()
-            found.append(path)
+            # The demo leaves a picture beside its report, of the held-out images that are in the report too.
+            for shown in (path.with_name("completions.png"), path):
+                if shown.is_file():
+                    shown.unlink()
+                    found.append(shown)
     return found

@@ -159,7 +159,7 @@ def erase_images(
     if uri is not None:
         tracking.check_reachable(uri)
     places = Places(
-        runs=runs, features=features or [], reports=[folder / "reports", *(reports or [])], tracking_uri=uri
+        runs=runs, features=features or [], reports=[*report_folders(folder), *(reports or [])], tracking_uri=uri
     )
     cluster.connect(settings.load().ray_address, "build")
     reporter = Reporter("dataset")
@@ -171,6 +171,11 @@ def erase_images(
         return
     for receipt in receipts:
         _tell(receipt)
+
+
+def report_folders(home: Path) -> list[Path]:
+    """The folders in which commands leave reports."""
+    return [home / "reports", home / "demo"]
 
 
 def _named(keys: list[str], addresses: list[str], file: Path | None) -> tuple[frozenset[str], frozenset[str]]:
@@ -218,8 +223,8 @@ def _tell(receipt: dict[str, Any]) -> None:
     pictures = outside["mlflow"] if isinstance(outside["mlflow"], str) else f"{len(outside['mlflow'])} removed"
     console.print(
         f"{receipt['files_removed']:,} files of the dataset and {outside['features']:,} of features are removed; "
-        f"pictures in MLflow: {pictures}; reports: {len(outside['reports'])}; shards in caches of nodes: "
-        f"{sum(outside['node_caches'].values())}"
+        f"pictures in MLflow: {pictures}; reports and their pictures: {len(outside['reports'])}; "
+        f"shards in caches of nodes: {sum(outside['node_caches'].values())}"
     )
     for training in outside["trained_on"]:
         console.print(f"{training['name']} was trained on erased images (snapshot {training['snapshot']})")

@@ -62,6 +62,7 @@ def test_features_caches_and_reports_go_and_who_saw_them_is_told(config: Dataset
     reports = tmp_path / "reports"
     for name, keys in (("erased", [OTHER, ERASED]), ("kept", [OTHER])):
         objects.write_bytes(str(reports / name / "report.html"), report(data.dataset, *keys))
+        objects.write_bytes(str(reports / name / "completions.png"), b"of the images in the report")
     objects.write_bytes(str(reports / "no-report.html"), b"<p>somebody's")
     places = Places(runs=[runs], reports=[reports], tracking_uri=None)
     selection, asked = Selection(keys=frozenset([ERASED])), []
@@ -78,7 +79,8 @@ def test_features_caches_and_reports_go_and_who_saw_them_is_told(config: Dataset
     assert outside["features"] == 2 and outside["mlflow"] == "not searched"
     assert [path.stem for path in nodes.rglob("*.tar")] == [kept.name]
     assert outside["node_caches"] == {"this process": 1, "10.0.0.1": 2} and asked
-    assert outside["reports"] == [str(reports / "erased" / "report.html")]
+    assert outside["reports"] == [str(reports / "erased" / name) for name in ("completions.png", "report.html")]
+    assert [path.parent.name for path in reports.rglob("completions.png")] == ["kept"]
     assert {path.parent.name for path in reports.rglob("*.html")} == {"kept", "reports"}
     assert outside["trained_on"] == [{"name": f"{runs}/saw", "snapshot": 1}]
     text = json.dumps(receipt)

@@ -12,7 +12,9 @@ import pytest
 from pipeline.build.build import build
 from pipeline.config import DatasetConfig
 from pipeline.dataset import snapshot
+from pipeline.store import objects
 from tests.conftest import Command, run_here
+from tests.flows.test_erase import report
 from tests.pipeline.dataset.lifecycle.test_compact import arrive
 
 Igpt = Callable[..., Command]
@@ -90,11 +92,16 @@ def test_erase_says_what_goes_and_leaves_a_receipt(igpt: Igpt, dataset: str, tmp
     assert dry.code == 0 and "3 images would be erased, 0 of them copies under other names; 1 of the given" in dry.out
     counted = json.loads(igpt("dataset", "erase", dataset, *chosen, "--dry-run", "--json").out)
     assert counted["images"] == 3 and counted["by_snapshot"]["3"] == 3
-    places = ("--without-mlflow", "--runs", tmp_path / "runs")
+    home = tmp_path / "home"
+    made = [home / "reports" / "m" / "report.html", home / "demo" / "digits" / "report.html"]
+    for path in made:
+        objects.write_bytes(str(path), report(dataset, one["key"]))
+    places = ("--without-mlflow", "--runs", tmp_path / "runs", "--home", home)
     with mock.patch("flows.services.cluster.connect"), mock.patch("flows.erase.tasks.ask_nodes", return_value={}):
         done = igpt("dataset", "erase", dataset, *chosen, *places)
         assert done.code == 0, done.err
         assert "3 images are erased from" in done.out and "pictures in MLflow: not searched" in done.out
+        assert "pictures: 2;" in done.out and not any(path.exists() for path in made)
         assert "out of reach: backups of the dataset" in done.out and "erasures/000001.json" in done.out
         again = igpt("dataset", "erase", dataset, "--key", one["key"], *places)
         assert again.code == 2 and "no snapshot has an image that is named so" in again.err
